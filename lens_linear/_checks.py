@@ -1,0 +1,189 @@
+"""The one place where arguments are checked. Each check returns the value it accepted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_int(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Accept a whole number in ``[minimum, maximum]`` (bool is refused)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidArgumentError(
+            f"{name} must be a whole number, got {value!r} ({type(value).__name__}); pass an int"
+        )
+    return int(_in_range(name, int(value), minimum, maximum))
+
+
+def require_float(
+    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
+) -> float:
+    """Accept a finite real number in ``[minimum, maximum]``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidArgumentError(
+            f"{name} must be a number, got {value!r} ({type(value).__name__}); pass a float"
+        )
+    if not math.isfinite(float(value)):
+        raise NonFiniteError(f"{name} must be finite, got {value!r}; pass a finite number")
+    return float(_in_range(name, float(value), minimum, maximum))
+
+
+def _in_range(name: str, value: Any, minimum: Any, maximum: Any) -> Any:
+    if minimum is not None and value < minimum:
+        raise InvalidArgumentError(
+            f"{name} must be at least {minimum}, got {value}; pass a larger value"
+        )
+    if maximum is not None and value > maximum:
+        raise InvalidArgumentError(
+            f"{name} must be at most {maximum}, got {value}; pass a smaller value"
+        )
+    return value
+
+
+def require_choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """Accept one of ``options``; the error lists them and names the nearest."""
+    options = tuple(options)
+    if not isinstance(value, str) or value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InvalidArgumentError(
+            f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}"
+        )
+    return value
+
+
+def require_layers(name: str, value: Any, n_layers: int) -> list[int]:
+    """Accept an int or a sequence of distinct layer indices in ``[0, n_layers)``; sorted list out."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, range, set, frozenset)):
+        raise InvalidArgumentError(
+            f"{name} must be a layer index or a list of them, got {value!r}; pass e.g. [0, 1]"
+        )
+    layers = [require_int(name, v, minimum=0, maximum=n_layers - 1) for v in value]
+    if len(set(layers)) != len(layers):
+        raise InvalidArgumentError(f"{name} names a layer twice: {layers}; name each layer once")
+    return sorted(layers)
+
+
+def require_float_tensor(
+    name: str, value: Any, *, ndim: int | None = None, finite: bool = True
+) -> torch.Tensor:
+    """Accept a real floating tensor with ``ndim`` axes and, by default, only finite entries."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise InvalidArgumentError(
+            f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor({name})"
+        )
+    if not value.is_floating_point():
+        raise InvalidArgumentError(
+            f"{name} must hold real floating numbers, got dtype {value.dtype}; call .float() on it"
+        )
+    if ndim is not None and value.ndim != ndim:
+        raise InvalidArgumentError(
+            f"{name} must have {ndim} axes, got shape {tuple(value.shape)}; reshape it first"
+        )
+    if finite:
+        require_finite(name, value)
+    return value
+
+
+def require_finite(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Accept a tensor without NaN or infinity; the error counts the bad entries."""
+    import torch
+
+    # One reduction is enough in the good case: a sum is finite only if no entry is NaN, and
+    # abs-max catches infinities that would cancel.
+    if value.numel() and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise NonFiniteError(
+            f"{name} holds {bad} NaN or infinite entries out of {value.numel()}; "
+            "check the data or the model that produced it"
+        )
+    return value
+
+
+def require_rows(name: str, n: int, *, minimum: int, why: str) -> int:
+    """Accept at least ``minimum`` rows; ``why`` says what they are needed for."""
+    if n < minimum:
+        raise NotEnoughDataError(
+            f"{name} has {n} rows but needs at least {minimum} ({why}); pass more data"
+        )
+    return n
+
+
+def require_tokens(
+    name: str,
+    value: Any,
+    *,
+    n_vocab: int | None = None,
+    n_ctx: int | None = None,
+    min_sequences: int = 1,
+    min_length: int = 1,
+) -> torch.Tensor:
+    """Accept token ids ``[sequence, position]`` (or ``[position]``, made one row); int64 out."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise InvalidArgumentError(
+            f"{name} must be a tensor of token ids [sequence, position], got "
+            f"{type(value).__name__}; use torch.tensor(ids) or lens_linear.tokenize(model, text)"
+        )
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        raise InvalidArgumentError(
+            f"{name} must hold whole token ids, got dtype {value.dtype}; call .long() on ids"
+        )
+    if value.ndim == 1:
+        value = value[None]
+    if value.ndim != 2:
+        raise InvalidArgumentError(
+            f"{name} must have shape [sequence, position], got {tuple(value.shape)}; reshape it"
+        )
+    if value.shape[0] < min_sequences or value.shape[1] < min_length or value.numel() == 0:
+        raise NotEnoughDataError(
+            f"{name} has shape {tuple(value.shape)} but needs at least {min_sequences} sequences of "
+            f"at least {min_length} tokens; pass more or longer text"
+        )
+    if n_ctx is not None and value.shape[1] > n_ctx:
+        raise InvalidArgumentError(
+            f"{name} has {value.shape[1]} tokens a sequence but the model's context n_ctx is "
+            f"{n_ctx}; cut the sequences, e.g. {name}[:, :{n_ctx}]"
+        )
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or (n_vocab is not None and high >= n_vocab):
+        raise InvalidArgumentError(
+            f"{name} holds ids from {low} to {high} but the vocabulary has ids 0 to "
+            f"{n_vocab - 1 if n_vocab is not None else '...'}; was another model's tokenizer used?"
+        )
+    return value.long()
+
+
+def require_file(name: str, value: Any) -> Path:
+    """Accept the path of an existing regular file."""
+    path = require_path(name, value)
+    if not path.is_file():
+        raise InvalidArgumentError(
+            f"{name} must be a file that exists, got {str(path)!r}; check the path"
+        )
+    return path
+
+
+def require_path(name: str, value: Any) -> Path:
+    """Accept a non-empty path."""
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise InvalidArgumentError(
+            f"{name} must be a path, got {value!r}; pass a str or pathlib.Path"
+        )
+    return Path(value).expanduser()

@@ -1,0 +1,41 @@
+"""Exceptions a caller may want to catch. Every message says: argument, rule, value, next step.
+
+All of them are :class:`LensLinearError`. Those that speak of an argument are also
+:class:`ValueError`, so ``except ValueError`` keeps working.
+"""
+
+
+class LensLinearError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class InvalidArgumentError(LensLinearError, ValueError):
+    """An argument breaks a rule: the message names it, the rule, the value and what to do."""
+
+
+class NotEnoughDataError(InvalidArgumentError):
+    """Too few rows, tokens or texts for the quantity that was asked for."""
+
+
+class NonFiniteError(InvalidArgumentError):
+    """NaN or infinity where a finite number is needed; the message says where."""
+
+
+class UnknownModelError(InvalidArgumentError):
+    """No model goes by that name here; the message lists the nearest names."""
+
+
+class UnsupportedModelError(InvalidArgumentError):
+    """The analysis does not hold for this model, so it refuses instead of returning a wrong number."""
+
+
+class CorruptedFileError(LensLinearError, ValueError):
+    """A file does not match its checksum or cannot be read as what it claims to be."""
+
+
+class FigureTooLargeError(InvalidArgumentError):
+    """A figure or dense table would have more cells than ``max_cells``."""
+
+
+class OfflineError(LensLinearError, OSError):
+    """Something needs the network, or a package that is not installed, and it is not to be had."""

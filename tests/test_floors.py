@@ -1,0 +1,93 @@
+"""A file imports only from lower floors or from its own room; heavy imports stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "lens_linear"
+FLOORS = {
+    "errors": 0,
+    "_checks": 0,
+    "_files": 0,
+    "_tl": 0,
+    "linalg": 1,
+    "models": 2,
+    "text": 2,
+    "stats": 3,
+    "circuits": 4,
+    "linearity": 4,
+    "dynamics": 4,
+    "constructions": 4,
+    "plots": 5,
+    "report": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path):
+    """Yield (module, line, inside_function) for every absolute import in the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield "<relative>", node.lineno, id(node) in inside
+            elif node.module == "lens_linear":
+                for alias in node.names:
+                    yield f"lens_linear.{alias.name}", node.lineno, id(node) in inside
+            else:
+                yield node.module, node.lineno, id(node) in inside
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    here = room(path)
+    assert here in FLOORS, f"{path} stands in a room that has no floor"
+    for module, line, _ in imports(path):
+        assert module != "<relative>", f"{path}:{line}: use absolute imports"
+        if module == "lens_linear" or not module.startswith("lens_linear."):
+            continue
+        there = module.split(".")[1]
+        if there == "__version__":
+            continue
+        assert there == here or FLOORS[there] < FLOORS[here], f"{path}:{line} imports {module}"
+        if FLOORS[here] == 0:
+            assert there in ("errors", "_checks"), f"{path}:{line}: floor 0 imports only errors"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_outside_libraries_stay_in_their_rooms(path):
+    here = room(path)
+    for module, line, _ in imports(path):
+        top = module.split(".")[0]
+        if top in ("transformer_lens", "transformers"):
+            assert here in ("models", "_tl"), f"{path}:{line} imports {top} outside models/"
+        if top in ("plotly", "circuitsvis"):
+            assert here in ("plots", "report"), f"{path}:{line} imports {top} below floor 5"
+
+
+def test_no_file_is_too_long():
+    long = {str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
+    assert not long
+
+
+def test_the_test_catches_an_upward_import(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("from lens_linear.plots import style\n")
+    modules = [m for m, _, _ in imports(bad)]
+    assert modules == ["lens_linear.plots"] and FLOORS["plots"] > FLOORS["linalg"]
