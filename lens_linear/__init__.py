@@ -41,7 +41,7 @@ _WHERE = {
     "procrustes_similarity": "linalg.procrustes",
     "qk_attribution": "circuits.attribution",
     "replacement_curve": "linearity.curve",
-    "report": "report.build",
+    "report": "reports.build",
     "tokenize": "models.tokenize",
     "train_ols_attention": "constructions.ols_training",
 }

@@ -20,7 +20,7 @@ FLOORS = {
     "dynamics": 4,
     "constructions": 4,
     "plots": 5,
-    "report": 6,
+    "reports": 6,
     "cli": 7,
     "__main__": 8,
 }
@@ -78,7 +78,7 @@ def test_outside_libraries_stay_in_their_rooms(path):
         if top in ("transformer_lens", "transformers"):
             assert here in ("models", "_tl"), f"{path}:{line} imports {top} outside models/"
         if top in ("plotly", "circuitsvis"):
-            assert here in ("plots", "report"), f"{path}:{line} imports {top} below floor 5"
+            assert here in ("plots", "reports"), f"{path}:{line} imports {top} below floor 5"
 
 
 def test_no_file_is_too_long():
