@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "AttentionOnly": "circuits.attention_only",
     "Concept": "text.concepts",
-    "CosineRegularizer": "models.regularizer",
+    "CosineRegularizer": "training.regularizer",
     "Moments": "linalg.moments",
     "OLSAttention": "constructions.ols",
     "SyntheticLanguage": "text.synthetic",
@@ -43,6 +43,7 @@ _WHERE = {
     "replacement_curve": "linearity.curve",
     "report": "reports.build",
     "tokenize": "models.tokenize",
+    "train": "training.loop",
     "train_ols_attention": "constructions.ols_training",
 }
 _ROOMS = (
@@ -56,6 +57,7 @@ _ROOMS = (
     "plots",
     "stats",
     "text",
+    "training",
 )
 
 __all__ = sorted([*_WHERE, *_ROOMS, "__version__"])

@@ -1,0 +1,1 @@
+"""Recipes, data mixtures and the loop that trained the bundled models."""
