@@ -1,0 +1,254 @@
+"""Run a model and take tensors out on the way, without ever keeping the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear._checks import require_choice, require_int, require_layers, require_tokens
+from lens_linear.errors import NonFiniteError, UnsupportedModelError
+from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
+
+Site = Literal["block", "attn", "ffn"]
+SITES: tuple[Site, ...] = ("block", "ffn", "attn")
+_ENDS: dict[str, tuple[Any, Any]] = {
+    "block": ("resid_pre", "resid_post"),
+    "attn": ("attn_in", "attn_out"),
+    "ffn": ("ffn_in", "ffn_out"),
+}
+
+
+class TokenRows(Protocol):
+    """What stands for tokens: a tensor [sequence, position], or a disk-backed stream of rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+class _Stop(Exception):
+    """Ends a forward pass early, once everything asked for has been seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One forward pass: logits (None when it was stopped early) and the tensors recorded."""
+
+    logits: Float[Tensor, "batch position vocab"] | None
+    recorded: dict[Spot, Tensor]
+
+    def __getitem__(self, spot: Spot) -> Tensor:
+        return self.recorded[spot]
+
+
+def model_device(model: TransformerBridge) -> torch.device:
+    """Return the device on which the model wants its tokens."""
+    return model.embed.weight.device if hasattr(model.embed, "weight") else torch.device("cpu")
+
+
+def forward_logits(
+    model: TransformerBridge, tokens: Int[Tensor, "batch position"], **arguments: Any
+) -> Float[Tensor, "batch position vocab"]:
+    """Return the logits of tokens (on the model's device, evaluation mode is the caller's)."""
+    return model(tokens.to(model_device(model)), return_type="logits", **arguments)
+
+
+def run(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"],
+    *,
+    record: Iterable[Spot] = (),
+    edits: Sequence[Edit] = (),
+    attention_mask: Int[Tensor, "batch position"] | None = None,
+    logits: bool = True,
+    grad: bool = False,
+) -> Run:
+    """Run the model once, record tensors at spots, edit others on the way.
+
+    Args:
+        model: a bridge.
+        tokens: ids [batch, position].
+        record: spots ``(layer, what)``, see :mod:`lens_linear.models.hooks`. Recorded tensors are what
+            later parts of the model read, edits included.
+        edits: ``((layer, what), function)``; the function gets the tensor and returns its replacement.
+        attention_mask: 1 for real tokens, 0 for padding.
+        logits: False stops as soon as the last recorded spot was seen, and saves the unembedding.
+        grad: keep the graph, so that gradients can be taken.
+
+    Returns:
+        Run: ``.logits`` and ``run[(layer, what)]``.
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, seed=0)
+        >>> out = run(model, torch.arange(6)[None], record=[(1, "resid_post")])
+        >>> out[(1, "resid_post")].shape
+        torch.Size([1, 6, 32])
+    """
+    model = require_bridge(model)
+    spots = list(dict.fromkeys(record))
+    recorded: dict[Spot, Tensor] = {}
+
+    def recorder(spot: Spot) -> Callable[[Tensor], None]:
+        def hook(tensor: Tensor) -> None:
+            recorded[spot] = tensor if grad else tensor.detach()
+            if not logits and len(recorded) == len(spots):
+                raise _Stop
+
+        return hook
+
+    hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
+        (hook_name(model, spot), function) for spot, function in edits
+    ]
+    hooks += [(hook_name(model, spot), recorder(spot)) for spot in spots]
+    arguments: dict[str, Any] = {}
+    if attention_mask is not None:
+        arguments["attention_mask"] = attention_mask.to(model_device(model))
+    out: Tensor | None = None
+    with hooked(model, hooks), nullcontext() if grad else torch.no_grad():
+        try:
+            out = forward_logits(model, tokens, **arguments)
+        except _Stop:
+            out = None
+    return Run(out, recorded)
+
+
+def batched(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, rows) pieces of at most ``batch_size`` sequences."""
+    for start in range(0, len(tokens), batch_size):
+        yield start, tokens[start : start + batch_size]
+
+
+def available_sites(model: TransformerBridge, layer: int) -> tuple[Site, ...]:
+    """Return the sites a layer has: always "block", "attn" and "ffn" where they exist."""
+    return tuple(
+        site for site in SITES if all(has_spot(model, (layer, end)) for end in _ENDS[site])
+    )
+
+
+def visit_sites(
+    model: TransformerBridge,
+    tokens: TokenRows,
+    visit: Callable[[int, Site, Tensor, Tensor], None],
+    *,
+    sites: Sequence[Site] = SITES,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Call ``visit(layer, site, x, y)`` with the input and output of every site, batch by batch.
+
+    x and y are [batch, position, d_model], in the model's own precision, and belong to the visitor only
+    during the call: nothing is kept, so memory does not grow with the number of tokens. The pass stops
+    after the last block; the unembedding is never computed.
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position], or a disk-backed stream of rows.
+        visit: the visitor; what it raises ends the pass.
+        sites: some of "block" (residual stream in and out), "attn", "ffn" (after its norm, and what is
+            written into the stream). A site that a layer lacks is refused.
+        layers: all by default.
+        batch_size: sequences a forward pass.
+        on_batch: called with the number of sequences done after every batch.
+
+    Raises:
+        NonFiniteError: NaN or infinity, naming the layer and the site.
+        UnsupportedModelError: the model lacks a site.
+    """
+    model = require_bridge(model)
+    require_int("batch_size", batch_size, minimum=1)
+    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    require_layers("layers", chosen, model.cfg.n_layers)
+    for site in sites:
+        require_choice("sites", site, SITES)
+        for layer in chosen:
+            if site not in available_sites(model, layer):
+                raise UnsupportedModelError(
+                    f"layer {layer} of {model.cfg.model_name!r} has no {site!r} site; "
+                    f"choose among {available_sites(model, layer)}"
+                )
+    waiting: dict[tuple[int, Site], Tensor] = {}
+    last = max(chosen, default=-1)
+
+    def enter(layer: int, site: Site) -> Callable[[Tensor], None]:
+        def hook(tensor: Tensor) -> None:
+            waiting[(layer, site)] = tensor.detach()
+
+        return hook
+
+    def leave(layer: int, site: Site) -> Callable[[Tensor], None]:
+        def hook(tensor: Tensor) -> None:
+            x, y = waiting.pop((layer, site)), tensor.detach()
+            _require_finite(layer, site, x, y)
+            visit(layer, site, x, y)
+
+        return hook
+
+    def stop(_tensor: Tensor) -> None:
+        raise _Stop
+
+    hooks = []
+    for layer in chosen:
+        for site in sites:
+            start, end = _ENDS[site]
+            hooks.append((hook_name(model, (layer, start)), enter(layer, site)))
+            hooks.append((hook_name(model, (layer, end)), leave(layer, site)))
+    if last >= 0:
+        hooks.append((hook_name(model, (last, "resid_post")), stop))
+    with torch.no_grad(), hooked(model, hooks):
+        for first, rows in batched(tokens, batch_size):
+            waiting.clear()
+            try:
+                forward_logits(model, rows.long())
+            except _Stop:
+                pass
+            if on_batch is not None:
+                on_batch(first + len(rows))
+
+
+def residual_stream(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"],
+    *,
+    attention_mask: Int[Tensor, "batch position"] | None = None,
+) -> Float[Tensor, "boundary batch position d_model"]:
+    """Return the residual stream at every layer boundary: 0 is the embedding, L the last output."""
+    model = require_bridge(model)
+    n_layers = model.cfg.n_layers
+    spots: list[Spot] = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(n_layers))]
+    out = run(model, tokens, record=spots, attention_mask=attention_mask, logits=False)
+    return torch.stack([out[spot] for spot in spots])
+
+
+def require_model_tokens(
+    model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
+) -> Tensor:
+    """Accept token ids that fit the model's vocabulary and context."""
+    model = require_bridge(model)
+    return require_tokens(
+        "tokens",
+        tokens,
+        n_vocab=model.cfg.d_vocab,
+        n_ctx=model.cfg.n_ctx,
+        min_sequences=min_sequences,
+        min_length=min_length,
+    )
+
+
+def _require_finite(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
+    # One sum each: NaN and infinity both survive it, and it costs little beside the products.
+    total = x.sum(dtype=torch.float32) + y.sum(dtype=torch.float32)
+    if not bool(torch.isfinite(total)) and not bool(
+        torch.isfinite(x).all() and torch.isfinite(y).all()
+    ):
+        raise NonFiniteError(
+            f"the {site} of layer {layer} has NaN or infinite activations; check the weights, or load "
+            "the model in a wider precision (dtype=torch.float32)"
+        )

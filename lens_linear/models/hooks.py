@@ -1,0 +1,138 @@
+"""Where things are in a bridge: the only table of hook names, and hooks that remove themselves.
+
+A *spot* is a pair ``(layer, what)``. ``what`` is one of
+
+========== ============================================================ ========================
+what       the tensor                                                   shape
+========== ============================================================ ========================
+resid_pre  residual stream at the input of the block                    [batch, position, d_model]
+resid_post residual stream at the output of the block                   [batch, position, d_model]
+attn_in    what the attention reads (after its norm)                    [batch, position, d_model]
+attn_out   what the attention writes into the stream (after a post-norm) [batch, position, d_model]
+ffn_in     what the FFN reads (after its norm)                          [batch, position, d_model]
+ffn_out    what the FFN writes into the stream (after a post-norm)      [batch, position, d_model]
+q, k, v    queries, keys, values before any rotation                    [batch, position, head, d_head]
+z          pattern-weighted values, before W_O                          [batch, position, head, d_head]
+pattern    attention after softmax                                      [batch, head, query, key]
+========== ============================================================ ========================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+
+What = Literal[
+    "resid_pre",
+    "resid_post",
+    "attn_in",
+    "attn_out",
+    "ffn_in",
+    "ffn_out",
+    "q",
+    "k",
+    "v",
+    "z",
+    "pattern",
+]
+Spot = tuple[int, What]
+Edit = tuple[Spot, Callable[[Tensor], Tensor | None]]
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "resid_pre": ("hook_in",),
+    "resid_post": ("hook_out",),
+    "attn_in": ("attn.hook_in",),
+    "attn_out": ("ln1_post.hook_out", "attn.hook_out"),
+    "ffn_in": ("mlp.hook_in",),
+    "ffn_out": ("ln2_post.hook_out", "mlp.hook_out"),
+    "q": ("attn.hook_q", "attn.q.hook_out"),
+    "k": ("attn.hook_k", "attn.k.hook_out"),
+    "v": ("attn.hook_v", "attn.v.hook_out"),
+    "z": ("attn.hook_z", "attn.o.hook_in"),
+    "pattern": ("attn.hook_pattern",),
+}
+
+
+def require_bridge(model: Any) -> TransformerBridge:
+    """Accept a ``TransformerBridge`` with a stack of blocks; anything else gets advice."""
+    if not isinstance(model, TransformerBridge):
+        raise InvalidArgumentError(
+            f"model must be a TransformerBridge, got {type(model).__name__}; "
+            "use lens_linear.load(name_or_folder) or TransformerBridge.boot_transformers(name)"
+        )
+    if not hasattr(model, "blocks") or not hasattr(model, "embed"):
+        raise UnsupportedModelError(
+            f"model {getattr(model.cfg, 'model_name', '?')!r} has no single stack of blocks; "
+            "only causal decoder models are supported"
+        )
+    return model
+
+
+def hook_name(model: TransformerBridge, spot: Spot) -> str:
+    """Return the canonical name of the hook point at ``(layer, what)``."""
+    layer, what = spot
+    if what not in _NAMES:
+        raise InvalidArgumentError(f"what must be one of {sorted(_NAMES)}, got {what!r}")
+    points = model.hook_dict
+    for ending in _NAMES[what]:
+        name = f"blocks.{layer}.{ending}"
+        if name in points:
+            return name
+    raise UnsupportedModelError(
+        f"model {model.cfg.model_name!r} has no {what!r} in layer {layer}; "
+        f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}"
+    )
+
+
+def has_spot(model: TransformerBridge, spot: Spot) -> bool:
+    """Say whether the model has a hook point at ``(layer, what)``."""
+    layer, what = spot
+    points = model.hook_dict
+    return any(f"blocks.{layer}.{ending}" in points for ending in _NAMES[what])
+
+
+@contextmanager
+def hooked(
+    model: TransformerBridge, named: Iterable[tuple[str, Callable[[Tensor], Tensor | None]]]
+) -> Iterator[None]:
+    """Attach functions to hook points by name for the length of a block.
+
+    A function gets the tensor and may return a new one (None leaves it). Exactly the hooks added here
+    are removed at the end, also after an error; hooks of the caller stay.
+    """
+    points = model.hook_dict
+    added: list[tuple[Any, Any]] = []
+    try:
+        for name, function in named:
+            if name not in points:
+                raise UnsupportedModelError(
+                    f"model {model.cfg.model_name!r} has no hook point {name!r}"
+                )
+            point = points[name]
+            point.add_hook(_adapter(function))
+            added.append((point, point.fwd_hooks[-1]))
+        yield
+    finally:
+        for point, handle in reversed(added):
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+
+
+@contextmanager
+def edited(model: TransformerBridge, edits: Iterable[Edit]) -> Iterator[None]:
+    """Replace tensors at spots while the block runs: ``[((layer, what), function), ...]``."""
+    with hooked(model, [(hook_name(model, spot), function) for spot, function in edits]):
+        yield
+
+
+def _adapter(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def hook(tensor: Tensor, hook: Any = None) -> Tensor | None:
+        return function(tensor)
+
+    return hook
