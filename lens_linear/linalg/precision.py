@@ -83,7 +83,8 @@ def scatter_rtol(d: int) -> float:
     """Relative singular value below which a direction counts as absent in ``d x d`` scatter.
 
     Squaring loses half the digits: roundoff of size eps in the product hides singular values
-    below ``sqrt(eps)`` of the largest. ``rtol = sqrt(eps * max(16, d) / 4)``: 3e-8 at d = 16, 2e-7 at 768.
+    below ``sqrt(eps)`` of the largest. ``rtol = sqrt(eps * max(16, d) / 4)``:
+    3e-8 at d = 16, 2e-7 at 768.
 
     Args:
         d: size of the scatter matrix.
