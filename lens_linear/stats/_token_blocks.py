@@ -1,0 +1,71 @@
+"""Shared by the counting files: checked blocks of rows, and sparse counts that are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._checks import require_tokens
+
+CHUNK_TOKENS = 1 << 20
+
+
+def token_blocks(
+    tokens: Int[Tensor, "sequence position"], n_vocab: int, *, min_length: int
+) -> Iterator[Int[Tensor, "sequence position"]]:
+    """Checked rows of about a million tokens; ``tokens`` may be a stream that reads on slicing."""
+    is_stream = hasattr(tokens, "shape") and hasattr(tokens, "__getitem__")
+    if not is_stream or len(tokens.shape) != 2 or len(tokens) == 0:
+        tokens = require_tokens("tokens", tokens, n_vocab=n_vocab)
+    rows = max(1, CHUNK_TOKENS // max(1, tokens.shape[1]))
+    for start in range(0, len(tokens), rows):
+        block = tokens[start : start + rows]
+        yield require_tokens("tokens", block, n_vocab=n_vocab, min_length=min_length).cpu()
+
+
+class SparseCounts:
+    """Counts of int64 keys, of which only those that occur are kept.
+
+    Keys are gathered and merged a few million at a time, so the memory is that of the distinct
+    keys and not of the events.
+    """
+
+    def __init__(self, flush: int = 1 << 22) -> None:
+        self._keys = torch.zeros(0, dtype=torch.int64)
+        self._counts = torch.zeros(0, dtype=torch.int64)
+        self._waiting: list[Tensor] = []
+        self._n_waiting = 0
+        self._flush = flush
+
+    def add(self, keys: Int[Tensor, " event"]) -> None:
+        """Count each key once more for each time it stands in ``keys``."""
+        self._waiting.append(keys)
+        self._n_waiting += len(keys)
+        if self._n_waiting >= self._flush:
+            self._merge()
+
+    def result(self) -> tuple[Int[Tensor, " key"], Int[Tensor, " key"]]:
+        """Distinct keys in ascending order, and their counts."""
+        self._merge()
+        return self._keys, self._counts
+
+    def look_up(self, wanted: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The count of each wanted key; 0 for one that never occurred."""
+        keys, counts = self.result()
+        if len(keys) == 0:
+            return torch.zeros_like(wanted)
+        where = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return torch.where(keys[where] == wanted, counts[where], 0)
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        new, new_counts = torch.cat(self._waiting).unique(return_counts=True)
+        self._waiting, self._n_waiting = [], 0
+        joined, where = torch.cat([self._keys, new]).unique(return_inverse=True)
+        total = torch.zeros(len(joined), dtype=torch.int64)
+        self._counts = total.index_add_(0, where, torch.cat([self._counts, new_counts]))
+        self._keys = joined

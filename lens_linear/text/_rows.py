@@ -1,0 +1,136 @@
+"""Read text files and tables of rows, with one clear error for each way they can be bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lens_linear._checks import require_file
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+
+PLAIN_SUFFIXES = (".txt", ".md")
+TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+
+Row = dict[str, Any]
+
+
+def read_utf8(path: str | Path) -> str:
+    """The whole file as text; a byte-order mark is dropped, CR LF becomes LF.
+
+    Raises:
+        InvalidArgumentError: no such file.
+        CorruptedFileError: the bytes are not UTF-8 text (a binary file, or another encoding).
+        NotEnoughDataError: nothing but white space.
+    """
+    path = require_file("path", path)
+    data = path.read_bytes()
+    zero = data.find(b"\0")
+    if zero >= 0:
+        raise CorruptedFileError(
+            f"path must be a text file, but {str(path)!r} has a zero byte at {zero}: it is binary "
+            "or UTF-16; pass UTF-8 text"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorruptedFileError(
+            f"path must be UTF-8 text, but {str(path)!r} is not at byte {error.start}; "
+            "save it as UTF-8 first"
+        ) from error
+    if not text.strip():
+        raise NotEnoughDataError(f"path must hold text, but {str(path)!r} is empty; pass another")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a ``.jsonl``, ``.json`` (a list of objects), ``.csv`` or ``.tsv`` file, in order.
+
+    Values of csv files are strings. Blank lines of jsonl files are skipped.
+
+    Raises:
+        InvalidArgumentError: no such file, or a suffix that is not a table's.
+        CorruptedFileError: the file is not what its suffix says; the message has the line.
+        NotEnoughDataError: no rows.
+    """
+    path = require_file("path", path)
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise InvalidArgumentError(
+            f"path must end in {', '.join(TABLE_SUFFIXES)} to hold rows, got {path.name!r}; "
+            "rename or convert it"
+        )
+    text = read_utf8(path)
+    if suffix in (".csv", ".tsv"):
+        rows = _csv_rows(path, text, "," if suffix == ".csv" else "\t")
+    elif suffix == ".jsonl":
+        rows = [
+            _json_object(path, line, number)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    else:
+        rows = _json_list(path, text)
+    if not rows:
+        raise NotEnoughDataError(f"path must hold rows, but {str(path)!r} has none; pass another")
+    return rows
+
+
+def require_column(where: str, row: Row, column: str) -> str:
+    """Accept a column that the row has; the error lists those it does have."""
+    if column not in row:
+        raise InvalidArgumentError(
+            f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}; "
+            "name one of these"
+        )
+    return column
+
+
+def _json_object(path: Path, line: str, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorruptedFileError(
+            f"line {number} of {str(path)!r} is not JSON ({error.msg}); fix or remove that line"
+        ) from error
+    if not isinstance(row, dict):
+        raise CorruptedFileError(
+            f"line {number} of {str(path)!r} must be a JSON object, got {type(row).__name__}; "
+            'write {"text": ...} on each line'
+        )
+    return row
+
+
+def _json_list(path: Path, text: str) -> list[Row]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorruptedFileError(
+            f"{str(path)!r} is not JSON (line {error.lineno}: {error.msg}); "
+            "fix it, or name it .jsonl if it has one object a line"
+        ) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise CorruptedFileError(
+            f"{str(path)!r} must hold a JSON list of objects; "
+            "write [{...}, ...] or one object a line in a .jsonl file"
+        )
+    return rows
+
+
+def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
+    import io
+
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_filter=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise CorruptedFileError(
+            f"{str(path)!r} is not a table separated by {separator!r} ({error}); "
+            "check its quotes and its suffix"
+        ) from error
+    return [
+        {str(key): value for key, value in row.items()} for row in frame.to_dict(orient="records")
+    ]

@@ -1,0 +1,212 @@
+"""Text to read and tokens to feed: the package's own stories, files, and packing into rows.
+
+>>> from lens_linear.text import pack
+>>> pack(range(10), 4)
+tensor([[0, 1, 2, 3],
+        [4, 5, 6, 7]])
+
+Nothing here knows a tokenizer: text goes out as strings, tokens come in as ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._checks import require_file, require_int
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+from lens_linear.text._rows import (
+    PLAIN_SUFFIXES,
+    TABLE_SUFFIXES,
+    read_rows,
+    read_utf8,
+    require_column,
+)
+from lens_linear.text._seeds import labelled_generator
+
+if TYPE_CHECKING:
+    from lens_linear.text.token_stream import TokenStream
+
+STORY_SEPARATOR = "* * *"
+
+
+def default_stories() -> list[str]:
+    """The short stories written for this package, one string each, paragraphs on their own line.
+
+    Raises:
+        CorruptedFileError: the installed package lacks them.
+    """
+    resource = files("lens_linear.text") / "data" / "stories.txt"
+    if not resource.is_file():
+        raise CorruptedFileError(
+            "the package's own stories (text/data/stories.txt) are missing from this installation; "
+            "install lens-linear again"
+        )
+    return _split_stories(resource.read_text(encoding="utf-8"))
+
+
+def default_text() -> str:
+    """The package's own stories as one text, a blank line between stories.
+
+    This is the text that every analysis uses when it is given none.
+    """
+    return "\n\n".join(default_stories())
+
+
+def read_documents(path: str | Path, *, column: str = "text") -> list[str]:
+    """Documents of a file: a whole .txt or .md, or one for each row of a .jsonl, .json, .csv, .tsv.
+
+    Args:
+        path: the file, UTF-8.
+        column: the column that holds the text, for tables; rows with empty text are left out.
+
+    Raises:
+        InvalidArgumentError: no such file, an unknown suffix, or no such column.
+        CorruptedFileError: binary, not UTF-8, or not what the suffix says.
+        NotEnoughDataError: no text in it.
+    """
+    path = require_file("path", path)
+    suffix = path.suffix.lower()
+    if suffix in PLAIN_SUFFIXES:
+        return [read_utf8(path)]
+    if suffix not in TABLE_SUFFIXES:
+        raise InvalidArgumentError(
+            f"path must end in {', '.join(PLAIN_SUFFIXES + TABLE_SUFFIXES)}, got {path.name!r}; "
+            "rename or convert it"
+        )
+    texts = []
+    for number, row in enumerate(read_rows(path), start=1):
+        text = row[require_column(f"row {number} of {str(path)!r}", row, column)]
+        if not isinstance(text, str):
+            raise InvalidArgumentError(
+                f"column {column!r} must hold text, got {type(text).__name__} in row {number} of "
+                f"{str(path)!r}; name another column"
+            )
+        if text.strip():
+            texts.append(text)
+    if not texts:
+        raise NotEnoughDataError(
+            f"column {column!r} of {str(path)!r} must hold text, but every row is empty; "
+            "name another column"
+        )
+    return texts
+
+
+def read_text(path: str | Path, *, column: str = "text") -> str:
+    """:func:`read_documents` as one text, a blank line between documents."""
+    return "\n\n".join(read_documents(path, column=column))
+
+
+def pack(
+    ids: Sequence[int] | Int[Tensor, " token"],
+    length: int,
+    *,
+    drop_last: bool = True,
+    pad: int | None = None,
+) -> Int[Tensor, "row position"]:
+    """Cut one long run of token ids into rows of ``length``; no token is used twice.
+
+    Args:
+        ids: token ids in order (a list, a range, or a 1-D tensor or array).
+        length: tokens a row.
+        drop_last: leave out the tokens that do not fill a row.
+        pad: with ``drop_last=False``, the id that fills the last row.
+
+    Raises:
+        NotEnoughDataError: there is no whole row.
+        InvalidArgumentError: ids are not whole numbers, or a last row needs ``pad``.
+
+    Example:
+        >>> pack([1, 2, 3], 2, drop_last=False, pad=0)
+        tensor([[1, 2],
+                [3, 0]])
+    """
+    length = require_int("length", length, minimum=1)
+    flat = flat_ids("ids", ids)
+    rest = len(flat) % length
+    if rest and not drop_last:
+        if pad is None:
+            raise InvalidArgumentError(
+                f"pad must be given when drop_last=False and the last row is short: it has {rest} "
+                f"of {length} tokens; pass pad=<id> or drop_last=True"
+            )
+        filler = torch.full((length - rest,), require_int("pad", pad, minimum=0))
+        flat = torch.cat([flat, filler])
+    n_rows = len(flat) // length
+    if n_rows == 0:
+        raise NotEnoughDataError(
+            f"ids has {len(flat)} tokens but one row needs {length}; pass more text or a shorter "
+            "length"
+        )
+    return flat[: n_rows * length].reshape(n_rows, length)
+
+
+def batches(
+    tokens: Int[Tensor, "row position"] | TokenStream,
+    size: int,
+    *,
+    seed: int | None = None,
+    drop_last: bool = False,
+) -> Iterator[Int[Tensor, "batch position"]]:
+    """Go through the rows once, ``size`` at a time.
+
+    Args:
+        tokens: a token tensor or a :class:`TokenStream` on disk.
+        size: rows a batch.
+        seed: None keeps the order of the rows; a number shuffles them by that seed.
+        drop_last: leave out a last batch that is smaller than ``size``.
+
+    Example:
+        >>> [len(batch) for batch in batches(pack(range(10), 2), 2)]
+        [2, 2, 1]
+    """
+    size = require_int("size", size, minimum=1)
+    n_rows = len(tokens)
+    order = None
+    if seed is not None:
+        order = torch.randperm(n_rows, generator=labelled_generator(seed, "batches"))
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
+        if drop_last and stop - start < size:
+            return
+        yield tokens[start:stop] if order is None else tokens[order[start:stop]]
+
+
+def flat_ids(name: str, ids: Sequence[int] | Int[Tensor, " token"]) -> Int[Tensor, " token"]:
+    """Accept a flat run of token ids >= 0 as an int64 tensor."""
+    try:
+        tensor = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be a flat list of whole token ids ({error}); "
+            "join nested lists before packing them"
+        ) from error
+    if tensor.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype is torch.bool:
+        raise InvalidArgumentError(
+            f"{name} must be a flat list of whole token ids, got shape {tuple(tensor.shape)} and "
+            f"dtype {tensor.dtype}; flatten it, and pass ids rather than text"
+        )
+    if int(tensor.min()) < 0:
+        raise InvalidArgumentError(
+            f"{name} must hold ids >= 0, got {int(tensor.min())}; was padding left in?"
+        )
+    return tensor.long()
+
+
+def _split_stories(text: str) -> list[str]:
+    stories: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.strip() == STORY_SEPARATOR:
+            stories.append([])
+        else:
+            stories[-1].append(line)
+    joined = ["\n".join(lines).strip() for lines in stories]
+    return [story for story in joined if story]

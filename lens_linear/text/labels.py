@@ -1,0 +1,137 @@
+r"""Token strings as labels that can be read, told apart, and never executed.
+
+``token_label`` makes the invisible visible, ``unique_labels`` keeps repeated tokens apart on an
+axis, ``html_label`` makes a label safe inside HTML and inside plotly text.
+
+>>> token_label(" the"), token_label("Ġthe"), token_label("\n"), token_label("")
+('␣the', '␣the', '↵', '∅')
+>>> unique_labels(["the", "cat", "the"])
+['the', 'cat', 'the₂']
+>>> html_label("</script>")
+'&lt;/script&gt;'
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Sequence
+
+from lens_linear._checks import require_int
+from lens_linear.errors import InvalidArgumentError
+
+EMPTY = "∅"
+SPACE = "␣"
+# Ġ and Ċ are how byte-level BPE vocabularies spell a space and a newline, ▁ is SentencePiece's.
+_VISIBLE = {
+    " ": SPACE,
+    "Ġ": SPACE,
+    "▁": SPACE,
+    "\n": "↵",
+    "Ċ": "↵",
+    "\r": "␍",
+    "\t": "⇥",
+    "\x7f": "␡",
+}
+_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+def token_label(token: str, *, max_length: int | None = None) -> str:
+    """One token as printable text on one line; never empty.
+
+    Spaces (also ``Ġ`` and ``▁``) become ``␣``, newlines (also ``Ċ``) ``↵``, tabs ``⇥``, carriage
+    returns ``␍``, other C0 control characters their Unicode picture (``␀``), the empty string
+    ``∅``. Anything else that would be invisible or move its neighbours (zero-width and
+    right-to-left marks, lone surrogates, odd spaces) becomes its code point, ``⟨200B⟩``. Markup
+    such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
+
+    Args:
+        token: a vocabulary entry or a decoded token. A real ``Ġ``, ``Ċ`` or ``▁`` in a text is
+            shown as a space or newline too; the two cannot be told apart from the string.
+        max_length: longest label in characters; the middle of a longer one becomes ``…``.
+
+    Raises:
+        InvalidArgumentError: ``token`` is not a string.
+    """
+    if not isinstance(token, str):
+        raise InvalidArgumentError(
+            f"token must be a string, got {token!r} ({type(token).__name__}); decode the id first"
+        )
+    label = "".join(_visible(character) for character in token) or EMPTY
+    if max_length is not None:
+        max_length = require_int("max_length", max_length, minimum=3)
+        if len(label) > max_length:
+            tail = (max_length - 1) // 2
+            label = label[: max_length - 1 - tail] + "…" + label[len(label) - tail :]
+    return label
+
+
+def token_labels(tokens: Sequence[str], *, max_length: int | None = None) -> list[str]:
+    """:func:`token_label` of each token, in order; repeated tokens give repeated labels."""
+    if isinstance(tokens, str):
+        raise InvalidArgumentError(
+            f"tokens must be a sequence of strings, got the string {tokens[:20]!r}; wrap it in []"
+        )
+    return [token_label(token, max_length=max_length) for token in tokens]
+
+
+def unique_labels(labels: Sequence[str]) -> list[str]:
+    """The same labels, made different from each other: the k-th occurrence gets a subscript k.
+
+    A plot axis merges equal categories, so ``the cat the`` would lose a column. The suffix is
+    visible on purpose: an invisible one (zero-width characters) would look right and then fail in
+    searches, copies and exported tables. The first occurrence stays as it is, and a suffix that is
+    already taken by another label is skipped.
+
+    Example:
+        >>> unique_labels(["a", "a", "a₂"])
+        ['a', 'a₃', 'a₂']
+    """
+    if isinstance(labels, str):
+        raise InvalidArgumentError(
+            f"labels must be a sequence of strings, got the string {labels[:20]!r}; wrap it in []"
+        )
+    taken = set(labels)
+    counts: dict[str, int] = {}
+    result = []
+    for label in labels:
+        counts[label] = counts.get(label, 0) + 1
+        new = label
+        if counts[label] > 1:
+            new = _numbered(label, counts[label])
+            while new in taken:
+                counts[label] += 1
+                new = _numbered(label, counts[label])
+            taken.add(new)
+        result.append(new)
+    return result
+
+
+def html_label(token: str, *, max_length: int | None = None) -> str:
+    """:func:`token_label`, escaped so that HTML and plotly show it literally and run nothing.
+
+    ``& < > " '`` become entities. So do ``$``, because plotly hands text between dollar signs to
+    MathJax, and the brace of ``%{``, which is a placeholder in plotly's hover templates.
+
+    Example:
+        >>> html_label("<b>"), html_label("a & 'b'"), html_label("$x$")
+        ('&lt;b&gt;', 'a␣&amp;␣&#x27;b&#x27;', '&#36;x&#36;')
+    """
+    escaped = html.escape(token_label(token, max_length=max_length), quote=True)
+    return escaped.replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def _visible(character: str) -> str:
+    if character in _VISIBLE:
+        return _VISIBLE[character]
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if unicodedata.category(character) in _INVISIBLE_CATEGORIES:
+        return f"⟨{code:04X}⟩"
+    return character
+
+
+def _numbered(label: str, number: int) -> str:
+    return label + str(number).translate(_SUBSCRIPTS)
