@@ -48,6 +48,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+    except LensLinearError:
+        raise  # of the block's own making, such as OfflineError, which is an OSError too
     except OSError as error:
         raise WriteError(
             f"cannot write {str(path)!r}: {error.strerror or error}; nothing was left behind; "
