@@ -1,4 +1,9 @@
-"""Count, means and centred scatter of a batch of rows, and how two of them add up."""
+"""Count, means and centred scatter of a batch of rows, and how two of them add up.
+
+``probe`` holds directions of x in which the data hardly varies (see :mod:`_probe`). Along them
+the scatter of x has lost its digits, so ``z = (x − mean) @ probe`` is formed from the rows, and its
+own scatter is kept beside that of x.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +24,55 @@ class State(NamedTuple):
     """Count, means and centred scatter of some rows; never changed in place."""
 
     n: int
-    mean_x: Tensor
-    mean_y: Tensor
-    sxx: Tensor
-    sxy: Tensor
+    mean_x: Tensor  # [d_in]
+    mean_y: Tensor  # [d_out]
+    sxx: Tensor  # [d_in, d_in]
+    sxy: Tensor  # [d_in, d_out]
     syy: Tensor  # [d_out], or [d_out, d_out] when the whole matrix is kept
+    probe: Tensor  # [d_in, k]
+    szx: Tensor  # [k, d_in]
+    szy: Tensor  # [k, d_out]
+    szz: Tensor  # [k, k]
+
+    @property
+    def scatter_y(self) -> Tensor:
+        """Diagonal of the scatter of y."""
+        return self.syy.diagonal() if self.syy.ndim == 2 else self.syy
+
+    def to(self, device: torch.device) -> State:
+        """The same numbers on another device."""
+        return State(self.n, *(t.to(device) for t in self[1:]))
+
+    def with_scatters(self, n: int, scatters: dict[str, Tensor]) -> State:
+        """The same means and probe with other sums."""
+        return State(
+            n,
+            self.mean_x,
+            self.mean_y,
+            scatters["sxx"],
+            scatters["sxy"],
+            scatters["syy"],
+            self.probe,
+            scatters["szx"],
+            scatters["szy"],
+            scatters["szz"],
+        )
 
 
-def empty(d_in: int, d_out: int, *, full: bool, device: torch.device) -> State:
+def empty(probe: Tensor, d_out: int, *, full: bool) -> State:
     """No rows yet."""
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=COMPUTE_DTYPE, device=device)
+        return torch.zeros(*shape, dtype=COMPUTE_DTYPE, device=probe.device)
 
+    d_in, k = probe.shape
     syy = zeros(d_out, d_out) if full else zeros(d_out)
-    return State(0, zeros(d_in), zeros(d_out), zeros(d_in, d_in), zeros(d_in, d_out), syy)
+    sxx, sxy, szx, szy = zeros(d_in, d_in), zeros(d_in, d_out), zeros(k, d_in), zeros(k, d_out)
+    return State(0, zeros(d_in), zeros(d_out), sxx, sxy, syy, probe, szx, szy, zeros(k, k))
 
 
-def _centred(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Column means and centred rows in float64; refuses entries that are not finite."""
+def column_means(name: str, x: Tensor) -> Tensor:
+    """Means in float64; refuses entries that are not finite or whose squares would overflow."""
     mean = x.sum(0, dtype=COMPUTE_DTYPE) / x.shape[0]
     if not bool(torch.isfinite(mean).all()):  # one NaN or infinity anywhere spoils its column
         require_finite(name, x)
@@ -46,51 +81,50 @@ def _centred(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
             f"{name} must stay below {_LARGEST:g} in size, so that its squares fit in float64, got "
             f"{float(x.abs().amax()):g}; rescale it"
         )
-    return mean, x - mean
+    return mean
 
 
-def summarise(x: Tensor, y: Tensor, *, full: bool) -> State:
+def summarise(x: Tensor, y: Tensor, probe: Tensor, *, full: bool) -> State:
     """The statistics of one batch, centred by its own mean before the products."""
-    mean_x, xc = _centred("x", x)
-    mean_y, yc = _centred("y", y)
+    mean_x, mean_y = column_means("x", x), column_means("y", y)
+    xc, yc = x - mean_x, y - mean_y
+    z = xc @ probe
     syy = gram(yc) if full else yc.square().sum(0)
-    return State(x.shape[0], mean_x, mean_y, gram(xc), xc.T @ yc, syy)
+    sxx, sxy = gram(xc), xc.T @ yc
+    return State(x.shape[0], mean_x, mean_y, sxx, sxy, syy, probe, z.T @ xc, z.T @ yc, gram(z))
+
+
+def _moved(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> dict[str, Tensor]:
+    """Scatter of ``state`` plus ``weight`` times the outer products of the steps."""
+    step_z = step_x @ state.probe
+    if state.syy.ndim == 2:
+        syy = torch.addr(state.syy, step_y, step_y, alpha=weight)
+    else:
+        syy = state.syy + weight * step_y.square()
+    return {
+        "sxx": torch.addr(state.sxx, step_x, step_x, alpha=weight),
+        "sxy": torch.addr(state.sxy, step_x, step_y, alpha=weight),
+        "syy": syy,
+        "szx": torch.addr(state.szx, step_z, step_x, alpha=weight),
+        "szy": torch.addr(state.szy, step_z, step_y, alpha=weight),
+        "szz": torch.addr(state.szz, step_z, step_z, alpha=weight),
+    }
 
 
 def combine(a: State, b: State) -> State:
-    """Chan's formula: scatter about the common mean, exact up to roundoff."""
-    if a.n == 0 or b.n == 0:
-        return b if a.n == 0 else a
+    """Chan's formula: scatter about the common mean, exact up to roundoff. Probes must agree."""
     n = a.n + b.n
     step_x, step_y = b.mean_x - a.mean_x, b.mean_y - a.mean_y
     share = b.n / n
-    weight = a.n * share
-    if a.syy.ndim == 2:
-        syy = torch.addr(a.syy + b.syy, step_y, step_y, alpha=weight)
-    else:
-        syy = a.syy + b.syy + weight * step_y.square()
-    return State(
-        n,
-        a.mean_x + share * step_x,
-        a.mean_y + share * step_y,
-        torch.addr(a.sxx + b.sxx, step_x, step_x, alpha=weight),
-        torch.addr(a.sxy + b.sxy, step_x, step_y, alpha=weight),
-        syy,
-    )
+    total = a.with_scatters(n, {name: getattr(a, name) + getattr(b, name) for name in SCATTERS})
+    moved = total.with_scatters(n, _moved(total, step_x, step_y, a.n * share))
+    return moved._replace(mean_x=a.mean_x + share * step_x, mean_y=a.mean_y + share * step_y)
 
 
 def about(state: State, mean_x: Tensor, mean_y: Tensor) -> State:
     """The scatter of ``state`` about another centre."""
-    step_x, step_y = state.mean_x - mean_x, state.mean_y - mean_y
-    if state.syy.ndim == 2:
-        syy = torch.addr(state.syy, step_y, step_y, alpha=state.n)
-    else:
-        syy = state.syy + state.n * step_y.square()
-    return State(
-        state.n,
-        mean_x,
-        mean_y,
-        torch.addr(state.sxx, step_x, step_x, alpha=state.n),
-        torch.addr(state.sxy, step_x, step_y, alpha=state.n),
-        syy,
-    )
+    sums = _moved(state, state.mean_x - mean_x, state.mean_y - mean_y, float(state.n))
+    return state.with_scatters(state.n, sums)._replace(mean_x=mean_x, mean_y=mean_y)
+
+
+SCATTERS = ("sxx", "sxy", "syy", "szx", "szy", "szz")

@@ -78,7 +78,8 @@ def balanced_truncation(
     """Balanced reduction from factors of the two Gramians (or from snapshots: balanced POD).
 
     With ``W_c = L_c L_cᵀ``, ``W_o = L_o L_oᵀ`` and ``L_oᵀ L_c = U Σ Vᵀ``:
-    ``right = L_c V Σ^{−1/2}``, ``left = L_o U Σ^{−1/2}``, leading ``order`` columns. Only a q × p matrix is decomposed.
+    ``right = L_c V Σ^{−1/2}``, ``left = L_o U Σ^{−1/2}``, leading ``order`` columns. Only a q × p
+    matrix is decomposed.
 
     Σ are the Hankel singular values, in units of output per input; 0 for a state that no input
     reaches or no output sees.

@@ -1,0 +1,185 @@
+"""Directions in which x hardly varies, measured apart so that squaring does not drown them.
+
+The scatter of x, scaled to unit columns, holds a direction of relative standard deviation s with
+a relative error of about ``eps / s²``: 2e-4 at s = 1e-6. So directions with s below ``THRESHOLD``
+are found once, on the first rows (the *probe*, [d, k]), and ``z = (x − mean) @ probe`` is formed
+row by row before any product. In the coordinates ``[L, z]``, L spanning the rest, the scatter is
+well conditioned, and least squares is as accurate as from the rows themselves. Normalised
+activations have one such direction (their entries sum to zero), so k and the cost are small.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear.linalg._scatter import State
+from lens_linear.linalg._solve import (
+    Solution,
+    column_scale,
+    constant_columns,
+    extreme_eigenvalues,
+    ridge_rows,
+    scale_scatter,
+    solve_factor,
+    solve_scatter,
+)
+
+THRESHOLD = 3e-4
+_BLOCK = 16
+
+
+def _small_directions(scaled: Float[Tensor, "d d"]) -> Float[Tensor, "d k"]:
+    """Orthonormal eigenvectors of eigenvalues below ``THRESHOLD²`` of the largest.
+
+    Inverse iteration on a block first, which costs one Cholesky factor; eigh only if that block is
+    not enough.
+    """
+    d = len(scaled)
+    if d > 8 * _BLOCK:
+        shift = 1e-13 * d
+        eye = torch.eye(d, dtype=scaled.dtype, device=scaled.device)
+        root, failed = torch.linalg.cholesky_ex(scaled + shift * eye, upper=True)
+        if not int(failed):
+            generator = torch.Generator().manual_seed(0)
+            block = torch.randn(d, _BLOCK, generator=generator, dtype=scaled.dtype)
+            low, high = block.to(scaled.device), block.to(scaled.device)[:, :2]
+            for _ in range(6):
+                low = torch.linalg.qr(torch.cholesky_solve(low, root, upper=True))[0]
+                high = torch.linalg.qr(scaled @ high)[0]
+            largest = torch.linalg.eigvalsh(high.T @ (scaled @ high))[-1]
+            values, turn = torch.linalg.eigh(low.T @ (scaled @ low))
+            small = values < THRESHOLD**2 * largest
+            if not bool(small.all()):
+                return low @ turn[:, small]
+    values, vectors = torch.linalg.eigh(scaled)
+    return vectors[:, values < THRESHOLD**2 * values[-1]]
+
+
+def find_probe(state: State) -> Float[Tensor, "d k"]:
+    """Directions of the state's x that need a probe, k of them, perhaps none."""
+    constant = constant_columns(state.sxx.diagonal(), state.mean_x, state.n)
+    scaled, _, inverse = scale_scatter(state.sxx, constant)
+    # A constant column is no small direction: it has nothing to say and is left out by the solver.
+    scaled.diagonal().add_(constant.to(scaled.dtype))
+    return _small_directions(scaled) * inverse[:, None]
+
+
+class _Coordinates:
+    """The well-conditioned coordinates ``[L, z]`` of a state, and the scatter in them."""
+
+    def __init__(self, state: State) -> None:
+        constant = constant_columns(state.sxx.diagonal(), state.mean_x, state.n)
+        self.norms, self.inverse = column_scale(state.sxx.diagonal(), constant)
+        k = state.probe.shape[1]
+        # In scaled coordinates x = xs * norms, z = xs @ (norms * probe) = xs @ small @ triangle.
+        full, triangle = torch.linalg.qr(state.probe * self.norms[:, None], mode="complete")
+        self.small, self.rest, self.triangle = full[:, :k], full[:, k:], triangle[:k]
+        self.scaled = scaled = state.sxx * self.inverse[:, None] * self.inverse
+        mixed = state.szx * self.inverse
+        # Scatter of [L, z] against x (scaled) and y.
+        self.to_x = torch.cat([self.rest.T @ scaled, mixed])
+        self.to_y = torch.cat([self.rest.T @ (state.sxy * self.inverse[:, None]), state.szy])
+        corner = mixed @ self.rest
+        top = torch.cat([self.to_x[:-k] @ self.rest, corner.T], 1)
+        self.scatter = torch.cat([top, torch.cat([corner, state.szz], 1)])
+
+    def express(self, scaled: Float[Tensor, "d m"]) -> Tensor:
+        """``M`` with ``xs @ scaled = [L, z] @ M``, xs the scaled x."""
+        below = torch.linalg.solve_triangular(self.triangle, self.small.T @ scaled, upper=True)
+        return torch.cat([self.rest.T @ scaled, below])
+
+    def back(self, coefficients: Tensor) -> Tensor:
+        """Coefficients on the scaled x of the map with ``coefficients`` on ``[L, z]``."""
+        k = self.small.shape[1]
+        return self.rest @ coefficients[:-k] + self.small @ (self.triangle @ coefficients[-k:])
+
+    def factor(self) -> tuple[Tensor, Tensor]:
+        """``B``, ``C`` with ``BᵀB`` the scatter of the scaled x and ``BᵀC`` that with y."""
+        scaled, norms, inverse = scale_scatter(self.scatter, self.scatter.diagonal() <= 0)
+        values, vectors = torch.linalg.eigh(scaled)
+        kept = values > 1e-15 * len(values) * values[-1]
+        root, vectors = values[kept].sqrt(), vectors[:, kept]
+        turn = self.express(torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device))
+        target = vectors.T @ (self.to_y * inverse[:, None]) / root[:, None]
+        return root[:, None] * (vectors.T @ (norms[:, None] * turn)), target
+
+    def solve_full_rank(self, rtol: float) -> Solution | None:
+        """By Cholesky, if the scaled x is safely of full rank at ``rtol``; None if it is not."""
+        scaled, _, inverse = scale_scatter(self.scatter, self.scatter.diagonal() <= 0)
+        root, failed = torch.linalg.cholesky_ex(scaled, upper=True)
+        if int(failed):
+            return None
+
+        def invert(v: Tensor) -> Tensor:
+            inner = torch.cholesky_solve(
+                inverse[:, None] * self.transposed_back(v), root, upper=True
+            )
+            return self.back(inverse[:, None] * inner)
+
+        conditioned, _ = extreme_eigenvalues(
+            lambda v: scaled @ v, lambda v: torch.cholesky_solve(v, root, upper=True), scaled
+        )
+        smallest, largest = extreme_eigenvalues(lambda v: self.scaled @ v, invert, scaled)
+        if not (smallest > 100 * rtol**2 * largest and conditioned > 1e-10):
+            return None
+        core = torch.linalg.solve_triangular(root.T, inverse[:, None] * self.to_y, upper=False)
+        inner = inverse[:, None] * torch.linalg.solve_triangular(root, core, upper=True)
+        return Solution(self.inverse[:, None] * self.back(inner), core, len(scaled))
+
+    def transposed_back(self, v: Tensor) -> Tensor:
+        """The transpose of :meth:`back`."""
+        return torch.cat([self.rest.T @ v, self.triangle.T @ (self.small.T @ v)])
+
+
+def with_probe(state: State, probe: Tensor) -> State:
+    """The state with its small directions measured along another probe."""
+    if state.probe is probe or torch.equal(state.probe, probe):
+        return state._replace(probe=probe)
+    if state.probe.shape[1] == 0:
+        szx = probe.T @ state.sxx
+        return state._replace(probe=probe, szx=szx, szy=probe.T @ state.sxy, szz=szx @ probe)
+    here = _Coordinates(state)
+    change = here.express(probe * here.norms[:, None])
+    return state._replace(
+        probe=probe,
+        szx=change.T @ here.to_x * here.norms,
+        szy=change.T @ here.to_y,
+        szz=change.T @ here.scatter @ change,
+    )
+
+
+def common_probe(a: Tensor, b: Tensor) -> Tensor:
+    """The probe with more directions; the first of two equals."""
+    return b if b.shape[1] > a.shape[1] else a
+
+
+def solve_state(state: State, *, rtol: float, ridge: float) -> Solution:
+    """Least squares of y on x from the statistics."""
+    constant = constant_columns(state.sxx.diagonal(), state.mean_x, state.n)
+    if state.probe.shape[1] == 0:
+        return solve_scatter(state.sxx, state.sxy, constant, rtol=rtol, ridge=ridge)
+    here = _Coordinates(state)
+    quick = here.solve_full_rank(rtol) if ridge == 0 and not bool(constant.any()) else None
+    if quick is not None:
+        return quick
+    factor, target = here.factor()
+    if ridge > 0:
+        rows, target = ridge_rows(factor * here.norms, target, ridge)
+        norms, inverse = column_scale(rows.square().sum(0), torch.zeros_like(constant))
+        return solve_factor(rows * inverse, target, norms, inverse, rtol)
+    return solve_factor(factor, target, here.norms, here.inverse, rtol)
+
+
+def residual_scatter(state: State, weight: Float[Tensor, "d_in d_out"]) -> float:
+    """``‖Yc − Xc W‖²`` for any W, from the statistics."""
+    total = state.scatter_y.sum()
+    if state.probe.shape[1] == 0:
+        cross = (weight * state.sxy).sum()
+        return float(total - 2 * cross + (weight * (state.sxx @ weight)).sum())
+    here = _Coordinates(state)
+    # W as coefficients on [L, z]: there its large entries meet small, accurate scatter.
+    inner = here.express(here.norms[:, None] * weight)
+    cross = (inner * here.to_y).sum()
+    return float(total - 2 * cross + (inner * (here.scatter @ inner)).sum())
