@@ -59,11 +59,11 @@ def skip_trigram_counts(
     window = require_int("window", window, minimum=1)
     k = require_int("k", k, minimum=1)
     min_count = require_int("min_count", min_count, minimum=1)
-    pairs, frequent = SparseCounts(), torch.zeros(n_vocab, dtype=torch.int64)
+    pairs, frequent = SparseCounts(n_vocab**2), torch.zeros(n_vocab, dtype=torch.int64)
     for block in token_blocks(tokens, n_vocab, min_length=2):
         pairs.add((block[:, :-1] * n_vocab + block[:, 1:]).flatten())
         frequent += torch.bincount(block.flatten(), minlength=n_vocab)
-    armed, triples = SparseCounts(), SparseCounts()
+    armed, triples = SparseCounts(n_vocab**2), SparseCounts(n_vocab**3)
     for block in token_blocks(tokens, n_vocab, min_length=2):
         # A triple is no more frequent than its (destination, out) or its source: none is lost.
         wanted = pairs.look_up(block[:, :-1] * n_vocab + block[:, 1:]) >= min_count

@@ -11,6 +11,8 @@ from torch import Tensor
 from lens_linear._checks import require_tokens
 
 CHUNK_TOKENS = 1 << 20
+_MAX_TABLE = 1 << 22
+_FLUSH_EVENTS = 1 << 22
 
 
 def token_blocks(
@@ -27,13 +29,17 @@ def token_blocks(
 
 
 class SparseCounts:
-    """Counts of int64 keys, of which only those that occur are kept.
+    """Counts of int64 keys in ``[0, n_keys)``, of which only those that occur are kept.
 
-    Keys are gathered and merged a few million at a time, so the memory is that of the distinct
-    keys and not of the events.
+    Up to a few million possible keys are counted in a plain table. Above that, keys are gathered
+    and merged a few million at a time, so the memory is that of the distinct keys, not of the
+    events.
     """
 
-    def __init__(self, flush: int = 1 << 22) -> None:
+    def __init__(
+        self, n_keys: int, *, max_table: int = _MAX_TABLE, flush: int = _FLUSH_EVENTS
+    ) -> None:
+        self._table = torch.zeros(n_keys, dtype=torch.int64) if n_keys <= max_table else None
         self._keys = torch.zeros(0, dtype=torch.int64)
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._waiting: list[Tensor] = []
@@ -50,21 +56,30 @@ class SparseCounts:
     def result(self) -> tuple[Int[Tensor, " key"], Int[Tensor, " key"]]:
         """Distinct keys in ascending order, and their counts."""
         self._merge()
+        if self._table is not None:
+            keys = self._table.nonzero().flatten()
+            return keys, self._table[keys]
         return self._keys, self._counts
 
     def look_up(self, wanted: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The count of each wanted key; 0 for one that never occurred."""
-        keys, counts = self.result()
-        if len(keys) == 0:
+        self._merge()
+        if self._table is not None:
+            return self._table[wanted]
+        if len(self._keys) == 0:
             return torch.zeros_like(wanted)
-        where = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return torch.where(keys[where] == wanted, counts[where], 0)
+        where = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
+        return torch.where(self._keys[where] == wanted, self._counts[where], 0)
 
     def _merge(self) -> None:
         if not self._waiting:
             return
-        new, new_counts = torch.cat(self._waiting).unique(return_counts=True)
+        events = torch.cat(self._waiting)
         self._waiting, self._n_waiting = [], 0
+        if self._table is not None:
+            self._table += torch.bincount(events, minlength=len(self._table))
+            return
+        new, new_counts = events.unique(return_counts=True)
         joined, where = torch.cat([self._keys, new]).unique(return_inverse=True)
         total = torch.zeros(len(joined), dtype=torch.int64)
         self._counts = total.index_add_(0, where, torch.cat([self._counts, new_counts]))

@@ -210,7 +210,7 @@ def bigram_counts(tokens: Int[Tensor, "sequence position"], n_vocab: int) -> Big
         InvalidArgumentError: an id is not in the vocabulary.
     """
     n_vocab = require_int("n_vocab", n_vocab, minimum=1)
-    pairs, n_tokens = SparseCounts(), 0
+    pairs, n_tokens = SparseCounts(n_vocab**2), 0
     for block in token_blocks(tokens, n_vocab, min_length=2):
         n_tokens += block.numel()
         pairs.add((block[:, :-1] * n_vocab + block[:, 1:]).flatten())

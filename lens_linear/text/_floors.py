@@ -164,10 +164,11 @@ def _joint(process: Process, pairs: Tensor, last: Tensor, length: int) -> Tensor
         names = slice(n_words, n_words + pool)
         joint[:n_words, names] = process.name_rate * last[:, None] / pool
         # Syllable j stands at position t + j; it is followed if t + j <= length - 2.
-        inside = sum(sum(ordinary[: length - 1 - j]) for j in range(1, process.name_length))
+        followed = [sum(ordinary[: max(length - 1 - j, 0)]) for j in range(process.name_length + 1)]
+        inside = sum(followed[1:-1])
         apart = (1.0 - torch.eye(pool, dtype=torch.float64)) / (pool * (pool - 1))
         joint[names, names] = process.name_rate * inside * apart
-        ends = process.name_rate * sum(ordinary[: max(length - 1 - process.name_length, 0)])
+        ends = process.name_rate * followed[-1]
         joint[names, :n_words] = ends * process.stationary / pool
     if process.mood_rate:
         mood = slice(n_words + pool, process.n_vocab)
