@@ -48,13 +48,14 @@ def agree_on_sizes(n: int, d_in: int, d_out: int, keep_yy: bool) -> tuple[int, i
         InvalidArgumentError: sizes or ``keep_yy`` disagree.
     """
     every = gather_ints((n, d_in, d_out, int(keep_yy)))
-    sizes = {row[1:3] for row in every if row[0]}
+    sizes = {(row[1], row[2]) for row in every if row[0]}
     if len(sizes) > 1 or len({row[3] for row in every}) > 1:
         raise InvalidArgumentError(
             "every process must hold Moments of the same sizes and keep_yy, got (n, d_in, d_out, "
             f"keep_yy) = {every}; build them alike"
         )
-    return (sum(row[0] for row in every), *(sizes.pop() if sizes else (0, 0)))
+    d_in, d_out = sizes.pop() if sizes else (0, 0)
+    return sum(row[0] for row in every), d_in, d_out
 
 
 def _agree_on_probe(state: State | None, d_in: int, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lens_linear.linalg._probe import common_probe, find_probe, with_probe
-from lens_linear.linalg._scatter import State, column_means, combine, summarise
+from lens_linear.linalg._scatter import State, centre, combine, summarise
 from lens_linear.linalg.precision import COMPUTE_DTYPE, default_rtol, scatter_rtol
 
 
@@ -39,11 +39,12 @@ def start(rows: tuple[tuple[Tensor, Tensor], ...], *, full: bool) -> State:
 def take(held: Held, x: Tensor, y: Tensor, *, full: bool) -> Held:
     """``held`` with more rows; nothing in it is changed in place."""
     if held.state is not None:
-        return Held(combine(held.state, summarise(x, y, held.state.probe, full=full)), ())
+        part = summarise(x, y, held.state.probe, full=full)
+        return Held(combine(held.state, part, reuse=True), ())
     enough = max(2 * x.shape[1], 256)
     if sum(len(rows) for rows, _ in held.rows) + len(x) >= enough:
         return Held(start((*held.rows, (x, y)), full=full), ())
-    column_means("x", x), column_means("y", y)  # refuses what is not finite
+    centre("x", x), centre("y", y)  # refuses what is not finite
     return Held(None, (*held.rows, (x.clone(), y.clone())))
 
 

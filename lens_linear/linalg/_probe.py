@@ -3,7 +3,7 @@
 The scatter of x, scaled to unit columns, holds a direction of relative standard deviation s with
 a relative error of about ``eps / s²``: 2e-4 at s = 1e-6. So directions with s below ``THRESHOLD``
 are found once, on the first rows (the *probe*, [d, k]), and ``z = (x − mean) @ probe`` is formed
-row by row before any product. In the coordinates ``[L, z]``, L spanning the rest, the scatter is
+row by row before any product. In the coordinates ``[z, L]``, L spanning the rest, the scatter is
 well conditioned, and least squares is as accurate as from the rows themselves. Normalised
 activations have one such direction (their entries sum to zero), so k and the cost are small.
 """
@@ -67,33 +67,49 @@ def find_probe(state: State) -> Float[Tensor, "d k"]:
 
 
 class _Coordinates:
-    """The well-conditioned coordinates ``[L, z]`` of a state, and the scatter in them."""
+    """The well-conditioned coordinates ``[z, L]`` of a state, and the scatter in them."""
 
     def __init__(self, state: State) -> None:
         constant = constant_columns(state.sxx.diagonal(), state.mean_x, state.n)
         self.norms, self.inverse = column_scale(state.sxx.diagonal(), constant)
-        k = state.probe.shape[1]
-        # In scaled coordinates x = xs * norms, z = xs @ (norms * probe) = xs @ small @ triangle.
-        full, triangle = torch.linalg.qr(state.probe * self.norms[:, None], mode="complete")
-        self.small, self.rest, self.triangle = full[:, :k], full[:, k:], triangle[:k]
-        self.scaled = scaled = state.sxx * self.inverse[:, None] * self.inverse
+        k = self.k = state.probe.shape[1]
+        # x = xs * norms, z = xs @ (norms * probe) = xs @ Q[:, :k] @ triangle, L = xs @ Q[:, k:].
+        # Q stays a product of k reflections: applying it costs k d² instead of d³.
+        self._reflections, self._tau = torch.geqrf(state.probe * self.norms[:, None])
+        self.triangle = self._reflections[:k].triu()
+        self.scaled = state.sxx * self.inverse[:, None] * self.inverse
+        turned = self._turn(self.scaled)
         mixed = state.szx * self.inverse
-        # Scatter of [L, z] against x (scaled) and y.
-        self.to_x = torch.cat([self.rest.T @ scaled, mixed])
-        self.to_y = torch.cat([self.rest.T @ (state.sxy * self.inverse[:, None]), state.szy])
-        corner = mixed @ self.rest
-        top = torch.cat([self.to_x[:-k] @ self.rest, corner.T], 1)
-        self.scatter = torch.cat([top, torch.cat([corner, state.szz], 1)])
+        # Scatter of [z, L] against x (scaled), against y, and against itself.
+        self.to_x = torch.cat([mixed, turned[k:]])
+        self.to_y = torch.cat([state.szy, self._turn(state.sxy * self.inverse[:, None])[k:]])
+        corner = self._turn(mixed.T)[k:]
+        rest = self._turn(turned.T)[k:, k:]
+        self.scatter = torch.cat(
+            [torch.cat([state.szz, corner.T], 1), torch.cat([corner, (rest + rest.T) / 2], 1)]
+        )
+
+    def _turn(self, v: Float[Tensor, "d m"], *, back: bool = False) -> Tensor:
+        """``Qᵀ v``, or ``Q v``."""
+        if v.shape[1] == 0:
+            return v
+        return torch.ormqr(self._reflections, self._tau, v, left=True, transpose=not back)
 
     def express(self, scaled: Float[Tensor, "d m"]) -> Tensor:
-        """``M`` with ``xs @ scaled = [L, z] @ M``, xs the scaled x."""
-        below = torch.linalg.solve_triangular(self.triangle, self.small.T @ scaled, upper=True)
-        return torch.cat([self.rest.T @ scaled, below])
+        """``M`` with ``xs @ scaled = [z, L] @ M``, xs the scaled x."""
+        turned = self._turn(scaled)
+        top = torch.linalg.solve_triangular(self.triangle, turned[: self.k], upper=True)
+        return torch.cat([top, turned[self.k :]])
 
     def back(self, coefficients: Tensor) -> Tensor:
-        """Coefficients on the scaled x of the map with ``coefficients`` on ``[L, z]``."""
-        k = self.small.shape[1]
-        return self.rest @ coefficients[:-k] + self.small @ (self.triangle @ coefficients[-k:])
+        """Coefficients on the scaled x of the map with ``coefficients`` on ``[z, L]``."""
+        top = self.triangle @ coefficients[: self.k]
+        return self._turn(torch.cat([top, coefficients[self.k :]]), back=True)
+
+    def transposed_back(self, v: Tensor) -> Tensor:
+        """The transpose of :meth:`back`."""
+        turned = self._turn(v)
+        return torch.cat([self.triangle.T @ turned[: self.k], turned[self.k :]])
 
     def factor(self) -> tuple[Tensor, Tensor]:
         """``B``, ``C`` with ``BᵀB`` the scatter of the scaled x and ``BᵀC`` that with y."""
@@ -127,10 +143,6 @@ class _Coordinates:
         core = torch.linalg.solve_triangular(root.T, inverse[:, None] * self.to_y, upper=False)
         inner = inverse[:, None] * torch.linalg.solve_triangular(root, core, upper=True)
         return Solution(self.inverse[:, None] * self.back(inner), core, len(scaled))
-
-    def transposed_back(self, v: Tensor) -> Tensor:
-        """The transpose of :meth:`back`."""
-        return torch.cat([self.rest.T @ v, self.triangle.T @ (self.small.T @ v)])
 
 
 def with_probe(state: State, probe: Tensor) -> State:
@@ -179,7 +191,7 @@ def residual_scatter(state: State, weight: Float[Tensor, "d_in d_out"]) -> float
         cross = (weight * state.sxy).sum()
         return float(total - 2 * cross + (weight * (state.sxx @ weight)).sum())
     here = _Coordinates(state)
-    # W as coefficients on [L, z]: there its large entries meet small, accurate scatter.
+    # W as coefficients on [z, L]: there its large entries meet small, accurate scatter.
     inner = here.express(here.norms[:, None] * weight)
     cross = (inner * here.to_y).sum()
     return float(total - 2 * cross + (inner * (here.scatter @ inner)).sum())

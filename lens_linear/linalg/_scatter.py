@@ -71,60 +71,75 @@ def empty(probe: Tensor, d_out: int, *, full: bool) -> State:
     return State(0, zeros(d_in), zeros(d_out), sxx, sxy, syy, probe, szx, szy, zeros(k, k))
 
 
-def column_means(name: str, x: Tensor) -> Tensor:
-    """Means in float64; refuses entries that are not finite or whose squares would overflow."""
-    mean = x.sum(0, dtype=COMPUTE_DTYPE) / x.shape[0]
+def centre(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Column means and centred rows in float64.
+
+    Converting the whole batch first is 8 times as fast as summing float32 into float64 (measured at
+    4096 x 768).
+
+    Raises:
+        NonFiniteError: NaN or infinity.
+        InvalidArgumentError: squares would overflow.
+    """
+    rows = x.to(COMPUTE_DTYPE)
+    mean = rows.mean(0)
     if not bool(torch.isfinite(mean).all()):  # one NaN or infinity anywhere spoils its column
         require_finite(name, x)
-    if x.dtype == COMPUTE_DTYPE and float(x.abs().amax()) > _LARGEST:
-        raise InvalidArgumentError(
-            f"{name} must stay below {_LARGEST:g} in size, so that its squares fit in float64, got "
-            f"{float(x.abs().amax()):g}; rescale it"
-        )
-    return mean
+    if x.dtype == COMPUTE_DTYPE:
+        if float(x.abs().amax()) > _LARGEST:
+            raise InvalidArgumentError(
+                f"{name} must stay below {_LARGEST:g} in size, so that its squares fit in float64, "
+                f"got {float(x.abs().amax()):g}; rescale it"
+            )
+        return mean, rows - mean
+    return mean, rows.sub_(mean)  # our own copy: no need for another
 
 
 def summarise(x: Tensor, y: Tensor, probe: Tensor, *, full: bool) -> State:
     """The statistics of one batch, centred by its own mean before the products."""
-    mean_x, mean_y = column_means("x", x), column_means("y", y)
-    xc, yc = x - mean_x, y - mean_y
+    (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
     z = xc @ probe
     syy = gram(yc) if full else yc.square().sum(0)
     sxx, sxy = gram(xc), xc.T @ yc
     return State(x.shape[0], mean_x, mean_y, sxx, sxy, syy, probe, z.T @ xc, z.T @ yc, gram(z))
 
 
-def _moved(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> dict[str, Tensor]:
-    """Scatter of ``state`` plus ``weight`` times the outer products of the steps."""
+def _shift_(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> None:
+    """Add ``weight`` times the outer products of the steps, in place: only for sums of our own."""
     step_z = step_x @ state.probe
+    state.sxx.addr_(step_x, step_x, alpha=weight)
+    state.sxy.addr_(step_x, step_y, alpha=weight)
+    state.szx.addr_(step_z, step_x, alpha=weight)
+    state.szy.addr_(step_z, step_y, alpha=weight)
+    state.szz.addr_(step_z, step_z, alpha=weight)
     if state.syy.ndim == 2:
-        syy = torch.addr(state.syy, step_y, step_y, alpha=weight)
+        state.syy.addr_(step_y, step_y, alpha=weight)
     else:
-        syy = state.syy + weight * step_y.square()
-    return {
-        "sxx": torch.addr(state.sxx, step_x, step_x, alpha=weight),
-        "sxy": torch.addr(state.sxy, step_x, step_y, alpha=weight),
-        "syy": syy,
-        "szx": torch.addr(state.szx, step_z, step_x, alpha=weight),
-        "szy": torch.addr(state.szy, step_z, step_y, alpha=weight),
-        "szz": torch.addr(state.szz, step_z, step_z, alpha=weight),
-    }
+        state.syy.add_(step_y.square(), alpha=weight)
 
 
-def combine(a: State, b: State) -> State:
-    """Chan's formula: scatter about the common mean, exact up to roundoff. Probes must agree."""
+def combine(a: State, b: State, *, reuse: bool = False) -> State:
+    """Chan's formula: scatter about the common mean, exact up to roundoff. Probes must agree.
+
+    ``reuse`` builds the result in the memory of ``b``, which must not be used afterwards.
+    """
     n = a.n + b.n
     step_x, step_y = b.mean_x - a.mean_x, b.mean_y - a.mean_y
     share = b.n / n
-    total = a.with_scatters(n, {name: getattr(a, name) + getattr(b, name) for name in SCATTERS})
-    moved = total.with_scatters(n, _moved(total, step_x, step_y, a.n * share))
-    return moved._replace(mean_x=a.mean_x + share * step_x, mean_y=a.mean_y + share * step_y)
+    sums = {name: getattr(b, name) for name in SCATTERS}
+    for name, part in sums.items():
+        whole = getattr(a, name)
+        sums[name] = part.add_(whole) if reuse else part + whole
+    total = a.with_scatters(n, sums)
+    _shift_(total, step_x, step_y, a.n * share)
+    return total._replace(mean_x=a.mean_x + share * step_x, mean_y=a.mean_y + share * step_y)
 
 
 def about(state: State, mean_x: Tensor, mean_y: Tensor) -> State:
     """The scatter of ``state`` about another centre."""
-    sums = _moved(state, state.mean_x - mean_x, state.mean_y - mean_y, float(state.n))
-    return state.with_scatters(state.n, sums)._replace(mean_x=mean_x, mean_y=mean_y)
+    moved = state.with_scatters(state.n, {name: getattr(state, name).clone() for name in SCATTERS})
+    _shift_(moved, state.mean_x - mean_x, state.mean_y - mean_y, float(state.n))
+    return moved._replace(mean_x=mean_x, mean_y=mean_y)
 
 
 SCATTERS = ("sxx", "sxy", "syy", "szx", "szy", "szz")
