@@ -27,7 +27,7 @@ _WHERE = {
     "composition_scores": "circuits.composition",
     "concept_directions": "dynamics.directions",
     "evaluate_schedules": "dynamics.steering",
-    "evaluation_tokens": "models.tokenize",
+    "evaluation_tokens": "stats.evaluation",
     "fit_surrogate": "dynamics.surrogates",
     "gain_profile": "dynamics.gains",
     "induction_scores": "circuits.induction",
@@ -43,6 +43,8 @@ _WHERE = {
     "replacement_curve": "linearity.curve",
     "report": "reports.build",
     "tokenize": "models.tokenize",
+    "tokenize_prompts": "models.tokenize",
+    "toy_model": "models.toy",
     "train": "training.loop",
     "train_ols_attention": "constructions.ols_training",
 }

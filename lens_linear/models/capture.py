@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -205,10 +205,8 @@ def visit_sites(
     with torch.no_grad(), hooked(model, hooks):
         for first, rows in batched(tokens, batch_size):
             waiting.clear()
-            try:
+            with suppress(_Stop):
                 forward_logits(model, rows.long())
-            except _Stop:
-                pass
             if on_batch is not None:
                 on_batch(first + len(rows))
 

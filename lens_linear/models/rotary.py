@@ -31,7 +31,9 @@ class Rotary:
 
     def __repr__(self) -> str:
         pairs = "adjacent" if self.adjacent else "half-split"
-        return f"Rotary: {self.cos.shape[0]} positions, {self.cos.shape[1]} dimensions, {pairs} pairs"
+        return (
+            f"Rotary: {self.cos.shape[0]} positions, {self.cos.shape[1]} dimensions, {pairs} pairs"
+        )
 
     def rotate(self, x: Float[Tensor, "*axes position d_head"]) -> Tensor:
         """Rotate vectors at positions 0, 1, 2, ... along the last axis but one."""

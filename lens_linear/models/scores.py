@@ -31,9 +31,7 @@ def attention_scores(
         UnsupportedModelError: the masked softmax of these scores is not the model's own pattern
             (position biases, sliding windows), so no exact score can be given.
     """
-    out = run(
-        model, tokens, record=[(layer, "q"), (layer, "k"), (layer, "pattern")], logits=False
-    )
+    out = run(model, tokens, record=[(layer, "q"), (layer, "k"), (layer, "pattern")], logits=False)
     q = out[(layer, "q")].to("cpu", dtype).transpose(1, 2)
     k = out[(layer, "k")].to("cpu", dtype).transpose(1, 2)
     rotary = read_rotary(model, layer, tokens.shape[1], dtype=dtype)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear._checks import require_int
 from lens_linear._files import write_with
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
+from lens_linear.models.hooks import require_bridge
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -44,3 +45,132 @@ def encode_stream(tokenizer: Tokenizer, text: str) -> Int[Tensor, " token"]:
     """Encode a long text as one row of ids, line by line (newlines kept, no special tokens)."""
     pieces = tokenizer.encode_batch(text.splitlines(keepends=True), add_special_tokens=False)
     return torch.tensor([token for piece in pieces for token in piece.ids], dtype=torch.int32)
+
+
+def require_tokenizer(model: TransformerBridge) -> Any:
+    """Return the model's tokenizer, or say what to do without one."""
+    tokenizer = getattr(require_bridge(model), "tokenizer", None)
+    if tokenizer is None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no tokenizer; pass token tensors instead of text"
+        )
+    return tokenizer
+
+
+def bos_token(model: TransformerBridge) -> int | None:
+    """Return the id of the beginning-of-sequence token, None when the tokenizer has none."""
+    tokenizer = getattr(model, "tokenizer", None)
+    value = None if tokenizer is None else getattr(tokenizer, "bos_token_id", None)
+    return None if value is None else int(value)
+
+
+def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
+    tokenizer = require_tokenizer(model)
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    highest = max((max(row) for row in rows if row), default=0)
+    if highest >= model.cfg.d_vocab:
+        raise InvalidArgumentError(
+            f"the tokenizer of {model.cfg.model_name!r} gives id {highest} but the model has "
+            f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model"
+        )
+    return rows
+
+
+def tokenize(
+    model: TransformerBridge, text: str, *, length: int | None = None, bos: bool = True
+) -> Int[Tensor, "sequence position"]:
+    """Cut one long text into equal rows of token ids that fill the model's context.
+
+    Every row begins with the beginning-of-sequence token when the model has one. Text shorter than one
+    row gives one shorter row; of longer text the ragged rest is left out.
+
+    Args:
+        model: a bridge with a tokenizer.
+        text: any text.
+        length: tokens a row; the model's context ``n_ctx`` by default.
+        bos: put the beginning-of-sequence token before each row.
+
+    Returns:
+        Token ids [sequence, position].
+
+    Raises:
+        NotEnoughDataError: the text is empty.
+        UnsupportedModelError: the model has no tokenizer.
+        InvalidArgumentError: ``length`` beyond the context, or another model's tokenizer.
+
+    Example:
+        >>> from lens_linear.models.load import load
+        >>> tokenize(load("attn-2l"), "Once upon a time", length=8).shape[0]
+        1
+    """
+    if not isinstance(text, str):
+        raise InvalidArgumentError(
+            f"text must be a str, got {type(text).__name__}; for several texts use tokenize_prompts"
+        )
+    model = require_bridge(model)
+    length = require_int("length", length or model.cfg.n_ctx, minimum=2, maximum=model.cfg.n_ctx)
+    ids = _ids(model, [text])[0]
+    if not ids:
+        raise NotEnoughDataError("text holds no tokens; pass text that is not empty")
+    first = bos_token(model) if bos else None
+    body = length - (first is not None)
+    if len(ids) < body:
+        rows = torch.tensor([ids])
+    else:
+        count = len(ids) // body
+        rows = torch.tensor(ids[: count * body]).view(count, body)
+    if first is None:
+        return rows
+    return torch.cat([torch.full((len(rows), 1), first), rows], dim=1)
+
+
+def tokenize_prompts(
+    model: TransformerBridge, texts: Sequence[str], *, bos: bool = True, truncate: bool = False
+) -> list[Int[Tensor, " position"]]:
+    """Encode short texts one by one; rows keep their own lengths.
+
+    Args:
+        model: a bridge with a tokenizer.
+        texts: the texts, none empty.
+        bos: put the beginning-of-sequence token first when the model has one.
+        truncate: keep only the last tokens of a text that is longer than the context.
+
+    Returns:
+        One row of ids a text.
+
+    Raises:
+        NotEnoughDataError: no texts, or an empty one.
+        InvalidArgumentError: a text is longer than the context and ``truncate`` is False.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InvalidArgumentError("texts must be a list of str; for one long text use tokenize")
+    if not len(texts):
+        raise NotEnoughDataError("texts is empty; pass at least one text")
+    first = bos_token(model) if bos else None
+    start = [] if first is None else [first]
+    room = model.cfg.n_ctx - len(start)
+    rows = []
+    for index, ids in enumerate(_ids(model, list(texts))):
+        if not ids:
+            raise NotEnoughDataError(f"texts[{index}] holds no tokens; leave empty texts out")
+        if len(ids) > room and not truncate:
+            raise InvalidArgumentError(
+                f"texts[{index}] has {len(ids)} tokens but the context has room for {room}; shorten it "
+                "or pass truncate=True"
+            )
+        rows.append(torch.tensor(start + ids[-room:]))
+    return rows
+
+
+def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list[str]:
+    """Return each token's text; ids alone where the model has no tokenizer."""
+    values = [int(value) for value in ids]
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return [f"#{value}" for value in values]
+    return [tokenizer.decode([value]) for value in values]
+
+
+def vocabulary(model: TransformerBridge) -> list[str]:
+    """Return the text of every token of the model's vocabulary."""
+    return token_strings(model, range(require_bridge(model).cfg.d_vocab))

@@ -38,7 +38,7 @@ class ModelWeights:
     W_E: Float[Tensor, "vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"] | None
     W_U: Float[Tensor, "d_model vocab"]
-    b_U: Float[Tensor, "vocab"]
+    b_U: Float[Tensor, " vocab"]
     attention: "AttentionWeights | None"
     norm: NormKind
     eps: float
@@ -160,7 +160,9 @@ def _read_attention(
     biases: dict[str, Tensor] = {}
     for name in ("Q", "K", "V"):
         weight, bias = found[f"W_{name}"], get(f"b_{name}")
-        biases[name] = weight.new_zeros(*weight.shape[:2], weight.shape[3]) if bias is None else bias
+        biases[name] = (
+            weight.new_zeros(*weight.shape[:2], weight.shape[3]) if bias is None else bias
+        )
     b_O = get("b_O")
     if b_O is None:
         b_O = found["W_O"].new_zeros(cfg.n_layers, found["W_O"].shape[-1])
@@ -195,9 +197,7 @@ def _read_attention(
     )
 
 
-def _affine(
-    model: TransformerBridge, norm: Any, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the norm's effective weight and bias (ones and zeros where it has none)."""
     d_model = model.cfg.d_model
     weight = bias = None
@@ -217,8 +217,8 @@ def _affine(
 def _fold(
     weight: Float[Tensor, "*head d_model out"],
     bias: Float[Tensor, "*head out"],
-    norm_weight: Float[Tensor, "d_model"],
-    norm_bias: Float[Tensor, "d_model"],
+    norm_weight: Float[Tensor, " d_model"],
+    norm_bias: Float[Tensor, " d_model"],
     kind: NormKind,
 ) -> tuple[Tensor, Tensor]:
     """Fold weight, bias and (for LayerNorm) centring of a norm into the matrix that reads it."""

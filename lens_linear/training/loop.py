@@ -62,9 +62,7 @@ def batch_at(
     parts = []
     if n_repeats < phase.rows:
         parts.append(
-            text_rows(
-                stream, phase.rows - n_repeats, phase.length, bos=BOS, generator=generator
-            )
+            text_rows(stream, phase.rows - n_repeats, phase.length, bos=BOS, generator=generator)
         )
     if n_repeats:
         parts.append(
@@ -168,7 +166,9 @@ def train(
     penalty = CosineRegularizer(recipe.cosine) if recipe.cosine else None
     autocast = recipe.precision == "bfloat16"
     steps = range(state.step, recipe.steps)
-    bar = tqdm(steps, initial=state.step, total=recipe.steps, desc=recipe.name, disable=not progress)
+    bar = tqdm(
+        steps, initial=state.step, total=recipe.steps, desc=recipe.name, disable=not progress
+    )
     for step in bar:
         if step in recipe.checkpoints and step not in state.kept:
             state.kept[step] = _copy(module)
@@ -202,9 +202,7 @@ def train(
             save_checkpoint(checkpoint, recipe, module, optimizer, state)
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()
-    return TrainingRun(
-        recipe, module, state.history, state.kept, minutes, torch.get_num_threads()
-    )
+    return TrainingRun(recipe, module, state.history, state.kept, minutes, torch.get_num_threads())
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

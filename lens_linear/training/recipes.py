@@ -132,15 +132,19 @@ class Recipe:
             dataclasses.replace(phase, steps=max(1, round(phase.steps * factor)))
             for phase in self.phases
         )
-        checkpoints = tuple(
-            sorted({max(1, round(step * factor)) for step in self.checkpoints})
-        )
+        checkpoints = tuple(sorted({max(1, round(step * factor)) for step in self.checkpoints}))
         return dataclasses.replace(self, phases=phases, checkpoints=checkpoints)
 
 
 def _attention_only(n_layers: int, **changes: Any) -> ModelSpec:
-    values: dict[str, Any] = dict(d_model=128, n_heads=4, d_vocab=VOCABULARY, attn_only=True)
-    return ModelSpec(n_layers=n_layers, **{**values, "norm": "none", **changes})
+    values: dict[str, Any] = {
+        "d_model": 128,
+        "n_heads": 4,
+        "d_vocab": VOCABULARY,
+        "attn_only": True,
+        "norm": "none",
+    }
+    return ModelSpec(n_layers=n_layers, **{**values, **changes})
 
 
 def _gpt(n_layers: int, d_model: int, n_heads: int) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -57,6 +58,6 @@ class CosineRegularizer:
             )
         turns = [
             1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
-            for before, after in zip(states[:-1], states[1:], strict=True)
+            for before, after in pairwise(states)
         ]
         return self.weight * torch.stack(turns).sum()
