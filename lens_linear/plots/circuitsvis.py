@@ -1,0 +1,135 @@
+"""CircuitsVis views that work with the network off, several on one page, whatever the tokens hold.
+
+CircuitsVis' own HTML asks the network, repeats its 1.3 MB bundle for every view, and does not escape
+tokens. Here the bundle is emitted once, every view has a closed element of its own, and the properties
+are JSON in which no ``<`` is left, so a token such as ``</script>`` is shown and never executed.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from lens_linear._checks import require_int
+from lens_linear.errors import InvalidArgumentError, OfflineError
+from lens_linear.plots.style import MAX_CELLS, check_cells
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+@functools.cache
+def bundle_script() -> str:
+    """Return CircuitsVis' JavaScript as one classic ``<script>``, to be put on a page once.
+
+    Raises:
+        OfflineError: the installed circuitsvis does not hold its bundle (broken installation).
+    """
+    try:
+        source = (resources.files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text("utf-8")
+    except (OSError, ModuleNotFoundError) as error:
+        raise OfflineError(
+            f"circuitsvis lacks its JavaScript ({error}); reinstall with pip install 'circuitsvis<2'"
+        ) from error
+    if "var CircuitsVis" not in source:
+        raise OfflineError(
+            "circuitsvis has another bundle than 1.43's; install 'circuitsvis>=1.43,<2'"
+        )
+    lines = [line for line in source.splitlines() if not line.startswith("//# sourceMappingURL")]
+    return "<script>\n" + "\n".join(lines).replace("</script", "<\\/script") + "\n</script>"
+
+
+def safe_json(value: Any) -> str:
+    """Return JSON that cannot end a script: no ``<``, no U+2028 or U+2029."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _view(component: str, properties: dict[str, Any], element_id: str) -> str:
+    if not _ID.fullmatch(element_id):
+        raise InvalidArgumentError(f"element_id must be a plain word, got {element_id!r}")
+    return (
+        f'<div id="{element_id}" class="circuitsvis"></div>\n<script>'
+        f'CircuitsVis.render("{element_id}", CircuitsVis.{component}, {safe_json(properties)});'
+        "</script>"
+    )
+
+
+def attention_view(
+    pattern: Any,
+    tokens: Sequence[str],
+    *,
+    element_id: str,
+    head_names: Sequence[str] | None = None,
+    max_cells: int = 10 * MAX_CELLS,
+) -> str:
+    """Return HTML of CircuitsVis' attention view of several heads (the bundle must be on the page).
+
+    Args:
+        pattern: [head, query, key], dimensionless, rows sum to 1.
+        tokens: printable tokens, one a position.
+        element_id: unique on the page.
+        head_names: one a head.
+        max_cells: refuse more cells than this.
+
+    Raises:
+        InvalidArgumentError: shapes and tokens disagree.
+        FigureTooLargeError: too many cells.
+    """
+    values = np.asarray(pattern, dtype=np.float64)
+    if values.ndim != 3 or values.shape[1:] != (len(tokens), len(tokens)):
+        raise InvalidArgumentError(
+            f"pattern must have shape [head, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens, "
+            f"got {values.shape}"
+        )
+    check_cells(values.size, max_cells=max_cells)
+    names = [f"head {i}" for i in range(len(values))] if head_names is None else list(head_names)
+    properties = {
+        "attention": np.round(values, 3).tolist(),
+        "tokens": [str(token) for token in tokens],
+        "attentionHeadNames": names,
+    }
+    return _view("AttentionHeads", properties, element_id)
+
+
+def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, element_id: str) -> str:
+    """Return HTML of CircuitsVis' coloured tokens, which sets tokens as markup: they are escaped."""
+    if len(values) != len(tokens):
+        raise InvalidArgumentError(
+            f"values and tokens must be as many, got {len(values)} and {len(tokens)}"
+        )
+    properties = {
+        "tokens": [html.escape(str(token)) for token in tokens],
+        "values": [round(float(value), 4) for value in values],
+    }
+    return _view("ColoredTokens", properties, element_id)
+
+
+class NotebookView:
+    """A view for notebooks: a frame of fixed height with everything inside, no network asked."""
+
+    def __init__(self, view: str, *, height: int = 480) -> None:
+        self.view = view
+        self.height = require_int("height", height, minimum=50)
+
+    def __repr__(self) -> str:
+        return f"NotebookView: {self.height} pixels high; shown as HTML in a notebook"
+
+    def page(self) -> str:
+        """Return the whole page that the frame shows."""
+        return (
+            '<!doctype html><html><head><meta charset="utf-8"></head><body>'
+            f"{bundle_script()}{self.view}</body></html>"
+        )
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe style="width:100%;border:0" height="{self.height}" '
+            f'srcdoc="{html.escape(self.page(), quote=True)}"></iframe>'
+        )
