@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 0,
     "_checks": 0,
     "_files": 0,
+    "_frames": 0,
     "_tl": 0,
     "linalg": 1,
     "models": 2,

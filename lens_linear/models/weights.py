@@ -43,6 +43,7 @@ class ModelWeights:
     norm: NormKind
     eps: float
     folded: bool
+    final_norm: NormKind  # the last norm's kind: TransformerLens' ``final_rms`` lets it differ
 
     def __repr__(self) -> str:
         layers, heads = (0, 0) if self.attention is None else self.attention.W_Q.shape[:2]
@@ -77,6 +78,11 @@ def norm_kind(model: TransformerBridge) -> NormKind:
     if name.upper() in ("RMS", "RMSPRE"):
         return "rms"
     raise UnsupportedModelError(f"norm {name!r} is not supported; only LayerNorm, RMSNorm or none")
+
+
+def final_norm_kind(model: TransformerBridge) -> NormKind:
+    """Say which norm stands before the unembedding; ``cfg.final_rms`` makes it RMS in any model."""
+    return "rms" if getattr(model.cfg, "final_rms", False) else norm_kind(model)
 
 
 def norm_scale(x: Float[Tensor, "*token d_model"], kind: NormKind, eps: float) -> Tensor:
@@ -128,7 +134,10 @@ def read_weights(
         unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
     if fold:
         unembedding, unembedding_bias = _fold(
-            unembedding, unembedding_bias, *_affine(model, model.ln_final, dtype), kind
+            unembedding,
+            unembedding_bias,
+            *_affine(model, model.ln_final, dtype),
+            final_norm_kind(model),
         )
     attention = None
     if model.cfg.n_layers:
@@ -142,6 +151,7 @@ def read_weights(
         kind,
         float(model.cfg.eps),
         fold,
+        final_norm_kind(model),
     )
 
 
