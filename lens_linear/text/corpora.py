@@ -194,11 +194,12 @@ def flat_ids(name: str, ids: Sequence[int] | Int[Tensor, " token"]) -> Int[Tenso
             f"{name} must be a flat list of whole token ids, got shape {tuple(tensor.shape)} and "
             f"dtype {tensor.dtype}; flatten it, and pass ids rather than text"
         )
+    tensor = tensor.long()
     if int(tensor.min()) < 0:
         raise InvalidArgumentError(
             f"{name} must hold ids >= 0, got {int(tensor.min())}; was padding left in?"
         )
-    return tensor.long()
+    return tensor
 
 
 def _split_stories(text: str) -> list[str]:

@@ -18,9 +18,7 @@ from lens_linear.text import random_tokens, repeated_tokens
 )
 def test_rows_repeat_with_their_own_period(n, periods, extra, bos, distinct, seed):
     length = max(periods) + extra + (bos is not None)
-    tokens, row_periods = repeated_tokens(
-        n, periods, length, 50, seed, bos=bos, distinct=distinct
-    )
+    tokens, row_periods = repeated_tokens(n, periods, length, 50, seed, bos=bos, distinct=distinct)
     assert tokens.shape == (n, length) and tokens.dtype == torch.int64
     assert int(tokens.min()) >= 0 and int(tokens.max()) < 50
     counts = [int((row_periods == p).sum()) for p in periods]

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def slow_floors(language, length):
     joint = np.zeros((language.n_vocab, language.n_vocab))
     full = 0.0
     for history, p in reader.enumerate(length).items():
-        for a, b in zip(history, history[1:]):
+        for a, b in pairwise(history):
             joint[a, b] += p
     joint /= length - 1
     level = reader.enumerate(1)
