@@ -1,0 +1,70 @@
+"""Shared by all tests: no network, one thread, read-only fixtures."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("LENS_LINEAR_SHARED", ROOT.parent / "shared"))
+LOCAL = ("127.", "::1", "localhost")
+
+
+class NetworkBlocked(RuntimeError):
+    """A test tried to reach another machine."""
+
+
+def _guard(function):
+    def guarded(self, address, *args, **kwargs):
+        host = address[0] if isinstance(address, tuple) else ""
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(host).startswith(LOCAL):
+            raise NetworkBlocked(f"a test tried to connect to {address!r}")
+        return function(self, address, *args, **kwargs)
+
+    return guarded
+
+
+_resolve = socket.getaddrinfo
+
+
+def _local_only(host, *args, **kwargs):
+    name = host.decode() if isinstance(host, bytes) else host
+    if name and not str(name).startswith(LOCAL) and name not in (socket.gethostname(), "0.0.0.0"):
+        raise NetworkBlocked(f"a test tried to look up {name!r}")
+    return _resolve(host, *args, **kwargs)
+
+
+# Blocked for the whole process, module-level fixtures included, not only inside test functions.
+socket.socket.connect = _guard(socket.socket.connect)
+socket.socket.connect_ex = _guard(socket.socket.connect_ex)
+socket.getaddrinfo = _local_only
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def stories_model():
+    """A real third-party Llama: rotary, grouped-query, RMS-norm, gated FFN."""
+    folder = SHARED / "models" / "stories260K"
+    if not (folder / "config.json").is_file():
+        pytest.skip("the third-party model stories260K is not beside this checkout")
+    import lens_linear as ll
+
+    return ll.load(folder)
+
+
+@pytest.fixture(scope="session")
+def attn_2l():
+    import lens_linear as ll
+
+    return ll.load("attn-2l")

@@ -1,0 +1,70 @@
+"""Tiny random models of other people's architectures, from local configurations."""
+
+import transformers
+
+CONFIGS = {
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=96, n_positions=64, n_embd=32, n_layer=3, n_head=4
+    ),
+    "neox": lambda: transformers.GPTNeoXConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        use_parallel_residual=True,
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        sliding_window=64,
+    ),
+    "llama": lambda: transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=64,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    ),
+    "qwen2": lambda: transformers.Qwen2Config(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    ),
+}
+
+
+def save_random(name, folder, *, scale=0.05, seed=0):
+    """Write a random model of an architecture as a Hugging Face folder (no tokenizer)."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * scale)
+        model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,137 @@
+"""Training learns, resumes exactly, survives a kill, and writes folders that load."""
+
+import math
+
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+from lens_linear.models.spec import ModelSpec
+from lens_linear.training.bake import bake, bigram_floor, repeat_losses
+from lens_linear.training.loop import batch_at, learning_rate, train
+from lens_linear.training.recipes import RECIPES, Phase, Recipe
+
+SPEC = ModelSpec(1, d_model=16, n_heads=2, d_vocab=32, n_ctx=16, attn_only=True)
+STREAM = torch.randint(1, 32, (2000,), generator=torch.Generator().manual_seed(0))
+
+
+def recipe(steps=12, **changes):
+    phase = Phase(steps=steps, rows=8, length=16, periods=(3, 6), repeats=0.5, warmup=2)
+    values = {"precision": "float32", **changes}
+    return Recipe("tiny", SPEC, (phase,), **values)
+
+
+def weights(run):
+    return torch.cat([p.flatten() for p in run.module.parameters()])
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path):
+    whole = train(recipe(), STREAM, progress=False)
+    path = tmp_path / "run.safetensors"
+
+    def kill(step, _loss):
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe(), STREAM, checkpoint=path, save_every=3, progress=False, on_step=kill)
+    resumed = train(recipe(), STREAM, checkpoint=path, save_every=3, progress=False)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert [row[1] for row in whole.history] == [row[1] for row in resumed.history]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_another_recipes_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    train(recipe(4), STREAM, checkpoint=path, progress=False)
+    with pytest.raises(CorruptedFileError, match="another recipe"):
+        train(recipe(5), STREAM, checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CorruptedFileError, match="cannot be read"):
+        train(recipe(4), STREAM, checkpoint=path, progress=False)
+
+
+def test_training_learns_a_cycle():
+    """x → x + 1 is a bigram rule: the loss must fall far below the log(31) of a guess."""
+    cycle = torch.arange(4000) % 31 + 1
+    phase = Phase(steps=150, rows=16, length=16, learning_rate=1e-2, warmup=10)
+    run = train(Recipe("cycle", SPEC, (phase,), precision="float32"), cycle, progress=False)
+    assert run.history[0][1] > 3.0 and run.history[-1][1] < 0.3
+
+
+def test_batches_mix_text_and_repeats_of_many_periods():
+    tokens = batch_at(recipe(), STREAM, 3)
+    assert tokens.shape == (8, 16) and (tokens[:, 0] == 0).all()
+    assert torch.equal(tokens, batch_at(recipe(), STREAM, 3))
+    assert not torch.equal(tokens, batch_at(recipe(), STREAM, 4))
+    periods = set()
+    for step in range(12):
+        for row in batch_at(recipe(), STREAM, step)[4:, 1:]:
+            periods |= {p for p in range(3, 7) if torch.equal(row[p:], row[:-p])}
+    assert periods == {3, 4, 5, 6}
+
+
+def test_learning_rate_schedule():
+    phase = Phase(steps=110, learning_rate=2.0, warmup=10, final=0.1)
+    assert learning_rate(phase, 0) == pytest.approx(0.2)
+    assert learning_rate(phase, 9) == pytest.approx(2.0)
+    assert learning_rate(phase, 60) == pytest.approx(2.0 * 0.55)
+    assert learning_rate(phase, 110) == pytest.approx(0.2)
+
+
+def test_the_cosine_term_turns_the_stream_less():
+    spec = ModelSpec(2, d_model=16, n_heads=2, d_vocab=32, n_ctx=16)
+    phase = Phase(steps=60, rows=8, length=16, learning_rate=3e-3, warmup=5)
+
+    def angle(weight):
+        run = train(
+            Recipe("c", spec, (phase,), cosine=weight, precision="float32"), STREAM, progress=False
+        )
+        from lens_linear.models.capture import residual_stream
+        from lens_linear.models.spec import bridge_from_module
+
+        stream = residual_stream(bridge_from_module(run.module, spec), STREAM[:160].view(10, 16))
+        return float(torch.nn.functional.cosine_similarity(stream[:-1], stream[1:], dim=-1).mean())
+
+    assert angle(2.0) > angle(0.0) + 0.05
+
+
+def test_baked_folders_load_with_their_card(tmp_path):
+    run = train(recipe(checkpoints=(5,)), STREAM, progress=False)
+    folder = bake(run, tmp_path / "out", train=STREAM, valid=STREAM[:300], data="random tokens")
+    model = ll.load(folder)
+    tokens = batch_at(recipe(), STREAM, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), run.module(tokens), atol=2e-2, rtol=2e-2)
+    assert ll.load(folder, checkpoint=5).cfg.model_name == "tiny@5"
+
+
+def test_bigram_floor_is_the_conditional_entropy_of_a_known_chain():
+    generator = torch.Generator().manual_seed(0)
+    flips = torch.rand(60_000, generator=generator) < 0.2
+    chain = torch.cumsum(flips, 0) % 2
+    entropy = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    assert bigram_floor(chain[:40_000], chain[40_000:], 2) == pytest.approx(entropy, abs=0.01)
+
+
+def test_recipes_are_sound():
+    for name, one in RECIPES.items():
+        assert one.name == name and Recipe.from_dict(one.to_dict()) == one
+        assert one.tokens > 1e6
+    with pytest.raises(InvalidArgumentError, match="unknown entry"):
+        Recipe.from_dict({"name": "x"})
+    with pytest.raises(InvalidArgumentError, match="n_ctx"):
+        Recipe("x", SPEC, (Phase(steps=1, length=64),))
+    with pytest.raises(NotEnoughDataError, match="stream"):
+        train(recipe(), STREAM[:5], progress=False)
+
+
+def test_bundled_attn_2l_copies_and_attn_1l_does_not():
+    for name, copies in [("attn-2l", True), ("attn-1l", False)]:
+        first, later = repeat_losses(ll.load(name).original_model, RECIPES[name])
+        assert (later < 1.0) == copies and first > 6.0
