@@ -16,7 +16,7 @@ from lens_linear.errors import CorruptedFileError
 
 FORMAT = "lens_linear.moments"
 VERSION = 1
-_STATE = ("mean_x", "mean_y", "sxx", "sxy", "syy", "probe", "szx", "szy", "szz")
+_STATE = ("mean_x", "mean_y", "sxx", "sxy", "syy", "probe", "szx", "szy", "szz", "sdd")
 _ROWS = ("x", "y")  # before there are enough rows for statistics, the rows themselves are kept
 
 

@@ -33,6 +33,7 @@ class State(NamedTuple):
     szx: Tensor  # [k, d_in]
     szy: Tensor  # [k, d_out]
     szz: Tensor  # [k, k]
+    sdd: Tensor  # [d_out], diagonal of the scatter of y − x; empty when widths differ
 
     @property
     def scatter_y(self) -> Tensor:
@@ -56,6 +57,7 @@ class State(NamedTuple):
             scatters["szx"],
             scatters["szy"],
             scatters["szz"],
+            scatters["sdd"],
         )
 
 
@@ -68,7 +70,8 @@ def empty(probe: Tensor, d_out: int, *, full: bool) -> State:
     d_in, k = probe.shape
     syy = zeros(d_out, d_out) if full else zeros(d_out)
     sxx, sxy, szx, szy = zeros(d_in, d_in), zeros(d_in, d_out), zeros(k, d_in), zeros(k, d_out)
-    return State(0, zeros(d_in), zeros(d_out), sxx, sxy, syy, probe, szx, szy, zeros(k, k))
+    szz, sdd = zeros(k, k), zeros(d_out if d_in == d_out else 0)
+    return State(0, zeros(d_in), zeros(d_out), sxx, sxy, syy, probe, szx, szy, szz, sdd)
 
 
 def centre(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +103,10 @@ def summarise(x: Tensor, y: Tensor, probe: Tensor, *, full: bool) -> State:
     (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
     z = xc @ probe
     syy = gram(yc) if full else yc.square().sum(0)
-    sxx, sxy = gram(xc), xc.T @ yc
-    return State(x.shape[0], mean_x, mean_y, sxx, sxy, syy, probe, z.T @ xc, z.T @ yc, gram(z))
+    sxx, sxy, szx, szy, szz = gram(xc), xc.T @ yc, z.T @ xc, z.T @ yc, gram(z)
+    # syy - 2 sxy + sxx would lose it where y hardly differs from a large x. Last use of yc.
+    sdd = yc.sub_(xc).square_().sum(0) if x.shape[1] == y.shape[1] else mean_y.new_zeros(0)
+    return State(x.shape[0], mean_x, mean_y, sxx, sxy, syy, probe, szx, szy, szz, sdd)
 
 
 def _shift_(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> None:
@@ -116,6 +121,8 @@ def _shift_(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> None
         state.syy.addr_(step_y, step_y, alpha=weight)
     else:
         state.syy.add_(step_y.square(), alpha=weight)
+    if len(state.sdd):
+        state.sdd.add_((step_y - step_x).square(), alpha=weight)
 
 
 def combine(a: State, b: State, *, reuse: bool = False) -> State:
@@ -142,4 +149,4 @@ def about(state: State, mean_x: Tensor, mean_y: Tensor) -> State:
     return moved._replace(mean_x=mean_x, mean_y=mean_y)
 
 
-SCATTERS = ("sxx", "sxy", "syy", "szx", "szy", "szz")
+SCATTERS = ("sxx", "sxy", "syy", "szx", "szy", "szz", "sdd")

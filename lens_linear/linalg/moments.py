@@ -302,24 +302,25 @@ class Moments:
                 f"y − x needs as many columns in y as in x, got {len(state.mean_y)} and "
                 f"{len(state.mean_x)}; this site is not a residual one"
             )
-        if self.keep_yy:
-            syy = state.syy - state.sxy - state.sxy.T + state.sxx
-        else:
-            syy = state.syy - 2 * state.sxy.diagonal() + state.sxx.diagonal()
         twin = self.copy()
         if self._held.state is None:
             rows = tuple((x, y.double() - x.double()) for x, y in self._held.rows)
             twin._held = Held(None, rows)
             return twin
-        twin._held = Held(
-            state._replace(
-                mean_y=state.mean_y - state.mean_x,
-                sxy=state.sxy - state.sxx,
-                szy=state.szy - state.szx,
-                syy=syy.clamp(min=0) if syy.ndim == 1 else syy,
+        syy = state.sdd
+        if self.keep_yy:
+            syy = state.syy - state.sxy - state.sxy.T + state.sxx
+            syy.diagonal().copy_(state.sdd)
+        change = state._replace(
+            mean_y=state.mean_y - state.mean_x,
+            sxy=state.sxy - state.sxx,
+            szy=state.szy - state.szx,
+            syy=syy,
+            sdd=(state.scatter_y + 4 * state.sxx.diagonal() - 4 * state.sxy.diagonal()).clamp(
+                min=0
             ),
-            (),
         )
+        twin._held = Held(change, ())
         return twin
 
     def all_reduce_(self) -> Self:
