@@ -1,0 +1,291 @@
+"""One pass over tokens: fill ``Moments`` for every layer and site, or score maps on other tokens.
+
+Memory does not grow with the number of tokens: what a pass keeps is the statistics (d x d numbers per
+layer and site) and a few numbers per sequence. Statistics live on the model's device, in float64.
+
+Under ``torch.distributed`` every process is given the same tokens and takes its share of the sequences;
+the sums are added at the end, so every process returns the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.linalg import LinearFit, Moments, to_compute
+from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.models.capture import (
+    SITES,
+    Site,
+    available_sites,
+    model_device,
+    visit_sites,
+)
+from lens_linear.stats.progress import sequence_bar
+from lens_linear.stats.resume import Checkpoint, Key, PassState
+from lens_linear.stats.split import RowView, process
+
+_NOTHING = Checkpoint(None, "")
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceSums:
+    """Sums of squares by sequence, one site: what a score and its error bars are made of.
+
+    Attributes:
+        residual: [sequence], ``Σ ‖y − ŷ‖²``.
+        total: [sequence], ``Σ ‖y − ȳ‖²``, ȳ the mean of y over the *training* rows.
+        total_update: [sequence], the same for y − x.
+    """
+
+    residual: Float[Tensor, " sequence"]
+    total: Float[Tensor, " sequence"]
+    total_update: Float[Tensor, " sequence"]
+
+
+def common_sites(
+    model: TransformerBridge, sites: Sequence[Site] = SITES, layers: Sequence[int] | None = None
+) -> tuple[Site, ...]:
+    """Return those of ``sites`` that every one of ``layers`` has."""
+    chosen = range(model.cfg.n_layers) if layers is None else layers
+    return tuple(s for s in sites if all(s in available_sites(model, layer) for layer in chosen))
+
+
+def require_rows_for_fit(n_sequences: int, length: int, width: int, *, halved: bool) -> None:
+    """Refuse too few sequences before anything runs, and say how many are needed.
+
+    Raises:
+        NotEnoughDataError: the rows the map is fitted on are at most ``width + 1``.
+    """
+    fitted = (n_sequences + 1) // 2 if halved else n_sequences
+    if fitted * length > width + 1 and (not halved or n_sequences > 1):
+        return
+    needed = -(-(width + 2) // length)
+    needed = max(2, 2 * needed - 1) if halved else needed
+    raise NotEnoughDataError(
+        f"tokens has {n_sequences} sequences of {length} counted positions, so {fitted * length} rows "
+        f"would fit {width} inputs, and at most {width + 1} rows fit anything exactly; pass at least "
+        f"{needed} sequences of this length (ten times as many give a usable score)"
+    )
+
+
+def collect_moments(
+    model: TransformerBridge,
+    rows: RowView,
+    *,
+    sites: Sequence[Site] = ("block", "ffn"),
+    layers: Sequence[int] | None = None,
+    skip: int = 0,
+    keep_yy: bool = False,
+    batch_size: int = 16,
+    progress: bool = False,
+    checkpoint: Checkpoint = _NOTHING,
+    state: PassState | None = None,
+    also: Callable[[int, Site, Tensor, Tensor], None] | None = None,
+) -> dict[Key, Moments]:
+    """Stream the rows through the model and fill one ``Moments`` per layer and site.
+
+    Args:
+        model: a bridge.
+        rows: sequences; under ``torch.distributed`` the same in every process.
+        sites: which maps; every layer must have them.
+        layers: all by default.
+        skip: leading positions of every sequence that are left out.
+        keep_yy: keep all of Σ yᵀy.
+        batch_size: sequences a forward pass; the numbers do not depend on it.
+        progress: show a bar.
+        checkpoint: where to keep the state on the way; killed and started again, the pass goes on.
+        state: what ``checkpoint.load()`` gave.
+        also: called with (layer, site, x, y), positions cut, after each update.
+
+    Returns:
+        Statistics by (layer, site), of all processes together.
+
+    Raises:
+        NonFiniteError: NaN or infinite activations, naming the layer.
+    """
+    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    state = PassState() if state is None else state
+    for layer in chosen:
+        for site in sites:
+            state.moments.setdefault((layer, site), Moments(keep_yy=keep_yy))
+
+    def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
+        x, y = x[:, skip:], y[:, skip:]
+        state.moments[layer, site].update(x, y)
+        if also is not None:
+            also(layer, site, x, y)
+
+    _walk(model, rows, visit, "fit", sites, chosen, batch_size, progress, checkpoint, state)
+    if process()[1] == 1:
+        return state.moments
+    return {key: moments.copy().all_reduce_() for key, moments in state.moments.items()}
+
+
+def score_fits(
+    model: TransformerBridge,
+    rows: RowView,
+    fits: dict[Key, LinearFit],
+    mean_x: dict[Key, Tensor],
+    *,
+    skip: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+    checkpoint: Checkpoint = _NOTHING,
+    state: PassState | None = None,
+    also: Callable[[int, Site, Tensor, Tensor], None] | None = None,
+) -> dict[Key, SequenceSums]:
+    """Residuals of given maps on other sequences, taken row by row, summed by sequence.
+
+    The residual ``y − x W − b`` is formed before it is squared, so nothing cancels, also when y lies a
+    million times further from its mean than the map misses it by.
+
+    Args:
+        model: a bridge.
+        rows: sequences the maps have not seen.
+        fits: by (layer, site); every layer must have the same sites.
+        mean_x: training mean of x, for the score of y − x.
+        skip: leading positions left out.
+        batch_size: sequences a forward pass.
+        progress: show a bar.
+        checkpoint: where to keep the state.
+        state: what ``checkpoint.load()`` gave.
+        also: as in :func:`collect_moments`.
+
+    Returns:
+        Sums by (layer, site), in the order of ``rows``.
+    """
+    state = PassState() if state is None else state
+    layers = sorted({layer for layer, _ in fits})
+    sites = tuple(site for site in SITES if any(s == site for _, s in fits))
+    for layer, site in fits:
+        empty = torch.zeros(3, len(rows), dtype=torch.float64)
+        state.sums.setdefault(f"{layer}.{site}", empty)
+    rank, world = process()
+
+    def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
+        if (layer, site) not in fits:
+            return
+        x, y = to_compute(x[:, skip:]), to_compute(y[:, skip:])
+        fit = fits[layer, site]
+        update = fit.mean_y - mean_x[layer, site] if x.shape == y.shape else None
+        sums = [(y - fit.predict(x)), y - fit.mean_y]
+        sums.append(torch.zeros_like(y) if update is None else y - x - update)
+        first = rank + world * state.done.get("score", 0)
+        places = slice(first, first + world * (len(x) - 1) + 1, world)
+        squares = torch.stack([part.square().sum((1, 2)) for part in sums])
+        state.sums[f"{layer}.{site}"][:, places] = squares.cpu()
+        if also is not None:
+            also(layer, site, x, y)
+
+    _walk(model, rows, visit, "score", sites, layers, batch_size, progress, checkpoint, state)
+    out = {}
+    for layer, site in fits:
+        sums = state.sums[f"{layer}.{site}"]
+        out[layer, site] = SequenceSums(*(sums if world == 1 else all_reduce_sum(sums)))
+    return out
+
+
+def _walk(
+    model: TransformerBridge,
+    rows: RowView,
+    visit: Callable[[int, Site, Tensor, Tensor], None],
+    phase: str,
+    sites: Sequence[Site],
+    layers: Sequence[int],
+    batch_size: int,
+    progress: bool,
+    checkpoint: Checkpoint,
+    state: PassState,
+) -> None:
+    mine = rows.share(*process())
+    start = state.done.get(phase, 0)
+    words = {"fit": "fitting", "score": "scoring"}
+    with sequence_bar(len(mine), words[phase], show=progress) as bar:
+        bar(start)
+
+        def on_batch(count: int) -> None:
+            before, state.done[phase] = state.done.get(phase, 0), start + count
+            bar(start + count)
+            if before // checkpoint.every != (start + count) // checkpoint.every:
+                checkpoint.save(state)
+
+        if start < len(mine):
+            rest = mine.after(start)
+            visit_sites(
+                model,
+                rest,
+                visit,
+                sites=sites,
+                layers=layers,
+                batch_size=batch_size,
+                on_batch=on_batch,
+            )
+    checkpoint.save(state)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRows:
+    """Activations of one site, kept: for probes that must see their data more than once.
+
+    Attributes:
+        x: [row, d_in], in the model's precision.
+        y: [row, d_out].
+        sequence: [row], which sequence each row came from.
+    """
+
+    x: Float[Tensor, "row d_in"]
+    y: Float[Tensor, "row d_out"]
+    sequence: Int[Tensor, " row"]
+
+
+def gather_rows(
+    model: TransformerBridge,
+    rows: RowView,
+    *,
+    layer: int,
+    site: Site = "ffn",
+    skip: int = 0,
+    max_rows: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> SiteRows:
+    """Keep (x, y) of one site; at most ``max_rows`` of them, drawn with a seed.
+
+    Raises:
+        InvalidArgumentError: the layer has no such site.
+    """
+    if site not in available_sites(model, layer):
+        raise InvalidArgumentError(
+            f"site must be one that layer {layer} has, got {site!r}; it has "
+            f"{available_sites(model, layer)}"
+        )
+    width = rows.length - skip
+    total = len(rows) * width
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(total, dtype=torch.bool)
+    kept[order[: total if max_rows is None else max_rows]] = True
+    kept = kept.reshape(len(rows), width)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = 0
+
+    def visit(_layer: int, _site: Site, x: Tensor, y: Tensor) -> None:
+        mask = kept[done : done + len(x)]
+        here = mask.to(x.device)
+        parts.append((x[:, skip:][here], y[:, skip:][here], done + mask.nonzero()[:, 0]))
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done = count
+
+    visit_sites(
+        model, rows, visit, sites=(site,), layers=[layer], batch_size=batch_size, on_batch=on_batch
+    )
+    x, y, sequence = (torch.cat(column) for column in zip(*parts, strict=True))
+    return SiteRows(x, y, sequence.to(model_device(model)))

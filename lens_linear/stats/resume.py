@@ -1,0 +1,128 @@
+"""A long pass over tokens that a kill does not undo: everything it knows in one safetensors file.
+
+The file holds every ``Moments`` (as the bytes of its own checksummed file), any other tensors, how many
+sequences are done, and a fingerprint of the question. It is written to a temporary name and renamed.
+A file with another fingerprint is refused, never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lens_linear._checks import require_int, require_path
+from lens_linear._files import write_with
+from lens_linear._tl import TransformerBridge
+from lens_linear.errors import CorruptedFileError
+from lens_linear.linalg import Moments
+from lens_linear.models.capture import Site
+from lens_linear.stats.split import RowView, process
+
+Key = tuple[int, Site]
+FORMAT = "lens_linear.pass 1"
+
+
+@dataclass
+class PassState:
+    """How far a pass has come: sequences done in each phase, statistics, other sums."""
+
+    done: dict[str, int] = field(default_factory=dict)
+    moments: dict[Key, Moments] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fingerprint(model: TransformerBridge, rows: RowView, **knobs: Any) -> str:
+    """Hash of model, weights, tokens and knobs: equal only when a pass asks the same question."""
+    digest = hashlib.sha256(json.dumps([model.cfg.model_name, knobs], sort_keys=True).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        if weight.is_floating_point():
+            total = weight.detach().double()
+            digest.update(f"{name} {tuple(weight.shape)} {float(total.sum()):.17g}".encode())
+    for start in range(0, len(rows), 1024):
+        digest.update(rows[start : start + 1024].long().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """Where a pass keeps its state; ``path=None`` keeps nothing.
+
+    Args:
+        path: the file; under ``torch.distributed`` every process adds its rank to the name.
+        question: fingerprint; a file that carries another is refused.
+        every: sequences between two writes.
+    """
+
+    def __init__(self, path: str | Path | None, question: str, *, every: int = 256) -> None:
+        self.every = require_int("save_every", every, minimum=1)
+        self.question = question
+        self.path = None if path is None else _own(require_path("checkpoint", path))
+
+    def load(self) -> PassState:
+        """Read the state, or start afresh when there is no file.
+
+        Raises:
+            CorruptedFileError: damaged, or of another question.
+        """
+        if self.path is None or not self.path.is_file():
+            return PassState()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        except (SafetensorError, OSError) as error:
+            raise CorruptedFileError(
+                f"checkpoint {str(self.path)!r} cannot be read ({error}); remove it to start again"
+            ) from error
+        if metadata.get("format") != FORMAT or metadata.get("question") != self.question:
+            raise CorruptedFileError(
+                f"checkpoint {str(self.path)!r} belongs to another model, text or setting; "
+                "remove it, or name another file"
+            )
+        state = PassState(done=json.loads(metadata["done"]))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, value in tensors.items():
+                if name.startswith("sums."):
+                    state.sums[name.removeprefix("sums.")] = value
+                    continue
+                layer, site = name.removeprefix("moments.").split(".")
+                file_name = Path(folder) / "part"
+                file_name.write_bytes(value.numpy().tobytes())
+                state.moments[(int(layer), site)] = Moments.load(file_name)  # type: ignore[index]
+        return state
+
+    def save(self, state: PassState) -> None:
+        """Write the state, whole or not at all."""
+        if self.path is None:
+            return
+        tensors = {f"sums.{name}": value.cpu() for name, value in state.sums.items()}
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+            part = Path(folder) / "part"
+            for (layer, site), moments in state.moments.items():
+                if moments.n:
+                    data = bytearray(moments.save(part).read_bytes())
+                    tensors[f"moments.{layer}.{site}"] = torch.frombuffer(data, dtype=torch.uint8)
+        metadata = {
+            "format": FORMAT,
+            "question": self.question,
+            "done": json.dumps(state.done),
+        }
+        write_with(self.path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def remove(self) -> None:
+        """Delete the file: the pass is complete."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _own(path: Path) -> Path:
+    rank, world = process()
+    return path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
