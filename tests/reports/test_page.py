@@ -120,7 +120,7 @@ def test_a_real_browser_shows_hostile_tokens_and_runs_nothing(tmp_path):
     title = re.search(r"<title>(.*?)</title>", dom, re.S).group(1)
     assert "HACKED" in title and title.startswith("&lt;/script&gt;")  # the text, not the effect
     assert dom.count('class="main-svg"') >= 2  # both figures were drawn
-    assert dom.count("Head Selector") == 2  # both attention views were drawn
+    assert dom.split("</head>")[1].count("Head Selector") == 2  # both attention views were drawn
     assert "&lt;b&gt;bold&lt;/b&gt;" in dom
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not errors, errors
