@@ -53,12 +53,27 @@ def skip_trigram_counts(
         >>> table[["source", "destination", "out", "lift"]].values.tolist()
         [[0.0, 2.0, 3.0, 2.0], [4.0, 2.0, 5.0, 2.0]]
     """
-    import pandas as pd
-
     n_vocab = require_int("n_vocab", n_vocab, minimum=1, maximum=_MAX_VOCAB)
     window = require_int("window", window, minimum=1)
     k = require_int("k", k, minimum=1)
     min_count = require_int("min_count", min_count, minimum=1)
+    pairs, armed, triples = _count(tokens, n_vocab, window, min_count)
+    keys, count = triples.result()
+    keys, count = keys[count >= min_count], count[count >= min_count]
+    source, rest = keys // n_vocab**2, keys % n_vocab**2
+    destination, out = rest // n_vocab, rest % n_vocab
+    followed = torch.zeros(n_vocab, dtype=torch.int64)
+    pair_keys, pair_counts = pairs.result()
+    followed.index_add_(0, pair_keys // n_vocab, pair_counts)
+    base = pairs.look_up(rest).double() / followed[destination]
+    expected = armed.look_up(source * n_vocab + destination) * base
+    return _table(source, destination, out, count, expected, k)
+
+
+def _count(
+    tokens: Int[Tensor, "sequence position"], n_vocab: int, window: int, min_count: int
+) -> tuple[SparseCounts, SparseCounts, SparseCounts]:
+    """Pairs (destination, out), armed pairs (source, destination), and frequent enough triples."""
     pairs, frequent = SparseCounts(n_vocab**2), torch.zeros(n_vocab, dtype=torch.int64)
     for block in token_blocks(tokens, n_vocab, min_length=2):
         pairs.add((block[:, :-1] * n_vocab + block[:, 1:]).flatten())
@@ -72,15 +87,14 @@ def skip_trigram_counts(
             pair = source * n_vocab + destination
             armed.add(pair[often])
             triples.add((pair * n_vocab + out)[often & is_wanted])
-    keys, count = triples.result()
-    keys, count = keys[count >= min_count], count[count >= min_count]
-    source, rest = keys // n_vocab**2, keys % n_vocab**2
-    destination, out = rest // n_vocab, rest % n_vocab
-    followed = torch.zeros(n_vocab, dtype=torch.int64)
-    pair_keys, pair_counts = pairs.result()
-    followed.index_add_(0, pair_keys // n_vocab, pair_counts)
-    base = pairs.look_up(rest).double() / followed[destination]
-    expected = armed.look_up(source * n_vocab + destination) * base
+    return pairs, armed, triples
+
+
+def _table(
+    source: Tensor, destination: Tensor, out: Tensor, count: Tensor, expected: Tensor, k: int
+) -> pd.DataFrame:
+    import pandas as pd
+
     gain = count * (count / expected).log()
     frame = pd.DataFrame(
         {

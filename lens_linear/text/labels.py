@@ -29,9 +29,7 @@ _VISIBLE = {
     "▁": SPACE,
     "\n": "↵",
     "Ċ": "↵",
-    "\r": "␍",
     "\t": "⇥",
-    "\x7f": "␡",
 }
 _INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -40,11 +38,11 @@ _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 def token_label(token: str, *, max_length: int | None = None) -> str:
     """One token as printable text on one line; never empty.
 
-    Spaces (also ``Ġ`` and ``▁``) become ``␣``, newlines (also ``Ċ``) ``↵``, tabs ``⇥``, carriage
-    returns ``␍``, other C0 control characters their Unicode picture (``␀``), the empty string
-    ``∅``. Anything else that would be invisible or move its neighbours (zero-width and
-    right-to-left marks, lone surrogates, odd spaces) becomes its code point, ``⟨200B⟩``. Markup
-    such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
+    Spaces (also ``Ġ`` and ``▁``) become ``␣``, newlines (also ``Ċ``) ``↵``, tabs ``⇥``, the empty
+    string ``∅``. Anything else that would be invisible or move its neighbours (control characters,
+    zero-width and right-to-left marks, lone surrogates, odd spaces) becomes its code point,
+    ``⟨200B⟩``; the Unicode pictures of control characters are missing from many fonts. Markup such
+    as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
 
     Args:
         token: a vocabulary entry or a decoded token. A real ``Ġ``, ``Ċ`` or ``▁`` in a text is
@@ -111,25 +109,23 @@ def unique_labels(labels: Sequence[str]) -> list[str]:
 def html_label(token: str, *, max_length: int | None = None) -> str:
     """:func:`token_label`, escaped so that HTML and plotly show it literally and run nothing.
 
-    ``& < > " '`` become entities. So do ``$``, because plotly hands text between dollar signs to
-    MathJax, and the brace of ``%{``, which is a placeholder in plotly's hover templates.
+    ``& < > " '`` become entities (the quotes numeric ones: plotly shows ``&quot;`` as it stands).
+    So do ``$``, because plotly hands text between dollar signs to MathJax, and the brace of ``%{``,
+    which is a placeholder in plotly's hover templates.
 
     Example:
         >>> html_label("<b>"), html_label("a & 'b'"), html_label("$x$")
         ('&lt;b&gt;', 'a␣&amp;␣&#x27;b&#x27;', '&#36;x&#36;')
     """
     escaped = html.escape(token_label(token, max_length=max_length), quote=True)
-    return escaped.replace("$", "&#36;").replace("%{", "%&#123;")
+    return escaped.replace("&quot;", "&#34;").replace("$", "&#36;").replace("%{", "%&#123;")
 
 
 def _visible(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
     if unicodedata.category(character) in _INVISIBLE_CATEGORIES:
-        return f"⟨{code:04X}⟩"
+        return f"⟨{ord(character):04X}⟩"
     return character
 
 

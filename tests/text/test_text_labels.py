@@ -1,4 +1,5 @@
 import html
+import re
 import unicodedata
 from html.parser import HTMLParser
 
@@ -44,11 +45,11 @@ ANY_TEXT = st.text(alphabet=st.characters(), max_size=12)  # surrogates and cont
         ("\n", "↵"),
         ("Ċ", "↵"),
         ("\t", "⇥"),
-        ("\r\n", "␍↵"),
+        ("\r\n", "⟨000D⟩↵"),
         ("", "∅"),
-        ("\x00", "␀"),
-        ("\x1b", "␛"),
-        ("\x7f", "␡"),
+        ("\x00", "⟨0000⟩"),
+        ("\x1b", "⟨001B⟩"),
+        ("\x7f", "⟨007F⟩"),
         ("\x85", "⟨0085⟩"),
         ("\u200b", "⟨200B⟩"),
         ("\u202e", "⟨202E⟩"),
@@ -100,6 +101,8 @@ def test_html_shows_the_label_and_nothing_else(token):
     assert sniffer.text == token_label(token)
     assert not set(escaped) & set("<>\"'$") and "%{" not in escaped
     assert html.unescape(escaped) == token_label(token)
+    # Plotly knows only a few named entities; seen in a rendered figure: it shows "&quot;" as it is.
+    assert set(re.findall(r"&([a-z]+);", escaped)) <= {"amp", "lt", "gt"}
 
 
 @settings(max_examples=200, deadline=None)
