@@ -24,6 +24,7 @@ _WHERE = {
     "SyntheticLanguage": "text.synthetic",
     "available_models": "models.bundled",
     "bilinear_probe": "linearity.bilinear",
+    "check": "teaching.check",
     "composition_scores": "circuits.composition",
     "concept_directions": "dynamics.directions",
     "evaluate_schedules": "dynamics.steering",
@@ -58,6 +59,7 @@ _ROOMS = (
     "models",
     "plots",
     "stats",
+    "teaching",
     "text",
     "training",
 )

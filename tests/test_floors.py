@@ -23,6 +23,7 @@ FLOORS = {
     "constructions": 4,
     "plots": 5,
     "reports": 6,
+    "teaching": 6,
     "cli": 7,
     "__main__": 8,
 }

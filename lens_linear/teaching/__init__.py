@@ -1,0 +1,7 @@
+"""What the tutorials need from the installed package: checks of exercises, and the notebooks.
+
+* :data:`lens_linear.check` (:mod:`lens_linear.teaching.check`): ``ll.check("3.2", answer)``.
+* :func:`lens_linear.teaching.tutorials.copy_tutorials`: the exercise notebooks, copied out.
+* ``lesson_N``: the checks of one lesson; they test properties and hand-computed cases and never
+  hold a solution.
+"""

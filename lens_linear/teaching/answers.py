@@ -1,0 +1,176 @@
+"""Read a student's answer and say in plain words what is wrong with it. Used by every lesson.
+
+A check is a function of the answer that raises :class:`Wrong` with a sentence for the student, and
+otherwise returns a remark (or nothing). Whatever a student's function raises comes back as
+:class:`Wrong` too, so that a wrong answer never ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Wrong(Exception):
+    """The answer is not right; the text is for the student."""
+
+
+class NotWritten(Wrong):
+    """The exercise is still the stub."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """How one exercise is checked.
+
+    Args:
+        check: takes the answer; raises :class:`Wrong`; may return a remark shown on success.
+        hints: from a nudge to nearly the answer; revealed one by one.
+    """
+
+    check: Callable[[Any], str | None]
+    hints: tuple[str, ...]
+
+
+def call(answer: Any, *arguments: Any, case: str = "") -> Any:
+    """Call a student's function on copies of the arguments; every failure becomes :class:`Wrong`.
+
+    Args:
+        answer: what the student passed; must be callable.
+        *arguments: tensors are cloned, so that in-place edits cannot change the case.
+        case: what this call is, for the message: "on a vocabulary of 3".
+    """
+    if not callable(answer):
+        raise Wrong(
+            f"This exercise wants the function itself, but it got a value of type "
+            f"{type(answer).__name__}. Pass the name of the function without brackets."
+        )
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    try:
+        return answer(*copies)
+    except NotImplementedError:
+        raise NotWritten(
+            "Not written yet: replace the line that raises NotImplementedError by your own code, "
+            "run that cell, then run this one again."
+        ) from None
+    except Wrong:
+        raise
+    except Exception as error:
+        where = _where(answer, error)
+        text = str(error).strip().splitlines()
+        about = f": {text[0]}" if text else ""
+        given = _shapes(arguments)
+        raise Wrong(
+            f"Your function raised {type(error).__name__}{about}{where}"
+            f"{' ' + case if case else ''}. It was called with {given}."
+        ) from None
+
+
+def tensor(
+    value: Any, *, shape: Sequence[int] | None = None, what: str = "The result"
+) -> Float[Tensor, "..."]:
+    """Read a tensor, array, list, number or factored matrix as float64 with the shape asked for."""
+    if value is None:
+        raise Wrong(f"{what} is None. Does your function end with a return statement?")
+    if hasattr(value, "AB"):  # a FactoredMatrix is as good as its product
+        value = value.AB
+    try:
+        got = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(
+            f"{what} should be a tensor, but it is of type {type(value).__name__}."
+        ) from None
+    if got.is_complex():
+        raise Wrong(f"{what} holds complex numbers; return real ones (take .real).")
+    got = got.to(torch.float64)
+    if shape is not None and tuple(got.shape) != tuple(shape):
+        raise Wrong(f"{what} has shape {tuple(got.shape)}, but it should be {tuple(shape)}.")
+    if not bool(torch.isfinite(got).all()):
+        bad = int((~torch.isfinite(got)).sum())
+        raise Wrong(
+            f"{what} holds {bad} NaN or infinite numbers out of {got.numel()}. "
+            "Look for a division by zero or the logarithm of zero."
+        )
+    return got
+
+
+def number(value: Any, *, what: str = "The result") -> float:
+    """Read one finite number; a tensor with one element will do."""
+    got = tensor(value, what=what)
+    if got.numel() != 1:
+        raise Wrong(f"{what} should be one number, but it has shape {tuple(got.shape)}.")
+    return float(got.reshape(()))
+
+
+def require_close(
+    got: Any,
+    want: Any,
+    message: str,
+    *,
+    atol: float = 1e-5,
+    rtol: float = 1e-4,
+    show: bool = True,
+) -> None:
+    """Raise :class:`Wrong` with ``message`` unless ``|got - want| <= atol + rtol |want|``.
+
+    Args:
+        got: the student's tensor or number.
+        want: what it should be, same shape.
+        message: what is wrong, one or two sentences.
+        atol: absolute tolerance; float32 answers must pass.
+        rtol: relative tolerance.
+        show: add the entry that is furthest off, yours and expected.
+    """
+    got = torch.as_tensor(got, dtype=torch.float64)
+    want = torch.as_tensor(want, dtype=torch.float64)
+    off = (got - want).abs() - atol - rtol * want.abs()
+    if bool((off <= 0).all()):
+        return
+    if show:
+        index = torch.unravel_index(off.argmax(), off.shape) if off.ndim else ()
+        place = f" at {[int(i) for i in index]}" if off.ndim else ""
+        yours, expected = float(got[tuple(index)]), float(want[tuple(index)])
+        message = f"{message} Furthest off{place}: yours is {yours:.4g}, expected {expected:.4g}."
+    raise Wrong(message)
+
+
+def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> bool:
+    """Whether two tensors or numbers agree; used to recognise a common mistake."""
+    got = torch.as_tensor(got, dtype=torch.float64)
+    want = torch.as_tensor(want, dtype=torch.float64)
+    return got.shape == want.shape and bool(torch.allclose(got, want, atol=atol, rtol=rtol))
+
+
+def random_tensor(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
+    """Standard normal float32 tensor from a local generator: a case nobody can guess."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator)
+
+
+def _shapes(arguments: Sequence[Any]) -> str:
+    parts = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            parts.append(f"a tensor of shape {tuple(argument.shape)}")
+        elif isinstance(argument, (int, float, str, bool, type(None))):
+            parts.append(repr(argument))
+        else:
+            parts.append(f"a {type(argument).__name__}")
+    return ", ".join(parts) if parts else "no arguments"
+
+
+def _where(answer: Any, error: Exception) -> str:
+    """Return the line of the student's own code where the error arose, if it is known."""
+    code = getattr(answer, "__code__", None)
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if code is not None and frame.filename == code.co_filename
+    ]
+    return f", in your line `{own[-1].line}`" if own and own[-1].line else ""

@@ -1,0 +1,1 @@
+"""From one master per lesson to exercise, solution and instructor notebooks."""
