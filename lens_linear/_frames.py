@@ -51,9 +51,6 @@ class Table:
         # A frame has no truth value; a result is a thing, also when its table is empty.
         return True
 
-    def __dataframe__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to_dataframe().__dataframe__(*args, **kwargs)
-
     def __getattr__(self, name: str) -> Any:
         # Only called for names that the result itself does not have. Names that start with an
         # underscore are protocols (copy, pickle, IPython) and never belong to the frame.
@@ -72,4 +69,4 @@ class Table:
 
     def _repr_html_(self) -> str:
         # pandas escapes cell contents, so tokens such as <script> are shown and not run.
-        return str(self.to_dataframe()._repr_html_())
+        return self.to_dataframe().to_html(max_rows=60, max_cols=20, notebook=True)
