@@ -59,8 +59,8 @@ def linearize(
 
     Each map is the least-squares fit of the layer's output on its input over ``tokens``. With ``rank`` an
     FFN's map is the best of that rank (reduced-rank regression); a block's is the identity, which costs
-    nothing, plus the best map of that rank to what the block adds. Inside the block the model is used as ever: its
-    logits, hooks and caches are those of the linearised model.
+    nothing, plus the best map of that rank to what the block adds. Inside the block the model is used as
+    ever: its logits, hooks and caches are those of the linearised model.
 
     Args:
         model: a bridge; its weights do not change.

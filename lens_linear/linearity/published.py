@@ -1,0 +1,192 @@
+"""Published numbers beside measured ones. What was not run here says so; nothing is filled in.
+
+>>> table = published_beside_measured({})
+>>> set(table["measured"])
+{'not run'}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lens_linear._frames import Table
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linearity.compression import CompressionTable
+from lens_linear.linearity.profile import LinearityProfile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_RUN = "not run"
+RAZZHIGAEV = "Razzhigaev et al. 2024, arXiv 2405.12250"
+WHIPP = "Whipp 2026, arXiv 2606.19379"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published number or claim.
+
+    Attributes:
+        model: model or family it is about, in lower case, as its name begins.
+        quantity: what was measured.
+        value: as published, in words or digits.
+        source: paper.
+        conditions: under which; differences to ours belong here.
+    """
+
+    model: str
+    quantity: str
+    value: str
+    source: str
+    conditions: str = ""
+
+
+_BLOCK = "block R² with residual"
+_BARE = "block R² without residual"
+_FFN = "FFN R², lowest to highest layer"
+_EARLY = "perplexity, early FFN as one linear layer"
+_IN_SAMPLE = "in-sample Procrustes score; ours held out unless asked"
+
+PUBLISHED: tuple[Published, ...] = (
+    *(
+        Published(family, quantity, value, RAZZHIGAEV, _IN_SAMPLE)
+        for family in ("gpt2", "llama", "opt", "bloom")
+        for quantity, value in ((_BLOCK, "about 0.99"), (_BARE, "clearly lower"))
+    ),
+    Published("any", "block R² during pretraining", "falls", RAZZHIGAEV),
+    Published("any", "block R² during fine-tuning", "rises", RAZZHIGAEV),
+    Published(
+        "any",
+        "cosine regulariser in pretraining",
+        "less linear, better scores",
+        RAZZHIGAEV,
+        "TinyStories and SuperGLUE scores",
+    ),
+    *(
+        Published(model, _FFN, "below 0.3 to above 0.99 over the three models", WHIPP, "held out")
+        for model in ("gpt2", "pythia-160m", "llama-160m")
+    ),
+    Published("gpt2", _EARLY, "+0.77 at 8 times fewer parameters", WHIPP, "WikiText-2"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedTable(Table):
+    """Published beside measured; acts as its table.
+
+    Attributes:
+        rows: one mapping per published number, then one per measured model that no paper names.
+    """
+
+    rows: tuple[dict[str, str], ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns: model, quantity, published, measured, conditions, source."""
+        import pandas as pd
+
+        names = ("model", "quantity", "published", "measured", "conditions", "source")
+        return pd.DataFrame(list(self.rows), columns=list(names))
+
+    def __repr__(self) -> str:
+        run = sum(row["measured"] != NOT_RUN for row in self.rows)
+        return f"PublishedTable: {len(self.rows)} rows, {run} measured here, the rest not run"
+
+
+def published_beside_measured(
+    measured: Mapping[str, LinearityProfile | CompressionTable],
+) -> PublishedTable:
+    """Put what was measured beside what was published about the same model.
+
+    A measured model belongs to a published row when its name (without owner and folder) begins with the
+    row's model. Rows without a match read "not run". Measured models that no row names come after, with
+    "none" published.
+
+    Args:
+        measured: model name to profile or compression table; may be empty.
+
+    Returns:
+        PublishedTable; acts as a DataFrame.
+
+    Raises:
+        InvalidArgumentError: a value is neither.
+    """
+    for name, result in measured.items():
+        if not isinstance(result, (LinearityProfile, CompressionTable)):
+            raise InvalidArgumentError(
+                f"measured[{name!r}] must be a LinearityProfile or a CompressionTable, got "
+                f"{type(result).__name__}"
+            )
+    rows = []
+    used: set[tuple[str, str]] = set()
+    for entry in PUBLISHED:
+        found = []
+        for name, result in measured.items():
+            if not _short(name).startswith(entry.model):
+                continue
+            text = _measure(entry.quantity, result)
+            if text is not None:
+                found.append(f"{name}: {text}")
+                used.add((name, entry.quantity))
+        rows.append(_row(entry, "; ".join(found) or NOT_RUN))
+    for name, result in measured.items():
+        for quantity in _MEASURES:
+            text = _measure(quantity, result)
+            if text is not None and (name, quantity) not in used:
+                rows.append(_row(Published(name, quantity, "none", "", ""), text))
+    return PublishedTable(tuple(rows))
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").split("/")[-1].lower()
+
+
+def _row(entry: Published, measured: str) -> dict[str, str]:
+    return {
+        "model": entry.model,
+        "quantity": entry.quantity,
+        "published": entry.value,
+        "measured": measured,
+        "conditions": entry.conditions,
+        "source": entry.source,
+    }
+
+
+def _span(score: str) -> Callable[[object], str | None]:
+    def text(result: object) -> str | None:
+        if not isinstance(result, LinearityProfile):
+            return None
+        values = result.scores[score]
+        values = values[~values.isnan()]
+        if not len(values):
+            return None
+        low, high, mean = (float(v) for v in (values.min(), values.max(), values.mean()))
+        return f"mean {mean:.3f}, {low:.3f} to {high:.3f} ({result.fit}, n = {result.n_tokens:,})"
+
+    return text
+
+
+def _early(result: object) -> str | None:
+    if not isinstance(result, CompressionTable):
+        return None
+    first = [row for row in result.rows if row["layer"] == 0]
+    if not first:
+        return None
+    row = max(first, key=lambda r: float(r["map_parameters"]))  # type: ignore[arg-type]
+    return (
+        f"{row['perplexity_increase']:+.2f} at {row['times_fewer']:.1f} times fewer parameters, layer 0 "
+        f"(n = {result.n_tokens:,})"
+    )
+
+
+_MEASURES: dict[str, Callable[[object], str | None]] = {
+    _BLOCK: _span("block"),
+    _BARE: _span("block_no_residual"),
+    _FFN: _span("ffn"),
+    _EARLY: _early,
+}
+
+
+def _measure(quantity: str, result: object) -> str | None:
+    return _MEASURES[quantity](result) if quantity in _MEASURES else None
