@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lens_linear._checks import require_choice
+from lens_linear._frames import Table
 from lens_linear._tl import HookedRootModule, HookPoint
 from lens_linear.constructions.spectral import (
     SpectralRoot,
@@ -43,7 +44,7 @@ FORMS = ("in-context", "paper")
 
 
 @dataclass(frozen=True, eq=False)
-class HatMatrix:
+class HatMatrix(Table):
     """What the labels of the context are multiplied by: ``prediction = values @ Y``.
 
     For the training rows themselves it is the projection onto their span: its diagonal, the

@@ -36,6 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._checks import require_choice, require_float, require_int, require_rows
+from lens_linear._frames import Table
 from lens_linear.constructions.ols import FORMS, Form, OLSAttention
 from lens_linear.constructions.spectral import as_design, as_outputs, spectral_root
 from lens_linear.errors import InvalidArgumentError
@@ -48,7 +49,7 @@ _TASKS_PER_INPUT = 8  # few tasks leave directions of G that the loss hardly see
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRun:
+class TrainingRun(Table):
     """Curves over epochs (epoch 0 is the random start) for each seed, and the trained weights.
 
     ``prediction_error`` is ``‖Ŷ - Ŷ_OLS‖ / ‖Ŷ_OLS‖`` on the training rows; ``geometry_error`` is

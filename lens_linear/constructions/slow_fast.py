@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._frames import Table
 from lens_linear.constructions.newton_schulz import NewtonSchulzAttention
 from lens_linear.constructions.ols import FORMS, Form, OLSAttention
 from lens_linear.constructions.spectral import spectral_root
@@ -39,7 +40,7 @@ _SIDES = ("first", "second")
 
 
 @dataclass(frozen=True, eq=False)
-class MemorySwap:
+class MemorySwap(Table):
     """Whose regression does the layer answer with? Relative errors for every pair of memories.
 
     ``to_context_ols[w, c]``: distance of the prediction, weights from data w and context from data
@@ -121,7 +122,7 @@ def swap_memories(
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftCurve:
+class ShiftCurve(Table):
     """Error against covariance shift for each method, with its layers and cost.
 
     The shift is the condition number of the context's covariance as the base geometry sees it; 1 is
