@@ -1,0 +1,142 @@
+"""Figures of what replacement costs: curves over blocks, runs of blocks, FFN compression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from lens_linear._checks import require_choice
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linearity.compression import CompressionTable
+from lens_linear.linearity.curve import ReplacementCurve
+from lens_linear.linearity.runs import RunTable
+from lens_linear.plots.style import DASHES, GREY, colour, escape, matrix, styled
+
+
+def replacement_curves(
+    curves: ReplacementCurve | Mapping[str, ReplacementCurve], *, perplexity: bool = False
+) -> go.Figure:
+    """Held-out loss (or perplexity) against the number of blocks replaced, one line per curve.
+
+    Error bars are standard errors over test sequences of the difference to the whole model.
+
+    Args:
+        curves: one curve, or several by name.
+        perplexity: show the exponential of the loss on a logarithmic axis, without error bars.
+    """
+    named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else dict(curves)
+    if not named:
+        raise InvalidArgumentError("curves must hold at least one ReplacementCurve")
+    figure = go.Figure()
+    for index, (name, curve) in enumerate(named.items()):
+        frame = curve.to_dataframe()
+        order = [", ".join(map(str, layers)) or "none" for layers in frame["layers"]]
+        figure.add_trace(
+            go.Scatter(
+                x=frame["n_replaced"],
+                y=frame["perplexity" if perplexity else "loss"],
+                error_y=None
+                if perplexity
+                else {"type": "data", "array": frame["loss_increase_se"], "thickness": 1},
+                mode="lines+markers",
+                name=escape(name),
+                line={"color": colour(index), "dash": DASHES[index % len(DASHES)], "width": 2.5},
+                marker={"size": 7, "symbol": index % 8},
+                customdata=order,
+                hovertemplate=(
+                    f"{escape(name)}<br>%{{x}} blocks replaced: %{{y:.4g}}<br>"
+                    "layers %{customdata}<extra></extra>"
+                ),
+            )
+        )
+    first = next(iter(named.values()))
+    whole = first.to_dataframe().iloc[0]
+    figure.add_hline(
+        y=whole["perplexity" if perplexity else "loss"],
+        line={"color": GREY, "dash": "dot"},
+        annotation_text="whole model",
+    )
+    if perplexity:
+        figure.update_yaxes(type="log")
+    figure.update_xaxes(dtick=1)
+    return styled(
+        figure,
+        title=f"Replacing blocks: {escape(first.model_name)}",
+        subtitle=f"n = {first.n_tokens:,} held-out tokens, maps fitted on {first.n_fit:,}",
+        x="blocks replaced",
+        y="perplexity" if perplexity else "loss (nats per token)",
+    )
+
+
+def run_table(table: RunTable, *, method: str = "linear") -> go.Figure:
+    """Heatmap of the loss increase when blocks first (row) to last (column) become one map.
+
+    Args:
+        table: what ``run_table`` returned.
+        method: "linear" or "remove".
+    """
+    require_choice("method", method, ("linear", "remove"))
+    frame = table.to_dataframe()
+    frame = frame[frame["method"] == method]
+    grid = frame.pivot(index="first", columns="last", values="loss_increase")
+    figure = matrix(
+        grid.to_numpy(),
+        rows=list(grid.index),
+        columns=list(grid.columns),
+        value_name="loss increase (nats)",
+        row_name="first block",
+        column_name="last block",
+        diverging=False,
+    )
+    if grid.size <= 200:
+        figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
+    what = "one affine map" if method == "linear" else "nothing"
+    return styled(
+        figure,
+        title=f"Runs of blocks replaced by {what}: {escape(table.model_name)}",
+        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens",
+        x="last block of the run",
+        y="first block of the run",
+        width=640,
+    )
+
+
+def ffn_compression(table: CompressionTable) -> go.Figure:
+    """Perplexity increase of each single-FFN replacement against its parameters saved.
+
+    Colour is the layer, size grows with the parameters kept; the hover names rank and held-out R².
+    """
+    frame = table.to_dataframe()
+    figure = go.Figure()
+    for index, (layer, part) in enumerate(frame.groupby("layer")):
+        part = part.sort_values("map_parameters")
+        figure.add_trace(
+            go.Scatter(
+                x=part["times_fewer"],
+                y=part["loss_increase"],
+                error_y={"type": "data", "array": part["loss_increase_se"], "thickness": 1},
+                mode="lines+markers",
+                name=f"layer {layer}",
+                line={"color": colour(index), "width": 1.5, "dash": DASHES[index // 8 % 5]},
+                marker={"size": 8, "symbol": index % 8},
+                customdata=part[["rank", "ffn_r2", "perplexity_increase"]].to_numpy(),
+                hovertemplate=(
+                    f"layer {layer}, rank %{{customdata[0]}}<br>%{{x:.1f}} times fewer parameters<br>"
+                    "loss %{y:+.4f} nats, perplexity %{customdata[2]:+.3f}<br>"
+                    "held-out R² %{customdata[1]:.3f}<extra></extra>"
+                ),
+            )
+        )
+    figure.add_hline(y=0, line={"color": GREY, "dash": "dot"})
+    figure.update_xaxes(type="log")
+    return styled(
+        figure,
+        title=f"One FFN as one affine layer: {escape(table.model_name)}",
+        subtitle=(
+            f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
+            "low rank to the right"
+        ),
+        x="times fewer parameters than the FFN",
+        y="loss increase (nats per token)",
+    )
