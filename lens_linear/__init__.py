@@ -27,7 +27,7 @@ _WHERE = {
     "check": "teaching.check",
     "composition_scores": "circuits.composition",
     "concept_directions": "dynamics.directions",
-    "evaluate_schedules": "dynamics.steering",
+    "evaluate_schedules": "dynamics.schedules",
     "evaluation_tokens": "stats.evaluation",
     "fit_surrogate": "dynamics.surrogates",
     "gain_profile": "dynamics.gains",

@@ -32,6 +32,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear._checks import require_finite
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.block_maps import BlockMaps
 from lens_linear.models.capture import model_device, require_model_tokens, run
 from lens_linear.models.hooks import Edit, Spot, has_spot, require_bridge
 from lens_linear.models.rotary import Rotary, read_rotary
@@ -104,7 +105,9 @@ class FrozenContext:
             offset = amplitudes[:, :, layer, None] * directions[layer]
 
             def hook(x: Tensor) -> Tensor:
-                return self._written(x, self._read(x, copies) + offset)
+                # Layer 0 starts from the recorded state: a one-token run embeds position 0.
+                before = self.states[0][None] if layer == 0 else self._read(x, copies)
+                return self._written(x, before + offset)
 
             return hook
 
@@ -161,69 +164,6 @@ class FrozenContext:
             return rows.expand_as(x)
         place = (self.lengths - 1).repeat(len(last))[:, None, None].expand(-1, 1, x.shape[-1])
         return x.scatter(1, place, rows.to(x.dtype))
-
-
-@dataclass(frozen=True, eq=False)
-class BlockMaps:
-    """Jacobian products of all blocks at the last token, batched over prompts and directions.
-
-    Convention: states are columns, ``x_{l+1} = f_l(x_l)``, A_l its Jacobian. ``push`` gives ``A_l t``,
-    ``pull`` gives ``A_lᵀ w``. The forward pass was run once; a product costs about one more pass over one
-    token a prompt. ``push`` differentiates ``A_lᵀ w`` with respect to w (it is linear in w), so it needs no
-    forward-mode rule and no second run of the model.
-    """
-
-    inputs: tuple[Float[Tensor, "prompt d_model"], ...]
-    outputs: tuple[Float[Tensor, "prompt d_model"], ...]
-
-    def __post_init__(self) -> None:
-        probes = tuple(torch.zeros_like(output).requires_grad_() for output in self.outputs)
-        pulled = torch.autograd.grad(self.outputs, self.inputs, probes, create_graph=True)
-        object.__setattr__(self, "_probes", probes)
-        object.__setattr__(self, "_pulled", pulled)
-
-    def __repr__(self) -> str:
-        prompts, d_model = self.inputs[0].shape
-        return f"BlockMaps: {len(self.inputs)} blocks of width {d_model} at {prompts} prompts"
-
-    def push(
-        self,
-        tangents: Float[Tensor, "layer direction prompt d_model"],
-        *,
-        layers: Sequence[int] | None = None,
-    ) -> Float[Tensor, "layer direction prompt d_model"]:
-        """Return ``A_l t`` for every layer asked for (all by default), direction and prompt."""
-        chosen = range(len(self.inputs)) if layers is None else layers
-        pulled: tuple[Tensor, ...] = self._pulled
-        probes: tuple[Tensor, ...] = self._probes
-        return _products(
-            [pulled[layer] for layer in chosen], [probes[layer] for layer in chosen], tangents
-        )
-
-    def pull(
-        self,
-        cotangents: Float[Tensor, "layer direction prompt d_model"],
-        *,
-        layers: Sequence[int] | None = None,
-    ) -> Float[Tensor, "layer direction prompt d_model"]:
-        """Return ``A_lᵀ w`` for every layer asked for (all by default), direction and prompt."""
-        chosen = range(len(self.inputs)) if layers is None else layers
-        return _products(
-            [self.outputs[layer] for layer in chosen],
-            [self.inputs[layer] for layer in chosen],
-            cotangents,
-        )
-
-
-def _products(outputs: list[Tensor], inputs: list[Tensor], vectors: Tensor) -> Tensor:
-    vectors = vectors.to(outputs[0].device, outputs[0].dtype)
-    if vectors.shape[1] == 1:
-        found = torch.autograd.grad(outputs, inputs, list(vectors[:, 0]), retain_graph=True)
-        return torch.stack(found)[:, None]
-    found = torch.autograd.grad(
-        outputs, inputs, list(vectors), retain_graph=True, is_grads_batched=True
-    )
-    return torch.stack(found)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,309 @@
+"""Low-order linear surrogates of the depth dynamics, and how well they predict layerwise gains.
+
+    r_{l+1} = Ā_l r_l + B̄_l u_l,        Ā_l = leftᵀ_{l+1} A_l right_l,   B̄_l = leftᵀ_{l+1} A_l v_l,
+    predicted gain of layer k:  C̄ Ā_{L−1} … Ā_{k+1} B̄_k,                  C̄ = C right_L
+
+``order`` is the number of reduced coordinates; :mod:`lens_linear.dynamics.bases` says which. Two meanings of
+A_l are offered, and they answer different questions:
+
+* ``jacobian="mean"`` (the paper's): A_l is averaged over the operating prompts, so there is *one*
+  system with one gain profile for all prompts. What limits it is not the order: no single profile can
+  follow gains that differ from prompt to prompt (``Agreement.ceiling``), and at full order a product
+  of means is not the mean of products.
+* ``jacobian="prompt"``: the bases are shared, the Jacobians are each prompt's own. At full order this
+  *is* the adjoint profile. It shows how few coordinates the dynamics need, apart from how much prompts
+  differ. Its gains cost one backward sweep whatever the order (:meth:`Linearization.costates`), so it
+  is never cheaper than the exact adjoint profile: it is a measurement, not a shortcut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear._checks import require_choice, require_int
+from lens_linear.dynamics.agreement import Agreement
+from lens_linear.dynamics.bases import BASES, Bases, Basis, build_bases
+from lens_linear.dynamics.gains import GainProfile, require_directions
+from lens_linear.dynamics.linearization import Linearization, linearize
+from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
+from lens_linear.models.hooks import require_bridge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+JacobianKind = Literal["prompt", "mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A reduced linear system over depth, with the gains it predicts at the operating prompts.
+
+    Attributes:
+        gains: predicted; one row for each operating prompt (``jacobian="prompt"``) or the one row of the mean
+            system (``"mean"``).
+        A: Ā_0 ... Ā_{L−1}, from the mean Jacobian.
+        B: B̄_0 ... B̄_{L−1}, from the mean Jacobian.
+        C: C̄.
+        bases: the reduced coordinates.
+        directions: v_0 ... v_L.
+        readout: C.
+        jacobian: see the module's head.
+        lengths: tokens of each operating prompt.
+        key: checksum of the operating prompts.
+    """
+
+    gains: Float[Tensor, "prompt layer"]
+    A: Float[Tensor, "layer order order"]
+    B: Float[Tensor, "layer order"]
+    C: Float[Tensor, " order"]
+    bases: Bases
+    directions: Float[Tensor, "boundary d_model"]
+    readout: Float[Tensor, " d_model"]
+    jacobian: JacobianKind
+    lengths: Int[Tensor, " prompt"]
+    key: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Surrogate: order {self.order} of {self.directions.shape[1]}, {self.basis} basis, "
+            f"{self.jacobian} Jacobian, {len(self.B)} layers, identified on {len(self.lengths)} prompts"
+        )
+
+    @property
+    def order(self) -> int:
+        """Reduced coordinates."""
+        return self.bases.order
+
+    @property
+    def basis(self) -> Basis:
+        """Kind of basis."""
+        return self.bases.kind
+
+    @property
+    def mean(self) -> Float[Tensor, " layer"]:
+        """Mean predicted gain over the operating prompts."""
+        return self.gains.mean(0)
+
+    @property
+    def system_gains(self) -> Float[Tensor, " layer"]:
+        """Gains of the one mean system (A, B, C), whatever ``jacobian`` says."""
+        return reduced_gains(self.A, self.B, self.C)
+
+    @property
+    def profile(self) -> GainProfile:
+        """The predicted gains as a profile of the operating prompts."""
+        gains = self.gains.expand(len(self.lengths), -1)
+        return GainProfile(gains, "surrogate", None, self.readout, self.lengths, self.key)
+
+    def agreement(self, profile: GainProfile) -> Agreement:
+        """Score the surrogate on a profile: Spearman, Pearson and relative error over layers.
+
+        On other prompts than its own, its mean prediction stands for every prompt (nothing of the new
+        prompt is used); on its own operating prompts each row meets its own. To let every new prompt
+        use its own Jacobian, score ``surrogate.predict(model, prompts)`` instead.
+
+        Args:
+            profile: exact or empirical gains, as a rule on evaluation prompts.
+
+        Returns:
+            Agreement.
+        """
+        return self.profile.agreement(profile)
+
+    def predict(
+        self,
+        model: TransformerBridge,
+        prompts: PromptsLike | Prompts,
+        *,
+        attention_mask: Tensor | None = None,
+        truncate: bool = False,
+        batch_size: int = 64,
+    ) -> GainProfile:
+        """Predict the gains of other prompts in the same reduced coordinates.
+
+        With ``jacobian="prompt"`` every prompt's own Jacobians are reduced; with ``"mean"`` the one
+        system's gains are repeated.
+
+        Returns:
+            GainProfile with ``method="surrogate"``.
+        """
+        prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
+        maps = None
+        if self.jacobian == "prompt":
+            maps = linearize(model, prompts, batch_size=batch_size)
+        return predicted_profile(self, prompts, maps)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer: gain_mean, gain_sd, system_gain, order, basis, jacobian, n_prompts."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "gain_mean": self.mean.cpu().numpy(),
+                "gain_sd": self.gains.std(0, correction=0).cpu().numpy(),
+                "system_gain": self.system_gains.cpu().numpy(),
+                "order": self.order,
+                "basis": self.basis,
+                "jacobian": self.jacobian,
+                "n_prompts": len(self.lengths),
+            }
+        ).rename_axis("layer")
+
+
+def reduced_gains(
+    A: Float[Tensor, "layer order order"],
+    B: Float[Tensor, "layer order"],
+    C: Float[Tensor, " order"],
+) -> Float[Tensor, " layer"]:
+    """Return ``C A_{L−1} … A_{k+1} B_k`` for every layer k of a reduced system.
+
+    Example:
+        >>> A = torch.tensor([[[9.0]], [[0.5]], [[2.0]]])
+        >>> reduced_gains(A, torch.ones(3, 1), torch.ones(1)).tolist()
+        [1.0, 2.0, 1.0]
+    """
+    row, found = C, []
+    for layer in reversed(range(len(B))):
+        found.append(row @ B[layer])
+        row = row @ A[layer]
+    return torch.stack(found[::-1])
+
+
+def fit_surrogate(
+    model: TransformerBridge,
+    prompts: PromptsLike | Prompts,
+    directions: Float[Tensor, "boundary d_model"],
+    *,
+    order: int = 32,
+    basis: Basis = "krylov",
+    jacobian: JacobianKind = "prompt",
+    readout: Float[Tensor, " d_model"] | None = None,
+    attention_mask: Tensor | None = None,
+    truncate: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Surrogate:
+    """Identify a linear surrogate of the depth dynamics on operating prompts.
+
+    ``r_{l+1} = Ā_l r_l + B̄_l u_l``, ``Ā_l = leftᵀ A_l right``, predicted gain ``C̄ Ā_{L−1} … Ā_{k+1}
+    B̄_k``; see the head of :mod:`lens_linear.dynamics.surrogates` for the two readings of A_l.
+
+    Gains are in units of readout per unit added. ``order = d_model`` with ``jacobian="prompt"`` gives
+    the adjoint profile back; order 1 with an orthonormal basis keeps v_l alone.
+
+    Costs one forward pass over the prompts and about ``order`` products over their last tokens.
+
+    Args:
+        model: a causal bridge.
+        prompts: the operating prompts; keep them apart from those that made the directions and those
+            that score.
+        directions: v_0 ... v_L, unit rows.
+        order: reduced coordinates, 1 to d_model; capped at d_model.
+        basis: "krylov" (paper), "balanced" (ours), "pca" and "random" (controls).
+        jacobian: "prompt" or "mean".
+        readout: C; v_L by default.
+        attention_mask: for a padded tensor.
+        truncate: keep the last tokens of prompts longer than the context.
+        batch_size: prompts a forward pass.
+        seed: of random columns.
+
+    Returns:
+        Surrogate with ``.gains``, ``.agreement(profile)`` and ``.predict(model, prompts)``.
+
+    Raises:
+        InvalidArgumentError: directions, order or prompts do not fit the model.
+
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (Krylov complement, mean Jacobian); Rowley 2005
+        for balanced proper orthogonal decomposition.
+    """
+    require_int("order", order, minimum=1)
+    require_choice("basis", basis, BASES)
+    require_choice("jacobian", jacobian, ("prompt", "mean"))
+    directions, readout = require_directions(model, directions, readout)
+    prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
+    maps = linearize(require_bridge(model), prompts, batch_size=batch_size)
+    order = min(order, directions.shape[-1])
+    bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
+    return identify(maps, bases, directions, readout, jacobian=jacobian)
+
+
+def identify(
+    maps: Linearization,
+    bases: Bases,
+    directions: Float[Tensor, "boundary d_model"],
+    readout: Float[Tensor, " d_model"],
+    *,
+    jacobian: JacobianKind,
+) -> Surrogate:
+    """Reduce a linearisation that is already there; all of ``fit_surrogate`` but its first pass."""
+    pushed = torch.cat([bases.right[:-1].mT, directions[:-1, None]], dim=1)
+    products = maps.mean_push(pushed)
+    reduced = torch.einsum("lrd,lds->lrs", products, bases.left[1:])
+    A, B = reduced[:, :-1].mT, reduced[:, -1]
+    C = readout @ bases.right[-1]
+    if jacobian == "mean":
+        gains = reduced_gains(A, B, C)[None]
+    else:
+        gains = maps.gains(directions, readout, right=bases.right, left=bases.left)
+    return Surrogate(
+        gains,
+        A,
+        B,
+        C,
+        bases,
+        directions,
+        readout,
+        jacobian,
+        maps.prompts.lengths,
+        maps.prompts.key,
+    )
+
+
+def predicted_profile(
+    surrogate: Surrogate, prompts: Prompts, maps: Linearization | None
+) -> GainProfile:
+    """Predict gains of prompts from their linearisation (None: from the mean system alone)."""
+    if maps is None:
+        gains = surrogate.system_gains.expand(len(prompts), -1)
+    else:
+        bases = surrogate.bases
+        gains = maps.gains(
+            surrogate.directions, surrogate.readout, right=bases.right, left=bases.left
+        )
+    return GainProfile(gains, "surrogate", None, surrogate.readout, prompts.lengths, prompts.key)
+
+
+def truncated(surrogate: Surrogate, maps: Linearization, orders: Sequence[int]) -> list[Surrogate]:
+    """Return the surrogate at lower orders; the mean system is cut, prompt gains are swept again."""
+    found = []
+    for order in orders:
+        bases = surrogate.bases.truncated(order)
+        A, B, C = surrogate.A[:, :order, :order], surrogate.B[:, :order], surrogate.C[:order]
+        if surrogate.jacobian == "mean":
+            gains = reduced_gains(A, B, C)[None]
+        else:
+            gains = maps.gains(
+                surrogate.directions, surrogate.readout, right=bases.right, left=bases.left
+            )
+        found.append(
+            Surrogate(
+                gains,
+                A,
+                B,
+                C,
+                bases,
+                surrogate.directions,
+                surrogate.readout,
+                surrogate.jacobian,
+                surrogate.lengths,
+                surrogate.key,
+            )
+        )
+    return found
