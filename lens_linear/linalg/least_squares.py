@@ -240,7 +240,10 @@ def fit_linear(
         y: [..., d_out], same leading axes.
         ridge: λ ≥ 0 in ``‖Yc − Xc W‖² + λ ‖W‖²`` (scikit-learn's ``Ridge(alpha=λ)``).
         rtol: singular values of the scaled x below ``rtol`` times the largest count as zero;
-            default ``default_rtol(n, d_in)``.
+            default ``default_rtol(n, d_in)``, which fits even the roundoff of float32 data, as
+            ``lstsq`` does. For a map that will run inside a float32 model pass 1e-6: the entries
+            of a float32 LayerNorm sum to zero but for roundoff, and fitting that direction gave
+            weights of norm 169,018 (14.6 without it) and a float32 error of 0.7 % (3e-7).
 
     Returns:
         The fit. Rank-deficient x gives the solution of minimum norm, and its rank.

@@ -231,7 +231,8 @@ class Moments:
         Args:
             ridge: λ ≥ 0, as in :func:`fit_linear`.
             rtol: tolerance on singular values of the scaled x; default ``scatter_rtol(d_in)``,
-                or ``default_rtol(n, d_in)`` when small directions are measured apart.
+                or ``default_rtol(n, d_in)`` when small directions are measured apart. Pass 1e-6
+                for a map that will run inside a float32 model (see :func:`fit_linear`).
 
         Returns:
             The fit; rank-deficient x gives the solution of minimum norm, and its rank.

@@ -127,3 +127,10 @@ def test_sampling_is_seeded_and_close():
     )
     assert intrinsic_dimension(x).seed == -1
     assert first.to_dataframe().loc[0, "n"] == 1500
+
+
+def test_a_lattice_has_only_ties_and_no_estimate():
+    axis = torch.arange(8.0)
+    lattice = torch.cartesian_prod(axis, axis)
+    with pytest.raises(NotEnoughDataError, match="neighbour ratios in the fit"):
+        intrinsic_dimension(lattice)
