@@ -105,7 +105,9 @@ def _circuits(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
         "lens-linear circuits attn-2l",
     )
     _model(parser)
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="rows a table (default 10)")
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="K", help="rows a table (default 10)"
+    )
     _seed(parser)
 
 
@@ -191,12 +193,8 @@ def _train(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-a
         metavar="FILE",
         help="validation text (default: the last twentieth of the corpus)",
     )
-    parser.add_argument(
-        "--column", default="text", help="text column of a dataset (default text)"
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="take only N rows of a dataset"
-    )
+    parser.add_argument("--column", default="text", help="text column of a dataset (default text)")
+    parser.add_argument("--limit", type=int, metavar="N", help="take only N rows of a dataset")
     parser.add_argument("--out", metavar="DIR", help="model folder to write (default ./RECIPE)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiply all steps by this (default 1)"

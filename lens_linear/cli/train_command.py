@@ -71,16 +71,23 @@ def _recipe(name: str) -> Recipe:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"RECIPE {name!r} is not JSON ({error}); mend the file") from error
+        raise InvalidArgumentError(
+            f"RECIPE {name!r} is not JSON ({error}); mend the file"
+        ) from error
     if not isinstance(values, dict):
-        raise InvalidArgumentError(f"RECIPE {name!r} must hold one JSON object with name, spec, phases")
+        raise InvalidArgumentError(
+            f"RECIPE {name!r} must hold one JSON object with name, spec, phases"
+        )
     return Recipe.from_dict(values)
 
 
 def _texts(options: argparse.Namespace) -> tuple[str, str, str]:
     """Return training text, validation text and a word on where they came from."""
     if Path(options.corpus).exists():
-        text, source = read_text(require_file("--corpus", options.corpus)), Path(options.corpus).name
+        text, source = (
+            read_text(require_file("--corpus", options.corpus)),
+            Path(options.corpus).name,
+        )
     else:
         text = huggingface_text(
             options.corpus, split="train", column=options.column, limit=options.limit
@@ -94,7 +101,11 @@ def _texts(options: argparse.Namespace) -> tuple[str, str, str]:
             f"--corpus has {len(lines)} lines, too few to keep some for validation; pass --valid FILE"
         )
     cut = len(lines) - len(lines) // 20
-    return "".join(lines[:cut]), "".join(lines[cut:]), f"{source}, last twentieth kept for validation"
+    return (
+        "".join(lines[:cut]),
+        "".join(lines[cut:]),
+        f"{source}, last twentieth kept for validation",
+    )
 
 
 def _tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:
@@ -107,4 +118,3 @@ def _tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:
         raise InvalidArgumentError("the recipe's d_vocab is smaller than the byte alphabet (257)")
     save_tokenizer(tokenizer, path)
     return tokenizer
-
