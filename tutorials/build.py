@@ -18,6 +18,7 @@ from machinery.execute import execute
 from machinery.master import Master, MasterError, masters
 from machinery.notebooks import KINDS, fingerprint, lint, make_notebook, notebook_path, read, write
 from machinery.outputs import MAX_BYTES, add_images, check_stubs, clean, copy_outputs
+from nbclient.exceptions import CellExecutionError
 
 
 def build(master: Master, *, draft: bool = False) -> None:
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         for master in masters(options.lessons):
             print(f"lesson {master.number}: {master.title}", flush=True)
             build(master, draft=options.draft)
-    except MasterError as error:
+    except (MasterError, CellExecutionError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
