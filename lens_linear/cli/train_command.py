@@ -89,7 +89,7 @@ def _texts(options: argparse.Namespace) -> tuple[str, str, str]:
             Path(options.corpus).name,
         )
     else:
-        text = huggingface_text(
+        texts = huggingface_text(
             options.corpus, split="train", column=options.column, limit=options.limit
         )
         text, source = "\n".join(texts), options.corpus
