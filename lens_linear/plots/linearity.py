@@ -23,6 +23,7 @@ _LABELS = {
     "ffn": "FFN",
     "attn": "attention",
 }
+PANELS_TOP = 130  # pixels above panels that have titles of their own
 SCORE_NAMES: Mapping[str, str] = {
     "block_r2": "block R²",
     "block_r2_no_residual": "block R² without residual",
@@ -164,9 +165,9 @@ def profile_comparison(
         figure,
         title="Linearity profiles side by side",
         subtitle=f"n = {counted} tokens each",
-        height=460,
+        height=500,
         width=380 * len(scores) + 180,
-    )
+    ).update_layout(margin_t=PANELS_TOP)
 
 
 def layer_geometry(geometry: LayerGeometry) -> go.Figure:
@@ -198,15 +199,16 @@ def layer_geometry(geometry: LayerGeometry) -> go.Figure:
         title=f"Shape of the residual stream: {escape(geometry.model_name)}",
         subtitle=f"n = {geometry.n_rows:,} states per boundary",
         legend="none",
-        height=420,
+        height=460,
         width=1100,
-    )
+    ).update_layout(margin_t=PANELS_TOP)
 
 
 def _band(x: list[int], low: list[float], high: list[float], shade: str) -> go.Scatter:
     return go.Scatter(
         x=[*x, *reversed(x)],
         y=[*high, *reversed(low)],
+        mode="lines",
         fill="toself",
         fillcolor=faded(shade, 0.18),
         line={"width": 0},

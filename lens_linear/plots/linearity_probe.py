@@ -30,6 +30,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
                 go.Scatter(
                     x=[*frame["rank"], *reversed(list(frame["rank"]))],
                     y=[*frame["gain_high"], *reversed(list(frame["gain_low"]))],
+                    mode="lines",
                     fill="toself",
                     fillcolor=faded(shade, 0.18),
                     line={"width": 0},

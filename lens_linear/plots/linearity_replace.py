@@ -51,11 +51,17 @@ def replacement_curves(
             )
         )
     first = next(iter(named.values()))
-    whole = first.to_dataframe().iloc[0]
-    figure.add_hline(
-        y=whole["perplexity" if perplexity else "loss"],
-        line={"color": GREY, "dash": "dot"},
-        annotation_text="whole model",
+    whole = float(first.to_dataframe()["perplexity" if perplexity else "loss"].iloc[0])
+    most = max(len(curve.steps) for curve in named.values()) - 1
+    figure.add_trace(
+        go.Scatter(
+            x=[0, most],
+            y=[whole, whole],
+            mode="lines",
+            name="whole model",
+            line={"color": GREY, "dash": "dot", "width": 1.5},
+            hovertemplate="whole model: %{y:.4g}<extra></extra>",
+        )
     )
     if perplexity:
         figure.update_yaxes(type="log")

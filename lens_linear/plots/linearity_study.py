@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from lens_linear._checks import require_choice
 from lens_linear.linearity.study import MEASURES, StudyResult
-from lens_linear.plots.linearity import SCORE_NAMES
+from lens_linear.plots.linearity import PANELS_TOP, SCORE_NAMES
 from lens_linear.plots.style import GREY, colour, escape, styled
 
 _NAMES = {"loss": "validation loss (nats per token)", **SCORE_NAMES}
@@ -76,9 +76,9 @@ def study_measures(
         figure,
         title=escape(result.study.question),
         subtitle=_subtitle(result),
-        height=470,
+        height=520,
         width=310 * len(measures) + 60,
-    )
+    ).update_layout(margin_t=PANELS_TOP)
 
 
 def study_profiles(result: StudyResult, *, measure: str = "ffn_r2") -> go.Figure:
@@ -121,9 +121,9 @@ def study_profiles(result: StudyResult, *, measure: str = "ffn_r2") -> go.Figure
         figure,
         title=f"{_NAMES[measure]} by layer, every seed",
         subtitle=_subtitle(result),
-        height=440,
+        height=480,
         width=300 * len(variants) + 160,
-    )
+    ).update_layout(margin_t=PANELS_TOP)
 
 
 def _subtitle(result: StudyResult) -> str:
