@@ -103,6 +103,12 @@ class HeadMemory(Table):
         }
         return pd.DataFrame(values, index=index).reset_index()
 
+    def summary(self) -> pd.DataFrame:
+        """Mean and standard deviation over repetitions: ``recall``, ``recall_sd``, ``weight``, ..."""
+        names = ["recall", "similarity", "weight"]
+        groups = self.to_dataframe().groupby(["source", "energy", "n_patterns"], sort=False)[names]
+        return groups.mean().join(groups.std().add_suffix("_sd")).reset_index()
+
     def position(self, *, min_recall: float = 0.5) -> pd.DataFrame:
         """One row a source: ``signal``, ``spread``, ``predicted_capacity``, ``effective_patterns``, and
         ``capacity_<energy>``: the number of keys at which mean recall falls below ``min_recall``.

@@ -118,6 +118,13 @@ class MemoryCapacity(Table):
             )
         return pd.concat(frames, ignore_index=True)
 
+    def summary(self) -> pd.DataFrame:
+        """The curves' mean and standard deviation over seeds: ``bit_error``, ``bit_error_sd``, ..."""
+        groups = self.to_dataframe().groupby(["energy", "d", "n_patterns"], sort=False)
+        mean = groups[["bit_error", "recall"]].mean()
+        sd = groups[["bit_error", "recall"]].std().add_suffix("_sd")
+        return mean.join(sd).reset_index()
+
     def capacity(self) -> pd.DataFrame:
         """One row an energy and d: ``capacity`` (seeds' mean), ``sd``, ``expected``, ``seeds``."""
         rows = []

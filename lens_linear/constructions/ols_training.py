@@ -94,6 +94,21 @@ class TrainingRun(Table):
             }
         )
 
+    def summary(self) -> pd.DataFrame:
+        """One row a quantity and epoch: ``median``, ``low`` and ``high`` (extremes over seeds)."""
+        frames = []
+        for name in ("loss", "prediction_error", "geometry_error"):
+            curve = getattr(self, name)
+            columns = {
+                "quantity": name,
+                "epoch": range(len(curve)),
+                "median": curve.median(1).values.numpy(),
+                "low": curve.amin(1).numpy(),
+                "high": curve.amax(1).numpy(),
+            }
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)
+
     def model(self, index: int = 0) -> OLSAttention:
         """The trained layer of one seed (0 is the first), hooked like the construction."""
         index = require_int("index", index, minimum=0, maximum=self.loss.shape[1] - 1)

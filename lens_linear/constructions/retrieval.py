@@ -70,6 +70,14 @@ class RetrievalCurve(Table):
         }
         return pd.DataFrame(values, index=index).reset_index()
 
+    def summary(self) -> pd.DataFrame:
+        """Mean and standard deviation over seeds: ``overlap``, ``overlap_sd``, ``recall``, ..."""
+        keys = ["energy", "n_patterns", "noise"]
+        groups = self.to_dataframe().groupby(keys, sort=False)
+        mean = groups[["overlap", "recall"]].mean()
+        sd = groups[["overlap", "recall"]].std().add_suffix("_sd")
+        return mean.join(sd).reset_index()
+
 
 def retrieval_curve(
     *,

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -166,6 +167,17 @@ class ShiftCurve(Table):
         frame.insert(2, "flops", [self.flops[i] for i in row])
         return frame
 
+    def summary(self) -> pd.DataFrame:
+        """Per method, depth and shift: ``median``, ``low`` and ``high`` (quartiles over seeds)."""
+        keys = ["method", "layers", "flops", "condition"]
+        groups = self.to_dataframe().groupby(keys, sort=False)["error"]
+        return (
+            groups.quantile(np.array([0.25, 0.5, 0.75]))
+            .unstack()
+            .set_axis(["low", "median", "high"], axis=1)
+            .reset_index()
+        )
+
     def cost(self, *, tolerance: float = 1e-6) -> pd.DataFrame:
         """The fewest layers that bring the median error over seeds below ``tolerance``.
 
@@ -173,13 +185,11 @@ class ShiftCurve(Table):
         the fixed layer. Depths that were run and do not suffice give missing values.
         """
         require_float("tolerance", tolerance, minimum=0.0)
-        frame = self.to_dataframe()
         fixed = self.flops[self.methods.index("fixed weights")]
-        keys = ["method", "layers", "flops", "condition"]
-        median = frame.groupby(keys, sort=False)["error"].median().reset_index()
+        median = self.summary()
         rows: list[dict[str, Any]] = []
         for (method, condition), group in median.groupby(["method", "condition"], sort=False):
-            enough = group[group["error"] <= tolerance].sort_values("layers")
+            enough = group[group["median"] <= tolerance].sort_values("layers")
             best = enough.iloc[0] if len(enough) else None
             rows.append(
                 {

@@ -1,1 +1,37 @@
-"""The plots room."""
+"""Figures: a result in, a ``plotly.graph_objects.Figure`` out; nothing is computed and nothing shown.
+
+One file a room; every figure has the look of :mod:`lens_linear.plots.style`. Names are loaded when
+they are used, so that ``import lens_linear.plots`` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Figure function -> the module of this room that defines it.
+_WHERE = {
+    "bit_error": "constructions",
+    "covariance_shift": "constructions",
+    "hat_matrix": "constructions",
+    "head_memory": "constructions",
+    "memory_capacity": "constructions",
+    "memory_swap": "constructions",
+    "ols_convergence": "constructions",
+    "retrieval": "constructions",
+    "shift_cost": "constructions",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see dir({__name__})")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
