@@ -20,7 +20,7 @@ def test_names_of_the_design_are_there():
         "linearity_profile procrustes_similarity layer_map linearize replacement_curve bilinear_probe "
         "Moments CosineRegularizer concept_directions gain_profile fit_surrogate min_energy "
         "evaluate_schedules OLSAttention train_ols_attention memory_capacity report plots"
-    ).split()  # noqa: SIM905
+    ).split()
     assert set(wanted) <= set(dir(ll))
 
 
