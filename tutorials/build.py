@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("lessons", nargs="*", type=int, help="lesson numbers; all when none is given")
+    parser.add_argument(
+        "lessons", nargs="*", type=int, help="lesson numbers; all when none is given"
+    )
     parser.add_argument("--check", action="store_true", help="compare sources, write nothing")
     parser.add_argument("--draft", action="store_true", help="leave out the PNGs")
     options = parser.parse_args(arguments)

@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("lessons", nargs="*", type=int, help="lesson numbers; all when none is given")
+    parser.add_argument(
+        "lessons", nargs="*", type=int, help="lesson numbers; all when none is given"
+    )
     parser.add_argument("--slack", type=float, default=1.0, help="multiply all budgets")
     options = parser.parse_args(arguments)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def _bigram_table(answer: Any) -> str:
             "of tokens in every column."
         )
     if bool((got > 1).any()):
-        raise Wrong("You return counts. Divide each row by its sum, so that rows are probabilities.")
+        raise Wrong(
+            "You return counts. Divide each row by its sum, so that rows are probabilities."
+        )
     if matches(got.sum(), 1.0):
         raise Wrong(
             "Your whole table sums to one: that is the probability of a pair. Asked for is the "
@@ -77,7 +80,7 @@ def _bigram_table(answer: Any) -> str:
     got = tensor(call(answer, tokens, 6, case="with 6 tokens"), shape=(6, 6), what="The table")
     counts = torch.zeros(6, 6, dtype=torch.float64)
     for row in tokens.tolist():
-        for a, b in zip(row, row[1:]):
+        for a, b in pairwise(row):
             counts[a, b] += 1
     require_close(got, counts / counts.sum(1, keepdim=True), "Wrong on a random text of 9 rows.")
     return "Correct. A table of counts is the best bigram model of the text it was counted from."
@@ -107,7 +110,9 @@ def _conditional_entropy(answer: Any) -> str:
     if matches(got, -want):
         raise Wrong("The sign is wrong: an entropy is never negative.")
     if matches(got, float(third) / 2):
-        raise Wrong("Weight each row by how likely its current token is; do not average them evenly.")
+        raise Wrong(
+            "Weight each row by how likely its current token is; do not average them evenly."
+        )
     require_close(got, want, "The conditional entropy is not right.")
     for joint, case in (
         (torch.full((3, 3), 1 / 9), "three tokens, all pairs equally likely"),
@@ -135,7 +140,9 @@ def _excess_loss(answer: Any) -> str:
     if matches(got, torch.tensor(2.0).log()):
         raise Wrong("That is the whole cross-entropy. Subtract what no bigram model can avoid.")
     if matches(got, float(row) / 2):
-        raise Wrong("Weight each row by how likely its current token is; do not average them evenly.")
+        raise Wrong(
+            "Weight each row by how likely its current token is; do not average them evenly."
+        )
     require_close(got, want, "The excess loss is not right.")
     joint = torch.softmax(random_tensor(36, seed=4), 0).view(6, 6)
     shift = random_tensor(6, 1, seed=5)

@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 # Kernels talk to their client through local sockets, so only other addresses are refused.
-_OFFLINE = '''
+_OFFLINE = """
 import socket as _socket
 
 def _refuse(address):
@@ -29,7 +29,7 @@ _connect, _lookup = _socket.socket.connect, _socket.getaddrinfo
 _socket.socket.connect = lambda self, address: (_refuse(address), _connect(self, address))[1]
 _socket.getaddrinfo = lambda host, *rest, **more: (_refuse((host,)), _lookup(host, *rest, **more))[1]
 del _socket
-'''
+"""
 _COLLECT = """
 import dataclasses as _dc, json as _json
 import lens_linear as _ll
@@ -54,13 +54,14 @@ class _TimedClient(NotebookClient):
         super().__init__(*args, **kwargs)
         self.seconds: list[float] = []
 
-    async def async_execute_cell(self, cell: NotebookNode, *args: Any, **kwargs: Any) -> NotebookNode:
+    async def async_execute_cell(
+        self, cell: NotebookNode, *args: Any, **kwargs: Any
+    ) -> NotebookNode:
         started = time.monotonic()
         try:
             return await super().async_execute_cell(cell, *args, **kwargs)
         finally:
             self.seconds.append(time.monotonic() - started)
-
 
 
 def execute(
@@ -98,6 +99,7 @@ def execute(
         for key, value in saved.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
     total = time.monotonic() - started
+    copy.metadata = nbformat.from_dict(notebook.metadata)  # the kernel adds its own version
     collected = copy.cells.pop()
     if last:
         copy.cells.pop()

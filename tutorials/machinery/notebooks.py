@@ -133,7 +133,7 @@ def checked_name(source: str) -> tuple[str, str]:
     """The exercise and the name of the function that a check cell checks."""
     match = _CHECK.search(source)
     if match is None:
-        raise MasterError(f"a check cell must read ll.check(\"1.1\", name), got {source!r}")
+        raise MasterError(f'a check cell must read ll.check("1.1", name), got {source!r}')
     return match[1], match[2]
 
 
@@ -145,7 +145,12 @@ def has_tag(cell: Any, prefix: str) -> bool:
 def fingerprint(notebook: NotebookNode) -> list[Any]:
     """What --check compares: everything but outputs and execution counts."""
     cells = [
-        (cell["cell_type"], cell["id"], cell["source"], json.dumps(cell["metadata"], sort_keys=True))
+        (
+            cell["cell_type"],
+            cell["id"],
+            cell["source"],
+            json.dumps(cell["metadata"], sort_keys=True),
+        )
         for cell in notebook.cells
     ]
     return [json.dumps(notebook.metadata, sort_keys=True), *cells]

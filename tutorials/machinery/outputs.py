@@ -98,10 +98,7 @@ def add_images(notebook: NotebookNode) -> int:
 
 def copy_outputs(source: NotebookNode, target: NotebookNode) -> None:
     """Give the target's code cells the outputs of the same cells in the executed source."""
-    done = {
-        _key(cell, number): cell
-        for number, cell in _numbered(source)
-    }
+    done = {_key(cell, number): cell for number, cell in _numbered(source)}
     for number, cell in _numbered(target):
         twin = done.get(_key(cell, number))
         if twin is not None:

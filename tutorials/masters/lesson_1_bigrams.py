@@ -36,7 +36,7 @@ from lens_linear.models.tokenize import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, matrix, styled
 from lens_linear.stats.ngrams import bigram_counts, bigram_entropy
 
-torch.set_grad_enabled(False);
+_ = torch.set_grad_enabled(False)
 
 # %% [markdown]
 # ## One table is the whole model
@@ -55,6 +55,7 @@ torch.set_grad_enabled(False);
 # %% [exercise 1.1 difficulty=1 importance=5 minutes=5] The table of logits
 # Write the table. Row `a` holds the logits of every next token when the current token is `a`.
 
+
 # %% [solution 1.1]
 def bigram_logits(
     W_E: Float[Tensor, "vocab d_model"],
@@ -65,6 +66,7 @@ def bigram_logits(
     # BEGIN SOLUTION
     return W_E @ W_U + b_U
     # END SOLUTION
+
 
 # %% [check 1.1]
 ll.check("1.1", bigram_logits)
@@ -96,18 +98,17 @@ vocabulary = read_vocabulary(model)
 log_probs = table.log_softmax(dim=-1)
 
 
-def after(token: str, k: int = 5) -> pd.DataFrame:
+def after(token: str, k: int = 6) -> list[str]:
     """The k most likely next tokens after a token, with their probabilities."""
     best = log_probs[vocabulary.index(token)].exp().topk(k)
-    names = [vocabulary[i] for i in best.indices.tolist()]
-    return pd.DataFrame({f"after {token!r}": map(repr, names), "probability": best.values.numpy()})
+    return [f"{vocabulary[i]!r} {p:.2f}" for p, i in zip(best.values, best.indices.tolist())]
 
 
-pd.concat([after(token) for token in (" of", " had", " said", "?")], axis=1).round(3)
+pd.DataFrame({f"after {token!r}": after(token) for token in (" of", " had", " said", "?")})
 
 # %% [markdown]
-# **What you should see.** Grammar: after *of* comes *the*; after *had* comes a participle or an article;
-# after a question mark comes a quotation mark or a new line. The model knows word order of length two.
+# **What you should see.** Grammar: after *of* comes *the*; after *had* comes *been*; after a question mark
+# comes the start of a new sentence. The model knows word order of length two, and no more.
 #
 # The next figure shows a window of the table: common tokens only, as probabilities. Hover over a cell
 # to read the pair.
@@ -129,7 +130,8 @@ styled(figure, title="What attn-0l expects next", x="next token", y="current tok
 
 # %% [markdown]
 # **What you should see.** A table that is nearly empty, with a few bright cells: a comma is often
-# followed by *and*, prepositions by *the*. Rows of punctuation and rows of words look different.
+# followed by *and*, a full stop by a new line, *of* and *in* by *the*. (A dot before a label stands for
+# a space.) Some rows are dark, because what comes after those tokens is not in this small window.
 #
 # ## The best possible table
 #
@@ -145,6 +147,7 @@ styled(figure, title="What attn-0l expects next", x="next token", y="current tok
 # end of a row. Return the table $p(b \mid a)$. A token that is never followed by anything gets a
 # uniform row. Try to do without a Python loop.
 
+
 # %% [solution 1.2]
 def bigram_table(
     tokens: Int[Tensor, "sequence position"], n_vocab: int
@@ -156,6 +159,7 @@ def bigram_table(
     counts[counts.sum(dim=1) == 0] = 1.0
     return counts / counts.sum(dim=1, keepdim=True)
     # END SOLUTION
+
 
 # %% [check 1.2]
 ll.check("1.2", bigram_table)
@@ -194,6 +198,7 @@ print(f"largest error of a table counted on {200 * 64} tokens: {(counted - truth
 # Compute the conditional entropy of a table of pair probabilities. The table sums to one. Pairs that
 # never occur add nothing, and must not produce `nan`.
 
+
 # %% [solution 1.3]
 def conditional_entropy(joint: Float[Tensor, "vocab vocab"]) -> float:
     """H(next | current) in nats, from p(current, next)."""
@@ -203,6 +208,7 @@ def conditional_entropy(joint: Float[Tensor, "vocab vocab"]) -> float:
     return float(pairs + torch.xlogy(current, current).sum())
     # END SOLUTION
 
+
 # %% [check 1.3]
 ll.check("1.3", conditional_entropy)
 
@@ -211,7 +217,9 @@ joint = language.stationary[:, None] * truth  # p(a, b) = p(a) p(b | a)
 floor = conditional_entropy(joint)
 print(f"your floor {floor:.4f} nats; the package's exact value {language.entropy_rate:.4f}")
 print(f"not knowing the current token at all would cost {language.floors().unigram:.4f} nats")
-print(f"guessing all {language.n_vocab} words evenly would cost {torch.tensor(48.0).log():.4f} nats")
+print(
+    f"guessing all {language.n_vocab} words evenly would cost {torch.tensor(48.0).log():.4f} nats"
+)
 
 # %% [markdown]
 # A warning that matters for every corpus: we know the floor here because we know the language. On real
@@ -260,15 +268,15 @@ styled(
 # Compute the excess of a table of **logits**, given the pair probabilities. Remember that adding a
 # constant to a row of logits changes nothing. Pairs and tokens that never occur add nothing.
 
+
 # %% [solution 1.4]
-def excess_loss(
-    joint: Float[Tensor, "vocab vocab"], logits: Float[Tensor, "vocab vocab"]
-) -> float:
+def excess_loss(joint: Float[Tensor, "vocab vocab"], logits: Float[Tensor, "vocab vocab"]) -> float:
     """Loss above the floor, in nats: the KL divergence from p to the model, averaged over p(a)."""
     # BEGIN SOLUTION
     cross_entropy = -(joint * logits.log_softmax(dim=-1)).sum()
     return float(cross_entropy) - conditional_entropy(joint)
     # END SOLUTION
+
 
 # %% [check 1.4]
 ll.check("1.4", excess_loss)
@@ -287,6 +295,7 @@ ll.check("1.4", excess_loss)
 # %% [exercise 1.5 difficulty=2 importance=4 minutes=8] The training loss
 # Write the mean loss over all predictions. You may use `torch.nn.functional.cross_entropy`.
 
+
 # %% [solution 1.5]
 def next_token_loss(
     logits: Float[Tensor, "sequence position vocab"], tokens: Int[Tensor, "sequence position"]
@@ -297,12 +306,14 @@ def next_token_loss(
     return torch.nn.functional.cross_entropy(predictions.flatten(0, 1), targets.flatten())
     # END SOLUTION
 
+
 # %% [check 1.5]
 ll.check("1.5", next_token_loss)
 
 # %% [markdown]
 # The loop below is a whole training run. The model is nothing but two matrices. Each step draws fresh
 # text, so it can never learn a text by heart.
+
 
 # %% [training]
 @torch.enable_grad()
@@ -328,7 +339,9 @@ def train(width: int, steps: int = 250, seed: int = 0) -> tuple[Tensor, list[flo
 
 
 learned, losses = train(width=16)
-print(f"average loss of the last 20 steps {sum(losses[-20:]) / 20:.3f} nats, floor {floor:.3f} nats")
+print(
+    f"average loss of the last 20 steps {sum(losses[-20:]) / 20:.3f} nats, floor {floor:.3f} nats"
+)
 print(f"excess of the learned table, computed exactly: {excess_loss(joint, learned):.4f} nats")
 
 # %%
@@ -355,11 +368,16 @@ figure = go.Figure(
         x=centred["true"].flatten(),
         y=centred["learned"].flatten(),
         mode="markers",
-        marker={"size": 4, "color": joint.flatten().sqrt(), "colorscale": "Viridis", "showscale": True,
-                "colorbar": {"title": "√p(a, b)"}},
+        marker={
+            "size": 4,
+            "color": joint.flatten().sqrt(),
+            "colorscale": "Viridis",
+            "showscale": True,
+            "colorbar": {"title": "√p(a, b)"},
+        },
     )
 )
-figure.add_scatter(x=[-6, 6], y=[-6, 6], mode="lines", line={"color": GREY, "dash": "dash"})
+figure.add_scatter(x=[-8, 8], y=[-8, 8], mode="lines", line={"color": GREY, "dash": "dash"})
 styled(
     figure,
     title="Each dot is a pair of words",
@@ -384,6 +402,7 @@ styled(
 # Return the matrix of rank at most `rank` that is closest to `table` (smallest sum of squared
 # differences).
 
+
 # %% [solution 1.6]
 def low_rank(table: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows columns"]:
     """The closest matrix of rank at most `rank`."""
@@ -392,6 +411,7 @@ def low_rank(table: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "
     return (U[:, :rank] * S[:rank]) @ Vh[:rank]
     # END SOLUTION
 
+
 # %% [check 1.6]
 ll.check("1.6", low_rank)
 
@@ -399,6 +419,7 @@ ll.check("1.6", low_rank)
 # Now cut the true table, and also train models of several widths. Training does not minimise squared
 # differences between logits: it minimises the loss. Which one wastes less? (To be quick, this training
 # takes the exact expected loss instead of samples of text. You wrote both of its parts above.)
+
 
 # %% [training]
 @torch.enable_grad()
@@ -445,9 +466,8 @@ print("largest singular values of the true table:", [round(v, 2) for v in values
 # %% [markdown]
 # **What you should see.** The excess falls as the model gets wider, and reaches nearly zero at a width far
 # below the number of words. The singular values say why: this language's table has a small rank, and a
-# model of that width can hold it exactly. (The SVD then has no error at all; the trained model keeps a
-# little, because training stopped.) At small widths the trained model beats the cut table: it spends its
-# few dimensions on the pairs that occur often.
+# model of that width can hold it exactly. At small widths the trained model beats the cut table: it
+# spends its few dimensions on the pairs that occur often.
 #
 # ## Back to English
 #
@@ -461,8 +481,10 @@ counts = bigram_counts(text_tokens, len(vocabulary))
 own_loss = next_token_loss(table[text_tokens], text_tokens)
 print(f"two unseen books: model {card.loss:.3f} nats, counted table {card.floor:.3f} nats")
 print(f"our short stories: model {own_loss:.3f} nats")
-print(f"a table counted on those {text_tokens.numel()} tokens themselves would claim "
-      f"{bigram_entropy(counts):.3f} nats")
+print(
+    f"a table counted on those {text_tokens.numel()} tokens themselves would claim "
+    f"{bigram_entropy(counts):.3f} nats"
+)
 
 # %% [markdown]
 # **What you should see.** On unseen books the model and the counted table are almost equal: the model has
@@ -489,7 +511,9 @@ ends = [model(row[None])[0, -1] for row in rows]
 print(f"largest difference between the two predictions: {(ends[0] - ends[1]).abs().max():.1e}")
 
 rich = ll.SyntheticLanguage(48, seed=0).floors()
-print(f"a language with context in it: floor of bigrams {rich.bigram:.3f} nats, of everything {rich.full:.3f} nats")
+print(
+    f"a language with context in it: floor of bigrams {rich.bigram:.3f} nats, of everything {rich.full:.3f} nats"
+)
 
 # %% [markdown]
 # The second line is the full made-up language, with names that return, words that depend on an earlier

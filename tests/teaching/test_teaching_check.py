@@ -1,0 +1,155 @@
+"""What a student and a grader get from ``check``."""
+
+import json
+
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear._tl import FactoredMatrix
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.teaching.answers import Wrong, call, number, require_close, tensor
+from lens_linear.teaching.check import Checker, CheckResult, find_exercise
+
+
+def right(W_E, W_U, b_U):
+    return W_E @ W_U + b_U
+
+
+def wrong(W_E, W_U, b_U):
+    return W_E @ W_U
+
+
+def stub(*arguments):
+    raise NotImplementedError("exercise 1.1")
+
+
+def test_right_wrong_and_stub():
+    check = Checker()
+    assert check("1.1", right).passed and bool(check("1.1", right))
+    result = check("1.1", stub)
+    assert not result and result.attempts == 2 and "Not written yet" in result.message
+    assert not check("1.1", wrong)
+
+
+def test_variants_of_a_right_answer_pass():
+    check = Checker()
+    assert check("1.1", lambda a, b, c: torch.einsum("ad,db->ab", a.double(), b.double()) + c)
+    assert check("1.1", lambda a, b, c: (a @ b + c).numpy())
+    assert check("1.1", lambda a, b, c: (a @ b + c).tolist())
+
+
+def test_hints_come_one_by_one():
+    check = Checker()
+    hints = find_exercise("1.1").hints
+    messages = [check("1.1", wrong).message for _ in range(4)]
+    seen = [sum(hint in message for hint in hints) for message in messages]
+    assert seen == [0, 1, 2, 2]
+    assert "Stuck?" not in check("1.1", wrong).message
+    other = Checker()
+    first, second = other.hint("1.1"), other.hint("1.1")
+    assert hints[0] in first and hints[1] not in first and hints[1] in second
+    assert "no more hints" in second and other.hint("1.1") == second
+    assert hints[1] in other("1.1", wrong).message
+    assert repr(other.hint("1.2")).startswith("Hint 1")
+
+
+def test_a_stub_earns_no_hints():
+    check = Checker()
+    for _ in range(5):
+        assert "Hint" not in check("1.1", stub).message
+    assert check("1.1", stub).attempts == 0
+
+
+def test_results_are_for_a_grader(tmp_path):
+    check = Checker()
+    check("1.2", stub)
+    check("1.1", wrong)
+    check("1.1", right)
+    assert [(r.exercise, r.passed, r.attempts) for r in check.results()] == [
+        ("1.1", True, 2),
+        ("1.2", False, 0),
+    ]
+    saved = json.loads(check.save(tmp_path / "r.json").read_text())
+    assert saved[0] == {"exercise": "1.1", "passed": True, "attempts": 2,
+                        "message": check.results()[0].message}  # fmt: skip
+    frame = check.to_dataframe()
+    assert list(frame.columns) == ["exercise", "passed", "attempts", "message"]
+    assert "1 of 2" in repr(check)
+    check.reset()
+    assert check.results() == () and list(check.to_dataframe().columns) == list(frame.columns)
+
+
+def test_results_are_frozen_and_shown_safely():
+    result = CheckResult("1.1", False, "<script>alert(1)</script>\nuse `x < y`", 1)
+    with pytest.raises(AttributeError):
+        result.passed = True
+    page = result._repr_html_()
+    assert "<script>" not in page and "<code>x &lt; y</code>" in page and "<br>" in page
+    assert repr(result).startswith("✗ exercise 1.1")
+
+
+@pytest.mark.parametrize("name", ["1.99", "9.1", "nonsense", 1.1, None, ""])
+def test_unknown_exercises_are_refused_with_names(name):
+    with pytest.raises(InvalidArgumentError, match="exercise must be a name"):
+        Checker()(name, right)
+    with pytest.raises(InvalidArgumentError):
+        Checker().hint(name)
+
+
+def test_a_student_error_names_the_line_and_the_case():
+    def broken(W_E, W_U, b_U):
+        return W_E @ W_U.T.T.T
+
+    message = Checker()("1.1", broken).message
+    assert "RuntimeError" in message and "return W_E @ W_U.T.T.T" in message
+    assert "a tensor of shape (3, 2)" in message
+
+
+def test_arguments_are_copies():
+    def in_place(W_E, W_U, b_U):
+        W_E.zero_()
+        return W_E @ W_U + b_U
+
+    x = torch.ones(2)
+    call(lambda t: t.zero_(), x)
+    assert bool((x == 1).all())
+    assert not Checker()("1.1", in_place)
+
+
+def test_keyboard_interrupt_is_not_swallowed():
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Checker()("1.1", stopped)
+
+
+@pytest.mark.parametrize(
+    "value, word",
+    [(None, "return statement"), ("abc", "should be a tensor"), ([1.0, float("nan")], "1 NaN"),
+     (torch.ones(2) * 1j, "complex"), ([1.0, 2.0, 3.0], "shape")],
+)  # fmt: skip
+def test_reading_a_tensor(value, word):
+    with pytest.raises(Wrong, match=word):
+        tensor(value, shape=(2,))
+
+
+def test_reading_numbers_and_factored_matrices():
+    assert number(torch.tensor([[2.0]])) == 2.0
+    with pytest.raises(Wrong, match="one number"):
+        number([1.0, 2.0])
+    factored = FactoredMatrix(torch.eye(2), torch.ones(2, 3))
+    assert tensor(factored, shape=(2, 3)).sum() == 6
+
+
+def test_require_close_shows_the_worst_entry():
+    with pytest.raises(Wrong, match=r"at \[1\]: yours is 5, expected 2"):
+        require_close(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 2.0]), "No.")
+    with pytest.raises(Wrong, match="yours is 3, expected 2"):
+        require_close(3.0, 2.0, "No.")
+    require_close(torch.tensor([1.0]), torch.tensor([1.0 + 1e-6]), "No.")
+
+
+def test_the_public_name_is_shared():
+    assert ll.check is ll.teaching.check.check

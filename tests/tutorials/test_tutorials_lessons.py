@@ -1,0 +1,84 @@
+"""Every lesson: solutions pass, stubs fail readably, planted wrong answers fail helpfully."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from machinery.master import masters
+from machinery.notebooks import checked_name, has_tag, make_notebook
+from machinery.outputs import define
+
+from lens_linear.teaching.check import Checker, exercises
+
+MASTERS = masters()
+NAMES = [(master, cell.exercise) for master in MASTERS for cell in master.exercises]
+WRONG = Path(__file__).resolve().parent / "wrong_answers"
+
+
+def ident(value):
+    return (
+        value if isinstance(value, str) else getattr(value, "name", getattr(value, "__name__", ""))
+    )
+
+
+def wrong_answers(number):
+    path = WRONG / f"lesson_{number}.py"
+    spec = importlib.util.spec_from_file_location(f"wrong_lesson_{number}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.WRONG
+
+
+PLANTED = [planted for master in MASTERS for planted in wrong_answers(master.number)]
+
+
+def answer(master, kind, exercise):
+    notebook = make_notebook(master, kind)
+    cells = [c for c in notebook.cells if has_tag(c, "check")]
+    name = dict(checked_name(cell["source"]) for cell in cells)[exercise]
+    return define(notebook, exercise)[name]
+
+
+@pytest.mark.parametrize("master, exercise", NAMES, ids=ident)
+def test_the_solution_passes(master, exercise):
+    result = Checker()(exercise, answer(master, "solutions", exercise))
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("master, exercise", NAMES, ids=ident)
+def test_the_stub_fails_readably(master, exercise):
+    result = Checker()(exercise, answer(master, "exercises", exercise))
+    assert not result.passed and result.attempts == 0
+    assert result.message.startswith("Not written yet")
+
+
+@pytest.mark.parametrize("exercise, function, word", PLANTED, ids=ident)
+def test_a_planted_wrong_answer_fails_helpfully(exercise, function, word):
+    result = Checker()(exercise, function)
+    assert not result.passed
+    assert word in result.message
+    assert "Traceback" not in result.message and "could not read" not in result.message
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=ident)
+def test_each_lesson_has_three_planted_wrong_answers(master):
+    assert len(wrong_answers(master.number)) >= 3
+
+
+def test_masters_and_checks_know_the_same_exercises():
+    assert [exercise for _, exercise in NAMES] == list(exercises())
+
+
+@pytest.mark.parametrize("exercise", list(exercises()))
+def test_every_exercise_has_two_hints(exercise):
+    assert len(exercises()[exercise].hints) >= 2
+
+
+@pytest.mark.parametrize("exercise", list(exercises()))
+@pytest.mark.parametrize(
+    "odd",
+    [None, 3, "text", lambda: 1, lambda *a: None, lambda *a: "x", lambda *a: {}, lambda *a: a],
+)
+def test_odd_answers_never_raise_and_never_pass(exercise, odd):
+    result = Checker()(exercise, odd)
+    assert not result.passed and len(result.message) > 20
