@@ -39,6 +39,11 @@ class ProbeRows:
         """The periods that occur, without 0."""
         return sorted({p for p in self.periods.tolist() if p})
 
+    def repeating(self) -> ProbeRows:
+        """The rows that repeat."""
+        keep = self.periods > 0
+        return ProbeRows(self.tokens[keep], self.periods[keep], self.start)
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionStats:

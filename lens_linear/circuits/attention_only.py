@@ -66,6 +66,7 @@ class AttentionOnly:
         require_attention_only(model)
         self.model = model
         self.fold = fold
+        self._verified: set[int] = set()
         self.labels = require_labels(labels, model, self.shape.d_vocab)
 
     def __repr__(self) -> str:
@@ -86,7 +87,14 @@ class AttentionOnly:
 
     def head(self, layer: int, head: int) -> HeadCircuit:
         """Return the QK and OV circuits of one head."""
-        return head_circuit(self.model, layer, head, weights=self.weights, labels=self.labels)
+        return head_circuit(
+            self.model,
+            layer,
+            head,
+            weights=self.weights,
+            labels=self.labels,
+            verified=self._verified,
+        )
 
     def heads(self) -> list[HeadCircuit]:
         """Return all heads, layer by layer."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from lens_linear.circuits.positional import PositionalQK
 from lens_linear.circuits.svd import CircuitSVD, svd_readout
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.rotary import Rotary, read_rotary
+from lens_linear.models.scores import attention_scores
 from lens_linear.models.shape import ModelShape, model_shape
 from lens_linear.models.weights import AttentionWeights, ModelWeights, read_weights
 
@@ -81,6 +83,7 @@ class HeadCircuit:
     shape: ModelShape = field(repr=False)
     model: TransformerBridge = field(repr=False)
     labels: Sequence[str] | None = field(default=None, repr=False)
+    verified: set[int] = field(default_factory=set, repr=False)  # layers whose scores were checked
 
     @property
     def name(self) -> str:
@@ -105,7 +108,12 @@ class HeadCircuit:
         Args:
             offset: positions from the key to the query, 0 or more.
             biases: add b_Q to every query and b_K to every key.
+
+        Raises:
+            UnsupportedModelError: the scores of this layer are not ``scale · q·k`` of these queries and keys
+                (another norm on queries, position biases); checked once a layer on a few tokens.
         """
+        self._verify()
         offset = require_int("offset", offset, minimum=0, maximum=self.shape.n_ctx - 1)
         queries, keys = (
             self._queries(self.weights.W_E, biases),
@@ -215,6 +223,13 @@ class HeadCircuit:
     def _attention(self) -> AttentionWeights:
         return require_attention(self.weights)
 
+    def _verify(self) -> None:
+        if self.layer not in self.verified:
+            length = min(8, self.shape.n_ctx)
+            tokens = torch.arange(length)[None] % self.shape.d_vocab
+            attention_scores(self.model, tokens, self.layer)
+            self.verified.add(self.layer)
+
     def _queries(self, rows: Float[Tensor, "n d_model"], biases: bool) -> Tensor:
         at = self._attention
         out = rows @ at.W_Q[self.layer, self.head]
@@ -250,6 +265,7 @@ def head_circuit(
     fold: bool = True,
     weights: ModelWeights | None = None,
     labels: Sequence[str] | None = None,
+    verified: set[int] | None = None,
 ) -> HeadCircuit:
     """Return the QK and OV circuits of one head of any model whose attention can be read.
 
@@ -260,6 +276,7 @@ def head_circuit(
         fold: fold norm weights, biases and centring into a copy of the weights.
         weights: read before, to save reading them again for every head (``fold`` is then ignored).
         labels: text of the vocabulary; the model's tokenizer by default, if it has one.
+        verified: layers whose scores were checked before; several heads can share one set.
 
     Raises:
         InvalidArgumentError: no such layer or head.
