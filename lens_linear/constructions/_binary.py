@@ -4,7 +4,7 @@ Bit i of a state s is compared with its flip: with ``h_μ = Σ_{j≠i} ξ_μj s_
 
     Σ_μ F(h_μ + ξ_μi) - F(h_μ - ξ_μi)  =  Σ_μ ξ_μi g(h_μ),     g(h) = F(h + 1) - F(h - 1)
 
-(Krotov & Hopfield 2016, Eq. 5). The sum splits into the target's term and the noise of the others.
+(Krotov & Hopfield 2016, section 2). The sum splits into the target's term and the noise of the others.
 In terms of the full overlap ``o = h + ξ_μi s_i`` it is two matrix products, so nothing of size
 patterns × bits × queries is ever stored.
 """

@@ -24,8 +24,8 @@ from a model.
 >>> bool(result.recall[0, 0, -1].mean() > 0.9)
 True
 
-Source: Ramsauer et al. 2020, section 3 (heads as Hopfield memories; one pattern, metastable or
-global average); Lucibello & Mézard 2024 (Gaussian scores and the random energy model).
+Source: Ramsauer et al. 2020 (heads as Hopfield memories: one pattern, a metastable few, or the
+global average); Lucibello & Mézard 2024 (capacity by the random energy model).
 """
 
 from __future__ import annotations
@@ -110,10 +110,11 @@ class HeadMemory(Table):
         return groups.mean().join(groups.std().add_suffix("_sd")).reset_index()
 
     def position(self, *, min_recall: float = 0.5) -> pd.DataFrame:
-        """One row a source: ``signal``, ``spread``, ``predicted_capacity``, ``effective_patterns``, and
-        ``capacity_<energy>``: the number of keys at which mean recall falls below ``min_recall``.
+        """One row a source: signal, spread, and the capacities.
 
-        A capacity is infinite where recall never falls to the level, and 0 where it starts below.
+        Columns: ``signal``, ``spread``, ``predicted_capacity``, ``effective_patterns``, and
+        ``capacity_<energy>``: the number of keys at which mean recall falls below ``min_recall``.
+        It is infinite where recall never falls to the level, and 0 where it starts below.
         """
         require_float("min_recall", min_recall, minimum=0.0, maximum=1.0)
         rows = []

@@ -14,16 +14,16 @@ with ``I = ½[(2 - 2ρ) log(2 - 2ρ) + 2ρ log 2ρ]`` at noise ρ (log 2 at ρ =
 what Demircigil et al. guarantee; above the upper one a random pattern is nearer to the query than
 the stored one, so no memory could answer.
 
-Limits: one update, random patterns, small d for the exponential energy. Stored text or activations
-are correlated and do worse: see :mod:`lens_linear.constructions.head_memory`.
+Limits: one update, random patterns, small d for the exponential energy. It says nothing about
+correlated patterns; for the keys of a real head see :mod:`lens_linear.constructions.head_memory`.
 
 >>> from lens_linear import memory_capacity
 >>> result = memory_capacity(energies="quadratic", dims=(64, 128), seeds=3)
 >>> result.capacity().energy.tolist()
 ['quadratic', 'quadratic']
 
-Source: Hopfield 1982; Amit et al. 1985 (0.138 d); Krotov & Hopfield 2016, section 3 (polynomial);
-Demircigil et al. 2017, Theorem 3 (exponential).
+Source: Hopfield 1982; Amit et al. 1985 (0.138 d); Krotov & Hopfield 2016, section 2 (polynomial);
+Demircigil et al. 2017 (exponential).
 """
 
 from __future__ import annotations
@@ -214,6 +214,11 @@ def memory_capacity(
 
     Raises:
         InvalidArgumentError: an unknown energy, or a size whose capacity exceeds ``max_patterns``.
+
+    Example:
+        >>> result = memory_capacity(energies="linear", dims=(128, 256), seeds=3)
+        >>> (result.capacity().capacity / result.capacity().d).round(2).tolist()
+        [0.14, 0.14]
     """
     names = [energies] if isinstance(energies, str) else list(energies)
     kinds = list(dict.fromkeys(parse_energy(name) for name in names))

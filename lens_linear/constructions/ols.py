@@ -41,6 +41,7 @@ from lens_linear.errors import InvalidArgumentError
 
 Form = Literal["in-context", "paper"]
 FORMS = ("in-context", "paper")
+_MAX_SCORES = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +167,8 @@ class OLSAttention(HookedRootModule):
         Rank-deficient data (fewer rows than columns, collinear or constant columns) get the
         minimum-norm solution, as ``numpy.linalg.lstsq``; with ``ridge`` they get the ridge
         solution. Which one it is stands in ``solution``, in ``spectrum`` and in the ``repr``.
+        (scikit-learn's LinearRegression drops directions below 1e-6 of the largest by default;
+        ``rtol=1e-6`` does the same here.)
 
         Args:
             x: ``[n, p]`` inputs: tensor, numpy array or nested list.
@@ -228,14 +231,19 @@ class OLSAttention(HookedRootModule):
     def predict(self, x_new: Any) -> Tensor:
         """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
 
+        Queries do not see each other, so a very long ``x_new`` is passed in blocks of at most
+        50 million scores (400 MB).
+
         Returns:
             Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64.
 
         Raises:
             InvalidArgumentError: the number of columns differs from the training data's.
         """
+        queries = self._as_queries(x_new)
+        rows = max(1, _MAX_SCORES // len(self.context_x))
         with torch.no_grad():
-            out = self.forward(x_new)
+            out = torch.cat([self.forward(block) for block in queries.split(rows)])
         return out[:, 0] if self.vector_output else out
 
     def with_context(self, x: Any, y: Any) -> OLSAttention:

@@ -5,8 +5,8 @@ draws the whole surface: overlap with the target, and the fraction of queries re
 after several updates. The quadratic memory falls off its cliff near 0.14 d patterns, while the
 exponential one still answers at thousands.
 
->>> curve = retrieval_curve(energies=("quadratic", "exponential"), d=64, n_patterns=(2, 100),
-seeds=2)
+>>> names = ("quadratic", "exponential")
+>>> curve = retrieval_curve(energies=names, d=64, n_patterns=(2, 100), seeds=2)
 >>> frame = curve.to_dataframe().groupby(["energy", "n_patterns"]).recall.mean().round(1)
 >>> float(frame["quadratic", 100]), float(frame["exponential", 100])
 (0.0, 1.0)

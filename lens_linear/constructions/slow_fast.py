@@ -98,6 +98,12 @@ def swap_memories(
     Raises:
         InvalidArgumentError: shapes that do not fit, or predictions of least squares that are all
             zero, so that no relative error exists.
+
+    Example:
+        >>> x = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> swap = swap_memories((x, torch.tensor([4.0, 5.0])), (x, torch.tensor([3.0, 0.0])))
+        >>> bool(swap.to_context_ols.max() < 1e-12)  # the labels were only in the context
+        True
     """
     require_choice("form", form, FORMS)
     models = [OLSAttention.from_data(*data, form=form) for data in (first, second)]

@@ -57,7 +57,7 @@ def as_float64(name: str, value: Any, *, ndim: int) -> Tensor:
             f"{name} must have 2 axes [n, columns], got shape {tuple(tensor.shape)}; "
             f"for one column pass {name}[:, None]"
         )
-    return require_float_tensor(name, tensor, ndim=ndim).double()
+    return require_float_tensor(name, tensor, ndim=ndim).detach().cpu().double()
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

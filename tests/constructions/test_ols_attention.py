@@ -260,3 +260,23 @@ def test_columns_that_sum_to_a_constant_far_from_zero_are_collinear():
     slope, constant = np.polyfit(age, y, 1)
     rows = np.array([[30.0, 1996.0], [70.0, 1956.0]])
     np.testing.assert_allclose(model.predict(rows), slope * rows[:, 0] + constant, atol=1e-9)
+
+
+def test_a_long_query_goes_through_in_blocks(monkeypatch):
+    x, y, new = problem("plain", 12, 3, 2, 1)
+    model = ll.OLSAttention.from_data(x, y)
+    want = model.predict(new)
+    monkeypatch.setattr("lens_linear.constructions.ols._MAX_SCORES", 25)  # two rows at a time
+    torch.testing.assert_close(model.predict(new), want)
+
+
+def test_single_precision_and_other_dtypes_are_accepted():
+    x, y, new = problem("plain", 12, 3, 1, 1)
+    want = ll.OLSAttention.from_data(x, y).predict(new)
+    half = ll.OLSAttention.from_data(torch.as_tensor(x).bfloat16(), y)
+    assert half.predict(new).dtype is torch.float64
+    single = ll.OLSAttention.from_data(x, y).float()
+    torch.testing.assert_close(single.predict(new).double(), want, atol=1e-4, rtol=1e-4)
+    assert ll.OLSAttention.from_data([[1], [2]], [2, 4]).predict([[3]]).item() == pytest.approx(6.0)
+    grad = torch.as_tensor(x).requires_grad_()
+    torch.testing.assert_close(ll.OLSAttention.from_data(grad, y).predict(new), want)
