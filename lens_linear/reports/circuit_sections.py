@@ -1,0 +1,205 @@
+"""Sections of a report that speak of circuits. They only call, and put numbers into sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.circuits.attention_only import AttentionOnly
+from lens_linear.circuits.composition import composition_scores
+from lens_linear.circuits.induction import InductionScores, induction_scores
+from lens_linear.models.capture import run
+from lens_linear.models.tokenize import bos_token, token_strings, tokenize_prompts
+from lens_linear.plots import circuits as figures
+from lens_linear.reports.page import Attention, Block, Figure, Section, Table
+from lens_linear.text.labels import token_label
+from lens_linear.text.random_tokens import repeated_tokens
+
+_WORDS = (" said", " little", " the", " once", " and", " was")
+_HEAD_COLUMNS = [
+    "head",
+    "prefix_matching",
+    "positional_control",
+    "copying",
+    "prev_token",
+    "duplicate",
+    "verdict",
+]
+
+
+def bigram_section(model: TransformerBridge, *, loss: float, floor: float, name: str) -> Section:
+    """What a model without layers has learnt: a table of bigrams."""
+    table = AttentionOnly(model).bigrams()
+    rows = []
+    words = [(word, tokenize_prompts(model, [word], bos=False)[0]) for word in _WORDS]
+    for word, ids in words:
+        if len(ids) != 1:
+            continue
+        following = table.top(int(ids[0]), 6).to_dataframe()
+        texts = token_strings(model, following["next"].tolist())
+        row: dict[str, object] = {"token": word}
+        for rank, (text, probability) in enumerate(
+            zip(texts, following["probability"], strict=True), start=1
+        ):
+            row[f"next {rank}"] = f"{token_label(text)} {100 * probability:.0f}%"
+        rows.append(row)
+    prose = (
+        f"{name} has no layers. Its logits are W_E W_U: one row of bigram scores for every token. On two "
+        f"whole unseen books it reaches a loss of {loss:.3f} nats per token. A table of bigram counts "
+        f"from the same training text reaches {floor:.3f} there, so the model has learnt nearly all that "
+        "a bigram table can know.\n\nThe table lists the likeliest next tokens after a few words, with "
+        "their probabilities; · is a space."
+    )
+    return Section(
+        "Zero layers: bigrams", prose, [Table(pd.DataFrame(rows), f"Direct path of {name}.")]
+    )
+
+
+def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) -> Section:
+    """The strongest skip-trigrams of the head of a one-layer model that copies most."""
+    view = AttentionOnly(model)
+    heads = view.heads()
+    head = max(heads, key=lambda one: one.copying_score)
+    table = view.skip_trigrams(head.layer, head.head, k=top)
+    frame = table.to_dataframe()
+    for column in ("source", "destination", "out"):
+        frame[column] = [token_label(t) for t in token_strings(model, frame[column].tolist())]
+    copied = float((frame["source"] == frame["out"]).mean())
+    prose = (
+        f"A head of one layer moves information from a source token to the destination and raises the "
+        f"logits of some out tokens: a skip-trigram, source … destination → out. The table lists the "
+        f"{len(frame)} strongest of head {head.name} of {name}, ranked by attention and output together. "
+        f"{100 * copied:.0f} % of these rows put the source token itself out.\n\nThe eigenvalues of the "
+        f"OV circuit say how much a head copies: 1 copies, -1 suppresses what it reads, near 0 neither. "
+        f"The heads score {', '.join(f'{one.name} {one.copying_score:+.2f}' for one in heads)}."
+    )
+    columns = ["source", "destination", "out", "qk_score", "ov_score", "attention", "effect"]
+    return Section(
+        "One layer: skip-trigrams",
+        prose,
+        [
+            Table(
+                frame[columns],
+                f"Skip-trigrams of {head.name}: qk_score and ov_score are entries of its circuits, "
+                f"attention assumes {table.context} keys to choose among, effect is in logits.",
+            )
+        ],
+    )
+
+
+def composition_section(model: TransformerBridge, *, name: str, top: int = 8) -> Section:
+    """Which heads read what which heads wrote, beside random matrices of the same shape."""
+    scores = composition_scores(model)
+    frame = scores.to_dataframe().sort_values("z", ascending=False)
+    best = frame.iloc[0]
+    prose = (
+        f"A head of a later layer can read what an earlier head wrote, through its queries (Q), keys (K) "
+        f"or values (V). The score compares the product of the two heads' matrices with their sizes. Beside "
+        f"it stands what random rotations of the same matrices give. In {name} the strongest is "
+        f"{best['kind']}-composition of {best['writer']} into {best['reader']}: {best['score']:.3f} against "
+        f"{best['baseline_mean']:.3f}, {best['z']:.0f} standard deviations above it."
+    )
+    columns = ["kind", "writer", "reader", "score", "baseline_mean", "baseline_sd", "z"]
+    return Section(
+        "Two layers: composition",
+        prose,
+        [
+            Figure(
+                figures.composition_map(scores),
+                "Rows: heads that write. Columns: heads that read. z: standard deviations above random.",
+            ),
+            Table(frame[columns].head(top), "The strongest pairs."),
+        ],
+    )
+
+
+def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> Section:
+    """Head scores on repeated random tokens, and the pattern of the best induction head."""
+    scores = induction_scores(model, seed=seed)
+    frame = scores.to_dataframe()
+    blocks: list[Block] = [
+        Figure(
+            figures.head_scores(scores),
+            "Attention of each head from a repeated token to the token after its previous occurrence.",
+        ),
+        Table(
+            frame[_HEAD_COLUMNS],
+            "positional_control: attention at the same offset in rows with another period. copying: "
+            "eigenvalues of the OV circuit.",
+        ),
+    ]
+    found = scores.heads("induction")
+    best = frame.loc[frame["prefix_matching"].idxmax()]
+    if found:
+        named = ", ".join(f"L{layer}H{head}" for layer, head in found)
+        prose = (
+            f"On random tokens that repeat with mixed periods {name} has {len(found)} heads that look for "
+            f"the previous occurrence of the current token and attend to what followed it: {named}. The "
+            f"clearest is {best['head']}: {best['prefix_matching']:.2f} of its attention is there, and only "
+            f"{best['positional_control']:.2f} at the same distance in rows with another period, so it "
+            "follows the repeat and not the distance."
+        )
+    else:
+        prose = (
+            f"On random tokens that repeat with mixed periods no head of {name} passes the test for an "
+            f"induction head. The highest prefix-matching score is {best['prefix_matching']:.2f} "
+            f"({best['head']}), with {best['positional_control']:.2f} at the same distance in rows with "
+            "another period."
+        )
+    previous = scores.heads("previous-token")
+    if previous:
+        prose += (
+            "\n\nPrevious-token heads, which tell each position what came before it: "
+            + ", ".join(f"L{layer}H{head}" for layer, head in previous)
+            + "."
+        )
+    blocks.append(_pattern(model, scores, best, seed))
+    return Section("Induction heads", prose, blocks)
+
+
+def _pattern(
+    model: TransformerBridge, scores: InductionScores, best: pd.Series, seed: int
+) -> Attention:
+    period = min(10, (model.cfg.n_ctx - 2) // 2)
+    bos = bos_token(model)
+    ids = list(range(10, model.cfg.d_vocab)) if model.cfg.d_vocab > 40 else model.cfg.d_vocab
+    row = repeated_tokens(1, period, 2 * period + (bos is not None), ids, seed, bos=bos).tokens
+    layer = int(best["layer"])
+    pattern = run(model, row, record=[(layer, "pattern")], logits=False)[(layer, "pattern")][0]
+    names = [f"L{layer}H{head}" for head in range(len(pattern))]
+    return Attention(
+        pattern.float().numpy(),
+        [token_label(text) for text in token_strings(model, row[0])],
+        names,
+        f"Layer {layer} on {period} random tokens said twice; {best['head']} is the head to look at: in the "
+        "second half its attention lies on the token after the previous occurrence. Click a head.",
+    )
+
+
+def path_section(
+    view: AttentionOnly, tokens: object, *, name: str, sequences: Sequence[int] = range(4)
+) -> Section:
+    """How much every order of paths is worth, with the exact sum checked."""
+    expansion = view.paths(tokens[list(sequences)])  # type: ignore[index]
+    importance = expansion.importance()
+    frame = importance.to_dataframe()
+    gains = ", ".join(
+        f"order {int(row['order'])}: {row['effect']:+.3f}" for _, row in frame.iterrows()
+    )
+    prose = (
+        f"With attention patterns and norm scales held as they are, {name} is an exact sum of "
+        f"{len(expansion.terms)} end-to-end paths. Their sum differs from the model's logits by at most "
+        f"{expansion.max_error:.1e}. Adding the paths order by order (0 is the direct path, 1 goes "
+        f"through one head, 2 through two) changes the loss by, in nats: {gains} (positive: lower loss)."
+    )
+    return Section(
+        "Paths, exactly",
+        prose,
+        [
+            Figure(
+                figures.path_importance(importance), "What each order of paths is worth, in nats."
+            )
+        ],
+    )
