@@ -100,7 +100,8 @@ class PathTable(Table):
     Attributes:
         position, token, batch: of the logit.
         logit: the model's own logit there.
-        rows: path name, source, heads, order, logit, and the logit minus the path's mean over tokens.
+        rows: path name, source, order, logit, and the logit minus the path's mean over tokens.
+        token_text: text of the token, or None.
     """
 
     position: int
@@ -108,6 +109,7 @@ class PathTable(Table):
     batch: int
     logit: float
     rows: tuple[dict[str, Any], ...] = field(repr=False)
+    token_text: str | None = None
 
     def __repr__(self) -> str:
         return (
@@ -250,7 +252,9 @@ class PathExpansion:
             for i in relative.abs().argsort(descending=True, stable=True).tolist()
         ]
         total = float(self.model_logits[batch, position, token])
-        return PathTable(position, token, batch, total, tuple(rows))
+        same = self.labels is not None and len(self.labels) == self.unembedding.shape[1]
+        text = self.labels[token] if same and self.labels is not None else None
+        return PathTable(position, token, batch, total, tuple(rows), text)
 
     def importance(self) -> PathImportance:
         """Marginal effect on the loss of the paths of each order: direct path, single heads, chains.

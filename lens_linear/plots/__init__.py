@@ -11,15 +11,34 @@ from typing import Any
 
 # Figure function -> the module of this room that defines it.
 _WHERE = {
+    "ablation_map": "circuits",
+    "attention_heads": "attention",
+    "attention_pattern": "attention",
+    "bigram_comparison": "circuits_tables",
+    "bigram_table": "circuits_tables",
     "bit_error": "constructions",
+    "circuit_graph": "circuits",
+    "circuit_overview": "circuits_tables",
+    "circuit_window": "circuits_tables",
+    "composition_map": "circuits",
     "covariance_shift": "constructions",
     "hat_matrix": "constructions",
     "head_memory": "constructions",
+    "head_scores": "circuits",
+    "in_context_loss": "circuits_paths",
+    "mechanism_table": "circuits_tables",
     "memory_capacity": "constructions",
     "memory_swap": "constructions",
     "ols_convergence": "constructions",
+    "path_ablations": "circuits_paths",
+    "path_importance": "circuits",
+    "path_logits": "circuits_paths",
+    "qk_attribution": "circuits_paths",
     "retrieval": "constructions",
     "shift_cost": "constructions",
+    "skip_trigram_bugs": "circuits_tables",
+    "skip_trigram_table": "circuits_tables",
+    "svd_directions": "circuits_tables",
 }
 
 __all__ = sorted(_WHERE)

@@ -1,0 +1,69 @@
+"""Where heads look: an interactive view for notebooks, and a plain figure.
+
+The notebook view is CircuitsVis' own, in a frame of fixed height that holds everything it needs: no network
+is asked, tokens are shown and never executed. The figure is plotly's, for pages and tests.
+"""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from lens_linear._checks import require_int
+from lens_linear.circuits.patterns import AttentionPattern
+from lens_linear.plots.circuitsvis import NotebookView, attention_view
+from lens_linear.plots.style import MAX_CELLS, matrix, styled
+from lens_linear.text.labels import token_labels
+
+
+def attention_heads(pattern: AttentionPattern, *, height: int = 520) -> NotebookView:
+    """All heads of a layer in CircuitsVis' view, for a notebook: hover a head, click to keep it.
+
+    Args:
+        pattern: what ``circuits.attention_pattern`` returned.
+        height: of the frame, pixels.
+
+    Raises:
+        FigureTooLargeError: more than 400,000 cells; pass fewer tokens.
+    """
+    names = [f"L{pattern.layer}H{head}" for head in range(len(pattern.pattern))]
+    view = attention_view(
+        pattern.pattern.numpy(),
+        token_labels(pattern.token_text),
+        element_id=f"attention-layer-{pattern.layer}",
+        head_names=names,
+    )
+    return NotebookView(view, height=height)
+
+
+def attention_pattern(
+    pattern: AttentionPattern, head: int = 0, *, max_cells: int = MAX_CELLS
+) -> go.Figure:
+    """One head's pattern as a figure: rows are queries, columns keys.
+
+    Args:
+        pattern: what ``circuits.attention_pattern`` returned.
+        head: which head.
+        max_cells: refuse more cells than this.
+    """
+    head = require_int("head", head, minimum=0, maximum=len(pattern.pattern) - 1)
+    labels = list(pattern.token_text)
+    figure = matrix(
+        pattern.pattern[head],
+        rows=labels,
+        columns=labels,
+        value_name="attention",
+        row_name="query",
+        column_name="key",
+        diverging=False,
+        limits=(0.0, 1.0),
+        max_cells=max_cells,
+    )
+    figure.update_xaxes(tickangle=-60)
+    return styled(
+        figure,
+        title=f"Attention of L{pattern.layer}H{head}",
+        subtitle=f"{len(labels)} tokens; rows sum to 1",
+        x="key",
+        y="query",
+        height=max(420, 180 + 16 * len(labels)),
+    )
