@@ -200,26 +200,15 @@ def attention_head_memory(
     if not kinds or not grid:
         raise InvalidArgumentError("energies and n_patterns must each name at least one value")
     generator = torch.Generator().manual_seed(seed)
-    cells, stats = [], []
-    for source in SOURCES:
-        per_rep: list[Tensor] = []
-        per_memory: list[Tensor] = []
-        for b in range(len(k)):
-            memory = _Memory(
-                k[b], None if q is None else q[b], v[b], beta, noise, causal, generator
-            )
-            if source == "random keys":
-                memory = memory.randomised(own_values=values is None)
-            memory.choose(max_queries)
-            per_memory.append(memory.statistics())
-            per_rep += [
-                torch.stack([memory.retrieve(kinds, count) for count in grid], dim=1)
-                for _ in range(draws)
-            ]
-        cells.append(torch.stack(per_rep, dim=-1))  # [energies, k, 3, reps]
-        stats.append(torch.stack(per_memory).mean(0))
-    recall, similarity, weight = torch.stack(cells).unbind(3)
-    signal, spread, log_capacity, effective = torch.stack(stats).unbind(1)
+    given = [
+        _Memory(k[b], None if q is None else q[b], v[b], beta, noise, causal, generator)
+        for b in range(len(k))
+    ]
+    head = _measure(given, kinds, grid, max_queries, draws)
+    random = [memory.randomised(own_values=values is None) for memory in given]
+    control = _measure(random, kinds, grid, max_queries, draws)
+    recall, similarity, weight = torch.stack([head[0], control[0]]).unbind(3)
+    signal, spread, log_capacity, effective = torch.stack([head[1], control[1]]).unbind(1)
     return HeadMemory(
         recall=recall,
         similarity=similarity,
@@ -337,6 +326,19 @@ class _Memory:
 
     def _draw(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
+
+
+def _measure(
+    memories: list[_Memory], kinds: list[Energy], grid: tuple[int, ...], queries: int, draws: int
+) -> tuple[Float[Tensor, "energies k 3 reps"], Float[Tensor, " 4"]]:
+    """Retrieval for every memory and draw, and the memories' mean statistics."""
+    cells, stats = [], []
+    for memory in memories:
+        memory.choose(queries)
+        stats.append(memory.statistics())
+        for _ in range(draws):
+            cells.append(torch.stack([memory.retrieve(kinds, count) for count in grid], dim=1))
+    return torch.stack(cells, dim=-1), torch.stack(stats).mean(0)
 
 
 def _batched(name: str, value: Any) -> Float[Tensor, "batch n d"]:

@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -229,44 +230,24 @@ def memory_capacity(
     seeds, seed = require_int("seeds", seeds, minimum=1), require_int("seed", seed, minimum=0)
     if not kinds:
         raise InvalidArgumentError("energies must name at least one, got none; pass 'quadratic'")
-    curves = []
-    for kind in kinds:
-        for d in _sizes(kind, dims):
-            expected = expected_capacity(
-                kind, d, noise=noise, max_bit_error=max_bit_error, beta=beta
-            )
-            grid = _grid(expected)
-            if grid[-1] > max_patterns:
-                raise InvalidArgumentError(
-                    f"dims = {d} for the {kind.name} energy needs {grid[-1]:.3g} stored patterns, "
-                    f"more than max_patterns = {max_patterns}; pass a smaller d or more noise"
-                )
-            runs = [
-                _curve(kind, d, grid, noise=noise, beta=beta, queries=queries, seed=seed + s)
-                for s in range(seeds)
-            ]
-            errors, recall = (torch.stack(side, dim=1) for side in zip(*runs, strict=True))
-            capacity = [_crossing(grid, errors[:, s], max_bit_error) for s in range(seeds)]
-            curves.append(
-                CapacityCurve(
-                    energy=kind.name,
-                    d=d,
-                    n_patterns=grid,
-                    bit_error=errors,
-                    recall=recall,
-                    capacity=torch.tensor(capacity, dtype=torch.float64),
-                    expected=expected,
-                )
-            )
-    return MemoryCapacity(
-        curves=tuple(curves),
-        noise=noise,
-        max_bit_error=max_bit_error,
-        beta=beta,
-        queries=queries,
-        seeds=seeds,
-        seed=seed,
+    knobs = _Knobs(noise, max_bit_error, beta, queries, seeds, seed)
+    sizes = [(kind, d) for kind in kinds for d in _sizes(kind, dims)]
+    grids = [_grid(kind, d, knobs, max_patterns) for kind, d in sizes]
+    curves = tuple(
+        _curve(kind, d, grid, knobs) for (kind, d), grid in zip(sizes, grids, strict=True)
     )
+    return MemoryCapacity(curves, *knobs)
+
+
+class _Knobs(NamedTuple):
+    """What all curves of one call share, in the order of MemoryCapacity's fields."""
+
+    noise: float
+    max_bit_error: float
+    beta: float
+    queries: int
+    seeds: int
+    seed: int
 
 
 def _sizes(kind: Energy, dims: Sequence[int] | Mapping[str, Sequence[int]] | None) -> list[int]:
@@ -284,31 +265,52 @@ def _sizes(kind: Energy, dims: Sequence[int] | Mapping[str, Sequence[int]] | Non
     return sizes
 
 
-def _grid(expected: float) -> tuple[int, ...]:
-    """Numbers of stored patterns around the expected capacity, evenly spaced in logarithm."""
+def _grid(kind: Energy, d: int, knobs: _Knobs, max_patterns: int) -> tuple[float, tuple[int, ...]]:
+    """Expected capacity, and numbers of patterns around it, evenly spaced in logarithm."""
+    expected = expected_capacity(
+        kind, d, noise=knobs.noise, max_bit_error=knobs.max_bit_error, beta=knobs.beta
+    )
     steps = range(round(_SPAN[0] * _PER_OCTAVE), round(_SPAN[1] * _PER_OCTAVE) + 1)
-    return tuple(sorted({max(2, round(expected * 2 ** (i / _PER_OCTAVE))) for i in steps}))
+    grid = tuple(sorted({max(2, round(expected * 2 ** (i / _PER_OCTAVE))) for i in steps}))
+    if grid[-1] > max_patterns:
+        raise InvalidArgumentError(
+            f"dims = {d} for the {kind.name} energy needs {grid[-1]:.3g} stored patterns, "
+            f"more than max_patterns = {max_patterns}; pass a smaller d or more noise"
+        )
+    return expected, grid
 
 
 def _curve(
-    kind: Energy,
-    d: int,
-    grid: tuple[int, ...],
-    *,
-    noise: float,
-    beta: float,
-    queries: int,
-    seed: int,
+    kind: Energy, d: int, around: tuple[float, tuple[int, ...]], knobs: _Knobs
+) -> CapacityCurve:
+    """All seeds of one energy and size."""
+    expected, grid = around
+    runs = [_one_memory(kind, d, grid, knobs, knobs.seed + s) for s in range(knobs.seeds)]
+    errors, recall = (torch.stack(side, dim=1) for side in zip(*runs, strict=True))
+    capacity = [_crossing(grid, errors[:, s], knobs.max_bit_error) for s in range(knobs.seeds)]
+    return CapacityCurve(
+        energy=kind.name,
+        d=d,
+        n_patterns=grid,
+        bit_error=errors,
+        recall=recall,
+        capacity=torch.tensor(capacity, dtype=torch.float64),
+        expected=expected,
+    )
+
+
+def _one_memory(
+    kind: Energy, d: int, grid: tuple[int, ...], knobs: _Knobs, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Bit error and recall at each number of patterns of the grid, one memory."""
+    """Bit error and recall at each number of patterns of the grid."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + d)
-    target = draw_signs(generator, queries, d)
-    state = flip(target, noise, generator)
-    total = own_field(kind, target, state, beta=beta)
+    target = draw_signs(generator, knobs.queries, d)
+    state = flip(target, knobs.noise, generator)
+    total = own_field(kind, target, state, beta=knobs.beta)
     errors, recall, stored = [], [], 1
     for count in grid:
         others = draw_signs(generator, count - stored, d)
-        total = total + field(kind, others, state, beta=beta)
+        total = total + field(kind, others, state, beta=knobs.beta)
         stored = count
         wrong = wrong_bits(total, state, target)
         errors.append(wrong.mean())
