@@ -8,6 +8,7 @@
 * :func:`hopfield_energy`, :func:`hopfield_update`: energies, and the attention each one amounts to.
 * :func:`memory_capacity`, :func:`retrieval_curve`: how many patterns they hold.
 * :func:`attention_head_memory`, :func:`trained_head_memory`: where a head of a model sits.
+* :func:`build_induction`, :class:`InductionConstruction`: an induction model written by hand.
 
 Names are loaded when they are used.
 """
@@ -20,6 +21,7 @@ from typing import Any
 _WHERE = {
     "HatMatrix": "ols",
     "HeadMemory": "head_memory",
+    "InductionConstruction": "induction",
     "MemoryCapacity": "memory",
     "MemorySwap": "slow_fast",
     "NewtonSchulzAttention": "newton_schulz",
@@ -29,6 +31,7 @@ _WHERE = {
     "SpectralRoot": "spectral",
     "TrainingRun": "ols_training",
     "attention_head_memory": "head_memory",
+    "build_induction": "induction",
     "covariance_shift": "slow_fast",
     "gradient_step_attention": "newton_schulz",
     "hopfield_energy": "energies",
