@@ -275,6 +275,7 @@ def _random_weights(form: Form, p: int, m: int, *, seeds: int, seed: int) -> lis
     return [torch.stack(layer) for layer in zip(*starts, strict=True)]
 
 
+@torch.enable_grad()  # notebooks often switch gradients off at the top
 def _descend(
     x: Tensor, y: Tensor, start: list[Tensor], epochs: int, rate: float, optimizer: Optimizer
 ) -> tuple[list[Tensor], list[Tensor]]:

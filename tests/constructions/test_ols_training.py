@@ -108,3 +108,9 @@ def test_bad_arguments_say_what_to_do():
         ll.train_ols_attention(optimizer="sgd")
     with pytest.raises(InvalidArgumentError, match="index must be at most 1"):
         ll.train_ols_attention(epochs=2, seeds=2).model(2)
+
+
+def test_training_works_where_gradients_are_switched_off():
+    with torch.no_grad():
+        run = ll.train_ols_attention(epochs=5, seeds=1)
+    assert float(run.loss[5, 0]) < float(run.loss[0, 0])
