@@ -19,7 +19,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.linalg import LinearFit
 from lens_linear.linearity._scores import varies
 from lens_linear.linearity.loss import perplexity, sequence_loss
-from lens_linear.linearity.maps import AffineMap, from_fit
+from lens_linear.linearity.maps import AffineMap, from_fit, map_rtol
 from lens_linear.models.capture import TokenRows
 from lens_linear.models.sizes import n_parameters, site_parameters
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -127,7 +127,7 @@ def ffn_compression(
     out: list[dict[str, object]] = []
     with sequence_bar(len(usable), "compressing", show=progress) as bar:
         for count, layer in enumerate(usable, start=1):
-            full = fitted[layer, "ffn"].fit(ridge=ridge)
+            full = fitted[layer, "ffn"].fit(ridge=ridge, rtol=map_rtol(model))
             for rank in ranks:
                 fit: LinearFit = full if rank is None else full.truncate(rank)
                 m = from_fit("ffn", layer, layer, fit)

@@ -29,7 +29,7 @@ from lens_linear.linalg import Moments
 from lens_linear.linearity._scores import varies
 from lens_linear.linearity.distill import polish
 from lens_linear.linearity.loss import perplexity, sequence_loss
-from lens_linear.linearity.maps import AffineMap, Linearization, fitted_map, identity_map
+from lens_linear.linearity.maps import AffineMap, Linearization, fitted_map, identity_map, map_rtol
 from lens_linear.linearity.replace import assemble, span_moments
 from lens_linear.models.capture import TokenRows
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -222,12 +222,17 @@ class _Builder:
             chosen = [identity_map(layer, layer, width) for layer in layers]
         elif self.strategy == "linear" or not layers:
             chosen = [
-                fitted_map(self.moments[layer], "block", layer, ridge=self.ridge)
+                fitted_map(
+                    self.moments[layer], "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
+                )
                 for layer in layers
             ]
         else:
             chosen = self._distilled(sorted(layers))
         return assemble(self.model, chosen, self.strategy)
+
+    def _fit(self, moments: Moments, layer: int) -> AffineMap:
+        return fitted_map(moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model))
 
     def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
         done: list[AffineMap] = []
@@ -250,7 +255,9 @@ class _Builder:
                     skip=self.skip,
                     batch_size=self.batch_size,
                 )
-            self.cache[before] = fitted_map(moments, "block", layer, ridge=self.ridge)
+            self.cache[before] = fitted_map(
+                moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
+            )
             done.append(self.cache[before])
         if self.distill_steps:
             done = polish(

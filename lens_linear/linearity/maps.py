@@ -165,6 +165,18 @@ def from_fit(site: MapSite, first: int, last: int, fit: LinearFit) -> AffineMap:
     return AffineMap(site, first, last, fit.weight, fit.bias, fit.map_rank, fit.r_squared, fit.n)
 
 
+def map_rtol(model: TransformerBridge) -> float | None:
+    """Tolerance below which directions of x are left out of maps that run in float32.
+
+    The entries of a LayerNorm output sum to zero up to rounding. A least-squares fit may put a weight of
+    1e5 on that sum, which is harmless in float64, where scores are taken, but in float32 its rounding was
+    measured to move outputs by 1e-2. Such directions (below 1e-6 of the largest) say nothing; maps do
+    without them. A float64 model keeps everything.
+    """
+    widest = max((p.dtype.itemsize for p in model.parameters() if p.is_floating_point()), default=4)
+    return None if widest == 8 else 1e-6
+
+
 def fitted_map(
     moments: Moments,
     site: MapSite,
@@ -172,23 +184,25 @@ def fitted_map(
     *,
     rank: int | None = None,
     ridge: float = 0.0,
+    rtol: float | None = None,
 ) -> AffineMap:
     """Fit one layer's map from its statistics; an output that never varies becomes its constant.
 
-    With ``rank`` a block keeps the identity and only what it adds is of low rank.
+    With ``rank`` a block keeps the identity and only what it adds is of low rank. ``rtol`` as from
+    :func:`map_rtol`.
     """
     if not varies(moments):
         weight = torch.zeros_like(moments.sxy)
         return AffineMap(site, layer, layer, weight, moments.mean_y, 0, float("nan"), moments.n)
     if rank is None or rank >= min(moments.sxy.shape):
-        return from_fit(site, layer, layer, moments.fit(ridge=ridge))
+        return from_fit(site, layer, layer, moments.fit(ridge=ridge, rtol=rtol))
     if site == "ffn":
-        return from_fit(site, layer, layer, moments.fit(ridge=ridge).truncate(rank))
+        return from_fit(site, layer, layer, moments.fit(ridge=ridge, rtol=rtol).truncate(rank))
     update = moments.without_input()
     eye = torch.eye(len(moments.mean_x), dtype=torch.float64, device=moments.mean_x.device)
     if not varies(update):
         return AffineMap(site, layer, layer, eye, update.mean_y, 0, 1.0, moments.n)
-    fit = update.fit(ridge=ridge).truncate(rank)
+    fit = update.fit(ridge=ridge, rtol=rtol).truncate(rank)
     missed = (1 - fit.r_squared) * float(update.scatter_y.sum() / moments.scatter_y.sum())
     return AffineMap(
         site, layer, layer, fit.weight + eye, fit.bias, fit.map_rank, 1 - missed, fit.n

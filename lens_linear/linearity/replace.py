@@ -30,6 +30,7 @@ from lens_linear.linearity.maps import (
     Linearization,
     MapSite,
     fitted_map,
+    map_rtol,
     require_disjoint,
 )
 from lens_linear.models.capture import TokenRows, available_sites, batched, run
@@ -123,6 +124,7 @@ def fit_linearization(
         require_int("rank", rank, minimum=1, maximum=model.cfg.d_model)
     spans = _spans(model, layers, runs, site)
     require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=False)
+    rtol = map_rtol(model)
     if sequential or any(first < last for first, last in spans):
         maps: list[AffineMap] = []
         for first, last in spans:
@@ -130,7 +132,7 @@ def fit_linearization(
             moments = span_moments(
                 model, rows, first, last, site, edits=earlier, skip=skip, batch_size=batch_size
             )
-            single = fitted_map(moments, site, first, rank=rank, ridge=ridge)
+            single = fitted_map(moments, site, first, rank=rank, ridge=ridge, rtol=rtol)
             maps.append(_moved(single, last))
     else:
         chosen = [first for first, _ in spans]
@@ -138,7 +140,7 @@ def fit_linearization(
             model, rows, sites=(site,), layers=chosen, skip=skip, batch_size=batch_size
         )
         maps = [
-            fitted_map(statistics[layer, site], site, layer, rank=rank, ridge=ridge)
+            fitted_map(statistics[layer, site], site, layer, rank=rank, ridge=ridge, rtol=rtol)
             for layer in chosen
         ]
     low = "" if rank is None else f", rank {rank}"

@@ -19,7 +19,7 @@ from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.loss import perplexity, sequence_loss
-from lens_linear.linearity.maps import AffineMap, from_fit, identity_map
+from lens_linear.linearity.maps import AffineMap, from_fit, identity_map, map_rtol
 from lens_linear.linearity.replace import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.collect import require_rows_for_fit
@@ -110,25 +110,24 @@ def run_table(
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)
     n_layers = model.cfg.n_layers
-    lengths = range(1, n_layers + 1) if lengths is None else lengths
-    spans = [
-        (first, first + require_int("lengths", k, minimum=1, maximum=n_layers) - 1)
-        for k in lengths
-        for first in range(n_layers - k + 1)
-    ]
+    chosen = list(range(1, n_layers + 1)) if lengths is None else list(lengths)
+    for k in chosen:
+        require_int("lengths", k, minimum=1, maximum=n_layers)
+    spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
     if not spans:
         raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")
     require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
     train, test = halves(rows, seed=seed)
     base = sequence_loss(model, test, batch_size=batch_size)
     distance = _cosine_distances(model, train, skip, batch_size)
+    rtol = map_rtol(model)
     out: list[dict[str, object]] = []
     with sequence_bar(len(spans), "runs", show=progress) as bar:
         for count, (first, last) in enumerate(spans, start=1):
             moments = span_moments(
                 model, train, first, last, "block", skip=skip, batch_size=batch_size
             )
-            fitted = from_fit("block", first, last, moments.fit(ridge=ridge))
+            fitted = from_fit("block", first, last, moments.fit(ridge=ridge, rtol=rtol))
             removed = identity_map(first, last, model.cfg.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
                 loss = sequence_loss(model, test, edits=m.edits(), batch_size=batch_size)

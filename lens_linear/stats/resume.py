@@ -94,7 +94,8 @@ class Checkpoint:
                     state.sums[name.removeprefix("sums.")] = value
                     continue
                 layer, site = name.removeprefix("moments.").split(".")
-                file_name = Path(folder) / "part"
+                # One name each: tensors read from a file stay mapped to it.
+                file_name = Path(folder) / name
                 file_name.write_bytes(value.numpy().tobytes())
                 state.moments[(int(layer), site)] = Moments.load(file_name)  # type: ignore[index]
         return state

@@ -26,7 +26,9 @@ def linear_blocks(n_layers=2, linear=(0, 1), d_model=16):
         for layer in range(n_layers):
             model.blocks[layer].attn.o.weight.zero_()
             if layer in linear:
-                getattr(model.blocks[layer].mlp, "in").bias.fill_(100.0)
+                mlp = model.blocks[layer].mlp
+                getattr(mlp, "in").bias.fill_(100.0)
+                mlp.out.bias.copy_(-100.0 * mlp.out.weight.sum(1))  # a torch layer: [out, in]
     return model
 
 

@@ -1,0 +1,183 @@
+"""Streaming statistics: splits by sequence, kill and resume, two processes, progress."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import lens_linear as ll
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+from lens_linear.models.capture import residual_stream
+from lens_linear.models.toy import toy_model
+from lens_linear.stats.collect import collect_moments, common_sites, gather_rows
+from lens_linear.stats.split import RowView, as_rows, halves
+
+
+def ids(n=48, length=16, seed=0):
+    return torch.randint(64, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def model(n_layers=2):
+    return toy_model(n_layers=n_layers, d_model=16, attn_only=False, norm="LN").double()
+
+
+def test_halves_are_whole_sequences_disjoint_and_seeded():
+    rows = RowView(ids(9))
+    train, test = halves(rows, seed=0)
+    assert (len(train), len(test)) == (5, 4)
+    assert sorted([*train.index.tolist(), *test.index.tolist()]) == list(range(9))
+    again, other = halves(rows, seed=0)[0], halves(rows, seed=1)[0]
+    assert train.index.tolist() == again.index.tolist() != other.index.tolist()
+    assert torch.equal(train[0:5], ids(9)[train.index])
+
+
+def test_views_slice_share_and_go_on_like_indexing():
+    base = ids(20)
+    view = RowView(base, torch.tensor([17, 3, 5, 11, 2]))
+    assert view.index.tolist() == [2, 3, 5, 11, 17]
+    assert torch.equal(view[1:4], base[[3, 5, 11]]) and len(view[9:12]) == 0
+    assert view.after(3).index.tolist() == [11, 17] and view.length == 16
+    shares = [view.share(rank, 3).index.tolist() for rank in range(3)]
+    assert shares == [[2, 11], [3, 17], [5]]
+
+
+def test_tokens_on_disk_give_the_same_profile(tmp_path):
+    from lens_linear.text import TokenStream
+
+    base, bridge = ids(), model()
+    stream = TokenStream.write(tmp_path / "t.bin", [base.flatten()], length=16, n_vocab=64)
+    want = ll.linearity_profile(bridge, base).to_dataframe()
+    got = ll.linearity_profile(bridge, stream).to_dataframe()
+    assert float((want - got).abs().max().max()) < 1e-12
+
+
+def test_moments_equal_those_of_all_activations_at_once():
+    bridge, base = model(), ids()
+    stream = residual_stream(bridge, base)[:, :, 2:].flatten(1, 2)
+    moments = collect_moments(bridge, RowView(base), sites=("block",), skip=2, batch_size=5)
+    for layer in range(2):
+        x, y = stream[layer], stream[layer + 1]
+        found = moments[layer, "block"]
+        assert found.n == 48 * 14
+        assert torch.allclose(found.mean_y, y.mean(0), atol=1e-12)
+        assert torch.allclose(found.sxy, (x - x.mean(0)).T @ (y - y.mean(0)), atol=1e-9)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(monkeypatch, batches):
+    """Make the model's forward pass fail after a number of calls, as a kill would end it."""
+    import lens_linear.models.capture as capture
+
+    real, calls = capture.forward_logits, []
+
+    def forward(*arguments, **named):
+        calls.append(1)
+        if batches is not None and len(calls) > batches:
+            raise Killed
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(capture, "forward_logits", forward)
+    return calls
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 4, 5])
+def test_a_killed_profile_goes_on_where_it_was(tmp_path, monkeypatch, killed_at):
+    bridge, base, path = model(), ids(), tmp_path / "pass.safetensors"
+    want = ll.linearity_profile(bridge, base).to_dataframe()
+    knobs = {"checkpoint": path, "save_every": 8, "batch_size": 8}
+    kill_after(monkeypatch, killed_at)
+    with pytest.raises(Killed):
+        ll.linearity_profile(bridge, base, **knobs)
+    assert path.is_file()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "nothing half-written is left"
+    monkeypatch.undo()
+    calls = kill_after(monkeypatch, None)
+    got = ll.linearity_profile(bridge, base, **knobs).to_dataframe()
+    assert len(calls) == 6 - killed_at, "batches that were done are not run again"
+    assert float((want - got).abs().max().max()) < 1e-10
+    assert not path.exists(), "a finished pass removes its checkpoint"
+
+
+def test_a_checkpoint_of_another_question_is_refused(tmp_path, monkeypatch):
+    bridge, base, path = model(), ids(), tmp_path / "pass.safetensors"
+    kill_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        ll.linearity_profile(bridge, base, checkpoint=path, save_every=8, batch_size=8)
+    monkeypatch.undo()
+    for other in ({"seed": 1}, {"skip": 1}, {"ridge": 1.0}, {"sites": ["ffn"]}):
+        with pytest.raises(CorruptedFileError, match="another model, text or setting"):
+            ll.linearity_profile(bridge, base, checkpoint=path, **other)
+    with pytest.raises(CorruptedFileError, match="another model"):
+        ll.linearity_profile(bridge, ids(seed=1), checkpoint=path)
+    changed = model()
+    with torch.no_grad():
+        changed.blocks[0].mlp.out.weight[0, 0] += 1e-3
+    with pytest.raises(CorruptedFileError, match="another model"):
+        ll.linearity_profile(changed, base, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CorruptedFileError, match="cannot be read"):
+        ll.linearity_profile(bridge, base, checkpoint=path)
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        bridge = model()
+        for name, count in (("even", 48), ("odd", 35)):
+            profile = ll.linearity_profile(bridge, ids(count), batch_size=4)
+            layers = ll.layer_map(bridge, ids(count), batch_size=4)
+            kept = (profile.to_dataframe().to_numpy(), layers.values)
+            torch.save(kept, f"{folder}/{name}-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    for name, count in (("even", 48), ("odd", 35)):
+        frame = ll.linearity_profile(model(), ids(count)).to_dataframe()
+        layers = ll.layer_map(model(), ids(count))
+        for rank in range(2):
+            table, values = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False)
+            apart = torch.from_numpy(table) - torch.from_numpy(frame.to_numpy())
+            assert float(apart.abs().max()) < 1e-9
+            assert float((values - layers.values).abs().nan_to_num().max()) < 1e-9
+
+
+def test_progress_shows_the_time_left(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    ll.linearity_profile(model(), ids(), progress=True, batch_size=8)
+    shown = capsys.readouterr().err
+    assert "fitting" in shown and "scoring" in shown and "/24" in shown and "seq/s" in shown
+    ll.linearity_profile(model(), ids())
+    assert capsys.readouterr().err == ""
+
+
+def test_gathered_rows_are_the_rows_that_were_drawn():
+    bridge, base = model(), ids(10)
+    stream = residual_stream(bridge, base)
+    found = gather_rows(bridge, RowView(base), layer=1, site="block", skip=3, batch_size=4)
+    assert torch.equal(found.x, stream[1][:, 3:].flatten(0, 1))
+    assert torch.equal(found.y, stream[2][:, 3:].flatten(0, 1))
+    assert found.sequence.tolist() == [n for n in range(10) for _ in range(13)]
+    few = gather_rows(bridge, RowView(base), layer=1, site="block", max_rows=20, seed=1)
+    assert len(few.x) == 20
+    assert bool((few.x[:, None] == stream[1].flatten(0, 1)[None]).all(-1).any(1).all())
+    with pytest.raises(InvalidArgumentError, match="must be one that layer 0 has"):
+        gather_rows(toy_model(n_layers=1), RowView(ids(4)), layer=0, site="ffn")
+
+
+def test_sites_common_to_all_layers():
+    assert common_sites(model()) == ("block", "ffn", "attn")
+    assert common_sites(toy_model(n_layers=1)) == ("block", "attn")
+
+
+def test_rows_are_checked():
+    with pytest.raises(NotEnoughDataError, match="2 sequences but at least 3"):
+        as_rows(model(), ids(2), min_sequences=3)
+    with pytest.raises(InvalidArgumentError, match="must be a tensor"):
+        as_rows(model(), "text")
