@@ -512,7 +512,7 @@ print(f"largest difference between the two predictions: {(ends[0] - ends[1]).abs
 
 rich = ll.SyntheticLanguage(48, seed=0).floors()
 print(
-    f"a language with context in it: floor of bigrams {rich.bigram:.3f} nats, of everything {rich.full:.3f} nats"
+    f"a language with context: floor of bigrams {rich.bigram:.3f} nats, of all {rich.full:.3f} nats"
 )
 
 # %% [markdown]
