@@ -32,7 +32,7 @@ from lens_linear.circuits.bigrams import BigramTable
 from lens_linear.circuits.heads import HeadCircuit, head_circuit
 from lens_linear.circuits.importance import PathImportance, importance_by_order
 from lens_linear.circuits.paths import PathExpansion
-from lens_linear.circuits.skip_trigrams import SkipTrigrams, all_skip_trigrams, skip_trigrams
+from lens_linear.circuits.trigrams import SkipTrigrams, all_skip_trigrams, skip_trigrams
 from lens_linear.models.frozen import FrozenRun, freeze_attention, in_double, require_attention_only
 from lens_linear.models.shape import model_shape
 from lens_linear.models.weights import ModelWeights, read_weights
@@ -113,7 +113,7 @@ class AttentionOnly:
     ) -> SkipTrigrams:
         """Return the k strongest skip-trigrams "source … destination → out" of a head.
 
-        See :func:`lens_linear.circuits.skip_trigrams.skip_trigrams`.
+        See :func:`lens_linear.circuits.trigrams.skip_trigrams`.
         """
         head_view = self.head(layer, head)
         return skip_trigrams(head_view, k, sources=sources, per_pair=per_pair, context=context)

@@ -15,7 +15,7 @@ from lens_linear.plots.style import MAX_CELLS, matrix, styled
 from lens_linear.text.labels import token_labels
 
 
-def attention_heads(pattern: AttentionPattern, *, height: int = 520) -> NotebookView:
+def attention_heads(pattern: AttentionPattern, *, height: int = 700) -> NotebookView:
     """All heads of a layer in CircuitsVis' view, for a notebook: hover a head, click to keep it.
 
     Args:

@@ -28,7 +28,7 @@ from lens_linear.plots.style import (
     styled,
 )
 
-_PANELS_TOP = 130
+_PANELS_TOP = 110
 _SHORT = {
     "induction": "ind",
     "duplicate-token": "dup",

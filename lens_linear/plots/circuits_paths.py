@@ -36,6 +36,8 @@ def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
         )
     )
     _names_beside(figure, names)
+    # Room for the numbers outside the bars.
+    figure.update_xaxes(range=[1.2 * min(0.0, *values), 1.2 * max(0.0, *values)])
     token = tick_label(table.token_text) if table.token_text is not None else f"#{table.token}"
     return styled(
         figure,
@@ -99,6 +101,8 @@ def qk_attribution(
     else:
         take = attribution.contrast if contrast else attribution.map
         values = take(query, key, batch=batch)
+        length = attribution.tokens.shape[1]
+        query, key = query % length, key % length
         where = f"query {query}, key {key}"
         if attribution.labels is not None:
             ids = attribution.tokens[batch]

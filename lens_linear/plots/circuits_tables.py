@@ -13,11 +13,11 @@ from plotly.subplots import make_subplots
 
 from lens_linear._checks import require_int
 from lens_linear.circuits.bigrams import BigramComparison, BigramTable, NextTokens
+from lens_linear.circuits.bugs import SkipTrigramBugs
 from lens_linear.circuits.maps import CircuitMap
 from lens_linear.circuits.mechanism import InductionMechanism
-from lens_linear.circuits.skip_trigram_bugs import SkipTrigramBugs
-from lens_linear.circuits.skip_trigrams import SkipTrigrams
 from lens_linear.circuits.svd import CircuitSVD
+from lens_linear.circuits.trigrams import SkipTrigrams
 from lens_linear.plots.style import MAX_CELLS, colour, escape, matrix, styled, tick_label
 
 _HEADER = {"fill_color": "#DCE6F0", "align": "left", "font": {"size": 13}, "height": 28}
@@ -85,7 +85,7 @@ def bigram_table(table: BigramTable, tokens: Sequence[int], *, k: int = 8) -> go
         figure,
         title="Bigrams of the direct path",
         subtitle="next tokens by probability (with the bias), W_E W_U alone",
-        height=150 + 26 * len(rows),
+        height=190 + 28 * len(rows),
     )
 
 
@@ -94,7 +94,7 @@ def _next_cell(row: NextTokens, rank: int) -> str:
         return ""
     token = int(row.ids[rank])
     text = f"#{token}" if row.labels is None else row.labels[token]
-    return f"{tick_label(text)} {float(row.probabilities[rank]):.1%}"
+    return f"{tick_label(text, max_length=10)} {float(row.probabilities[rank]):.0%}"
 
 
 def bigram_comparison(comparison: BigramComparison, *, k: int = 30) -> go.Figure:
@@ -159,7 +159,7 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
         title="Skip-trigrams",
         subtitle=f"{escape(', '.join(table.heads))}; effect: estimated rise of the logit above the average "
         f"token's, the source among {table.context} keys",
-        height=150 + 26 * len(frame),
+        height=200 + 28 * len(frame),
     )
 
 
@@ -183,7 +183,7 @@ def skip_trigram_bugs(table: SkipTrigramBugs, *, k: int = 20) -> go.Figure:
         figure,
         title="Skip-trigram bugs",
         subtitle=f"{escape(', '.join(table.heads))}; crossed from two right skip-trigrams of one source",
-        height=150 + 26 * len(frame),
+        height=200 + 28 * len(frame),
     )
 
 
@@ -196,7 +196,7 @@ def _token(frame: pd.DataFrame, name: str, row: int) -> str:
 def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
     """Singular values of a circuit, and the tokens at both ends of its first directions.
 
-    Directions whose singular values nearly equal a neighbour's are marked: only the space they span
+    Directions whose singular values nearly equal a neighbour's are marked ≈: only the space they span
     together is determined.
     """
     n = min(require_int("directions", directions, minimum=1), len(found.S))
@@ -226,7 +226,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
     for direction in range(n):
         for sign in (1, -1):
             chosen = frame[(frame["direction"] == direction) & (frame["sign"] == sign)]
-            mark = " (near-equal)" if direction in close else ""
+            mark = " ≈" if direction in close else ""
             rows[0].append(f"{direction}{mark}")
             rows[1].append("+" if sign > 0 else "-")
             for column, side in ((2, "row"), (3, "column")):
@@ -234,7 +234,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
                 rows[column].append("  ".join(tick_label(t, max_length=12) for t in tokens))
     figure.add_trace(
         go.Table(
-            columnwidth=[1.2, 0.4, 5, 5],
+            columnwidth=[0.9, 0.6, 5, 5],
             header={"values": ["direction", "end", "rows (read)", "columns (written)"], **_HEADER},
             cells={"values": rows, **_CELLS},
         ),
@@ -248,7 +248,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
         figure,
         title=f"Singular directions of {escape(found.name)}",
         subtitle=note,
-        height=420 + 52 * n,
+        height=430 + 70 * n,
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from lens_linear._checks import require_int, require_tokens
 from lens_linear._frames import Table
 from lens_linear.circuits.heads import HeadCircuit
-from lens_linear.circuits.skip_trigrams import HeadEffects
+from lens_linear.circuits.trigrams import HeadEffects
 from lens_linear.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def skip_trigram_bugs(
     Args:
         heads: one head, or several whose effects are summed.
         wanted: triples that are true: a table with columns source, destination, out (a
-            :class:`~lens_linear.circuits.skip_trigrams.SkipTrigrams`, or the DataFrame of
+            :class:`~lens_linear.circuits.trigrams.SkipTrigrams`, or the DataFrame of
             ``stats.ngrams.skip_trigram_counts``), or an integer tensor [n, 3].
         tokens: a corpus [sequence, position] in which the crossed triples are counted.
         window: how far back the source may stand there.
-        context: as in :func:`~lens_linear.circuits.skip_trigrams.skip_trigrams`.
+        context: as in :func:`~lens_linear.circuits.trigrams.skip_trigrams`.
         k: rows.
 
     Raises:
