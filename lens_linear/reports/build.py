@@ -110,8 +110,7 @@ def model_sections(
     sections: list[Section] = []
     view = _attention_only(model)
     if not model.cfg.n_layers:
-        from_table = {"loss": float("nan"), "floor": float("nan")}
-        return [bigram_section(model, name=name, **from_table)]
+        return [bigram_section(model, name=name)]
     if view is not None and model.cfg.n_layers == 1:
         sections.append(skip_trigram_section(model, name=name))
     attempts: list[tuple[str, Any]] = [

@@ -11,7 +11,7 @@ from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.circuits.composition import composition_scores
 from lens_linear.circuits.induction import InductionScores, induction_scores
 from lens_linear.models.capture import run
-from lens_linear.models.tokenize import bos_token, token_strings, tokenize_prompts
+from lens_linear.models.tokenize import bos_token, token_strings, tokenize_prompts, vocabulary
 from lens_linear.plots import circuits as figures
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.text.labels import token_label
@@ -29,8 +29,10 @@ _HEAD_COLUMNS = [
 ]
 
 
-def bigram_section(model: TransformerBridge, *, loss: float, floor: float, name: str) -> Section:
-    """What a model without layers has learnt: a table of bigrams."""
+def bigram_section(
+    model: TransformerBridge, *, name: str, loss: float | None = None, floor: float | None = None
+) -> Section:
+    """What a model without layers has learnt: a table of bigrams (loss and floor from its card)."""
     table = AttentionOnly(model).bigrams()
     rows = []
     words = [(word, tokenize_prompts(model, [word], bos=False)[0]) for word in _WORDS]
@@ -46,11 +48,17 @@ def bigram_section(model: TransformerBridge, *, loss: float, floor: float, name:
             row[f"next {rank}"] = f"{token_label(text)} {100 * probability:.0f}%"
         rows.append(row)
     prose = (
-        f"{name} has no layers. Its logits are W_E W_U: one row of bigram scores for every token. On two "
-        f"whole unseen books it reaches a loss of {loss:.3f} nats per token. A table of bigram counts "
-        f"from the same training text reaches {floor:.3f} there, so the model has learnt nearly all that "
-        "a bigram table can know.\n\nThe table lists the likeliest next tokens after a few words, with "
-        "their probabilities; · is a space."
+        f"{name} has no layers. Its logits are W_E W_U: one row of bigram scores for every token."
+    )
+    if loss is not None and floor is not None:
+        prose += (
+            f" On two whole unseen books its loss is {loss:.3f} nats per token. A table of bigram counts "
+            f"from the same training text reaches {floor:.3f} there: {abs(loss - floor):.3f} nats "
+            f"{'less' if loss > floor else 'more'}."
+        )
+    prose += (
+        "\n\nThe table lists the likeliest next tokens after a few words, with their probabilities; "
+        "· is a space."
     )
     return Section(
         "Zero layers: bigrams", prose, [Table(pd.DataFrame(rows), f"Direct path of {name}.")]
@@ -89,7 +97,9 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
     )
 
 
-def composition_section(model: TransformerBridge, *, name: str, top: int = 8) -> Section:
+def composition_section(
+    model: TransformerBridge, *, name: str, top: int = 8, title: str = "Composition"
+) -> Section:
     """Which heads read what which heads wrote, beside random matrices of the same shape."""
     scores = composition_scores(model)
     frame = scores.to_dataframe().sort_values("z", ascending=False)
@@ -103,7 +113,7 @@ def composition_section(model: TransformerBridge, *, name: str, top: int = 8) ->
     )
     columns = ["kind", "writer", "reader", "score", "baseline_mean", "baseline_sd", "z"]
     return Section(
-        "Two layers: composition",
+        title,
         prose,
         [
             Figure(
@@ -131,7 +141,7 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
         ),
     ]
     found = scores.heads("induction")
-    best = frame.loc[frame["prefix_matching"].idxmax()]
+    best = frame.iloc[int(frame["prefix_matching"].to_numpy().argmax())]
     if found:
         named = ", ".join(f"L{layer}H{head}" for layer, head in found)
         prose = (
@@ -162,20 +172,36 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
 def _pattern(
     model: TransformerBridge, scores: InductionScores, best: pd.Series, seed: int
 ) -> Attention:
+    """Pattern of the best head's layer on words said twice, that head first."""
     period = min(10, (model.cfg.n_ctx - 2) // 2)
     bos = bos_token(model)
-    ids = list(range(10, model.cfg.d_vocab)) if model.cfg.d_vocab > 40 else model.cfg.d_vocab
-    row = repeated_tokens(1, period, 2 * period + (bos is not None), ids, seed, bos=bos).tokens
+    ids = _words(model)
+    row = repeated_tokens(
+        1, period, 2 * period + (bos is not None), ids, seed, bos=bos, distinct=len(ids) > period
+    ).tokens
     layer = int(best["layer"])
     pattern = run(model, row, record=[(layer, "pattern")], logits=False)[(layer, "pattern")][0]
-    names = [f"L{layer}H{head}" for head in range(len(pattern))]
+    order = sorted(range(len(pattern)), key=lambda head: head != int(best["index"]))
+    if best["verdict"] == "induction":
+        what = (
+            f"{best['head']} is the induction head: in the second half its attention lies on the token "
+            "after the previous occurrence."
+        )
+    else:
+        what = f"{best['head']} has the highest prefix-matching score; it is not an induction head."
     return Attention(
-        pattern.float().numpy(),
+        pattern[order].float().numpy(),
         [token_label(text) for text in token_strings(model, row[0])],
-        names,
-        f"Layer {layer} on {period} random tokens said twice; {best['head']} is the head to look at: in the "
-        "second half its attention lies on the token after the previous occurrence. Click a head.",
+        [f"L{layer}H{head}" for head in order],
+        f"Layer {layer} on {period} random words said twice. {what} Hover over a head, click to keep it.",
     )
+
+
+def _words(model: TransformerBridge) -> list[int]:
+    """Ids of tokens that read as words, or all ids where there are too few of them."""
+    texts = vocabulary(model)
+    words = [i for i, text in enumerate(texts) if len(text.strip()) >= 3 and text.strip().isalpha()]
+    return words if len(words) >= 20 else list(range(len(texts)))
 
 
 def path_section(

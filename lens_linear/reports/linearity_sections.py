@@ -6,7 +6,7 @@ import pandas as pd
 
 from lens_linear.linearity.profile import LinearityProfile
 from lens_linear.plots import linearity as figures
-from lens_linear.reports.page import Figure, Section, Table
+from lens_linear.reports.page import Block, Figure, Section, Table
 
 _SHOWN = [
     "block_r2",
@@ -27,7 +27,7 @@ def linearity_section(profiles: dict[int, LinearityProfile], *, name: str) -> Se
     """
     every = profiles[0]
     table = every.to_dataframe()
-    blocks = [
+    blocks: list[Block] = [
         Figure(
             figures.linearity_profile(every),
             "Held-out R² of the best affine map, by layer. 1 is exactly linear; the grey line is what an "
@@ -66,11 +66,11 @@ def _ffn_sentences(table: pd.DataFrame) -> str:
 
 def _skip_sentences(table: pd.DataFrame, later: pd.DataFrame, skip: int) -> str:
     change = later["block_r2"] - table["block_r2"]
-    layer = change.abs().idxmax()
+    layer = int(change.abs().to_numpy().argmax())
     what = "the first position" if skip == 1 else f"the first {skip} positions"
     return (
         f"Without {what} of each sequence the with-residual scores are {_span(later['block_r2'])}; the "
-        f"largest change is {change[layer]:+.3f} in layer {layer}. The first position can hold an outlier "
+        f"largest change is {change.iloc[layer]:+.3f} in layer {layer}. The first position can hold an outlier "
         "that carries much of the variance, so both are shown."
     )
 

@@ -85,7 +85,7 @@ def tour(
 
     say("attn-2l: composition, induction, paths")
     models["attn-2l"] = model = load("attn-2l")
-    sections.append(composition_section(model, name="attn-2l"))
+    sections.append(composition_section(model, name="attn-2l", title="Two layers: composition"))
     sections.append(induction_section(model, name="attn-2l", seed=seed))
     tokens = evaluation_tokens(model)
     sections.append(path_section(AttentionOnly(model), tokens, name="attn-2l"))
