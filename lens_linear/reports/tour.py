@@ -76,7 +76,7 @@ def tour(
 
     say("attn-0l: bigrams")
     models["attn-0l"] = model = load("attn-0l")
-    card = cards.loc["attn-0l"]
+    card = cards.loc["attn-0l"].to_dict()
     sections.append(bigram_section(model, loss=card["loss"], floor=card["floor"], name="attn-0l"))
 
     say("attn-1l: skip-trigrams")
