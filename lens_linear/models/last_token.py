@@ -127,8 +127,9 @@ class FrozenContext:
 
         with torch.enable_grad():
             edits = [((layer, "resid_pre"), cut(layer)) for layer in range(self.n_layers)]
-            outputs = self._run(1, edits)
-        return BlockMaps(tuple(leaves), tuple(output[0] for output in outputs))
+            # Indexing belongs in here too: outside, a caller's no_grad would cut the graph.
+            outputs = tuple(output[0] for output in self._run(1, edits))
+        return BlockMaps(tuple(leaves), outputs)
 
     def _run(
         self, copies: int, edits: Sequence[Edit]
