@@ -1,0 +1,151 @@
+"""The command line: examples, JSON with its provenance, one sentence and status 2 for bad arguments."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lens_linear.cli import main
+from lens_linear.cli.parser import RECIPE_NAMES, build_parser
+from lens_linear.training.recipes import RECIPES
+
+
+def run(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_is_quick_and_light():
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "lens_linear", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5 and "example: lens-linear tour" in done.stdout
+
+
+COMMANDS = ["tour", "models", "circuits", "linearity", "dynamics", "report", "train", "tutorials"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"example: lens-linear {command}" in out and "--json" in out
+
+
+def test_the_parser_knows_the_recipes():
+    assert set(RECIPE_NAMES) == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nosuch"], ["circuits"], ["linearity", "attn-2l", "--fit", "magic"], ["train", "attn-1l"]],
+)
+def test_bad_words_are_one_sentence_and_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["circuits", "attn-9l"],
+        ["circuits", "attn-2l", "--top", "0"],
+        ["linearity", "attn-2l", "--text", "no/such/file.txt"],
+        ["linearity", "attn-2l", "--sequences", "2"],
+        ["report", "attn-2l", "--out", "no/such/folder/page.html", "--sequences", "40"],
+        ["train", "no-recipe", "--corpus", "x"],
+        ["dynamics", "attn-2l", "--concept", "nothing-of-that-name"],
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(arguments, capsys):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and not out
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"lens-linear {arguments[0]}: ") and "Traceback" not in err
+
+
+def test_models_as_json(capsys):
+    status, out, _ = run(capsys, "models", "--json")
+    payload = json.loads(out)
+    assert status == 0 and payload["command"] == "models"
+    assert {"attn-2l", "gpt-mini"} <= {row["name"] for row in payload["result"]}
+
+
+def test_circuits_as_json_says_how_it_was_made(capsys):
+    status, out, _ = run(capsys, "circuits", "attn-1l", "--json", "--seed", "3")
+    payload = json.loads(out)
+    assert status == 0 and payload["seed"] == 3
+    assert len(payload["models"]["attn-1l"]) == 64
+    assert {row["verdict"] for row in payload["result"]["heads"]} == {"none"}
+
+
+def test_linearity_and_report_of_a_foreign_model(stories_model, tmp_path, capsys, monkeypatch):
+    from conftest import SHARED
+
+    folder = SHARED / "models" / "stories260K"
+    status, out, _ = run(capsys, "linearity", folder, "--json")
+    rows = json.loads(out)["result"]
+    assert status == 0 and [row["layer"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["block_r2_no_residual"] < row["block_r2"] <= 1 for row in rows)
+    page = tmp_path / "page.html"
+    status, out, _ = run(capsys, "report", folder, "--out", page, "--sequences", "60")
+    assert status == 0 and page.stat().st_size > 1e6
+
+
+def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):
+    import lens_linear as ll
+
+    corpus = tmp_path / "book.txt"
+    corpus.write_text("The old mill stood by the river. A miller lived in it with his cat.\n" * 200)
+    recipe = tmp_path / "tiny.json"
+    spec = {
+        "n_layers": 1,
+        "d_model": 16,
+        "n_heads": 2,
+        "d_vocab": 280,
+        "n_ctx": 16,
+        "attn_only": True,
+    }
+    phases = [{"steps": 5, "rows": 4, "length": 16}]
+    recipe.write_text(json.dumps({"name": "tiny", "spec": spec, "phases": phases}))
+    out = tmp_path / "tiny"
+    status, text, _ = run(capsys, "train", recipe, "--corpus", corpus, "--out", out)
+    assert status == 0 and "validation loss" in text
+    assert ll.load(out).cfg.n_layers == 1
+    assert sorted(p.name for p in out.iterdir()) == [
+        "card.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+
+
+def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):
+    page = tmp_path / "tour.html"
+    started = time.monotonic()
+    status, out, _ = run(capsys, "tour", "--out", page)
+    assert status == 0
+    assert time.monotonic() - started < 90
+    for words in (
+        "Zero layers",
+        "skip-trigram",
+        "composition",
+        "induction",
+        "How linear is gpt-mini?",
+    ):
+        assert words in out
+    text = page.read_text(encoding="utf-8")
+    assert text.count("var CircuitsVis") == 1 and text.count("plotly.js v") == 1
