@@ -1,0 +1,89 @@
+"""The cosine regulariser: closed forms, a slow loop, gradients, and its place in training."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lens_linear import CosineRegularizer
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.models.spec import ModelSpec
+from lens_linear.training.loop import train
+from lens_linear.training.recipes import Phase, Recipe
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_three_four_five():
+    x, y = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]])
+    assert float(CosineRegularizer(0.5)([x, y])) == pytest.approx(0.5 * (1 - 24 / 25))
+    assert float(CosineRegularizer()([x, -x])) == pytest.approx(2)
+    assert float(CosineRegularizer()([x, torch.tensor([[[-4.0, 3.0]]])])) == pytest.approx(1)
+
+
+def test_equals_a_loop_over_tokens_and_layers():
+    states = [normal(3, 5, 7, seed=s) for s in range(4)]
+    total = 0.0
+    for before, after in itertools.pairwise(states):
+        for i in range(3):
+            for j in range(5):
+                u, v = before[i, j], after[i, j]
+                total += (1 - float(u @ v / (u.norm() * v.norm()))) / 15
+    assert float(CosineRegularizer(0.3)(states)) == pytest.approx(0.3 * total, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), st.integers(0, 100))
+def test_lengths_do_not_matter_and_the_range_is_zero_to_two_per_layer(scales, seed):
+    states = [normal(4, 6, seed=seed + k) for k in range(3)]
+    value = float(CosineRegularizer()(states))
+    assert 0 <= value <= 4
+    stretched = [scale * state for scale, state in zip(scales, states, strict=True)]
+    assert float(CosineRegularizer()(stretched)) == pytest.approx(value, abs=1e-9)
+
+
+def test_gradient_turns_the_stream_together():
+    x, y = normal(2, 8), normal(2, 8, seed=1).requires_grad_()
+    CosineRegularizer(2.0)([x, y]).backward()
+    closer = (y - 0.1 * y.grad).detach()
+    assert float(CosineRegularizer()([x, closer])) < float(CosineRegularizer()([x, y.detach()]))
+    assert float((y.grad * y).sum(-1).abs().max()) < 1e-12, "the length of y is not pulled"
+    flipped = normal(2, 8, seed=1).requires_grad_()
+    CosineRegularizer(-2.0)([x, flipped]).backward()
+    assert torch.allclose(flipped.grad, -y.grad)
+
+
+def test_in_training_it_turns_the_blocks_less():
+    spec = ModelSpec(2, d_model=16, n_heads=2, d_vocab=32, n_ctx=16)
+    phase = Phase(steps=40, rows=8, length=16, periods=(3, 6), learning_rate=3e-3, warmup=2)
+    stream = torch.arange(500) % 32
+
+    def turn(cosine):
+        recipe = Recipe("t", spec, (phase,), cosine=cosine, precision="float32")
+        module = train(recipe, stream, progress=False).module
+        states = []
+        for layer in module.layers:
+            layer.register_forward_hook(lambda _m, args, out: states.extend([args[0], out[0]]))
+        with torch.no_grad():
+            module(stream[:16][None])
+        return float(CosineRegularizer()(states[:2]) + CosineRegularizer()(states[2:4]))
+
+    assert turn(1.0) < 0.6 * turn(0.0)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, "1", True])
+def test_weight_must_be_a_finite_number(weight):
+    with pytest.raises(InvalidArgumentError, match="weight must be"):
+        CosineRegularizer(weight)
+
+
+def test_states_must_be_two_or_more_of_one_shape():
+    with pytest.raises(InvalidArgumentError, match="at least two"):
+        CosineRegularizer()([normal(2, 3)])
+    with pytest.raises(InvalidArgumentError, match="one shape"):
+        CosineRegularizer()([normal(2, 3), normal(2, 4)])
