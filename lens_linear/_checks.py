@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,44 @@ def require_choice(name: str, value: Any, options: Iterable[str]) -> str:
             f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}"
         )
     return value
+
+
+def require_instance(
+    name: str, value: Any, kinds: type | tuple[type, ...], *, advice: str = "see its docstring"
+) -> Any:
+    """Accept an object of one of ``kinds``; ``advice`` says where such objects come from."""
+    if not isinstance(value, kinds):
+        names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise InvalidArgumentError(
+            f"{name} must be a {names}, got {shown(value)} ({type(value).__name__}); {advice}"
+        )
+    return value
+
+
+def require_list(name: str, value: Any, *, of: str) -> list[Any]:
+    """Accept a list, tuple, range, array or 1-D tensor, not one word or a mapping; a list out."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidArgumentError(
+            f"{name} must be a list of {of}, got {shown(value)} ({type(value).__name__}); "
+            "wrap it in []"
+        )
+    return list(value)
+
+
+def require_ints(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> list[int]:
+    """Accept a list of whole numbers, each in ``[minimum, maximum]``."""
+    items = require_list(name, value, of="whole numbers")
+    return [require_int(name, item, minimum=minimum, maximum=maximum) for item in items]
+
+
+def shown(value: Any) -> str:
+    """Return a ``repr`` that fits into a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def require_layers(name: str, value: Any, n_layers: int) -> list[int]:
@@ -168,6 +206,39 @@ def require_tokens(
             f"{n_vocab - 1 if n_vocab is not None else '...'}; was another model's tokenizer used?"
         )
     return value.long()
+
+
+def require_mask(name: str, value: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Accept a mask of the shape of ``tokens`` (1 or True for real tokens, 0 or False for padding)."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.shape != tokens.shape:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise InvalidArgumentError(
+            f"{name} must be a tensor of the shape of the tokens {tuple(tokens.shape)}, got {got}; "
+            "pass one 0 or 1 for each token"
+        )
+    if not bool(((value == 0) | (value == 1)).all()):
+        raise InvalidArgumentError(
+            f"{name} must hold 1 for real tokens and 0 for padding only, got other values; "
+            "pass e.g. (tokens != pad_id).long()"
+        )
+    return value
+
+
+def require_stream(name: str, value: Any, *, n_vocab: int) -> torch.Tensor:
+    """Accept token ids [token], one after the other, as they are (no copy)."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.ndim != 1:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise InvalidArgumentError(
+            f"{name} must be one row of token ids, a tensor [token], got {got}; flatten it, or use "
+            "encode_stream(tokenizer, text)"
+        )
+    if value.numel():
+        require_tokens(name, value, n_vocab=n_vocab)
+    return value
 
 
 def require_file(name: str, value: Any) -> Path:

@@ -302,6 +302,10 @@ def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFi
 
     Source: Izenman 1975, *Reduced-rank regression for the multivariate linear model*.
     """
+    if not hasattr(moments, "fit"):  # Moments lies above this file and cannot be named here
+        raise InvalidArgumentError(
+            f"moments must be Moments, got {type(moments).__name__}; fill them with .update(x, y)"
+        )
     return moments.fit(ridge=ridge).truncate(rank)
 
 
@@ -350,6 +354,11 @@ def r_squared(
         centre = target.mean(0)
     else:
         centre = to_compute(require_float_tensor("mean", mean), device=target.device)
+        if centre.shape != target.shape[1:]:
+            raise InvalidArgumentError(
+                f"mean must have shape [{target.shape[1]}], one number for each column of y, got "
+                f"{tuple(centre.shape)}; pass e.g. fit.mean_y"
+            )
     total = (target - centre).square().sum()
     if not len(target) or bool(constant_columns(total, centre.norm(), len(target))):
         raise InvalidArgumentError(

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import _moments_io
 from lens_linear.linalg._distributed import agree_on_sizes, all_reduce_state, world_size
@@ -273,6 +273,7 @@ class Moments:
         Raises:
             InvalidArgumentError: sizes disagree, or y equals the training mean everywhere.
         """
+        require_instance("fit", fit, LinearFit, advice="make one with .fit() or fit_linear(x, y)")
         state = self._require_state()
         self._require_sizes(*fit.weight.shape)
         device = state.sxx.device

@@ -12,8 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_choice, require_int, require_layers, require_tokens
-from lens_linear.errors import NonFiniteError, UnsupportedModelError
+from lens_linear._checks import (
+    require_choice,
+    require_int,
+    require_layers,
+    require_list,
+    require_mask,
+    require_tokens,
+    shown,
+)
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
 
 Site = Literal["block", "attn", "ffn"]
@@ -92,7 +100,8 @@ def run(
         torch.Size([1, 6, 32])
     """
     model = require_bridge(model)
-    spots = list(dict.fromkeys(record))
+    tokens = require_model_tokens(model, tokens)
+    spots = list(dict.fromkeys(require_list("record", record, of="spots (layer, what)")))
     recorded: dict[Spot, Tensor] = {}
 
     def recorder(spot: Spot) -> Callable[[Tensor], None]:
@@ -104,12 +113,13 @@ def run(
         return hook
 
     hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
-        (hook_name(model, spot), function) for spot, function in edits
+        (hook_name(model, spot), function) for spot, function in _edits(edits)
     ]
     hooks += [(hook_name(model, spot), recorder(spot)) for spot in spots]
     arguments: dict[str, Any] = {}
     if attention_mask is not None:
-        arguments["attention_mask"] = attention_mask.to(model_device(model))
+        mask = require_mask("attention_mask", attention_mask, tokens)
+        arguments["attention_mask"] = mask.to(model_device(model))
     out: Tensor | None = None
     with hooked(model, hooks), nullcontext() if grad else torch.no_grad():
         try:
@@ -117,6 +127,16 @@ def run(
         except _Stop:
             out = None
     return Run(out, recorded)
+
+
+def _edits(edits: Any) -> list[Edit]:
+    pairs = require_list("edits", edits, of="((layer, what), function) pairs")
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1]) for pair in pairs):
+        raise InvalidArgumentError(
+            f"edits must hold pairs ((layer, what), function), got {shown(pairs)}; "
+            "e.g. [((0, 'attn_out'), torch.zeros_like)]"
+        )
+    return pairs
 
 
 def batched(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, Tensor]]:
@@ -164,9 +184,9 @@ def visit_sites(
     """
     model = require_bridge(model)
     require_int("batch_size", batch_size, minimum=1)
-    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
-    require_layers("layers", chosen, model.cfg.n_layers)
-    for site in sites:
+    n_layers = model.cfg.n_layers
+    chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
+    for site in require_list("sites", sites, of=", ".join(map(repr, SITES))):
         require_choice("sites", site, SITES)
         for layer in chosen:
             if site not in available_sites(model, layer):
@@ -206,7 +226,7 @@ def visit_sites(
         for first, rows in batched(tokens, batch_size):
             waiting.clear()
             with suppress(_Stop):
-                forward_logits(model, rows.long())
+                forward_logits(model, require_model_tokens(model, rows))
             if on_batch is not None:
                 on_batch(first + len(rows))
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear._checks import require_int
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 
 What = Literal[
@@ -76,8 +77,11 @@ def require_bridge(model: Any) -> TransformerBridge:
 
 def hook_name(model: TransformerBridge, spot: Spot) -> str:
     """Return the canonical name of the hook point at ``(layer, what)``."""
+    if not isinstance(spot, tuple) or len(spot) != 2:
+        raise InvalidArgumentError(f"a spot must be a pair (layer, what), got {spot!r}")
     layer, what = spot
-    if what not in _NAMES:
+    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    if not isinstance(what, str) or what not in _NAMES:
         raise InvalidArgumentError(f"what must be one of {sorted(_NAMES)}, got {what!r}")
     points = model.hook_dict
     for ending in _NAMES[what]:

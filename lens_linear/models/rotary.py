@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear._checks import require_int
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import forward_logits
-from lens_linear.models.hooks import hooked
+from lens_linear.models.hooks import hooked, require_bridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,9 @@ def read_rotary(
     Raises:
         UnsupportedModelError: the model rotates in a way that could not be read.
     """
+    model = require_bridge(model)
+    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    require_int("n_positions", n_positions, minimum=1, maximum=model.cfg.n_ctx)
     if getattr(model.cfg, "positional_embedding_type", None) != "rotary":
         return None
     native = getattr(model.original_model, "rotary", None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import run
+from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.rotary import read_rotary
 from lens_linear.models.weights import _score_scale, _softcap
 
@@ -31,6 +31,7 @@ def attention_scores(
         UnsupportedModelError: the masked softmax of these scores is not the model's own pattern
             (position biases, sliding windows), so no exact score can be given.
     """
+    tokens = require_model_tokens(model, tokens)
     out = run(model, tokens, record=[(layer, "q"), (layer, "k"), (layer, "pattern")], logits=False)
     q = out[(layer, "q")].to("cpu", dtype).transpose(1, 2)
     k = out[(layer, "k")].to("cpu", dtype).transpose(1, 2)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_choice, require_layers
+from lens_linear._checks import require_choice, require_int
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.hooks import require_bridge
 
@@ -29,7 +29,8 @@ def site_parameters(
         >>> site_parameters(toy_model(n_layers=1, d_model=8, attn_only=False), 0, "ffn")
         552
     """
-    require_layers("layer", layer, require_bridge(model).cfg.n_layers)
+    n_layers = require_bridge(model).cfg.n_layers
+    layer = require_int("layer", layer, minimum=0, maximum=n_layers - 1)
     require_choice("site", site, ("block", "ffn"))
     part = model.blocks[layer]
     if site == "ffn":

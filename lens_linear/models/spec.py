@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError
 
 Norm = Literal["none", "LN", "LNPre", "RMS"]
@@ -60,6 +60,7 @@ class ModelSpec:
         require_int("n_layers", self.n_layers, minimum=0)
         for name in ("d_model", "n_heads", "d_vocab", "n_ctx"):
             require_int(name, getattr(self, name), minimum=1)
+        require_int("d_mlp", self.d_mlp, minimum=0)
         require_choice("norm", self.norm, _NORMS)
         require_choice("activation", self.activation, ("gelu", "relu", "silu"))
         require_choice("positions", self.positions, ("standard", "none", "rotary"))
@@ -72,11 +73,20 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
         """Build a spec from plain values, as a card or a recipe file holds them."""
+        require_instance(
+            "the model shape", values, dict, advice="pass a dict of ModelSpec's fields"
+        )
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(map(str, set(values) - known))
         if unknown:
             raise InvalidArgumentError(
                 f"the model shape has unknown entries {unknown}; use some of {sorted(known)}"
+            )
+        needed = {"n_layers", "d_model", "n_heads", "d_vocab"}
+        if needed - set(values):
+            raise InvalidArgumentError(
+                f"the model shape lacks {sorted(needed - set(values))}; give n_layers, d_model, "
+                "n_heads and d_vocab"
             )
         return cls(**values)
 
@@ -110,6 +120,7 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     The global random generator is left as it was. With no layers TransformerLens' own initialiser
     divides by zero, so embedding and unembedding are drawn here from the same N(0, 0.64/d_model).
     """
+    require_int("seed", seed, minimum=0, maximum=2**63 - 1)
     config = spec.config(seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_instance, require_int, require_ints, require_list
 from lens_linear._files import write_with
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.hooks import require_bridge
@@ -22,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 def train_tokenizer(text: str, *, n_vocab: int = 1024) -> Tokenizer:
     """Train a byte-level BPE tokenizer with ``n_vocab`` tokens; token 0 is ``<|endoftext|>``."""
+    require_instance("text", text, str, advice="read a file with lens_linear.text.read_text")
     require_int("n_vocab", n_vocab, minimum=258)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -108,7 +109,8 @@ def tokenize(
             f"text must be a str, got {type(text).__name__}; for several texts use tokenize_prompts"
         )
     model = require_bridge(model)
-    length = require_int("length", length or model.cfg.n_ctx, minimum=2, maximum=model.cfg.n_ctx)
+    n_ctx = model.cfg.n_ctx
+    length = n_ctx if length is None else require_int("length", length, minimum=2, maximum=n_ctx)
     ids = _ids(model, [text])[0]
     if not ids:
         raise NotEnoughDataError("text holds no tokens; pass text that is not empty")
@@ -142,6 +144,8 @@ def tokenize_prompts(
         NotEnoughDataError: no texts, or an empty one.
         InvalidArgumentError: a text is longer than the context and ``truncate`` is False.
     """
+    model = require_bridge(model)
+    texts = texts if isinstance(texts, str) else require_list("texts", texts, of="str")
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InvalidArgumentError("texts must be a list of str; for one long text use tokenize")
     if not len(texts):
@@ -164,7 +168,8 @@ def tokenize_prompts(
 
 def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list[str]:
     """Return each token's text; ids alone where the model has no tokenizer."""
-    values = [int(value) for value in ids]
+    n_vocab = require_bridge(model).cfg.d_vocab
+    values = require_ints("ids", ids, minimum=0, maximum=n_vocab - 1)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return [f"#{value}" for value in values]

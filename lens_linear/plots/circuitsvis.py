@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lens_linear._checks import require_int
-from lens_linear.errors import InvalidArgumentError, OfflineError
-from lens_linear.plots.style import MAX_CELLS, check_cells
+from lens_linear._checks import require_float, require_int, require_list
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, OfflineError
+from lens_linear.plots.style import MAX_CELLS, as_array, check_cells
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -52,7 +52,7 @@ def safe_json(value: Any) -> str:
 
 
 def _view(component: str, properties: dict[str, Any], element_id: str) -> str:
-    if not _ID.fullmatch(element_id):
+    if not isinstance(element_id, str) or not _ID.fullmatch(element_id):
         raise InvalidArgumentError(f"element_id must be a plain word, got {element_id!r}")
     return (
         f'<div id="{element_id}" class="circuitsvis"></div>\n<script>'
@@ -82,14 +82,23 @@ def attention_view(
         InvalidArgumentError: shapes and tokens disagree.
         FigureTooLargeError: too many cells.
     """
-    values = np.asarray(pattern, dtype=np.float64)
+    values = as_array("pattern", pattern).astype(np.float64)
+    tokens = require_list("tokens", tokens, of="strings")
     if values.ndim != 3 or values.shape[1:] != (len(tokens), len(tokens)):
         raise InvalidArgumentError(
             f"pattern must have shape [head, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens, "
             f"got {values.shape}"
         )
     check_cells(values.size, max_cells=max_cells)
-    names = [f"head {i}" for i in range(len(values))] if head_names is None else list(head_names)
+    if not np.isfinite(values).all():
+        raise NonFiniteError("pattern holds NaN or infinite entries; check the model's activations")
+    names = [f"head {i}" for i in range(len(values))]
+    if head_names is not None:
+        names = [str(name) for name in require_list("head_names", head_names, of="strings")]
+        if len(names) != len(values):
+            raise InvalidArgumentError(
+                f"head_names must name each of the {len(values)} heads, got {len(names)} names"
+            )
     properties = {
         "attention": np.round(values, 3).tolist(),
         "tokens": [str(token) for token in tokens],
@@ -100,6 +109,8 @@ def attention_view(
 
 def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, element_id: str) -> str:
     """Return HTML of CircuitsVis' coloured tokens, which sets tokens as markup: they are escaped."""
+    tokens = require_list("tokens", tokens, of="strings")
+    values = [require_float("values", v) for v in require_list("values", values, of="numbers")]
     if len(values) != len(tokens):
         raise InvalidArgumentError(
             f"values and tokens must be as many, got {len(values)} and {len(tokens)}"

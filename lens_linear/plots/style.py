@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_int, require_list
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 
 # Okabe & Ito 2008, "Color universal design", black last: grid text is already dark.
@@ -152,12 +152,29 @@ def check_cells(n_cells: int, *, max_cells: int = MAX_CELLS) -> int:
     Raises:
         FigureTooLargeError: too many for a browser; the message says what to do.
     """
-    if n_cells > max_cells:
+    if require_int("n_cells", n_cells, minimum=0) > require_int("max_cells", max_cells, minimum=1):
         raise FigureTooLargeError(
             f"the figure would have {n_cells} cells but max_cells is {max_cells}; "
             "show fewer rows and columns, or pass a larger max_cells"
         )
     return n_cells
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """Accept real numbers as an array or a tensor of any shape and precision."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype.itemsize == 2 else values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"its numbers are {array.dtype}")
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be an array of real numbers, got {type(values).__name__} ({error}); "
+            "pass a tensor or a numpy array"
+        ) from error
+    return array
 
 
 def matrix(
@@ -192,10 +209,15 @@ def matrix(
         FigureTooLargeError: more than ``max_cells`` cells.
         InvalidArgumentError: labels that do not fit the shape.
     """
-    z = np.asarray(values, dtype=np.float32)
+    z = as_array("values", values).astype(np.float32)
     if z.ndim != 2:
         raise InvalidArgumentError(f"values must have 2 axes, got shape {z.shape}; pass a matrix")
     check_cells(z.size, max_cells=max_cells)
+    if limits is not None:
+        low, high = (
+            require_float("limits", v) for v in require_list("limits", limits, of="numbers")
+        )
+        limits = (low, high)
     names = [
         _labels("rows", rows, z.shape[0]),
         _labels("columns", columns, z.shape[1]),
@@ -243,6 +265,7 @@ def as_matrix(
 def _labels(name: str, labels: Sequence[object] | None, size: int) -> list[object]:
     if labels is None:
         return list(range(size))
+    labels = require_list(name, labels, of="labels")
     if len(labels) != size:
         raise InvalidArgumentError(
             f"{name} must name each of the {size} {name}, got {len(labels)} labels; "

@@ -30,6 +30,7 @@ from lens_linear._checks import (
     require_choice,
     require_float,
     require_float_tensor,
+    require_instance,
     require_int,
     require_tokens,
 )
@@ -295,6 +296,7 @@ def bigram_kl(log_probs: LogProbs, counts: BigramCounts) -> BigramDivergence:
     Raises:
         InvalidArgumentError: rows are not log-probabilities (apply ``log_softmax`` to logits).
     """
+    require_instance("counts", counts, BigramCounts, advice="make them with bigram_counts(tokens)")
     n_vocab = counts.n_vocab
     chunk = max(1, CHUNK_TOKENS // n_vocab)
     per_token = torch.full((n_vocab,), float("nan"), dtype=torch.float64)
@@ -316,8 +318,13 @@ def bigram_kl(log_probs: LogProbs, counts: BigramCounts) -> BigramDivergence:
 def _log_rows(
     log_probs: LogProbs, ids: Int[Tensor, " n"], n_vocab: int
 ) -> Float[Tensor, "n vocab"]:
-    if not isinstance(log_probs, Tensor):
+    if callable(log_probs):
         rows = log_probs(ids)
+    elif not isinstance(log_probs, Tensor):
+        raise InvalidArgumentError(
+            "log_probs must be a table [vocab, vocab] or a function from ids to rows, got "
+            f"{type(log_probs).__name__}; use logits.log_softmax(-1)"
+        )
     elif log_probs.shape == (n_vocab, n_vocab):
         rows = log_probs[ids]
     else:
@@ -354,6 +361,7 @@ def _as_counts(
 
 
 def _require_ids(tokens: Int[Tensor, " n"], n_vocab: int) -> Int[Tensor, " n"]:
+    require_instance("tokens", tokens, Tensor, advice="pass e.g. torch.tensor([3])")
     if tokens.ndim != 1 or tokens.numel() == 0:
         raise NotEnoughDataError(
             f"tokens must be a list of at least one id, got shape {tuple(tokens.shape)}; "

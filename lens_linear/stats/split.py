@@ -89,11 +89,12 @@ def as_rows(
     """
     model = require_bridge(model)
     require_int("skip", skip, minimum=0)
+    require_int("min_sequences", min_sequences, minimum=1)
     if isinstance(tokens, RowView):
         view = tokens
     elif isinstance(tokens, Tensor) or not hasattr(tokens, "__getitem__"):
         view = RowView(require_model_tokens(model, tokens))
-    elif isinstance(tokens, (list, tuple, str, dict)):
+    elif isinstance(tokens, (list, tuple, str, bytes, dict)):
         require_tokens("tokens", tokens)
         raise InvalidArgumentError("tokens must be a tensor [sequence, position]")
     else:

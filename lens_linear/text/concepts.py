@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from lens_linear._checks import require_choice, require_int, require_path
+from lens_linear._checks import (
+    require_choice,
+    require_int,
+    require_ints,
+    require_list,
+    require_path,
+)
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, require_column
 from lens_linear.text._seeds import labelled_generator
@@ -69,8 +75,12 @@ class Concept:
 
     def __post_init__(self) -> None:
         # Accept any sequence, keep tuples: a frozen concept must not change under its owner.
-        object.__setattr__(self, "texts", tuple(self.texts))
-        object.__setattr__(self, "labels", tuple(int(label) for label in self.labels))
+        object.__setattr__(self, "texts", tuple(require_list("texts", self.texts, of="texts")))
+        labels = [
+            int(v) if isinstance(v, bool) else v
+            for v in require_list("labels", self.labels, of="0 and 1")
+        ]
+        object.__setattr__(self, "labels", tuple(require_ints("labels", labels)))
         if len(self.texts) != len(self.labels):
             raise InvalidArgumentError(
                 f"labels must have one entry for each text, got {len(self.labels)} labels for "

@@ -167,6 +167,11 @@ def batches(
         [2, 2, 1]
     """
     size = require_int("size", size, minimum=1)
+    if not hasattr(tokens, "shape") or len(tokens.shape) != 2:
+        raise InvalidArgumentError(
+            "tokens must be a token tensor [row, position] or a TokenStream, got "
+            f"{type(tokens).__name__}; use pack(ids, length)"
+        )
     n_rows = len(tokens)
     order = None
     if seed is not None:

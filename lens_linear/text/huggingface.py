@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_int, require_path
 from lens_linear.errors import (
     CorruptedFileError,
     InvalidArgumentError,
@@ -85,6 +85,7 @@ def stream_huggingface_text(
 
 def huggingface_rows(name: str | Path, *, split: str, config: str | None = None) -> Iterator[Row]:
     """Stream the rows of a dataset as dictionaries; see :func:`huggingface_text` for names."""
+    require_path("name", name)
     dataset = _open(str(name), split, config)
     rows = iter(dataset)
     while True:
@@ -115,7 +116,7 @@ def _open(name: str, split: str, config: str | None) -> Any:
         return _from_hub(datasets, name, split, config)
     except ConnectionError as error:
         raise _offline(name) from error
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(

@@ -17,7 +17,7 @@ import html
 import unicodedata
 from collections.abc import Sequence
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_instance, require_int, require_list
 from lens_linear.errors import InvalidArgumentError
 
 EMPTY = "∅"
@@ -71,7 +71,8 @@ def token_labels(tokens: Sequence[str], *, max_length: int | None = None) -> lis
         raise InvalidArgumentError(
             f"tokens must be a sequence of strings, got the string {tokens[:20]!r}; wrap it in []"
         )
-    return [token_label(token, max_length=max_length) for token in tokens]
+    items = require_list("tokens", tokens, of="strings")
+    return [token_label(token, max_length=max_length) for token in items]
 
 
 def unique_labels(labels: Sequence[str]) -> list[str]:
@@ -90,6 +91,8 @@ def unique_labels(labels: Sequence[str]) -> list[str]:
         raise InvalidArgumentError(
             f"labels must be a sequence of strings, got the string {labels[:20]!r}; wrap it in []"
         )
+    for label in (labels := require_list("labels", labels, of="strings")):
+        require_instance("labels", label, str, advice="make each label a string")
     taken = set(labels)
     counts: dict[str, int] = {}
     result = []

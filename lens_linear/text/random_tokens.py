@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_int, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._seeds import labelled_generator
 
@@ -124,16 +124,16 @@ def random_tokens(
 
 
 def _periods(periods: int | Sequence[int]) -> list[int]:
-    values = [periods] if isinstance(periods, int) else list(periods)
+    values = require_ints("periods", [periods] if isinstance(periods, int) else periods, minimum=1)
     if not values:
         raise InvalidArgumentError("periods must name at least one period, got none; pass [8, 12]")
-    return [require_int("periods", int(value), minimum=1) for value in values]
+    return values
 
 
 def _allowed(vocab: Vocabulary) -> Int[Tensor, " allowed"]:
     if isinstance(vocab, int):
         return torch.arange(require_int("vocab", vocab, minimum=1))
-    ids = torch.as_tensor(vocab).long().flatten()
+    ids = torch.tensor(require_ints("vocab", vocab))
     if len(ids) == 0 or int(ids.min()) < 0 or len(ids.unique()) != len(ids):
         raise InvalidArgumentError(
             f"vocab must hold different ids >= 0, got {len(ids)} ids of which "

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_tokens
+from lens_linear._checks import require_float, require_instance, require_int, require_tokens
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._floors import EntropyFloors, exact_floors
 from lens_linear.text._mood import MoodHalf, MoodSentences, random_mood_sentences
@@ -327,6 +327,7 @@ class SyntheticLanguage:
         Raises:
             InvalidArgumentError: the text holds a word that is not in the language.
         """
+        require_instance("text", text, str, advice="pass words with spaces between them")
         ids = {label: index for index, label in enumerate(self.labels)}
         words = text.split()
         unknown = sorted({word for word in words if word not in ids})

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_file, require_int
+from lens_linear._checks import require_file, require_int, shown
 from lens_linear._files import atomic_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text.corpora import flat_ids
@@ -122,7 +122,20 @@ class TokenStream:
             index = index.tolist()
         if isinstance(index, int) and not -len(self) <= index < len(self):
             raise IndexError(f"row {index} is out of range for {len(self)} rows")
-        return torch.from_numpy(np.asarray(self._rows[index]).astype(np.int64))
+        try:
+            rows = self._rows[index]
+        except IndexError:
+            if isinstance(index, (list, tuple, np.ndarray, np.integer)):
+                raise  # out of range, as for a tensor
+            rows = None
+        except (TypeError, ValueError):
+            rows = None
+        if rows is None or index is None:
+            raise InvalidArgumentError(
+                f"index must be a row, a slice, or a list of rows, got {shown(index)}; "
+                "use it as a token tensor [row, position]"
+            )
+        return torch.from_numpy(np.asarray(rows).astype(np.int64))
 
     def __repr__(self) -> str:
         return (
@@ -159,7 +172,14 @@ def _read_header(path: Path) -> dict:
             f"path must be a file made by TokenStream.write, but {str(path)!r} is not; "
             "write it again"
         )
-    needed = _HEADER_BYTES + header["n_tokens"] * np.dtype(header["dtype"]).itemsize
+    try:
+        width = {"<u2": 2, "<u4": 4}[header["dtype"]]
+        needed = _HEADER_BYTES + require_int("n_tokens", header["n_tokens"], minimum=1) * width
+        require_int("n_vocab", header["n_vocab"], minimum=1)
+    except (KeyError, TypeError, InvalidArgumentError) as error:
+        raise CorruptedFileError(
+            f"the header of {str(path)!r} cannot be read ({error}); write it again"
+        ) from error
     if path.stat().st_size != needed:
         raise CorruptedFileError(
             f"{str(path)!r} has {path.stat().st_size} bytes where its header says {needed}; "

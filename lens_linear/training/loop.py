@@ -13,7 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lens_linear._checks import require_int, require_rows
+from lens_linear._checks import (
+    require_instance,
+    require_int,
+    require_path,
+    require_rows,
+    require_stream,
+)
 from lens_linear.errors import NonFiniteError
 from lens_linear.models.spec import native_module
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,6 +51,8 @@ class TrainingRun:
 
 def learning_rate(phase: Phase, step: int) -> float:
     """Linear warm-up, then cosine decay from the peak to ``final`` times the peak."""
+    require_instance("phase", phase, Phase, advice="e.g. recipe.phase_at(step)[0]")
+    require_int("step", step, minimum=0)
     if step < phase.warmup:
         return phase.learning_rate * (step + 1) / phase.warmup
     progress = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
@@ -155,6 +163,9 @@ def train(
         3
     """
     require_int("save_every", save_every, minimum=1)
+    require_instance("recipe", recipe, Recipe, advice="see lens_linear.training.recipes.RECIPES")
+    checkpoint = None if checkpoint is None else require_path("checkpoint", checkpoint)
+    stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab)
     longest = max(phase.length for phase in recipe.phases)
     require_rows("stream", len(stream), minimum=longest, why="one row of the longest phase")
     started = time.monotonic()

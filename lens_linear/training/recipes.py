@@ -6,7 +6,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_instance,
+    require_int,
+    require_ints,
+    require_list,
+)
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.spec import ModelSpec
 
@@ -42,7 +49,14 @@ class Phase:
         require_int("phase length", self.length, minimum=2)
         require_float("phase learning_rate", self.learning_rate, minimum=0.0)
         require_float("phase repeats", self.repeats, minimum=0.0, maximum=1.0)
-        object.__setattr__(self, "periods", tuple(self.periods))
+        require_int("phase warmup", self.warmup, minimum=0)
+        require_float("phase final", self.final, minimum=0.0)
+        periods = tuple(require_ints("phase periods", self.periods, minimum=1))
+        if len(periods) != 2 or periods[0] > periods[1]:
+            raise InvalidArgumentError(
+                f"phase periods must be (shortest, longest), got {self.periods!r}; e.g. (8, 60)"
+            )
+        object.__setattr__(self, "periods", periods)
 
     @property
     def tokens(self) -> int:
@@ -78,6 +92,13 @@ class Recipe:
     note: str = ""
 
     def __post_init__(self) -> None:
+        require_instance("spec", self.spec, ModelSpec, advice="pass a ModelSpec")
+        object.__setattr__(self, "phases", tuple(require_list("phases", self.phases, of="Phase")))
+        for phase in self.phases:
+            require_instance("phases", phase, Phase, advice="build each with Phase(steps=...)")
+        kept = require_ints("checkpoints", self.checkpoints, minimum=0)
+        object.__setattr__(self, "checkpoints", tuple(kept))
+        require_int("seed", self.seed, minimum=0)
         if not self.phases:
             raise InvalidArgumentError("a recipe needs at least one phase, got none; add a Phase")
         longest = max(phase.length for phase in self.phases)
@@ -115,6 +136,7 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Build a recipe from plain values, as a recipe file (JSON) holds them."""
         try:
+            require_instance("the recipe", values, dict, advice="pass name, spec, phases")
             values = dict(values)
             spec = ModelSpec.from_dict(values.pop("spec"))
             phases = tuple(Phase(**phase) for phase in values.pop("phases"))
@@ -128,6 +150,7 @@ class Recipe:
 
     def scaled(self, factor: float) -> Recipe:
         """Return the same recipe with every phase shortened (or lengthened) by ``factor``."""
+        factor = require_float("factor", factor, minimum=1e-9)
         phases = tuple(
             dataclasses.replace(phase, steps=max(1, round(phase.steps * factor)))
             for phase in self.phases

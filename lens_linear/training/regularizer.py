@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float
+from lens_linear._checks import require_float, require_float_tensor, require_list
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -46,6 +46,9 @@ class CosineRegularizer:
 
     def __call__(self, states: Sequence[Float[Tensor, "*token d_model"]]) -> Float[Tensor, ""]:
         """Return the penalty for the residual stream at every layer boundary, first to last."""
+        states = list(states) if isinstance(states, torch.Tensor) else states
+        for state in require_list("states", states, of="tensors [..., d_model]"):
+            require_float_tensor("states", state, finite=False)
         if len(states) < 2:
             raise InvalidArgumentError(
                 f"states must hold at least two layer boundaries, got {len(states)}; "
