@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lens_linear._frames import Table
 from lens_linear.circuits._expand import bias_sources, embedding_sources, send
-from lens_linear.errors import NotEnoughDataError
+from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.frozen import FrozenRun
 
 if TYPE_CHECKING:
@@ -75,7 +75,16 @@ class PathImportance(Table):
 def token_losses(
     logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"]
 ) -> Float[Tensor, "batch position-1"]:
-    """Cross-entropy of each next token, nats."""
+    """Cross-entropy of each next token, nats.
+
+    Raises:
+        UnsupportedModelError: the model cannot predict some of the tokens (another output vocabulary).
+    """
+    if tokens.numel() and int(tokens.max()) >= logits.shape[-1]:
+        raise UnsupportedModelError(
+            f"the model predicts {logits.shape[-1]} tokens but the tokens go up to {int(tokens.max())}; a "
+            "next-token loss needs one vocabulary"
+        )
     flat = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"
     )

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from circuit_zoo import hugging_face, native
+
+import lens_linear as ll
+from lens_linear.circuits.composition import KINDS, composition_scores
+from lens_linear.errors import InvalidArgumentError
+
+
+def dense_score(model, kind, writer, reader):
+    (i, h), (j, g) = writer, reader
+    ov = model.W_V[i, h] @ model.W_O[i, h]
+    read = {
+        "Q": model.W_Q[j, g] @ model.W_K[j, g].T,
+        "K": model.W_K[j, g] @ model.W_Q[j, g].T,
+        "V": model.W_V[j, g] @ model.W_O[j, g],
+    }[kind]
+    ov, read = ov.double().numpy(), read.double().numpy()
+    return np.linalg.norm(ov @ read) / np.linalg.norm(ov) / np.linalg.norm(read)
+
+
+def test_scores_are_those_of_dense_matrices():
+    model = native(n_layers=3)
+    frame = composition_scores(model, n_random=2).to_dataframe()
+    assert len(frame) == 3 * 3 * 9  # kinds × pairs of layers × pairs of heads
+    for row in frame.sample(20, random_state=0).itertuples():
+        expected = dense_score(
+            model, row.kind, (row.writer_layer, row.writer_head), (row.reader_layer, row.reader_head)
+        )
+        assert row.score == pytest.approx(expected, rel=1e-6)
+        assert row.writer == f"L{row.writer_layer}H{row.writer_head}"
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalization_type": "LN"}, {"n_heads": 4, "n_key_value_heads": 2}])
+def test_scores_agree_with_the_bridge(changes):
+    model = native(n_layers=3, **changes)
+    found = composition_scores(model, n_random=2)
+    for index, kind in enumerate(KINDS):
+        own = model.all_composition_scores(kind).scores.double()
+        torch.testing.assert_close(found.scores[index], own, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_agree_with_the_bridge_on_bundled_and_full_models(attn_2l, zoo_folder):
+    for model in (attn_2l, hugging_face("gpt2", zoo_folder), hugging_face("qwen2", zoo_folder)):
+        found = composition_scores(model, n_random=2)
+        for index, kind in enumerate(KINDS):
+            own = model.all_composition_scores(kind).scores.double().cpu()
+            torch.testing.assert_close(found.scores[index], own, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rotated_baseline_is_that_of_explicit_rotations():
+    model = native(n_layers=2)
+    found = composition_scores(model, n_random=4000, seed=1)
+    g = torch.Generator().manual_seed(7)
+    ov = (model.W_V[0, 1] @ model.W_O[0, 1]).double()
+    read = (model.W_Q[1, 2] @ model.W_K[1, 2].T).double()
+    drawn = []
+    for _ in range(4000):
+        q, r = torch.linalg.qr(torch.randn(20, 20, generator=g, dtype=torch.float64))
+        turned = ov @ (q * r.diagonal().sign()) @ read
+        drawn.append(float(turned.norm() / ov.norm() / read.norm()))
+    mean, sd = found.baseline_mean[0, 0, 1, 1, 2], found.baseline_sd[0, 0, 1, 1, 2]
+    error = 6 * np.std(drawn) / 4000**0.5
+    assert float(mean) == pytest.approx(np.mean(drawn), abs=2 * error)
+    assert float(sd) == pytest.approx(np.std(drawn), rel=0.1)
+    assert float(mean**2 + sd**2) == pytest.approx(1 / 20, rel=0.02)  # exactly 1 / d_model
+
+
+def test_the_gaussian_baseline_is_that_of_random_matrices():
+    found = composition_scores(native(), baseline="gaussian", n_random=400)
+    g = torch.Generator().manual_seed(3)
+    drawn = []
+    for _ in range(400):
+        v, o, q, k = (torch.randn(20, 10, generator=g).double() for _ in range(4))
+        drawn.append(float((v @ o.T @ q @ k.T).norm() / (v @ o.T).norm() / (q @ k.T).norm()))
+    assert float(found.baseline_mean[1, 0, 0, 1, 0]) == pytest.approx(np.mean(drawn), rel=0.03)
+    assert float(found.baseline_sd[1, 0, 0, 1, 0]) == pytest.approx(np.std(drawn), rel=0.3)
+
+
+def test_unrelated_heads_have_z_of_order_one_and_a_planted_pair_stands_out():
+    model = native(n_layers=2, seed=5)
+    z = composition_scores(model).z
+    assert float(z.abs().max()) < 6
+    with torch.no_grad():  # reader L1H2's keys read exactly what writer L0H1 writes
+        written = model.original_model.layers[0].attn.o.weight[:, 10:20]
+        model.original_model.layers[1].attn.k.weight[20:30] = written.T
+    frame = composition_scores(model).to_dataframe()
+    best = frame.sort_values("z").iloc[-1]
+    assert (best["kind"], best["writer"], best["reader"]) == ("K", "L0H1", "L1H2")
+    assert best["z"] > 3
+
+
+def test_folding_changes_scores_of_learnt_norms_only():
+    plain = native()
+    a, b = (composition_scores(plain, fold=f, n_random=2).scores for f in (False, True))
+    torch.testing.assert_close(a, b)
+    normed = native(normalization_type="RMS")
+    a, b = (composition_scores(normed, fold=f, n_random=2).scores for f in (False, True))
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_one_layer_has_no_pairs_and_bad_arguments_are_named():
+    assert len(composition_scores(native(n_layers=1), n_random=2)) == 0
+    with pytest.raises(InvalidArgumentError, match="baseline must be one of"):
+        composition_scores(native(), baseline="none")
+
+
+def test_scores_are_a_table_and_seeded():
+    model = native()
+    one, two = (ll.composition_scores(model, n_random=20, seed=4) for _ in range(2))
+    assert torch.equal(one.z, two.z)
+    assert list(one)[:7] == ["kind", "writer", "reader", "score", "baseline_mean", "baseline_sd", "z"]
+    assert len(one["score"]) == 27 and one.loc[0, "kind"] == "Q"
