@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from lens_linear._frames import Table
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linearity.compare import ProfileComparison
 from lens_linear.linearity.compression import CompressionTable
 from lens_linear.linearity.profile import LinearityProfile
+from lens_linear.linearity.study import StudyResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,8 @@ _BLOCK = "block R² with residual"
 _BARE = "block R² without residual"
 _FFN = "FFN R², lowest to highest layer"
 _EARLY = "perplexity, early FFN as one linear layer"
+_PRETRAINING = "block R² during pretraining"
+_COSINE = "cosine regulariser in pretraining"
 _IN_SAMPLE = "in-sample Procrustes score; ours held out unless asked"
 
 PUBLISHED: tuple[Published, ...] = (
@@ -55,11 +59,11 @@ PUBLISHED: tuple[Published, ...] = (
         for family in ("gpt2", "llama", "opt", "bloom")
         for quantity, value in ((_BLOCK, "about 0.99"), (_BARE, "clearly lower"))
     ),
-    Published("any", "block R² during pretraining", "falls", RAZZHIGAEV),
+    Published("any", _PRETRAINING, "falls", RAZZHIGAEV),
     Published("any", "block R² during fine-tuning", "rises", RAZZHIGAEV),
     Published(
         "any",
-        "cosine regulariser in pretraining",
+        _COSINE,
         "less linear, better scores",
         RAZZHIGAEV,
         "TinyStories and SuperGLUE scores",
@@ -95,35 +99,37 @@ class PublishedTable(Table):
 
 
 def published_beside_measured(
-    measured: Mapping[str, LinearityProfile | CompressionTable],
+    measured: Mapping[str, LinearityProfile | CompressionTable | ProfileComparison | StudyResult],
 ) -> PublishedTable:
     """Put what was measured beside what was published about the same model.
 
     A measured model belongs to a published row when its name (without owner and folder) begins with the
-    row's model. Rows without a match read "not run". Measured models that no row names come after, with
-    "none" published.
+    row's model; rows about "any" model take all. Rows without a match read "not run". Measured models that
+    no row names come after, with "none" published.
 
     Args:
-        measured: model name to profile or compression table; may be empty.
+        measured: model name to profile, compression table, profiles of checkpoints in training order
+            (``compare_profiles``) or study; may be empty.
 
     Returns:
         PublishedTable; acts as a DataFrame.
 
     Raises:
-        InvalidArgumentError: a value is neither.
+        InvalidArgumentError: a value is none of these.
     """
+    kinds = (LinearityProfile, CompressionTable, ProfileComparison, StudyResult)
     for name, result in measured.items():
-        if not isinstance(result, (LinearityProfile, CompressionTable)):
+        if not isinstance(result, kinds):
             raise InvalidArgumentError(
-                f"measured[{name!r}] must be a LinearityProfile or a CompressionTable, got "
-                f"{type(result).__name__}"
+                f"measured[{name!r}] must be a LinearityProfile, a CompressionTable, a ProfileComparison "
+                f"or a StudyResult, got {type(result).__name__}"
             )
     rows = []
     used: set[tuple[str, str]] = set()
     for entry in PUBLISHED:
         found = []
         for name, result in measured.items():
-            if not _short(name).startswith(entry.model):
+            if entry.model != "any" and not _short(name).startswith(entry.model):
                 continue
             text = _measure(entry.quantity, result)
             if text is not None:
@@ -180,11 +186,28 @@ def _early(result: object) -> str | None:
     )
 
 
+def _pretraining(result: object) -> str | None:
+    if not isinstance(result, ProfileComparison) or len(result.profiles) < 2:
+        return None
+    means = {name: float(p.scores["block"].nanmean()) for name, p in result.profiles.items()}
+    return "mean over layers " + ", ".join(f"{value:.3f} ({name})" for name, value in means.items())
+
+
+def _cosine(result: object) -> str | None:
+    if not isinstance(result, StudyResult) or not any(
+        "cosine" in change for change in result.study.variants.values()
+    ):
+        return None
+    return result.verdict().replace("\n", "; ")
+
+
 _MEASURES: dict[str, Callable[[object], str | None]] = {
     _BLOCK: _span("block"),
     _BARE: _span("block_no_residual"),
     _FFN: _span("ffn"),
     _EARLY: _early,
+    _PRETRAINING: _pretraining,
+    _COSINE: _cosine,
 }
 
 

@@ -110,5 +110,10 @@ def test_published_numbers_stand_beside_measured_and_nothing_is_filled_in():
     assert (frame[frame.model == "pythia-160m"].measured == NOT_RUN).all()
     ours = frame[frame.model == "our-toy"]
     assert len(ours) == 3 and (ours.published == "none").all()
+    stages = compare_profiles({"step 0": profile, "step 9": profile})
+    frame = published_beside_measured({"our-toy": stages}).to_dataframe()
+    row = frame[frame.quantity == "block R² during pretraining"].iloc[0]
+    assert row.published == "falls" and f"{mean:.3f} (step 0), {mean:.3f} (step 9)" in row.measured
+    assert (frame[frame.quantity == "block R² during fine-tuning"].measured == NOT_RUN).all()
     with pytest.raises(InvalidArgumentError, match="must be a LinearityProfile"):
         published_beside_measured({"gpt2": 0.99})

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from lens_linear.linearity.study import (
     run_study,
     validation_rows,
 )
+from lens_linear.linearity.study_tables import save_tables
 
 TINY = {
     "name": "tiny",
@@ -83,6 +85,17 @@ def test_finished_runs_are_not_trained_again_and_rerunning_gives_the_same(result
     assert kept.to_dataframe().equals(table.to_dataframe())
     with pytest.raises(TypeError):  # another text is another run
         run_study(folder / "tiny.json", text(500, 2), text(400, 1), folder=folder / "kept")
+
+
+def test_tables_are_written_with_their_settings(result, tmp_path):
+    table, _ = result
+    paths = save_tables(table, tmp_path / "new", text="random ids")
+    assert [path.name for path in paths][:2] == ["tiny.csv", "tiny-summary.csv"]
+    frame = pd.read_csv(paths[0])
+    assert frame.ffn_r2.tolist() == pytest.approx(table.ffn_r2.tolist(), abs=1e-6)
+    settings = json.loads(paths[-1].read_text())
+    assert settings["recipe"] == TINY["recipe"] and settings["text"] == "random ids"
+    assert settings["verdict"] == table.verdict().splitlines() and len(settings["verdict"]) == 2
 
 
 def made(effect, noise):
