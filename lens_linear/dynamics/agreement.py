@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear._checks import require_float_tensor
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 
@@ -72,6 +73,8 @@ class Agreement:
 
 def ranks(x: Float[Tensor, "*row layer"]) -> Float[Tensor, "*row layer"]:
     """Return ranks along the last axis, ties sharing the mean of theirs."""
+    if not require_float_tensor("x", x).ndim:
+        raise InvalidArgumentError("x must have a layer axis, got a scalar; pass [..., layer]")
     below = (x[..., :, None] > x[..., None, :]).sum(-1)
     equal = (x[..., :, None] == x[..., None, :]).sum(-1)
     return below + (equal + 1).to(torch.float64) / 2
@@ -79,6 +82,11 @@ def ranks(x: Float[Tensor, "*row layer"]) -> Float[Tensor, "*row layer"]:
 
 def pearson(x: Float[Tensor, "*row layer"], y: Float[Tensor, "*row layer"]) -> Tensor:
     """Return the correlation along the last axis; NaN where either side is constant."""
+    x, y = require_float_tensor("x", x), require_float_tensor("y", y)
+    if x.shape != y.shape or x.ndim == 0:
+        raise InvalidArgumentError(
+            f"x and y must have one shape [..., layer], got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     scale = x.norm(dim=-1) * y.norm(dim=-1)
     value = (x * y).sum(-1) / scale
@@ -110,7 +118,8 @@ def compare_gains(
         >>> round(compare_gains(torch.tensor([[1.0, 2.0, 3.0]]), exact).spearman, 3)
         0.75
     """
-    predicted, exact = to_compute(predicted), to_compute(exact)
+    predicted = to_compute(require_float_tensor("predicted", predicted, ndim=2))
+    exact = to_compute(require_float_tensor("exact", exact, ndim=2))
     if predicted.shape[-1] != exact.shape[-1] or len(predicted) not in (1, len(exact)):
         raise InvalidArgumentError(
             f"predicted must have shape {tuple(exact.shape)} or one row of it, got "

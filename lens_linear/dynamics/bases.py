@@ -3,8 +3,13 @@
 A basis is a pair of matrices per boundary: ``r = leftᵀ x`` reads the reduced state, ``x ≈ right r`` rebuilds
 it, ``leftᵀ right = 1``. The orthonormal ones (left = right = P_l) all have v_l as their first column:
 
-* ``"krylov"`` (the paper's): ``P_{l+1} = [v_{l+1}, b, Ā b, Ā² b, …]`` with ``b = Ā_l v_l``, the state that an
-  injection at layer l leaves behind, and Ā = Ā_l the mean Jacobian; ``P_0`` uses layer 0's own;
+* ``"krylov"`` (the paper's, for a system that changes with depth): ``P_{l+1} = [v_{l+1}, Ā_l v_l,
+  Ā_l Ā_{l-1} v_{l-1}, …]``, what injections at this and earlier layers leave behind under the mean Jacobian;
+  that is ``P_{l+1} = orth [v_{l+1}, Ā_l P_l]``. ``P_0 = [v_0, Ā_0 v_0, Ā_0² v_0, …]`` fills what is
+  left. From order L + 1 on the mean system is followed exactly;
+* ``"krylov-stationary"``: each layer's own Jacobian over and over, ``P_{l+1} = [v_{l+1}, b, Ā_l b,
+  Ā_l² b, …]`` with ``b = Ā_l v_l``: the literal Krylov space, of a system that would not change with
+  depth (control);
 * ``"pca"``: the rest from the states' principal directions over the operating prompts (control);
 * ``"random"``: the rest at random (control).
 
@@ -34,8 +39,8 @@ from lens_linear.linalg.krylov import complete_basis, krylov_basis
 if TYPE_CHECKING:
     import pandas as pd
 
-Basis = Literal["krylov", "random", "pca", "balanced"]
-BASES: tuple[Basis, ...] = ("krylov", "balanced", "pca", "random")
+Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
+BASES: tuple[Basis, ...] = ("krylov", "balanced", "pca", "random", "krylov-stationary")
 
 # Products come from the model's own precision: what is new in a vector below this is rounding.
 _RTOL = 1e-5
@@ -52,6 +57,7 @@ class Bases:
         hankel: for "balanced", per boundary the leading Hankel singular values, in units of readout per
             unit injected; NaN beyond those that exist. None for the others.
         seed: of random columns.
+        products: ``Ā_l right_l`` where building the bases computed them anyway ("krylov"), else None.
     """
 
     right: Float[Tensor, "boundary d_model order"]
@@ -59,6 +65,7 @@ class Bases:
     kind: Basis
     hankel: Float[Tensor, "boundary order"] | None
     seed: int
+    products: Float[Tensor, "layer d_model order"] | None = None
 
     @property
     def order(self) -> int:
@@ -73,7 +80,9 @@ class Bases:
         """Return the first ``order`` coordinates; they are what building at that order would have given."""
         order = require_int("order", order, minimum=1, maximum=self.order)
         hankel = None if self.hankel is None else self.hankel[:, :order]
-        return Bases(self.right[..., :order], self.left[..., :order], self.kind, hankel, self.seed)
+        products = None if self.products is None else self.products[..., :order]
+        right, left = self.right[..., :order], self.left[..., :order]
+        return Bases(right, left, self.kind, hankel, self.seed, products)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a boundary and coordinate: boundary, coordinate, right_norm, left_norm, hankel."""
@@ -119,22 +128,48 @@ def build_bases(
     if kind == "balanced":
         return _balanced(maps, directions, readout, order, seed)
     if kind == "krylov":
-        columns = _krylov_columns(maps, directions, order, seed)
+        basis, products = _carried(maps, directions, order, seed)
+        return Bases(basis, basis, kind, None, seed, products)
+    if kind == "krylov-stationary":
+        columns = _powers(maps, directions, order, seed)
     elif kind == "pca":
         centred = maps.states - maps.states.mean(1, keepdim=True)
         columns = torch.linalg.svd(centred, full_matrices=False).Vh.mT[..., : max(order - 1, 0)]
     else:
         columns = directions.new_zeros(*directions.shape, 0)
-    basis = complete_basis(
-        torch.cat([directions[..., None], columns], dim=-1), order=order, rtol=_RTOL, seed=seed
-    )
+    basis = _orthonormal(directions, columns, order, seed)
     return Bases(basis, basis, kind, None, seed)
 
 
-def _krylov_columns(
+def _orthonormal(first: Tensor, columns: Tensor, order: int, seed: int) -> Tensor:
+    """Orthonormal columns: the direction itself, then what the columns add to it, then random ones."""
+    together = torch.cat([first[..., None], columns], dim=-1)
+    return complete_basis(together, order=order, rtol=_RTOL, seed=seed)
+
+
+def _carried(
+    maps: Linearization, directions: Tensor, order: int, seed: int
+) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
+    """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
+
+    def apply(rows: Float[Tensor, "direction d_model"]) -> Tensor:
+        return maps.mean_push(rows[None], layers=[0])[0]
+
+    start = directions[:1]
+    powers = start.new_zeros(1, start.shape[1], 0)
+    if order > 1:
+        powers = krylov_basis(apply, apply(start), order=order - 1, rtol=_RTOL, seed=seed).basis
+    found, products = [_orthonormal(start, powers, order, seed)[0]], []
+    for layer in range(maps.n_layers):
+        products.append(maps.mean_push(found[-1].T[None], layers=[layer])[0].T)
+        found.append(_orthonormal(directions[layer + 1], products[-1], order, seed))
+    return torch.stack(found), torch.stack(products)
+
+
+def _powers(
     maps: Linearization, directions: Tensor, order: int, seed: int
 ) -> Float[Tensor, "boundary d_model columns"]:
-    """Krylov columns of every boundary; all layers share each product."""
+    """Columns b, Ā_l b, Ā_l² b, … of every boundary; all layers share each product."""
     if order == 1:
         return directions.new_zeros(*directions.shape, 0)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics._made import MadeTensor
 from lens_linear.dynamics.linearization import frozen_batches
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts

@@ -23,9 +23,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_choice, require_float, require_float_tensor, require_int
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_float_tensor,
+    require_instance,
+    require_int,
+)
+from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement, compare_gains
 from lens_linear.dynamics.linearization import Linearization, frozen_batches, linearize
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
@@ -87,6 +93,7 @@ class GainProfile:
         Prompt by prompt where both were taken on the same prompts, else this one's mean profile against
         every prompt of the other.
         """
+        require_instance("exact", exact, GainProfile, advice="take it from gain_profile(...)")
         rows = self.gains if self.key == exact.key else self.mean[None]
         return compare_gains(rows, exact.gains)
 
@@ -201,6 +208,15 @@ def _central_differences(
     return found
 
 
+def _shape(row: object) -> tuple[int, ...]:
+    if not isinstance(row, Tensor):
+        raise InvalidArgumentError(
+            f"directions must hold tensors [d_model], got {type(row).__name__}; take them from "
+            "concept_directions(model, concept)"
+        )
+    return tuple(row.shape)
+
+
 def require_directions(
     model: TransformerBridge,
     directions: Tensor | Sequence[Tensor],
@@ -208,7 +224,7 @@ def require_directions(
 ) -> tuple[Float[Tensor, "boundary d_model"], Float[Tensor, " d_model"]]:
     """Accept one direction for each layer boundary, and a readout; both float64."""
     cfg = require_bridge(model).cfg
-    if isinstance(directions, (list, tuple)) and all(isinstance(d, Tensor) for d in directions):
+    if isinstance(directions, (list, tuple)) and len({_shape(d) for d in directions}) == 1:
         directions = torch.stack(list(directions))
     rows = to_compute(require_float_tensor("directions", directions, ndim=2))
     if tuple(rows.shape) != (cfg.n_layers + 1, cfg.d_model):

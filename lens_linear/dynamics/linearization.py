@@ -13,14 +13,15 @@ States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobia
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.hooks import require_bridge
@@ -57,13 +58,31 @@ class Linearization:
         return len(self.states) - 1
 
     def mean_push(
-        self, vectors: Float[Tensor, "layer direction d_model"]
+        self,
+        vectors: Float[Tensor, "layer direction d_model"],
+        *,
+        layers: Sequence[int] | None = None,
     ) -> Float[Tensor, "layer direction d_model"]:
-        """Return ``Ā_l v``, the mean over prompts, for every layer at once."""
+        """Return ``Ā_l v``, the mean over prompts, for every layer asked for (all by default)."""
+        return self._mean("push", vectors, layers)
+
+    def mean_pull(
+        self,
+        vectors: Float[Tensor, "layer direction d_model"],
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "layer direction d_model"]:
+        """Return ``Ā_lᵀ w``, the mean over prompts, for every layer asked for (all by default)."""
+        return self._mean("pull", vectors, layers)
+
+    def _mean(
+        self, product: Literal["push", "pull"], vectors: Tensor, layers: Sequence[int] | None
+    ) -> Tensor:
         total = torch.zeros_like(vectors)
         for rows, maps in zip(self.index, self.maps, strict=True):
-            tangents = vectors[:, :, None].expand(-1, -1, len(rows), -1)
-            total += to_compute(maps.push(tangents), device=vectors.device).sum(2)
+            shared = vectors[:, :, None].expand(-1, -1, len(rows), -1)
+            found = getattr(maps, product)(shared, layers=layers)
+            total += to_compute(found, device=vectors.device).sum(2)
         return total / len(self.prompts)
 
     def costates(

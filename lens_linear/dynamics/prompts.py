@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_instance, require_int
+from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.hooks import require_bridge
@@ -131,6 +131,7 @@ def _unpadded(tokens: Tensor, mask: Tensor | None) -> list[Int[Tensor, " positio
         )
     if mask is None:
         return list(tokens)
+    require_instance("attention_mask", mask, Tensor, advice="pass one 0 or 1 for each token")
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.shape != tokens.shape:
         raise InvalidArgumentError(

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_instance, require_int
 from lens_linear._frames import Table
+from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains import adjoint_profile, require_directions
 from lens_linear.dynamics.linearization import frozen_batches, linearize
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
+from lens_linear.dynamics.refinement import refine
 from lens_linear.dynamics.steering import (
     Gains,
     gains_of,
@@ -134,16 +135,18 @@ def evaluate_schedules(
     truncate: bool = False,
     max_factor: float = 100.0,
     tolerance: float = 1e-3,
+    refine_steps: int = 20,
     seed: int = 0,
     batch_size: int = 64,
 ) -> ScheduleComparison:
     """Energy that each schedule needs to move the readout of each prompt by ``target`` on the full model.
 
-    Compared: ``minimum energy`` (u ∝ gains, one shape for all prompts), ``exact minimum energy`` (u ∝
-        the prompt's
-    own adjoint gains), ``best layer`` (the layer of largest gain alone), ``last layer``, ``uniform``,
-    ``middle``, ``early``, ``random layer`` (one drawn for each prompt), and those of ``schedules``.
-    Every schedule may take either sign; the smallest amplitude that reaches the target counts.
+    Compared: ``minimum energy`` (u ∝ gains, one shape for all prompts), ``exact minimum energy`` (u ∝ the
+    prompt's own adjoint gains), ``refined minimum energy`` (the prompt's own optimum on the nonlinear model,
+    :func:`~lens_linear.dynamics.refinement.refined_min_energy`), ``best layer`` (the layer of largest gain
+    alone), ``last layer``, ``uniform``, ``middle``, ``early``, ``random layer`` (one drawn for each
+    prompt), and those of ``schedules``. Every schedule may take either sign; the smallest amplitude
+    that reaches the target counts.
 
     Energy is in squared units of the injected vectors; ratios are to minimum energy, above 1 where it wins.
 
@@ -161,6 +164,7 @@ def evaluate_schedules(
         truncate: keep the last tokens of prompts longer than the context.
         max_factor: amplitudes are tried up to this multiple of what a linear model would need at best.
         tolerance: relative miss of the target at which bisection stops.
+        refine_steps: iterations of ``refined minimum energy``.
         seed: of the random layers.
         batch_size: rows a forward pass.
 
@@ -174,6 +178,10 @@ def evaluate_schedules(
     """
     model = require_bridge(model)
     seed = require_int("seed", seed, minimum=0)
+    require_int("batch_size", batch_size, minimum=1)
+    require_int("refine_steps", refine_steps, minimum=1)
+    schedules = {} if schedules is None else schedules
+    require_instance("schedules", schedules, Mapping, advice="pass {name: shape over layers}")
     max_factor = require_float("max_factor", max_factor, minimum=1.0)
     tolerance = require_float("tolerance", tolerance, minimum=1e-9, maximum=0.5)
     directions, readout = require_directions(model, directions, readout)
@@ -182,14 +190,18 @@ def evaluate_schedules(
     exact = adjoint_profile(maps, directions, readout).gains
     baseline = maps.states[-1] @ readout
     goal = _target(target, baseline)
-    names, shapes = _shapes(exact, gains, schedules or {}, seed)
+    refined = torch.zeros_like(exact)
+    for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
+        refined[rows] = refine(context, directions, readout, exact[rows], goal, steps=refine_steps)[
+            0
+        ]
+    names, shapes = _shapes(exact, refined, gains, schedules, seed)
     amplitudes = baseline.new_full(shapes.shape[:2], float("nan"))
     achieved = torch.full_like(amplitudes, float("nan"))
-    pieces = max(1, batch_size)
-    for rows, context in frozen_batches(model, prompts, batch_size=pieces):
+    for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
         search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
         amplitudes[:, rows] = search.run(exact[rows], max_factor, tolerance)
-    for rows, context in frozen_batches(model, prompts, batch_size=pieces, whole=True):
+    for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):
         search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
         achieved[:, rows] = search.shift(amplitudes[:, rows].nan_to_num(nan=0.0))
     achieved = achieved.where(~amplitudes.isnan(), float("nan"))
@@ -214,13 +226,18 @@ def _target(target: float | None, baseline: Tensor) -> float:
 
 def _shapes(
     exact: Float[Tensor, "prompt layer"],
+    refined: Float[Tensor, "prompt layer"],
     gains: Gains | None,
     extra: Mapping[str, Tensor],
     seed: int,
 ) -> tuple[tuple[str, ...], Float[Tensor, "schedule prompt layer"]]:
     n_prompts, n_layers = exact.shape
     given = exact.mean(0) if gains is None else gains_of(gains).to(exact.device)
-    shapes: dict[str, Tensor] = {BASELINE: given, "exact minimum energy": exact}
+    shapes: dict[str, Tensor] = {
+        BASELINE: given,
+        "exact minimum energy": exact,
+        "refined minimum energy": refined,
+    }
     best = given.reshape(-1, given.shape[-1]).mean(0).abs().argmax()
     shapes["best layer"] = torch.eye(n_layers, dtype=exact.dtype, device=exact.device)[best]
     shapes |= heuristic_schedules(n_layers)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor
+from lens_linear._checks import require_float, require_float_tensor, require_int
 from lens_linear.dynamics._made import MadeTensor
 from lens_linear.dynamics.gains import GainProfile
 from lens_linear.dynamics.surrogates import Surrogate
@@ -95,7 +95,7 @@ def min_energy(gains: Gains, target: float | Tensor) -> Schedule:
         1.0
     """
     h = gains_of(gains)
-    goal = to_compute(torch.as_tensor(target, dtype=torch.float64)).to(h.device)
+    goal = _numbers("target", target).to(h.device)
     if goal.ndim > 1 or (goal.ndim == 1 and (h.ndim != 2 or len(goal) != len(h))):
         raise InvalidArgumentError(
             f"target must be one number, or one for each row of gains {tuple(h.shape)}, got shape "
@@ -136,12 +136,20 @@ def joint_min_energy(
         [1.0, 1.0]
     """
     g = to_compute(require_float_tensor("gains", gains, ndim=2))
-    goal = to_compute(torch.as_tensor(targets, dtype=torch.float64)).to(g.device)
+    goal = _numbers("targets", targets).to(g.device)
     if goal.shape != g.shape[:1]:
         raise InvalidArgumentError(
             f"targets must have one entry for each of {len(g)} readouts, got shape {tuple(goal.shape)}"
         )
-    weighted = g.T if gram is None else torch.linalg.solve(to_compute(gram).to(g.device), g.T)
+    weighted = g.T
+    if gram is not None:
+        inner = to_compute(require_float_tensor("gram", gram, ndim=2)).to(g.device)
+        if inner.shape != (g.shape[1], g.shape[1]) or torch.linalg.cholesky_ex(inner).info:
+            raise InvalidArgumentError(
+                f"gram must be a positive definite matrix [{g.shape[1]}, {g.shape[1]}], got shape "
+                f"{tuple(inner.shape)}; pass V @ V.T of independent injected vectors V"
+            )
+        weighted = torch.linalg.solve(inner, g.T)
     u = weighted @ (torch.linalg.pinv(g @ weighted, hermitian=True) @ goal)
     miss = float((g @ u - goal).norm())
     if miss > 1e-6 * float(goal.norm()):
@@ -150,6 +158,16 @@ def joint_min_energy(
             "same way; drop one, or give them targets that agree"
         )
     return u
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be a number or a tensor of numbers, got {type(value).__name__} ({error})"
+        ) from error
+    return to_compute(require_float_tensor(name, found))
 
 
 def gains_of(gains: Gains) -> Tensor:
@@ -174,6 +192,7 @@ def heuristic_schedules(n_layers: int) -> dict[str, Float[Tensor, " layer"]]:
         >>> list(heuristic_schedules(6)["middle"].nonzero()[:, 0].tolist())
         [2, 3]
     """
+    require_int("n_layers", n_layers, minimum=1)
     third = max(1, round(n_layers / 3))
     start = (n_layers - third) // 2
     spans = {

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear._checks import require_choice, require_int
+from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement
 from lens_linear.dynamics.bases import BASES, Bases, Basis, build_bases
 from lens_linear.dynamics.gains import GainProfile, require_directions
@@ -243,10 +243,14 @@ def identify(
     jacobian: JacobianKind,
 ) -> Surrogate:
     """Reduce a linearisation that is already there; all of ``fit_surrogate`` but its first pass."""
-    pushed = torch.cat([bases.right[:-1].mT, directions[:-1, None]], dim=1)
-    products = maps.mean_push(pushed)
-    reduced = torch.einsum("lrd,lds->lrs", products, bases.left[1:])
-    A, B = reduced[:, :-1].mT, reduced[:, -1]
+    if bases.products is None:
+        seen = maps.mean_pull(bases.left[1:].mT)
+        A = seen @ bases.right[:-1]
+        B = torch.einsum("lrd,ld->lr", seen, directions[:-1])
+    else:
+        # The first column of each basis is v_l at length 1, so its product holds Ā_l v_l.
+        A = bases.left[1:].mT @ bases.products
+        B = A[..., 0] * directions[:-1].norm(dim=-1, keepdim=True)
     C = readout @ bases.right[-1]
     if jacobian == "mean":
         gains = reduced_gains(A, B, C)[None]

@@ -90,15 +90,15 @@ class FrozenContext:
         """Return x_L when ``amplitudes[c, p, l] * directions[l]`` is added to the last token's x_l.
 
         Args:
-            amplitudes: one amplitude for each copy, prompt and layer; 0 leaves a layer alone.
+            amplitudes: one amplitude for each copy, prompt and layer; 0 leaves a layer alone. If they require
+                gradients, the result carries the graph back to them.
             directions: one direction a layer; further rows are not used.
 
         Returns:
             The last token's state after the last block, in the model's precision.
         """
-        dtype, device = self.states.dtype, self.states.device
-        amplitudes = amplitudes.to(device, dtype)
-        directions = directions.to(device, dtype)
+        amplitudes = amplitudes.to(self.states.device, self.states.dtype)
+        directions = directions.to(self.states.device, self.states.dtype)
         copies = len(amplitudes)
 
         def inject(layer: int) -> Callable[[Tensor], Tensor]:
@@ -111,8 +111,10 @@ class FrozenContext:
 
             return hook
 
-        edits = [((layer, "resid_pre"), inject(layer)) for layer in range(self.n_layers)]
-        with torch.no_grad():
+        with torch.set_grad_enabled(amplitudes.requires_grad):
+            edits: list[Edit] = [
+                ((layer, "resid_pre"), inject(layer)) for layer in range(self.n_layers)
+            ]
             return self._run(copies, edits)[-1]
 
     def linearize(self) -> BlockMaps:
