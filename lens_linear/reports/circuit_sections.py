@@ -41,7 +41,7 @@ def bigram_section(
             continue
         following = table.top(int(ids[0]), 6).to_dataframe()
         texts = token_strings(model, following["next"].tolist())
-        row: dict[str, object] = {"token": word}
+        row: dict[str, object] = {"token": token_label(word)}
         for rank, (text, probability) in enumerate(
             zip(texts, following["probability"], strict=True), start=1
         ):
@@ -58,7 +58,7 @@ def bigram_section(
         )
     prose += (
         "\n\nThe table lists the likeliest next tokens after a few words, with their probabilities; "
-        "· is a space."
+        f"{token_label(' ')} is a space."
     )
     return Section(
         "Zero layers: bigrams", prose, [Table(pd.DataFrame(rows), f"Direct path of {name}.")]

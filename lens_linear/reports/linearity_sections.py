@@ -48,8 +48,8 @@ def _residual_sentences(table: pd.DataFrame, name: str) -> str:
         f"An affine map from the residual stream before a block to the stream after it explains "
         f"{_span(with_residual)} of its variance in {name}. Most of that is the identity: the stream "
         f"goes around the block. Of what the blocks add to the stream, a linear map explains "
-        f"{_span(without)}. The blocks change the stream by {_span(table['update_ratio'], percent=True)} "
-        "of its length."
+        f"{_span(without)}. A block adds a vector {_span(table['update_ratio'])} times as long as the stream "
+        f"it reads; the largest is layer {int(table['update_ratio'].to_numpy().argmax())}."
     )
 
 
@@ -70,13 +70,10 @@ def _skip_sentences(table: pd.DataFrame, later: pd.DataFrame, skip: int) -> str:
     what = "the first position" if skip == 1 else f"the first {skip} positions"
     return (
         f"Without {what} of each sequence the with-residual scores are {_span(later['block_r2'])}; the "
-        f"largest change is {change.iloc[layer]:+.3f} in layer {layer}. The first position can hold an outlier "
-        "that carries much of the variance, so both are shown."
+        f"largest change is {change.iloc[layer]:+.3f} in layer {layer}. The first position can hold an "
+        "outlier that carries much of the variance, so both are shown."
     )
 
 
-def _span(values: pd.Series, *, percent: bool = False) -> str:
-    low, high = values.min(), values.max()
-    if percent:
-        return f"{100 * low:.0f} to {100 * high:.0f} %"
-    return f"{low:.2f} to {high:.2f}"
+def _span(values: pd.Series) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}"
