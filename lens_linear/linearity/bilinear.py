@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float_tensor, require_int, require_rows
+from lens_linear._checks import require_float_tensor, require_int, require_ints, require_rows
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
@@ -242,8 +242,8 @@ def probe_rows(
 
 
 def _ranks(rank: int | Sequence[int]) -> tuple[int, ...]:
-    values = [rank] if isinstance(rank, int) else list(rank)
-    ranks = sorted({require_int("rank", value, minimum=1) for value in values})
+    values = [rank] if isinstance(rank, int) else rank
+    ranks = sorted(set(require_ints("rank", values, minimum=1)))
     if not ranks:
         raise InvalidArgumentError("rank must name at least one number of products, e.g. (1, 4)")
     return tuple(ranks)

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_layers
+from lens_linear._checks import require_float, require_int, require_layers, require_list
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit
 from lens_linear.linearity._scores import varies
 from lens_linear.linearity.loss import perplexity, sequence_loss
@@ -109,8 +110,11 @@ def ffn_compression(
     """
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)
-    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
-    chosen = require_layers("layers", chosen, model.cfg.n_layers)
+    n_layers = model.cfg.n_layers
+    chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
+    ranks = require_list("ranks", ranks, of="ranks, None for full")
+    if not chosen or not ranks:
+        raise InvalidArgumentError("layers and ranks must each name at least one; leave them out")
     for rank in ranks:
         if rank is not None:
             require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import require_choice, require_float, require_int, require_ints
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
@@ -157,6 +157,8 @@ def replacement_curve(
     require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
     require_int("distill_steps", distill_steps, minimum=0)
     require_float("ridge", ridge, minimum=0.0)
+    if max_replaced is not None:
+        require_int("max_replaced", max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
     require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
     train, test = halves(rows, seed=seed)
@@ -189,7 +191,7 @@ def replacement_curve(
 def _sequence(moments: dict[int, Moments], order: Order | Sequence[int], seed: int) -> list[int]:
     n_layers = len(moments)
     if not isinstance(order, str):
-        layers = [require_int("order", v, minimum=0, maximum=n_layers - 1) for v in order]
+        layers = require_ints("order", order, minimum=0, maximum=n_layers - 1)
         if len(set(layers)) != len(layers) or not layers:
             raise InvalidArgumentError(f"order must name each layer at most once, got {layers}")
         return layers

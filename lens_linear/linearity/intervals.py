@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_float_tensor, require_int
+from lens_linear.errors import InvalidArgumentError
 
 _CELLS = 4_000_000  # numbers of resampling weights held at once (32 MB)
 
@@ -39,6 +40,14 @@ def ratio_interval(
     """
     require_float("confidence", confidence, minimum=0.0, maximum=1.0)
     require_int("n_resamples", n_resamples, minimum=1)
+    require_int("seed", seed, minimum=0)
+    require_float_tensor("residual", residual, ndim=2)
+    require_float_tensor("total", total, ndim=2)
+    if residual.shape != total.shape:
+        raise InvalidArgumentError(
+            f"residual and total must have one shape [score, sequence], got {tuple(residual.shape)} and "
+            f"{tuple(total.shape)}"
+        )
     n = residual.shape[1]
     if n < 2:
         return torch.full((len(residual), 2), torch.nan, dtype=torch.float64)

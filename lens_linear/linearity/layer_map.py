@@ -28,6 +28,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, to_compute
 from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity._scores import varies
 from lens_linear.linearity.profile import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
@@ -145,8 +146,9 @@ def layer_map(
     require_choice("fit", fit, ("held-out", "in-sample"))
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)
-    chosen = list(range(model.cfg.n_layers + 1)) if boundaries is None else list(boundaries)
-    chosen = require_layers("boundaries", chosen, model.cfg.n_layers + 1)
+    chosen = list(range(model.cfg.n_layers + 1))
+    if boundaries is not None:
+        chosen = require_layers("boundaries", boundaries, model.cfg.n_layers + 1)
     if len(chosen) < 2:
         raise InvalidArgumentError(
             f"boundaries must name at least two layer boundaries, got {chosen}; e.g. [0, 1]"
@@ -198,7 +200,10 @@ class _Walk:
             if layer + 1 in self.boundaries:
                 states[layer + 1] = y[:, self.skip :]
             if layer == last:
-                use([to_compute(states[b]).flatten(0, 1) for b in self.boundaries])
+                # A model spread over devices has its boundaries on several: bring them together.
+                device = compute_device(y.device)
+                ready = [to_compute(states[b], device=device) for b in self.boundaries]
+                use([state.flatten(0, 1) for state in ready])
                 states.clear()
 
         with sequence_bar(len(mine), what, show=self.progress) as bar:

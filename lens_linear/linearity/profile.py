@@ -31,11 +31,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import require_choice, require_float, require_int, require_list
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linalg import LinearFit, Moments, to_compute
 from lens_linear.linalg._distributed import all_reduce_sum
 from lens_linear.linearity._scores import SCORES, nulls, ranks, scores_and_intervals, varies
 from lens_linear.models.capture import SITES, Site, TokenRows
@@ -171,6 +171,9 @@ def linearity_profile(
     Held out, sequences are split into two random halves (never inside one); maps are fitted on one from
     streamed float64 statistics and scored on the other from residuals taken row by row.
 
+    Under ``torch.distributed`` every process makes this call with the same arguments, works on its share
+    of the sequences, and gets the numbers of all.
+
     Args:
         model: a bridge, in any precision; statistics are float64.
         tokens: ids [sequence, position], or a disk-backed stream of rows. Every sequence counts alike:
@@ -248,7 +251,7 @@ def linearity_profile(
 
 
 def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
-    if isinstance(sites, str) or not sites:
+    if isinstance(sites, str) or not require_list("sites", sites, of="sites"):
         raise InvalidArgumentError(f"sites must be a list such as ['block', 'ffn'], got {sites!r}")
     for site in sites:
         require_choice("sites", site, SITES)
@@ -283,8 +286,8 @@ class _Run:
     def _count(self, layer: int, site: Site, x: Tensor, y: Tensor) -> None:
         if site != "block":
             return
-        before = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-        added = torch.linalg.vector_norm(y.double() - x.double(), dim=-1)
+        x, y = to_compute(x), to_compute(y)
+        before, added = x.norm(dim=-1), (y - x).norm(dim=-1)
         real = before > 0
         ratio = self.state.sums["update_ratio"]
         ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()

@@ -21,7 +21,13 @@ from contextlib import contextmanager
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int, require_layers
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_layers,
+    require_list,
+)
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
@@ -118,6 +124,7 @@ def fit_linearization(
 ) -> Linearization:
     """Fit the maps of :func:`linearize` without applying them; arguments as there."""
     rows = as_rows(model, tokens, skip=skip)
+    require_int("batch_size", batch_size, minimum=1)
     require_choice("site", site, ("block", "ffn"))
     require_float("ridge", ridge, minimum=0.0)
     if rank is not None:
@@ -215,13 +222,18 @@ def _spans(
     else:
         chosen = require_layers("layers", layers, n_layers)
     spans = [(layer, layer) for layer in chosen]
-    for span in runs:
-        if site != "block" or len(span) != 2 or span[0] > span[1]:
+    for span in require_list("runs", runs, of="pairs (first, last)"):
+        span = require_list("runs", span, of="two layers")
+        if site != "block" or len(span) != 2:
             raise InvalidArgumentError(
                 f"runs must be pairs (first, last) of blocks with first <= last, got {span!r} with "
                 f"site={site!r}; e.g. runs=[(2, 4)], site='block'"
             )
         first, last = (require_int("runs", end, minimum=0, maximum=n_layers - 1) for end in span)
+        if first > last:
+            raise InvalidArgumentError(
+                f"runs must be pairs (first, last) with first <= last, got {span!r}; swap them"
+            )
         spans.append((first, last))
     if not spans:
         raise InvalidArgumentError("layers names no layer; pass e.g. layers=[0]")

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_ints
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
@@ -110,9 +110,9 @@ def run_table(
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)
     n_layers = model.cfg.n_layers
-    chosen = list(range(1, n_layers + 1)) if lengths is None else list(lengths)
-    for k in chosen:
-        require_int("lengths", k, minimum=1, maximum=n_layers)
+    chosen = list(range(1, n_layers + 1))
+    if lengths is not None:
+        chosen = require_ints("lengths", lengths, minimum=1, maximum=n_layers)
     spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
     if not spans:
         raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")

@@ -30,12 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lens_linear._checks import require_path
-from lens_linear._files import write_text, write_with
+from lens_linear._checks import require_instance, require_path
+from lens_linear._files import require_folder, write_text, write_with
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.linearity.maps import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
+from lens_linear.models.hooks import require_bridge
 from lens_linear.models.load import load
 
 MAPS = "maps.safetensors"
@@ -93,10 +94,11 @@ def save_linearized(
         InvalidArgumentError: no maps.
         WriteError: the disk is full or the folder may not be written to.
     """
+    require_bridge(model)
+    require_instance("linearization", linearization, Linearization, advice="see fit_linearization")
     if not linearization.maps:
         raise InvalidArgumentError("linearization holds no maps; fit at least one layer")
-    folder = require_path("folder", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = require_folder("folder", folder)
     tensors: dict[str, Tensor] = {}
     entries = []
     for number, m in enumerate(linearization.maps):
