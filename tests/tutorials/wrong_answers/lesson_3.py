@@ -1,0 +1,89 @@
+"""Wrong answers that students of lesson 3 give, and a word that the check must say about each."""
+
+import torch
+
+
+def gain_off_by_one(losses, period):
+    return float(losses[:, 2 : period + 1].mean() - losses[:, period + 2 : 2 * period + 1].mean())
+
+
+def gain_with_first_tokens(losses, period):
+    return float(losses[:, :period].mean() - losses[:, period : 2 * period].mean())
+
+
+def gain_to_the_end(losses, period):
+    return float(losses[:, 1:period].mean() - losses[:, period + 1 :].mean())
+
+
+def usual_score(pattern, periods):
+    found = []
+    for p in sorted(set(periods.tolist()) - {0}):
+        band = pattern.diagonal(-(p - 1), dim1=-2, dim2=-1)[..., 2 : p + 2].mean(-1)
+        found.append(band[periods == p].mean(0))
+    return torch.stack(found).mean(0)
+
+
+def duplicate_score(pattern, periods):
+    found = []
+    for p in sorted(set(periods.tolist()) - {0}):
+        band = pattern.diagonal(-p, dim1=-2, dim2=-1)[..., 1 : p + 1].mean(-1)
+        found.append(band[periods == p].mean(0) - band[periods == 0].mean(0))
+    return torch.stack(found).mean(0)
+
+
+def spectral_score(W_V, W_O, W_Q, W_K):
+    a, b = W_V @ W_O, W_K @ W_Q.T
+    return float(
+        torch.linalg.matrix_norm(a @ b, 2)
+        / torch.linalg.matrix_norm(a, 2)
+        / torch.linalg.matrix_norm(b, 2)
+    )
+
+
+def q_composition(W_V, W_O, W_Q, W_K):
+    a, b = W_V @ W_O, W_Q @ W_K.T
+    return float((a @ b).norm() / (a.norm() * b.norm()))
+
+
+def no_scale(W_E, W_V, W_O, W_Q, W_K):
+    return (W_E @ W_Q) @ (W_E @ W_V @ W_O @ W_K).T
+
+
+def queries_read(W_E, W_V, W_O, W_Q, W_K):
+    return (W_E @ W_V @ W_O @ W_Q) @ (W_E @ W_K).T / W_Q.shape[1] ** 0.5
+
+
+def in_place(z, heads, mean):
+    z[:, :, heads] = mean[heads]
+    return z
+
+
+def zeroed(z, heads, mean):
+    z = z.clone()
+    z[:, :, heads] = 0
+    return z
+
+
+def no_norm(keys, written, W_K, scale):
+    return keys - written @ W_K
+
+
+def only_the_path(keys, written, W_K, scale):
+    return written / scale @ W_K
+
+
+WRONG = [
+    ("3.1", gain_off_by_one, "one position too far"),
+    ("3.1", gain_with_first_tokens, "first token of each copy"),
+    ("3.1", gain_to_the_end, "end of the row"),
+    ("3.2", usual_score, "control"),
+    ("3.2", duplicate_score, "p - 1"),
+    ("3.3", spectral_score, "Frobenius"),
+    ("3.3", q_composition, "Q-composition"),
+    ("3.4", no_scale, "square root of d_head"),
+    ("3.4", queries_read, "not right"),
+    ("3.5", in_place, "copy"),
+    ("3.5", zeroed, "zero ablation"),
+    ("3.6", no_norm, "norm is missing"),
+    ("3.6", only_the_path, "subtract"),
+]
