@@ -113,8 +113,10 @@ def _readout_and_slope(
 ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "prompt layer"]]:
     """Return the readout's shift and its gradient with respect to the amplitudes, at u."""
     amplitudes = u.detach().clone().requires_grad_()
-    out = context.outputs(amplitudes[None], directions)[0]
-    value = out @ readout.to(out)
-    (slope,) = torch.autograd.grad(value.sum(), amplitudes)
+    with torch.enable_grad():  # the caller may have switched gradients off
+        out = context.outputs(amplitudes[None], directions)[0]
+        value = out @ readout.to(out)
+        (slope,) = torch.autograd.grad(value.sum(), amplitudes)
+    value = value.detach()
     before = to_compute(context.states[-1]) @ readout
     return to_compute(value) - before, to_compute(slope)
