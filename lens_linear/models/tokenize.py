@@ -143,6 +143,11 @@ def tokenize_prompts(
     Raises:
         NotEnoughDataError: no texts, or an empty one.
         InvalidArgumentError: a text is longer than the context and ``truncate`` is False.
+
+    Example:
+        >>> from lens_linear.models.load import load
+        >>> [len(row) > 1 for row in tokenize_prompts(load("attn-2l"), ["A cat.", "The old mill."])]
+        [True, True]
     """
     model = require_bridge(model)
     texts = texts if isinstance(texts, str) else require_list("texts", texts, of="str")
