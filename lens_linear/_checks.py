@@ -79,12 +79,17 @@ def require_list(name: str, value: Any, *, of: str) -> list[Any]:
     """Accept a list, tuple, range, array or 1-D tensor, not one word or a mapping; a list out."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    return list(require_iterable(name, value, of=of))
+
+
+def require_iterable(name: str, value: Any, *, of: str) -> Iterable[Any]:
+    """Accept anything that can be gone through once, generators too, but not one word or a mapping."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise InvalidArgumentError(
             f"{name} must be a list of {of}, got {shown(value)} ({type(value).__name__}); "
             "wrap it in []"
         )
-    return list(value)
+    return value
 
 
 def require_ints(

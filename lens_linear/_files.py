@@ -60,6 +60,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_folder(name: str, value: str | Path) -> Path:
+    """Accept a folder to write into, made (with the folders above it) if it is not there.
+
+    Raises:
+        InvalidArgumentError: it is a file, or no path.
+        WriteError: it cannot be made.
+    """
+    folder = require_path(name, value)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"{name} must be a folder, but {str(folder)!r} is a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot make the folder {str(folder)!r}: {error.strerror or error}; choose another place"
+        ) from error
+    return folder
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text atomically; returns the path."""
     return write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
+from lens_linear._checks import require_list
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.tokenize import token_strings
@@ -38,6 +39,7 @@ def require_labels(
     """Accept one label a token; without labels the tokenizer's, None when there is no tokenizer."""
     if labels is None:
         return TokenText(model, n_vocab) if getattr(model, "tokenizer", None) is not None else None
+    labels = labels if isinstance(labels, TokenText) else require_list("labels", labels, of="str")
     if len(labels) != n_vocab:
         raise InvalidArgumentError(
             f"labels must name each of the {n_vocab} tokens, got {len(labels)}; pass one a token"

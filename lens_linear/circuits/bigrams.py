@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float_tensor, require_int
+from lens_linear._checks import require_float_tensor, require_int, require_tokens
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits._scales import token_scales
@@ -163,6 +163,7 @@ class BigramTable:
         if tokens is None:
             dense(self.matrix, what="the bigram table")
             tokens = torch.arange(self.matrix.ldim)
+        tokens = require_tokens("tokens", tokens, n_vocab=self.matrix.ldim).flatten()
         scale = self.scales[tokens][:, None]
         rows = self.matrix.A[tokens] @ self.matrix.B + self.position_bias
         return (rows / scale + self.bias).log_softmax(-1)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_tokens
+from lens_linear._checks import require_instance, require_int, require_list, require_tokens
 from lens_linear._frames import Table
 from lens_linear.circuits.heads import HeadCircuit
 from lens_linear.circuits.trigrams import HeadEffects
@@ -119,7 +119,9 @@ def skip_trigram_bugs(
         >>> sorted(map(tuple, bugs.crossed.tolist()))
         [(5, 1, 4), (5, 3, 2)]
     """
-    heads = [heads] if isinstance(heads, HeadCircuit) else list(heads)
+    heads = [heads] if isinstance(heads, HeadCircuit) else require_list("heads", heads, of="heads")
+    for head in heads:
+        require_instance("heads", head, HeadCircuit, advice="take them from head_circuit(...)")
     k = require_int("k", k, minimum=1)
     true = _triples(wanted)
     crossed, parents = _cross(true)
@@ -155,6 +157,11 @@ def _triples(wanted: Any) -> Int[Tensor, "n 3"]:
                 f"wanted must be integer triples [n, 3], got {wanted.dtype} {tuple(wanted.shape)}"
             )
         return wanted.long()
+    if not hasattr(wanted, "columns") or not set(_COLUMNS) <= set(wanted.columns):
+        raise InvalidArgumentError(
+            f"wanted must be triples [n, 3] or a table with the columns {', '.join(_COLUMNS)}, got "
+            f"{type(wanted).__name__}; pass what skip_trigrams returned"
+        )
     columns = [torch.as_tensor(wanted[name].to_numpy().copy()) for name in _COLUMNS]
     return torch.stack(columns, dim=1).long()
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_instance, require_int, require_ints
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
@@ -40,6 +40,8 @@ def dense(
     Raises:
         FigureTooLargeError: it would have more than ``max_cells`` entries.
     """
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
+    require_int("max_cells", max_cells, minimum=1)
     rows, columns = matrix.ldim, matrix.rdim
     if rows * columns > max_cells:
         raise FigureTooLargeError(
@@ -56,6 +58,7 @@ def row_blocks(
 
     The rows are overwritten by the next block.
     """
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     require_int("max_bytes", max_bytes, minimum=1)
     each = matrix.rdim * matrix.A.element_size()
     size = max(multiple, max_bytes // each // multiple * multiple)
@@ -229,6 +232,7 @@ def copying_score(matrix: FactoredMatrix) -> float:
 
 def eigenvalues(matrix: FactoredMatrix) -> Tensor:
     """Return the eigenvalues of ``A B`` that can differ from 0, from the small product ``B A``."""
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     if matrix.ldim != matrix.rdim:
         raise InvalidArgumentError(
             f"matrix must be square to have eigenvalues, got {matrix.ldim} x {matrix.rdim}; input and "
@@ -304,12 +308,13 @@ def diagonal_accuracy(
     Raises:
         InvalidArgumentError: the matrix is not square.
     """
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     if matrix.ldim != matrix.rdim:
         raise InvalidArgumentError(
             f"matrix must be square to have a diagonal, got {matrix.ldim} x {matrix.rdim}"
         )
     require_choice("by", by, ("row", "column"))
-    counted = tuple(require_int("ks", k, minimum=1) for k in ks)
+    counted = tuple(require_ints("ks", ks, minimum=1))
     turned = matrix if by == "row" else matrix.T
     ranks = []
     for start, block in row_blocks(turned, max_bytes=max_bytes):

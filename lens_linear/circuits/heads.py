@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_instance, require_int
 from lens_linear._tl import FactoredMatrix, TransformerBridge
 from lens_linear.circuits._labels import require_labels
 from lens_linear.circuits._scales import position_scales
@@ -289,6 +289,7 @@ def head_circuit(
     """
     shape = model_shape(model)
     weights = read_weights(model, fold=fold) if weights is None else weights
+    require_instance("weights", weights, ModelWeights, advice="leave it out, or pass view.weights")
     require_attention(weights)
     layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
     head = require_int("head", head, minimum=0, maximum=shape.n_heads - 1)

@@ -48,7 +48,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_instance, require_int
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits._attention_stats import AttentionStats, ProbeRows, measure, probe_rows
@@ -249,7 +249,9 @@ def induction_scores(
     first = shape.bos if bos == "auto" else bos
     if first is not None:
         first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
-    limits = thresholds or Thresholds()
+    limits = Thresholds() if thresholds is None else thresholds
+    require_instance("thresholds", limits, Thresholds, advice="e.g. Thresholds()")
+    require_int("batch_size", batch_size, minimum=1)
     for name, value in vars(limits).items():
         require_float(f"thresholds.{name}", value, minimum=0.0, maximum=1.0)
     rows = probe_rows(

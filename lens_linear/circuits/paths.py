@@ -189,7 +189,7 @@ class PathExpansion:
 
     def term_logits(self, index: int) -> Float[Tensor, "batch position vocab_out"]:
         """Return what one path adds to the logits."""
-        index = range(len(self.names))[index]
+        index = require_int("index", index, minimum=0, maximum=len(self.names) - 1)
         if index >= len(self.streams):
             return self.direct[index - len(self.streams)].expand_as(self.model_logits)
         return self.streams[index] / self.final_scale @ self.unembedding

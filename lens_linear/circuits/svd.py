@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_instance, require_int
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
 from lens_linear.linalg.spectra import Spectrum
@@ -131,6 +131,7 @@ def svd_readout(
         >>> found.S.tolist(), found.near_equal
         ([5.0, 3.0, 3.0], (range(1, 3),))
     """
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     k, top = require_int("k", k, minimum=1), require_int("top", top, minimum=1)
     left, right_t = torch.linalg.qr(matrix.A), torch.linalg.qr(matrix.B.T)
     u, s, vh = torch.linalg.svd(left.R @ right_t.R.T)

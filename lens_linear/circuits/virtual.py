@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice
+from lens_linear._checks import require_choice, require_instance
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.factored import copying_score
 from lens_linear.circuits.heads import HeadCircuit, require_attention
@@ -131,6 +131,8 @@ def _value(head: HeadCircuit) -> Tensor:
 
 
 def _require_order(writer: HeadCircuit, reader: HeadCircuit) -> None:
+    for name, head in (("writer", writer), ("reader", reader)):
+        require_instance(name, head, HeadCircuit, advice="take it from head_circuit(...)")
     if writer.layer >= reader.layer:
         raise InvalidArgumentError(
             f"reader must stand in a later layer than writer, got {writer.name} and {reader.name}; "

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_rows
+from lens_linear._checks import require_float, require_int, require_ints, require_list, require_rows
 from lens_linear._frames import Table
 from lens_linear.constructions.energies import Energy, parse_energy
 from lens_linear.constructions.memory import _crossing
@@ -190,13 +190,14 @@ def attention_head_memory(
     noise = require_float("noise", noise, minimum=0.0)
     draws, seed = require_int("draws", draws, minimum=1), require_int("seed", seed, minimum=0)
     max_queries = require_int("max_queries", max_queries, minimum=1)
-    names = [energies] if isinstance(energies, str) else list(energies)
+    names = [energies] if isinstance(energies, str) else energies
+    names = require_list("energies", names, of="names of energies")
     kinds = list(dict.fromkeys(parse_energy(name) for name in names))
     if n_patterns is None:
         # Under a causal mask few queries see nearly all keys: stop where half of them do.
         most = max(2, n // 2 if causal else n)
         n_patterns = [2**i for i in range(1, int(math.log2(most)) + 1)]
-    grid = tuple(sorted({require_int("n_patterns", c, minimum=2, maximum=n) for c in n_patterns}))
+    grid = tuple(sorted(set(require_ints("n_patterns", n_patterns, minimum=2, maximum=n))))
     if not kinds or not grid:
         raise InvalidArgumentError("energies and n_patterns must each name at least one value")
     generator = torch.Generator().manual_seed(seed)

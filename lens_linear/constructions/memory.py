@@ -39,7 +39,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_int, require_ints, require_list
 from lens_linear._frames import Table
 from lens_linear.constructions._binary import (
     draw_signs,
@@ -221,11 +221,13 @@ def memory_capacity(
         >>> (result.capacity().capacity / result.capacity().d).round(2).tolist()
         [0.14, 0.14]
     """
-    names = [energies] if isinstance(energies, str) else list(energies)
+    names = [energies] if isinstance(energies, str) else energies
+    names = require_list("energies", names, of="names of energies")
     kinds = list(dict.fromkeys(parse_energy(name) for name in names))
     noise = require_float("noise", noise, minimum=0.0, maximum=0.49)
     max_bit_error = require_float("max_bit_error", max_bit_error, minimum=1e-6, maximum=0.4)
     beta = require_float("beta", beta, minimum=1e-6)
+    max_patterns = require_int("max_patterns", max_patterns, minimum=2)
     queries = require_int("queries", queries, minimum=1)
     seeds, seed = require_int("seeds", seeds, minimum=1), require_int("seed", seed, minimum=0)
     if not kinds:
@@ -259,7 +261,7 @@ def _sizes(kind: Energy, dims: Sequence[int] | Mapping[str, Sequence[int]] | Non
         chosen = dims
     if chosen is None:
         chosen = _DIMS.get(kind.name, _POLYNOMIAL_DIMS)
-    sizes = sorted({require_int("dims", d, minimum=2) for d in chosen})
+    sizes = sorted(set(require_ints("dims", chosen, minimum=2)))
     if not sizes:
         raise InvalidArgumentError("dims must name at least one size, got none; pass (64, 128)")
     return sizes

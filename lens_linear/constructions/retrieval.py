@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_float, require_int, require_ints, require_list
 from lens_linear._frames import Table
 from lens_linear.constructions._binary import draw_signs, field, flip
 from lens_linear.constructions.energies import Energy, parse_energy
@@ -107,9 +107,11 @@ def retrieval_curve(
     Returns:
         RetrievalCurve: overlap and exact recall.
     """
-    names = [energies] if isinstance(energies, str) else list(energies)
+    names = [energies] if isinstance(energies, str) else energies
+    names = require_list("energies", names, of="names of energies")
     kinds = list(dict.fromkeys(parse_energy(name) for name in names))
-    counts = tuple(sorted({require_int("n_patterns", k, minimum=1) for k in n_patterns}))
+    counts = tuple(sorted(set(require_ints("n_patterns", n_patterns, minimum=1))))
+    noise = require_list("noise", noise, of="numbers")
     levels = tuple(require_float("noise", v, minimum=0.0, maximum=0.49) for v in noise)
     if not (kinds and counts and levels):
         raise InvalidArgumentError(

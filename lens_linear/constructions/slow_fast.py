@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import require_choice, require_float, require_int, require_list
 from lens_linear._frames import Table
 from lens_linear.constructions.newton_schulz import NewtonSchulzAttention
 from lens_linear.constructions.ols import FORMS, Form, OLSAttention
@@ -106,6 +106,11 @@ def swap_memories(
         True
     """
     require_choice("form", form, FORMS)
+    for name, data in (("first", first), ("second", second)):
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise InvalidArgumentError(
+                f"{name} must be a pair (x, y), got {type(data).__name__}; pass two tensors"
+            )
     models = [OLSAttention.from_data(*data, form=form) for data in (first, second)]
     to_context, to_weights = torch.zeros(2, 2, 2, dtype=torch.float64)
     for c, context in enumerate(models):
@@ -249,6 +254,7 @@ def covariance_shift(
     Returns:
         ShiftCurve: errors, layers and flops.
     """
+    conditions = require_list("conditions", conditions, of="numbers")
     kappas = tuple(require_float("conditions", c, minimum=1.0) for c in conditions)
     if not kappas:
         raise InvalidArgumentError("conditions must name at least one shift, got none; pass (1, 4)")

@@ -150,6 +150,11 @@ def spectral_root(
     _, s, vt = torch.linalg.svd(x, full_matrices=False)
     floor = (rtol * s[0]).expand_as(s)
     if noise is not None:
+        noise = require_float_tensor("noise", noise, ndim=1)
+        if len(noise) != p:
+            raise InvalidArgumentError(
+                f"noise must have one entry for each of {p} columns, got {len(noise)}; see rounding(x)"
+            )
         floor = torch.maximum(floor, n**0.5 * (vt * noise).norm(dim=1))
     kept = s > floor
     rank = int(kept.sum())

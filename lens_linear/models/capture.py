@@ -101,7 +101,10 @@ def run(
     """
     model = require_bridge(model)
     tokens = require_model_tokens(model, tokens)
-    spots = list(dict.fromkeys(require_list("record", record, of="spots (layer, what)")))
+    asked = require_list("record", record, of="spots (layer, what)")
+    for spot in asked:
+        hook_name(model, spot)  # refuses what is no spot
+    spots = list(dict.fromkeys(asked))
     recorded: dict[Spot, Tensor] = {}
 
     def recorder(spot: Spot) -> Callable[[Tensor], None]:
@@ -141,6 +144,7 @@ def _edits(edits: Any) -> list[Edit]:
 
 def batched(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, rows) pieces of at most ``batch_size`` sequences."""
+    require_int("batch_size", batch_size, minimum=1)
     for start in range(0, len(tokens), batch_size):
         yield start, tokens[start : start + batch_size]
 
@@ -186,8 +190,16 @@ def visit_sites(
     require_int("batch_size", batch_size, minimum=1)
     n_layers = model.cfg.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
-    for site in require_list("sites", sites, of=", ".join(map(repr, SITES))):
-        require_choice("sites", site, SITES)
+    asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
+    sites = [site for site in SITES if site in asked]
+    if isinstance(tokens, (Tensor, str, bytes, list, tuple, dict)):
+        tokens = require_model_tokens(model, tokens)
+    elif not (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__")):
+        raise InvalidArgumentError(
+            f"tokens must be ids [sequence, position] or rows on disk, got {type(tokens).__name__}; "
+            "use lens_linear.tokenize(model, text)"
+        )
+    for site in sites:
         for layer in chosen:
             if site not in available_sites(model, layer):
                 raise UnsupportedModelError(

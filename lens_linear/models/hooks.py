@@ -77,6 +77,7 @@ def require_bridge(model: Any) -> TransformerBridge:
 
 def hook_name(model: TransformerBridge, spot: Spot) -> str:
     """Return the canonical name of the hook point at ``(layer, what)``."""
+    require_bridge(model)
     if not isinstance(spot, tuple) or len(spot) != 2:
         raise InvalidArgumentError(f"a spot must be a pair (layer, what), got {spot!r}")
     layer, what = spot
@@ -110,7 +111,7 @@ def hooked(
     A function gets the tensor and may return a new one (None leaves it). Exactly the hooks added here
     are removed at the end, also after an error; hooks of the caller stay.
     """
-    points = model.hook_dict
+    points = require_bridge(model).hook_dict
     added: list[tuple[Any, Any]] = []
     try:
         for name, function in named:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_float, require_int, require_list
+from lens_linear._checks import require_float, require_instance, require_int, require_list
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 
 # Okabe & Ito 2008, "Color universal design", black last: grid text is already dark.
@@ -214,10 +214,15 @@ def matrix(
         raise InvalidArgumentError(f"values must have 2 axes, got shape {z.shape}; pass a matrix")
     check_cells(z.size, max_cells=max_cells)
     if limits is not None:
-        low, high = (
-            require_float("limits", v) for v in require_list("limits", limits, of="numbers")
-        )
-        limits = (low, high)
+        ends = [require_float("limits", v) for v in require_list("limits", limits, of="numbers")]
+        if len(ends) != 2 or ends[0] >= ends[1]:
+            raise InvalidArgumentError(
+                f"limits must be (lowest, highest), got {limits!r}; e.g. (-1, 1)"
+            )
+        limits = (ends[0], ends[1])
+    for name, value in (("value_name", value_name), ("row_name", row_name)):
+        require_instance(name, value, str, advice="pass the words to be shown")
+    require_instance("column_name", column_name, str, advice="pass the words to be shown")
     names = [
         _labels("rows", rows, z.shape[0]),
         _labels("columns", columns, z.shape[1]),

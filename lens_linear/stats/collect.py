@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_linear._checks import require_int
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, to_compute
@@ -266,6 +267,9 @@ def gather_rows(
             f"site must be one that layer {layer} has, got {site!r}; it has "
             f"{available_sites(model, layer)}"
         )
+    require_int("seed", seed, minimum=0)
+    if max_rows is not None:
+        require_int("max_rows", max_rows, minimum=1)
     width = rows.length - skip
     total = len(rows) * width
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))

@@ -78,7 +78,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def require_column(where: str, row: Row, column: str) -> str:
     """Accept a column that the row has; the error lists those it does have."""
-    if column not in row:
+    if not isinstance(column, str) or column not in row:
         raise InvalidArgumentError(
             f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}; "
             "name one of these"

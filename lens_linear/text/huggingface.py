@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lens_linear._checks import require_int, require_path
+from lens_linear._checks import require_instance, require_int, require_path
 from lens_linear.errors import (
     CorruptedFileError,
     InvalidArgumentError,
@@ -86,6 +86,9 @@ def stream_huggingface_text(
 def huggingface_rows(name: str | Path, *, split: str, config: str | None = None) -> Iterator[Row]:
     """Stream the rows of a dataset as dictionaries; see :func:`huggingface_text` for names."""
     require_path("name", name)
+    require_instance("split", split, str, advice="e.g. split='train'")
+    if config is not None:
+        require_instance("config", config, str, advice="leave it out where there is only one")
     dataset = _open(str(name), split, config)
     rows = iter(dataset)
     while True:

@@ -22,13 +22,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_file, require_int, shown
+from lens_linear._checks import require_file, require_int, require_iterable, shown
 from lens_linear._files import atomic_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text.corpora import flat_ids
 
 _MAGIC = "lens_linear tokens 1"
 _HEADER_BYTES = 512
+
+
+class RowIndexError(InvalidArgumentError, IndexError):
+    """No such row; an IndexError too, so that iteration ends where a tensor's would."""
 
 
 class TokenStream:
@@ -94,7 +98,8 @@ class TokenStream:
         dtype = np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             file.write(b" " * _HEADER_BYTES)
-            n_tokens = sum(_write_chunk(file, chunk, n_vocab, dtype) for chunk in chunks)
+            parts = require_iterable("chunks", chunks, of="runs of token ids")
+            n_tokens = sum(_write_chunk(file, chunk, n_vocab, dtype) for chunk in parts)
             if n_tokens < length:
                 raise NotEnoughDataError(
                     f"chunks has {n_tokens} tokens but one row needs {length}; "
@@ -121,13 +126,13 @@ class TokenStream:
         if isinstance(index, Tensor):
             index = index.tolist()
         if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} is out of range for {len(self)} rows")
+            raise RowIndexError(f"index {index} is out of range for {len(self)} rows")
         try:
             rows = self._rows[index]
-        except IndexError:
-            if isinstance(index, (list, tuple, np.ndarray, np.integer)):
-                raise  # out of range, as for a tensor
-            rows = None
+        except IndexError as error:
+            raise RowIndexError(
+                f"index must name rows of {len(self)}, got {shown(index)} ({error})"
+            ) from error
         except (TypeError, ValueError):
             rows = None
         if rows is None or index is None:

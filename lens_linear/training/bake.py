@@ -10,7 +10,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lens_linear.errors import InvalidArgumentError
+from lens_linear._files import require_folder
 from lens_linear.models.folder import TOKENIZER, write_card, write_weights
 from lens_linear.models.spec import native_module
 from lens_linear.models.tokenize import save_tokenizer
@@ -85,10 +85,7 @@ def bake(
     Returns:
         The folder.
     """
-    folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise InvalidArgumentError(f"folder must not be a file, got {str(folder)!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = require_folder("folder", folder)
     recipe = run.recipe
     rows = validation_rows(valid, max(phase.length for phase in recipe.phases))
     state = run.module.state_dict()
