@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_ints
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import batched, run
@@ -83,7 +83,7 @@ def choose_periods(
     """Return periods whose two copies fit the context and whose tokens can all differ."""
     room = min((shape.n_ctx - start) // 2, n_allowed // 2)
     if periods is not None:
-        chosen = sorted({require_int("periods", int(p), minimum=MIN_PERIOD) for p in periods})
+        chosen = sorted(set(require_ints("periods", periods, minimum=MIN_PERIOD)))
         if len(chosen) < 2:
             raise InvalidArgumentError(
                 f"periods must hold at least two different ones, got {list(periods)}: with one period a "
@@ -184,7 +184,10 @@ def _summary(table: Tensor, rows: ProbeRows, body: int) -> AttentionStats:
     for period in choices:
         own = kinds == period
         prefix.append(table[own, :, :, 0, period - 1].mean(0))
-        spread.append(table[own, :, :, 0, period - 1].var(0) / own.sum())
+        rows_of = table[own, :, :, 0, period - 1]
+        # One row a period has no spread: the standard error is unknown then.
+        unknown = torch.full_like(rows_of[0], float("nan"))
+        spread.append(rows_of.var(0) / len(rows_of) if len(rows_of) > 1 else unknown)
         duplicate.append(table[own, :, :, 1, period].mean(0))
         # In a row of period r, offset p - 1 means something else when it or p is a multiple of r.
         free = torch.tensor(

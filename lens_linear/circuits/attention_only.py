@@ -32,7 +32,7 @@ from lens_linear.circuits.bigrams import BigramTable
 from lens_linear.circuits.heads import HeadCircuit, head_circuit
 from lens_linear.circuits.importance import PathImportance, importance_by_order
 from lens_linear.circuits.paths import PathExpansion
-from lens_linear.circuits.trigrams import SkipTrigrams, all_skip_trigrams, skip_trigrams
+from lens_linear.circuits.trigrams import Ranking, SkipTrigrams, all_skip_trigrams, skip_trigrams
 from lens_linear.models.frozen import FrozenRun, freeze_attention, in_double, require_attention_only
 from lens_linear.models.shape import model_shape
 from lens_linear.models.weights import ModelWeights, read_weights
@@ -107,6 +107,7 @@ class AttentionOnly:
         head: int,
         k: int = 50,
         *,
+        by: Ranking = "probability",
         sources: Sequence[int] | None = None,
         per_pair: int | None = None,
         context: int = 32,
@@ -116,12 +117,16 @@ class AttentionOnly:
         See :func:`lens_linear.circuits.trigrams.skip_trigrams`.
         """
         head_view = self.head(layer, head)
-        return skip_trigrams(head_view, k, sources=sources, per_pair=per_pair, context=context)
+        return skip_trigrams(
+            head_view, k, by=by, sources=sources, per_pair=per_pair, context=context
+        )
 
-    def all_skip_trigrams(self, k: int = 50, *, layer: int = 0, context: int = 32) -> SkipTrigrams:
+    def all_skip_trigrams(
+        self, k: int = 50, *, layer: int = 0, by: Ranking = "probability", context: int = 32
+    ) -> SkipTrigrams:
         """Return the k strongest skip-trigrams of all heads of a layer together."""
         heads = [self.head(layer, head) for head in range(self.shape.n_heads)]
-        return all_skip_trigrams(heads, k, context=context)
+        return all_skip_trigrams(heads, k, by=by, context=context)
 
     def paths(
         self,

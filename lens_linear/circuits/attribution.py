@@ -58,7 +58,7 @@ class QKAttribution:
             them. "bias" is b_Q on the query side and b_K on the key side.
         queries: each component's share of the query, scaled and rotated, [component, batch, position, d].
         keys: each component's share of the key.
-        model_scores: the model's own scores before the softmax (and before a soft cap).
+        model_scores: the model's own scores before the softmax (bounded, where it has a soft cap).
         softcap: the bound the model puts on scores, or None.
     """
 
@@ -91,8 +91,11 @@ class QKAttribution:
 
     @cached_property
     def max_error(self) -> float:
-        """Largest difference between :attr:`total` and the model's own scores."""
-        return float((self.total - self.model_scores).abs().max())
+        """Largest difference between :attr:`total` (bounded, where the model does) and the model's own."""
+        total = self.total
+        if self.softcap is not None:
+            total = self.softcap * torch.tanh(total / self.softcap)
+        return float((total - self.model_scores).abs().max())
 
     @cached_property
     def scores(self) -> Float[Tensor, "component component batch query key"]:
@@ -215,10 +218,6 @@ def qk_attribution(
     if rotary is not None:
         queries, keys = rotary.rotate(queries), rotary.rotate(keys)
     own = attention_scores(model, tokens, layer)[:, head]
-    if attention.softcap is not None:
-        own = attention.softcap * torch.atanh(
-            (own / attention.softcap).clamp(-1 + 1e-12, 1 - 1e-12)
-        )
     result = QKAttribution(
         layer,
         head,

@@ -8,6 +8,10 @@ source (OV) makes ``out`` likelier after the destination. Both circuits together
 * ``effect`` = ``attention · (OV[s, out] - mean OV[s, ·])``: by how much the logit of ``out`` rises above
   the average token's.
 
+* ``probability_gain`` = by how much the probability of ``out`` after the destination rises when
+  ``attention · OV[s, ·]`` is added to the logits of the direct path. A logit can rise far without mattering
+  when ``out`` stays improbable, so this column ranks unless ``by="effect"`` is asked for.
+
 ``qk_score`` and ``ov_score`` are the entries of the two circuits themselves. For models with norms the
 typical scale of the embedding is put back where attention and effect are estimated; at layers above the
 first the circuits see embeddings only, and the estimate is rougher. Positions are left out.
@@ -20,23 +24,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_choice, require_int, require_ints, require_list
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits._scales import token_scales
-from lens_linear.circuits.factored import MAX_BYTES, row_blocks, top_of_blocks
+from lens_linear.circuits.bigrams import BigramTable
+from lens_linear.circuits.factored import MAX_BYTES, first_largest, row_blocks, top_of_blocks
 from lens_linear.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lens_linear.circuits.heads import HeadCircuit
+
+POOL, LEAST = 20, 2000  # candidates, where the ranking is not the one that finds them
+Ranking = Literal["effect", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +57,8 @@ class SkipTrigrams(Table):
         qk_score: ``QK[destination, source]`` of the head that contributes most.
         ov_score: ``OV[source, out]`` of that head.
         attention: its estimated attention from destination to source.
-        effect: estimated rise of the logit of ``out`` above the average token's, summed over heads.
+        effect: estimated rise of the logit of ``out`` above the average output's, summed over heads.
+        probability_gain: estimated rise of the probability of ``out`` after the destination.
         strongest: index into ``heads`` of the head that contributes most.
         context: keys a query is assumed to choose among.
     """
@@ -60,6 +69,7 @@ class SkipTrigrams(Table):
     ov_score: Float[Tensor, " k"]
     attention: Float[Tensor, " k"]
     effect: Float[Tensor, " k"]
+    probability_gain: Float[Tensor, " k"]
     strongest: Int[Tensor, " k"]
     context: int
     labels: Sequence[str] | None = field(default=None, repr=False)
@@ -71,14 +81,14 @@ class SkipTrigrams(Table):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns source, destination, out, qk_score, ov_score, attention, effect, head (and labels)."""
+        """Columns source, destination, out, qk_score, ov_score, attention, effect, probability_gain, head."""
         import pandas as pd
 
         columns: dict[str, Any] = {
             name: self.triples[:, i].numpy()
             for i, name in enumerate(("source", "destination", "out"))
         }
-        for name in ("qk_score", "ov_score", "attention", "effect"):
+        for name in ("qk_score", "ov_score", "attention", "effect", "probability_gain"):
             columns[name] = getattr(self, name).double().numpy()
         columns["head"] = [self.heads[i] for i in self.strongest.tolist()]
         if self.labels is not None:
@@ -95,8 +105,20 @@ class HeadEffects:
         scales = token_scales(head.weights)[:, None]
         self.qk, self.ov = head.qk_at(offset), head.ov
         self._scaled_qk = FactoredMatrix(self.qk.A / scales, self.qk.B / scales.T)
+        values = self.ov.A / scales
+        self._mean_value = values.mean(dim=0)
         out_mean = self.ov.B.mean(dim=1, keepdim=True)
-        self._scaled_ov = FactoredMatrix(self.ov.A / scales, self.ov.B - out_mean)
+        self._scaled_ov = FactoredMatrix(values - self._mean_value, self.ov.B - out_mean)
+
+    @property
+    def average(self) -> Float[Tensor, " vocab_out"]:
+        """Logits that reading an average token adds, before the final norm's scale."""
+        return self._mean_value @ self.ov.B
+
+    def added(self, destination: Tensor, source: Tensor) -> Float[Tensor, "n vocab_out"]:
+        """Logits that reading the source adds beyond an average token, less their mean."""
+        rows = self._scaled_ov.A[source] @ self._scaled_ov.B
+        return self.attention(destination, source)[:, None] * rows
 
     def attention_blocks(
         self, sources: Tensor, max_bytes: int = MAX_BYTES
@@ -145,18 +167,21 @@ def skip_trigrams(
     head: HeadCircuit,
     k: int = 50,
     *,
+    by: Ranking = "probability",
     sources: Sequence[int] | None = None,
     per_pair: int | None = None,
     context: int = 32,
     offset: int = 0,
 ) -> SkipTrigrams:
-    """Return the k skip-trigrams of a head with the largest effect, without a dense matrix.
+    """Return the k strongest skip-trigrams of a head, without a dense matrix.
 
-    Exact for the ranking above: every triple of the vocabulary is considered.
+    Exact for ``by="effect"``: every triple of the vocabulary is considered. ``by="probability"`` ranks anew
+    the 20 k (at least 2,000) triples of largest effect.
 
     Args:
         head: from ``AttentionOnly.head`` or :func:`~lens_linear.circuits.heads.head_circuit`.
         k: rows.
+        by: the column that ranks.
         sources: only these source tokens; all by default.
         per_pair: at most this many outputs for each (source, destination).
         context: keys a query is assumed to choose among; more keys, less attention to each.
@@ -170,10 +195,51 @@ def skip_trigrams(
         (['source', 'destination', 'out', 'qk_score', 'ov_score'], 5)
     """
     k = require_int("k", k, minimum=1)
-    outs = k if per_pair is None else min(k, require_int("per_pair", per_pair, minimum=1))
-    n_vocab = head.shape.d_vocab
-    chosen = torch.arange(n_vocab) if sources is None else _require_ids(sources, n_vocab)
+    require_choice("by", by, ("effect", "probability"))
     effects = HeadEffects(head, context, offset)
+    pool = k if by == "effect" else max(POOL * k, LEAST)
+    triples = _candidates(head, effects, pool, sources, per_pair)
+    return _table([head], [effects], triples, k, by)
+
+
+def all_skip_trigrams(
+    heads: Sequence[HeadCircuit],
+    k: int = 50,
+    *,
+    by: Ranking = "probability",
+    context: int = 32,
+    offset: int = 0,
+) -> SkipTrigrams:
+    """Return the k strongest skip-trigrams of several heads together, effects summed over heads.
+
+    Candidates are the 20 k (at least 2,000) of largest effect in every single head; a triple that is weak
+    in each head alone is not found. Scores are those of the head that contributes most to the triple.
+    Arguments as in :func:`skip_trigrams`.
+    """
+    heads = require_list("heads", heads, of="heads")
+    if not heads:
+        raise InvalidArgumentError("heads must hold at least one head, got none")
+    k = require_int("k", k, minimum=1)
+    require_choice("by", by, ("effect", "probability"))
+    estimates = [HeadEffects(head, context, offset) for head in heads]
+    found = [
+        _candidates(head, effects, max(POOL * k, LEAST), None, None)
+        for head, effects in zip(heads, estimates, strict=True)
+    ]
+    return _table(heads, estimates, torch.unique(torch.cat(found), dim=0), k, by)
+
+
+def _candidates(
+    head: HeadCircuit,
+    effects: HeadEffects,
+    k: int,
+    sources: Sequence[int] | None,
+    per_pair: int | None,
+) -> Int[Tensor, "n 3"]:
+    """Return triples among which the k of largest effect are."""
+    n_vocab = head.shape.d_vocab
+    outs = k if per_pair is None else min(k, require_int("per_pair", per_pair, minimum=1))
+    chosen = torch.arange(n_vocab) if sources is None else _require_ids(sources, n_vocab)
     raised, out_ids = effects.best_outs(chosen, outs)
     # The best output of a pair is the best its triples can do, so the k best triples lie in the k best
     # pairs.
@@ -181,64 +247,68 @@ def skip_trigrams(
         (start, attention * raised[:, 0]) for start, attention in effects.attention_blocks(chosen)
     )
     destination, column = top_of_blocks(blocks, k)
-    width = raised.shape[1]
-    triples = torch.stack(
-        [
-            chosen[column].repeat_interleave(width),
-            destination.repeat_interleave(width),
-            out_ids[column].flatten(),
-        ],
-        dim=1,
+    attention = effects.attention(destination, chosen[column])
+    keep = first_largest(
+        (attention[:, None] * raised[column]).flatten(), min(k, raised[column].numel())
     )
-    effect, attention, qk, ov = effects.effect(triples)
-    keep = effect.argsort(descending=True, stable=True)[:k]
-    return SkipTrigrams(
-        (head.name,),
-        triples[keep],
-        qk[keep],
-        ov[keep],
-        attention[keep],
-        effect[keep],
-        torch.zeros(len(keep), dtype=torch.int64),
-        effects.context,
-        head.labels if head.shape.d_vocab_out == n_vocab else None,
-    )
+    pair, rank = keep // raised.shape[1], keep % raised.shape[1]
+    column = column[pair]
+    return torch.stack([chosen[column], destination[pair], out_ids[column, rank]], dim=1)
 
 
-def all_skip_trigrams(
-    heads: Sequence[HeadCircuit], k: int = 50, *, context: int = 32, offset: int = 0
+def _table(
+    heads: Sequence[HeadCircuit],
+    estimates: Sequence[HeadEffects],
+    triples: Int[Tensor, "n 3"],
+    k: int,
+    by: Ranking,
 ) -> SkipTrigrams:
-    """Return the k strongest skip-trigrams of several heads together, effects summed over heads.
-
-    Candidates are the 4 k strongest of every single head; a triple that is weak in each head alone is
-    not found. Scores are those of the head that contributes most to the triple.
-    """
-    if not heads:
-        raise InvalidArgumentError("heads must hold at least one head, got none")
-    k = require_int("k", k, minimum=1)
-    tables = [skip_trigrams(head, 4 * k, context=context, offset=offset) for head in heads]
-    triples = torch.unique(torch.cat([table.triples for table in tables]), dim=0)
-    each = [HeadEffects(head, context, offset).effect(triples) for head in heads]
+    each = [effects.effect(triples) for effects in estimates]
     effect, attention, qk, ov = (torch.stack([found[i] for found in each]) for i in range(4))
-    total = effect.sum(0)
-    keep = total.argsort(descending=True, stable=True)[:k]
+    gain = _probability_gain(heads[0], estimates, triples)
+    ranked = effect.sum(0) if by == "effect" else gain
+    keep = ranked.argsort(descending=True, stable=True)[:k]
     strongest = effect[:, keep].argmax(0)
     here = torch.arange(len(keep))
+    first = heads[0]
     return SkipTrigrams(
         tuple(head.name for head in heads),
         triples[keep],
         qk[:, keep][strongest, here],
         ov[:, keep][strongest, here],
         attention[:, keep][strongest, here],
-        total[keep],
+        effect.sum(0)[keep],
+        gain[keep],
         strongest,
-        context,
-        tables[0].labels,
+        estimates[0].context,
+        first.labels if first.shape.d_vocab_out == first.shape.d_vocab else None,
     )
 
 
+def _probability_gain(
+    head: HeadCircuit, estimates: Sequence[HeadEffects], triples: Int[Tensor, "n 3"]
+) -> Float[Tensor, " n"]:
+    """Rise of p(out | destination) when every head reads the source instead of an average token."""
+    table = BigramTable.from_weights(head.weights)
+    pairs, which = triples[:, :2].unique(dim=0, return_inverse=True)
+    size = max(1, MAX_BYTES // (table.matrix.rdim * 8))
+    gain = torch.empty(len(triples), dtype=table.matrix.A.dtype)
+    for first in range(0, len(pairs), size):
+        source, destination = pairs[first : first + size].unbind(1)
+        scale = table.scales[destination][:, None]
+        average = torch.stack([effects.average for effects in estimates]).sum(0)
+        logits = table.log_probs(destination) + average / scale
+        before = logits.softmax(-1)
+        added = sum(effects.added(destination, source) for effects in estimates)
+        after = (logits + added / scale).softmax(-1)
+        mine = ((which >= first) & (which < first + size)).nonzero().flatten()
+        row, out = which[mine] - first, triples[mine, 2]
+        gain[mine] = after[row, out] - before[row, out]
+    return gain
+
+
 def _require_ids(ids: Sequence[int], n_vocab: int) -> Int[Tensor, " n"]:
-    values = [require_int("sources", int(i), minimum=0, maximum=n_vocab - 1) for i in ids]
+    values = require_ints("sources", ids, minimum=0, maximum=n_vocab - 1)
     if not values:
         raise InvalidArgumentError("sources must name at least one token, got none; leave it out")
     return torch.tensor(values)

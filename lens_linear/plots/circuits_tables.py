@@ -134,7 +134,7 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
     ]
     numbers = [
         [f"{value:.2f}" for value in frame[name]]
-        for name in ("qk_score", "ov_score", "attention", "effect")
+        for name in ("qk_score", "ov_score", "attention", "effect", "probability_gain")
     ]
     figure = go.Figure(
         go.Table(
@@ -147,6 +147,7 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
                     "OV",
                     "attention",
                     "effect (logits)",
+                    "Δ probability",
                     "head",
                 ],
                 **_HEADER,

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from circuit_zoo import HF_KINDS, hugging_face, ids, native
+
+import lens_linear as ll
+from lens_linear.circuits.patterns import attention_pattern
+from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.capture import run
+from lens_linear.models.scores import attention_scores
+
+NATIVE = [
+    {},
+    {"normalization_type": "LN"},
+    {"normalization_type": "RMS", "positional_embedding_type": "rotary"},
+    {"normalization_type": "LNPre", "n_heads": 4, "n_key_value_heads": 2},
+    {"attn_only": False, "d_mlp": 24, "normalization_type": "LN"},
+    {"n_layers": 3, "attn_scores_soft_cap": 2.0},
+]
+
+
+@pytest.mark.parametrize("changes", NATIVE)
+def test_pairs_of_components_sum_to_the_score(changes):
+    model = native(**changes)
+    tokens = ids(model, 2, 6)
+    layer = model.cfg.n_layers - 1
+    out = run(model, tokens, record=[(layer, "pattern")])[(layer, "pattern")]
+    for head in range(model.cfg.n_heads):
+        found = ll.qk_attribution(model, tokens, layer, head)
+        assert found.max_error < 1e-4
+        total = found.scores.sum((0, 1))
+        torch.testing.assert_close(total, found.total)
+        if found.softcap is not None:
+            total = found.softcap * torch.tanh(total / found.softcap)
+        mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+        pattern = total.masked_fill(mask, float("-inf")).softmax(-1)
+        torch.testing.assert_close(pattern.float(), out[:, head], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HF_KINDS)
+def test_full_models_are_attributed_exactly(kind, zoo_folder):
+    model = hugging_face(kind, zoo_folder)
+    found = ll.qk_attribution(model, ids(model, 1, 10), 1, 1)
+    assert found.max_error < 1e-5 * max(1.0, float(found.model_scores.abs().max())) * 10
+    assert "L0 MLP" in found.components and "L0H1" in found.components
+    assert found.components[-1] == "bias"
+
+
+def test_a_single_pair_by_hand():
+    model = native(normalization_type="LN")
+    tokens = ids(model, 1, 5)
+    out = run(model, tokens, record=[(0, "z"), (1, "resid_pre")])
+    norm = model.original_model.layers[1].ln1
+
+    def read(x, weight, position):  # centre, divide by the stream's scale, learnt norm weight
+        stream = out[(1, "resid_pre")][0, position]
+        scale = ((stream - stream.mean()).pow(2).mean() + 1e-5).sqrt()
+        return ((x - x.mean()) / scale * norm.weight) @ weight
+
+    query = read(model.W_E[tokens[0, 4]], model.W_Q[1, 0], 4)
+    written = out[(0, "z")][0, 2, 1] @ model.W_O[0, 1]
+    key = read(written, model.W_K[1, 0], 2)
+    found = ll.qk_attribution(model, tokens, 1, 0)
+    names = list(found.components)
+    value = found.map(4, 2)[names.index("token"), names.index("L0H1")]
+    assert float(value) == pytest.approx(float(query @ key) / 10**0.5, abs=1e-4)
+
+
+def test_maps_of_one_score_of_the_mean_and_of_the_contrast():
+    model = native()
+    tokens = ids(model, 2, 6)
+    found = ll.qk_attribution(model, tokens, 1, 2)
+    scores = found.scores
+    torch.testing.assert_close(found.map(-1, 2, batch=1), scores[:, :, 1, 5, 2])
+    mask = torch.ones(6, 6).tril().double()
+    mean = (scores * mask).sum((2, 3, 4)) / (2 * mask.sum())
+    torch.testing.assert_close(found.mean_map(), mean)
+    others = scores[:, :, 0, 4, [0, 1, 3, 4]].mean(-1)
+    torch.testing.assert_close(found.contrast(4, 2), scores[:, :, 0, 4, 2] - others)
+    frame = found.to_dataframe(4, 2)
+    assert frame["score"].sum() == pytest.approx(float(found.total[0, 4, 2]))
+    assert frame["score"].abs().is_monotonic_decreasing
+
+
+def test_induction_comes_from_the_previous_token_head(attn_2l):
+    row = torch.arange(100, 112).repeat(2)
+    tokens = torch.cat([torch.tensor([0]), row])[None]
+    found = ll.qk_attribution(attn_2l, tokens, 1, 3)
+    table = found.contrast(20, 9)  # query: token 107 again; key: the one after its first occurrence
+    names = list(found.components)
+    best = np.unravel_index(int(table.argmax()), table.shape)
+    assert (names[best[0]], names[best[1]]) == ("token", "L0H0")
+    scores = attention_scores(attn_2l, tokens, 1)[0, 3]
+    assert float((found.total[0] - scores).abs().max()) < 1e-4
+
+
+def test_what_cannot_be_attributed_is_refused(zoo_folder):
+    for kind in ("qwen3", "mistral"):  # norms on queries; a window of 4 tokens
+        model = hugging_face(kind, zoo_folder)
+        with pytest.raises(UnsupportedModelError, match="scores of layer"):
+            ll.qk_attribution(model, ids(model, 1, 12), 1, 0)
+
+
+def test_too_many_numbers_are_refused_before_they_are_made(attn_2l):
+    tokens = torch.zeros(60, 128).long()
+    found = ll.qk_attribution(attn_2l, tokens, 1, 0)
+    with pytest.raises(FigureTooLargeError, match=r"\.map\(query, key\)"):
+        _ = found.scores
+    assert found.map(3, 1).shape == (len(found.components),) * 2
+
+
+def test_pattern_of_a_sequence_with_its_text():
+    model = native()
+    tokens = ids(model, 1, 5)[0]
+    found = attention_pattern(model, tokens, 1, labels=[f"<{i}>" for i in range(30)])
+    own = run(model, tokens[None], record=[(1, "pattern")])[(1, "pattern")][0]
+    torch.testing.assert_close(found.pattern.float(), own)
+    assert found.token_text == tuple(f"<{i}>" for i in tokens.tolist())
+    assert len(found) == 3 * 15 and found["attention"].sum() == pytest.approx(15)
+    with pytest.raises(InvalidArgumentError, match="one sequence"):
+        attention_pattern(model, ids(model, 2, 5), 1)

@@ -1,0 +1,232 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from circuit_zoo import HF_KINDS, hugging_face, native
+
+import lens_linear as ll
+from lens_linear.circuits._attention_stats import measure, probe_rows
+from lens_linear.circuits.induction import Thresholds
+from lens_linear.constructions.induction import build_induction
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.capture import run
+from lens_linear.models.shape import model_shape
+from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.toy import toy_model
+from lens_linear.training.loop import next_token_loss, train
+from lens_linear.training.recipes import Phase, Recipe
+
+
+def verdicts(model, **arguments):
+    return [v for row in ll.induction_scores(model, **arguments).verdicts for v in row]
+
+
+@functools.cache
+def fixed_period_model():
+    """One layer trained on repeats of period 16 only: it can learn an offset and nothing else."""
+    spec = ModelSpec(1, 64, 4, 64, n_ctx=64, attn_only=True, norm="none")
+    phase = Phase(
+        steps=420, rows=64, length=33, learning_rate=3e-3, final=0.1, repeats=1.0, periods=(16, 16)
+    )
+    recipe = Recipe("fixed", spec, (phase,), weight_decay=0.0, precision="float32")
+    trained = train(recipe, torch.zeros(100).long(), progress=False)
+    return bridge_from_module(trained.module, spec)
+
+
+def repeat_loss(model, period):
+    block = torch.randint(1, 64, (64, period), generator=torch.Generator().manual_seed(9))
+    rows = torch.cat([torch.zeros(64, 1).long(), block, block], dim=1)
+    with torch.no_grad():
+        return float(next_token_loss(model(rows)[:, period + 1 :], rows[:, period + 1 :]))
+
+
+def test_a_fixed_period_model_is_called_positional_and_not_induction():
+    model = fixed_period_model()
+    assert repeat_loss(model, 16) < 1.5 < np.log(63) < repeat_loss(model, 11)
+    for arguments in ({}, {"bos": 0}, {"periods": [16, 11]}, {"periods": [9, 13, 20]}, {"seed": 5}):
+        found = ll.induction_scores(model, **arguments)
+        assert set(found["verdict"]) == {"positional"}
+        assert set(found["offset"]) == {15}
+        assert found["offset_mass"].min() > 0.5
+    # The usual score, at its own period, would call it induction.
+    table = ll.induction_scores(model, periods=[16, 17]).period_table(0, 0).set_index("period")
+    assert table.loc[16, "prefix_matching"] > 0.5
+    assert table.loc[16, "positional_control"] > 0.5
+    assert table.loc[17, "prefix_matching"] < 0.1
+
+
+def test_the_bundled_two_layer_model_has_induction_heads(attn_2l):
+    for seed in range(3):
+        found = ll.induction_scores(attn_2l, seed=seed)
+        assert found.heads("induction")[0] in ((1, 1), (1, 3))
+        assert found.heads("previous-token") == [(0, 0)]
+    best = found.to_dataframe().set_index("head").loc["L1H3"]
+    assert best["prefix_matching"] > 0.7 and best["positional_control"] < 0.1
+    assert best["copying"] > 0.9 and best["target_logit"] > 1
+    assert "induction" in repr(found)
+
+
+def test_every_number_of_the_hand_built_model():
+    built = build_induction()
+    found = ll.induction_scores(built.model, rows_per_period=6)
+    table = found.to_dataframe().set_index("head")
+    assert table["verdict"].tolist() == ["previous-token", "none", "none", "induction"]
+    rows = probe_rows(model_shape(built.model), periods=None, rows_per_period=6, bos=None, seed=0)
+    first = built.previous_token_pattern(rows.tokens.shape[1])
+    assert table.loc["L0H0", "prev_token"] == pytest.approx(float(first.diagonal(-1).mean()), abs=1e-5)
+    second = built.induction_pattern(rows.tokens)
+    prefix = {}
+    for row, period in enumerate(rows.periods.tolist()):
+        if period:
+            own = [float(second[row, t, t - period + 1]) for t in range(period, 2 * period)]
+            prefix.setdefault(period, []).append(np.mean(own))
+    expected = np.mean([np.mean(v) for _, v in sorted(prefix.items())])
+    assert table.loc["L1H1", "prefix_matching"] == pytest.approx(expected, abs=1e-5)
+    assert table.loc["L1H1", "copying"] == pytest.approx(1.0)
+    assert table.loc["L0H0", "copying"] == 0.0
+    # Idle heads attend evenly: prefix and control are the same, and equal the mean of 1 / (t + 1).
+    assert table.loc["L1H0", "prefix_matching"] == pytest.approx(table.loc["L1H0", "positional_control"])
+
+
+def test_statistics_are_those_of_a_slow_loop():
+    model = native(d_vocab=40, n_ctx=20)
+    rows = probe_rows(model_shape(model), periods=[4, 6, 9], rows_per_period=3, bos=7, seed=2)
+    assert rows.start == 1 and bool((rows.tokens[:, 0] == 7).all())
+    assert not bool((rows.tokens[:, 1:] == 7).any())
+    stats = measure(model, rows, batch_size=4)
+    out = run(model, rows.tokens, record=[(0, "pattern"), (1, "pattern")])
+    pattern = torch.stack([out[(layer, "pattern")] for layer in range(2)], 1).double()
+    body = pattern[..., 1:, 1:]  # [row, layer, head, query, key], counted after the first token
+    tokens = rows.tokens[:, 1:]
+    for i, p in enumerate((4, 6, 9)):
+        for name, offset in (("prefix", p - 1), ("duplicate", p)):
+            own, control = [], []
+            for row in range(len(tokens)):
+                queries = range(p, 2 * p)
+                mass = torch.stack([body[row, :, :, t, t - offset] for t in queries]).mean(0)
+                period = int(rows.periods[row])
+                if period == p:
+                    own.append(mass)
+                    for t in queries:  # what the definition says the key is
+                        key = tokens[row, t - offset]
+                        assert key == (tokens[row, t - p] if name == "duplicate" else tokens[row, t - p + 1])
+                    continue
+                # Only rows where that key is neither the same token nor the one after it, by the period.
+                if not period or (offset % period and (offset + 1) % period):
+                    control.append(mass)
+            torch.testing.assert_close(getattr(stats, name)[i], torch.stack(own).mean(0))
+            found = getattr(stats, f"{name}_control")[i]
+            torch.testing.assert_close(found, torch.stack(control).mean(0))
+    plain = body[rows.periods == 0]
+    for offset in (2, 5):
+        last = min(offset + 1 + max(offset + 1, 8), body.shape[-1])
+        queries = range(offset + 1, last)
+        mass = torch.stack([plain[..., t, t - offset] for t in queries]).mean((0, 1))
+        torch.testing.assert_close(stats.by_offset[offset], mass)
+        even = np.mean([1 / (t + 2) for t in queries])  # with the first token there are t + 2 keys
+        assert float(stats.uniform[offset]) == pytest.approx(even)
+    assert stats.n_rows == 15
+
+
+def test_random_models_have_no_named_head():
+    worst = 0.0
+    for seed in range(5):
+        for changes in ({}, {"norm": "LN"}, {"positions": "rotary"}, {"norm": "RMS", "attn_only": False}):
+            found = ll.induction_scores(toy_model(seed=seed, **changes), rows_per_period=2)
+            assert set(found["verdict"]) == {"none"}
+            worst = max(worst, float(found.excess.max()))
+    assert worst < 0.1, worst
+
+
+@pytest.mark.parametrize("kind", HF_KINDS)
+def test_random_full_models_have_no_named_head(kind, zoo_folder):
+    model = hugging_face(kind, zoo_folder)
+    assert set(verdicts(model, rows_per_period=2)) == {"none"}
+
+
+def hand_head(offset=None, *, same=False, copy=True):
+    """One head with a hand-made QK: a fixed offset back, or to tokens that equal the query's."""
+    vocab, n_ctx = 40, 40
+    width = vocab + n_ctx
+    spec = ModelSpec(1, 2 * width, 2, vocab, n_ctx, attn_only=True, norm="none")
+    module = native_module(spec)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.tok_embed.weight[:, :vocab] = torch.eye(vocab)
+        module.pos.weight[:, vocab:width] = torch.eye(n_ctx)
+        module.head.weight[:, width : width + vocab] = torch.eye(vocab)
+        attention = module.layers[0].attn
+        size = 8.0 * width**0.25
+        if offset is not None:
+            attention.k.weight[:n_ctx, vocab:width] = size * torch.eye(n_ctx)
+            attention.q.weight[: n_ctx - offset, vocab + offset : width] = size * torch.eye(n_ctx - offset)
+        if same:
+            attention.k.weight[:vocab, :vocab] = size * torch.eye(vocab)
+            attention.q.weight[:vocab, :vocab] = size * torch.eye(vocab)
+            # not to the query itself: its own position is pushed down
+            attention.k.weight[vocab:width, vocab:width] = -size * torch.eye(n_ctx)
+            attention.q.weight[vocab:width, vocab:width] = size * torch.eye(n_ctx)
+        attention.v.weight[:vocab, :vocab] = torch.eye(vocab)
+        attention.o.weight[width : width + vocab, :vocab] = torch.eye(vocab) if copy else 0.0
+    return bridge_from_module(module, spec)
+
+
+@pytest.mark.parametrize("offset", [2, 7, 10, 15])
+def test_a_fixed_offset_head_is_positional(offset):
+    found = ll.induction_scores(hand_head(offset))
+    assert found.verdicts[0] == ["positional", "none"]
+    assert found["offset"][0] == offset
+
+
+def test_a_previous_token_head_and_a_duplicate_token_head():
+    assert ll.induction_scores(hand_head(1)).verdicts[0][0] == "previous-token"
+    found = ll.induction_scores(hand_head(same=True))
+    assert found.verdicts[0][0] == "duplicate-token"
+    assert found["duplicate"][0] > 0.9 and found["prefix_matching"][0] < 0.1
+
+
+def test_a_head_that_copies_nothing_is_no_induction_head():
+    built = build_induction()
+    with torch.no_grad():
+        built.model.original_model.layers[1].attn.o.weight.zero_()
+    found = ll.induction_scores(built.model)
+    assert found["prefix_matching"][3] > 0.8 and found.verdicts[1][1] == "none"
+
+
+def test_heads_of_stories260k_are_scored():
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip("shared/models/stories260K is not there")
+    found = ll.induction_scores(ll.load(folder))
+    assert len(found) == 40 and found.bos == 1
+    assert found.to_dataframe().drop(columns="verdict").notna().all().all()
+    assert "previous-token" in set(found["verdict"])
+
+
+@pytest.mark.parametrize("n_ctx, d_vocab", [(8, 30), (9, 8), (16, 12), (300, 700)])
+def test_periods_fit_the_context_and_the_vocabulary(n_ctx, d_vocab):
+    found = ll.induction_scores(toy_model(n_ctx=n_ctx, d_vocab=d_vocab), rows_per_period=1)
+    assert len(found.stats.periods) >= 2 and 2 * max(found.stats.periods) <= min(n_ctx, d_vocab)
+
+
+def test_other_output_vocabularies_leave_copying_empty():
+    found = ll.induction_scores(native(d_vocab_out=17), rows_per_period=2)
+    assert found["copying"].isna().all() and len(found) == 6
+
+
+def test_bad_arguments_are_named():
+    model = native()
+    with pytest.raises(InvalidArgumentError, match="two different"):
+        ll.induction_scores(model, periods=[8])
+    with pytest.raises(InvalidArgumentError, match="at most 12 here"):
+        ll.induction_scores(model, periods=[5, 13])
+    with pytest.raises(InvalidArgumentError, match="thresholds.induction"):
+        ll.induction_scores(model, thresholds=Thresholds(induction=2.0))
+    with pytest.raises(UnsupportedModelError, match="too few for two different repeat periods"):
+        ll.induction_scores(native(n_ctx=6))
+    with pytest.raises(UnsupportedModelError, match="no attention layers"):
+        ll.induction_scores(toy_model(n_layers=0))
