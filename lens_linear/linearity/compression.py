@@ -65,6 +65,8 @@ class CompressionTable(Table):
         return pd.DataFrame(list(self.rows))
 
     def __repr__(self) -> str:
+        if not self.rows:
+            return f"CompressionTable of {self.model_name}: no FFN whose output varies"
         best = min(self.rows, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
         return (
             f"CompressionTable of {self.model_name}: {len(self.rows)} single-FFN replacements, cheapest is "

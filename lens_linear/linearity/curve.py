@@ -24,7 +24,7 @@ from torch import Tensor
 from lens_linear._checks import require_choice, require_float, require_int, require_ints
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
 from lens_linear.linearity._scores import varies
 from lens_linear.linearity.distill import polish
@@ -98,10 +98,11 @@ class ReplacementCurve(Table):
 
     def __repr__(self) -> str:
         mean = self.losses.mean(1)
+        first = "" if len(mean) == 2 else f"{float(mean[1]):.3f} with 1 block replaced, "
         return (
             f"ReplacementCurve of {self.model_name}: strategy {self.strategy!r}, order {self.order}; loss "
-            f"{float(mean[0]):.3f} nats per token whole, {float(mean[1]):.3f} with 1 block replaced, "
-            f"{float(mean[-1]):.3f} with {len(self.steps) - 1}; n = {self.n_tokens:,} test tokens, fitted "
+            f"{float(mean[0]):.3f} nats per token whole, {first}{float(mean[-1]):.3f} with "
+            f"{len(self.steps) - 1} replaced; n = {self.n_tokens:,} test tokens, fitted "
             f"on {self.n_fit:,}"
         )
 
@@ -151,6 +152,7 @@ def replacement_curve(
     Raises:
         NotEnoughDataError: too few rows to fit on.
         InvalidArgumentError: bad strategy, order or layers.
+        UnsupportedModelError: a model without blocks.
 
     Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 4 (pruning and layerwise distillation).
     """
@@ -160,6 +162,8 @@ def replacement_curve(
     if max_replaced is not None:
         require_int("max_replaced", max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
+    if model.cfg.n_layers == 0:
+        raise UnsupportedModelError(f"model {model.cfg.model_name!r} has no blocks to replace")
     require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
     train, test = halves(rows, seed=seed)
     statistics = collect_moments(model, train, sites=("block",), skip=skip, batch_size=batch_size)

@@ -7,7 +7,12 @@ import torch
 from linearity_data import activations, linear_blocks, numpy_r2, small, split, tokens
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    NonFiniteError,
+    NotEnoughDataError,
+    UnsupportedModelError,
+)
 from lens_linear.linalg import fit_linear
 from lens_linear.linearity.compression import ffn_compression
 from lens_linear.linearity.loss import mean_loss, perplexity, sequence_loss
@@ -82,7 +87,8 @@ def test_orders():
     assert drawn[0] == drawn[1] and sorted(drawn[0]) == [0, 1, 2, 3]
     given = ll.replacement_curve(model, ids, order=[2, 0])
     assert given.steps == ((), (2,), (2, 0)) and "order [2, 0]" in repr(given)
-    assert len(ll.replacement_curve(model, ids, max_replaced=1)) == 2
+    short = ll.replacement_curve(model, ids, max_replaced=1)
+    assert len(short) == 2 and "with 1 replaced" in repr(short)
 
 
 def test_affine_blocks_cost_nothing_until_the_last():
@@ -148,11 +154,19 @@ def test_bad_arguments():
         ({"order": [0, 0]}, "at most once"),
         ({"order": [5]}, "order must be at most 1"),
         ({"distill_steps": -1}, "distill_steps"),
+        ({"max_replaced": 0}, "max_replaced must be at least 1"),
     ]:
         with pytest.raises(InvalidArgumentError, match=message):
             ll.replacement_curve(model, ids, **arguments)
     with pytest.raises(NotEnoughDataError):
         ll.replacement_curve(model, ids[:2])
+    for call in (ll.replacement_curve, ll.linearity_profile):
+        with pytest.raises(UnsupportedModelError):
+            call(small(0, attn_only=True), ids)
+    with pytest.raises(UnsupportedModelError, match="'ffn' site"):
+        ffn_compression(small(1, attn_only=True), ids)
+    with pytest.raises(InvalidArgumentError, match="must each name at least one"):
+        ffn_compression(model, ids, layers=[])
 
 
 def test_runs_equal_a_fit_by_hand():
