@@ -122,8 +122,8 @@ styled(
 
 # %% [markdown]
 # **What you should see.** Before the repeat both models lose more than an even guess over the vocabulary
-# would: they expect English. At the repeat the loss of `attn-2l` falls off a cliff. The loss of `attn-1l`
-# moves a little, and stays high.
+# would (about seven nats): they expect English. At the repeat the loss of `attn-2l` falls off a cliff. The
+# loss of `attn-1l` does not fall at all.
 #
 # ## How two layers do it
 #
@@ -223,9 +223,9 @@ styled(
 
 # %% [markdown]
 # **What you should see.** Both losses fall far below an even guess, and stop at about the same height. (They
-# cannot reach zero: the first copy of each row stays random.) The model with two layers does it in
-# steps. A first fall is followed by a plateau, and then the loss drops suddenly: that is when the two
-# heads begin to work together. Neither curve tells you that one of the models has learnt a trick.
+# cannot reach zero: the first copy of each row stays random.) The model with two layers takes longer. Its
+# loss falls slowly for a while, and then drops within few steps: that is when heads of both layers
+# begin to work together. Neither curve tells you that one of the models has learnt a trick.
 #
 # Now score both. First as it is often done, at one period and without a control. Then with your function.
 
@@ -268,17 +268,18 @@ for index, (name, model) in enumerate((("live", live), ("trap", trap))):
 figure.add_hline(y=0, line_dash="dash", line_color=GREY)
 styled(
     figure,
-    title="The trap helps at one period, and hurts at all others",
+    title="The trap helps at one period only",
     x="period of the test rows",
     y="in-context gain (nats a token)",
     legend="bottom",
 )
 
 # %% [markdown]
-# **What you should see.** By the usual score the head of the trap looks *better* than the real induction heads.
-# Its excess is zero: it looks 15 positions back whether there is a repeat or not. The figure
-# shows what that costs. At period 16 the trap predicts the second copy. At every other period it is
-# sure of the wrong token, and the gain is negative. The live model gains at every period.
+# **What you should see.** By the usual score the head of the trap looks *better* than the real induction
+# heads. Its excess is zero: it looks 15 positions back whether there is a repeat or not. The figure shows
+# what that costs. At period 16 the trap predicts the second copy. At other periods it is sure of the wrong
+# token, and the gain is negative. (At the shortest period it is zero: both copies are over before there is
+# anything 15 positions back.) The live model gains at every period.
 #
 # `ll.induction_scores` does what you did, and more: a control for each period, scores for previous-token
 # and duplicate-token attention, and a verdict.
@@ -291,8 +292,8 @@ both = {"live": live_scores.to_dataframe(), "trap": trap_scores.to_dataframe()}
 pd.concat(both, names=["model", "row"])[columns].round(2)
 
 # %% [markdown]
-# **What you should see.** In the live model a head of layer 0 is a previous-token head and both heads of layer 1
-# are induction heads. The head of the trap is called positional.
+# **What you should see.** In the live model a head of layer 0 is a previous-token head and both heads of
+# layer 1 are induction heads. The head of the trap is called positional.
 #
 # ## Find the heads of `attn-2l`
 
@@ -320,9 +321,11 @@ seen = attention_pattern(two, row, strong[0])
 ll.plots.attention_pattern(seen, strong[1])
 
 # %% [markdown]
-# **What you should see.** Rows are queries, columns are keys. From the first pieces of the second
-# *Tumbleby* on, the bright cells stand on a line parallel to the diagonal: each piece looks at the piece
-# *after* its own previous occurrence. Where nothing repeats, the head rests on the first token.
+# **What you should see.** Rows are queries, columns are keys. The first column is bright: where a head of
+# this kind has nothing to do, it rests on the first token. In the last rows, from the full stop before the
+# second *Tumbleby* on, some attention moves to a line parallel to the diagonal: each piece looks at the
+# piece *after* its own previous occurrence. The last row looks at *went*, which followed the name. On text
+# the line is fainter than on random tokens, where the scores were taken.
 #
 # The next cell shows all heads of a layer; hover over them, and click one to keep it. Change `layer=0` to
 # `layer=1`.
@@ -334,8 +337,8 @@ ll.plots.attention_heads(attention_pattern(two, row, layer=0))
 # ## Composition from the weights
 #
 # If a head of layer 1 reads what a head of layer 0 wrote, that should show in the weights alone. Everything
-# that the writer adds to the stream has passed through $W_V W_O$. Everything that the reader's keys see passes
-# through $W_K$, and is compared with queries through $W_Q$. So K-composition is the matrix
+# that the writer adds to the stream has passed through $W_V W_O$. Everything that the reader's keys see
+# passes through $W_K$, and is compared with queries through $W_Q$. So K-composition is the matrix
 #
 # $$W_V W_O \; W_K W_Q^\top,$$
 #
@@ -397,8 +400,10 @@ frame["z"] = (frame["score"] - frame["chance"]) / frame["sd"]
 frame.round(3)
 
 # %% [markdown]
-# The raw scores look alike. Only beside chance is it plain which pair talks. `ll.composition_scores` does it
-# for all pairs and for all three kinds; Q- and V-composition are the same idea for queries and values.
+# All raw scores are small, also the one that matters. Only beside chance is it plain which pair talks, and
+# how plain. (A score well *below* chance is possible too: then the writer avoids the directions that the
+# reader reads.) `ll.composition_scores` does it for all pairs and for all three kinds; Q- and V-composition
+# are the same idea for queries and values.
 
 # %%
 composition = ll.composition_scores(two)
@@ -408,15 +413,16 @@ ll.plots.composition_map(composition)
 ll.plots.circuit_graph(composition, scores, min_z=5)
 
 # %% [markdown]
-# **What you should see.** In the map, the panel of K-composition has one row that stands out: the previous-token head
-# writes, the induction heads read it as keys. In the graph, heads are nodes (layer 0 below) and compositions far
-# above chance are edges. The thickest edges run from the previous-token head to the strong induction heads.
-# There are some thinner edges too. A composition score says that a head *can* read another, not that it does so when it
-# matters.
+# **What you should see.** In the map, the panel of K-composition has one row that stands out: the
+# previous-token head writes, the induction heads read it as keys. In the other two panels the same row is
+# red for the strong heads: their queries and values avoid what it writes. In the graph, heads are nodes
+# (layer 0 below) and compositions far above chance are edges. The thickest edges run from the
+# previous-token head to the strong induction heads. There are some thinner edges too. A composition score
+# says that a head *can* read another, not that it does so when it matters.
 #
-# The weights can tell more. What does the reader look *for*? Follow one token $a$ as a query, and one token $b$
-# that stood before the key. The query is $W_E[a]\,W_Q$. The note that the previous-token head left at the
-# key is $W_E[b]\,W_V W_O$, and the key made from it is $W_E[b]\,W_V W_O W_K$. So
+# The weights can tell more. What does the reader look *for*? Follow one token $a$ as a query, and one token
+# $b$ that stood before the key. The query is $W_E[a]\,W_Q$. The note that the previous-token head left at
+# the key is $W_E[b]\,W_V W_O$, and the key made from it is $W_E[b]\,W_V W_O W_K$. So
 #
 # $$M[a, b] = \frac{(W_E[a]\,W_Q) \cdot (W_E[b]\,W_V W_O W_K)}{\sqrt{d_\text{head}}}.$$
 
@@ -472,30 +478,30 @@ M = composed_qk(
 window = map_of(
     FactoredMatrix(M, torch.eye(len(M), dtype=M.dtype)),
     name="composed QK",
-    axes=("query", "token before the key"),
+    axes=("query", "preceding"),
     labels=(labels, labels),
     k=24,
 )
-ll.plots.circuit_window(window)
+ll.plots.circuit_window(window).update_traces(colorbar_title_text="score")
 
 # %% [markdown]
-# **What you should see.** In the table, the column of the previous-token head is high for the strong readers
-# and near zero elsewhere. In the figure, a window of the table with the tokens of its largest entries, each token's row
-# is bluest at the token itself. (Rows and columns are sorted by their largest entry, so the bright cells
-# lie close to the diagonal, not exactly on it.)
+# **What you should see.** In the table, the column of the previous-token head is high, and nearly one for
+# the strong readers. All other columns are near zero. The figure is a window of $M$ with the tokens of its
+# largest entries, for a strong reader. In each row the bluest cell is the token itself: *I look for what
+# stood after a token like me.*
 #
 # ## Prove it
 #
 # So far we have looked. Weights and attention patterns suggest a mechanism; they do not show that the model
 # uses it. For that, break it and see.
 #
-# First the simplest cut. A head gathers a mixture of values, `z`, and writes $z W_O$. Put the head's *average*
-# `z` in its place: what the head always says stays, what it says about this context is gone. This is
-# **mean ablation**.
+# First the simplest cut. A head gathers a mixture of values, `z`, and writes $z W_O$. Put the head's
+# *average* `z` in its place: what the head always says stays, what it says about this context is gone. This
+# is **mean ablation**.
 
 # %% [exercise 3.5 difficulty=2 importance=5 minutes=8] Mean ablation
-# Replace the `z` of some heads by their means, at every position. Leave the other heads alone, and do not change
-# `z` itself: return a new tensor.
+# Replace the `z` of some heads by their means, at every position. Leave the other heads alone, and do not
+# change `z` itself: return a new tensor.
 
 
 # %% [solution 3.5]
@@ -516,8 +522,8 @@ def without_heads(
 ll.check("3.5", without_heads)
 
 # %% [markdown]
-# `run` runs a model, records tensors at *spots* such as `(0, "z")` (layer 0, gathered values), and can edit them on
-# the way.
+# `run` runs a model, records tensors at *spots* such as `(0, "z")` (layer 0, gathered values), and can edit
+# them on the way.
 
 # %%
 PERIOD = 20
@@ -561,14 +567,14 @@ print(f"without all of layer 1's heads: {ablated(1, [0, 1, 2, 3]):.2f}")
 ll.plots.ablation_map(ablation_scores(two))
 
 # %% [markdown]
-# **What you should see.** Without the previous-token head nearly all of the gain is lost, more than
-# without any single induction head. That is no contradiction. There are several induction heads, and where one is missing
-# the others still do the work; the previous-token head has no understudy. *Necessary* is a question
+# **What you should see.** Without the previous-token head nearly all of the gain is lost, more than without
+# any single induction head. That is no contradiction. There are several induction heads, and where one is
+# missing the others still do the work; the previous-token head has no understudy. *Necessary* is a question
 # about a set of heads.
 #
-# Ablating the previous-token head shows that it is needed, but not *for what*. It might also feed the values of
-# the induction heads, or the output directly. So make a finer cut: take what it wrote out of the **keys** of
-# the layer above, and leave it everywhere else. Keys are linear in what they read:
+# Ablating the previous-token head shows that it is needed, but not *for what*. It might also feed the
+# values of the induction heads, or the output directly. So make a finer cut: take what it wrote out of the
+# **keys** of the layer above, and leave it everywhere else. Keys are linear in what they read:
 #
 # $$k = \frac{x}{s} W_K + b_K,$$
 #
@@ -598,9 +604,9 @@ def cut_path(
 ll.check("3.6", cut_path)
 
 # %% [instructor]
-# This is path patching, written out. Students who subtract `written @ W_K` forget the norm; those who compute a new
-# scale change every other path into the head as well. The cell below takes out `written` minus its mean over rows
-# and positions, for the same reason that ablation uses means.
+# This is path patching, written out. Students who subtract `written @ W_K` forget the norm; those who
+# compute a new scale change every other path into the head as well. The cell below takes out `written`
+# minus its mean over rows and positions, for the same reason that ablation uses means.
 
 # %% [markdown]
 # Now cut the path from the previous-token head into the keys of all heads of layer 1. Then, for comparison,
@@ -635,9 +641,9 @@ print(f"whole model: {whole:.2f}")
 table.round(2)
 
 # %% [markdown]
-# **What you should see.** One number is far below the others: the previous-token head, cut from the keys. The
-# same head can be cut from the queries or from the values, and hardly anything is lost. The other heads of layer 0 matter
-# little on any path. That is K-composition, shown by intervention.
+# **What you should see.** One number is far below the others: the previous-token head, cut from the keys.
+# The same head can be cut from the queries or from the values, and hardly anything is lost. The other heads
+# of layer 0 matter little on any path. That is K-composition, shown by intervention.
 #
 # The package runs the whole argument, each step with controls (the same cut for other heads):
 
@@ -648,9 +654,11 @@ ll.plots.mechanism_table(mechanism)
 
 # %% [markdown]
 # **What you should see.** Orange bars are cuts that should take the gain away, blue bars cuts that should
-# not, grey bars the same cuts for other heads. The orange bars are long, the blue and grey ones near zero. Together
+# not, grey bars the same cuts for other heads. The orange bars are long, the blue and grey ones near zero.
+# (A bar beyond the whole gain means that the second copy is now predicted *worse* than the first.) Together
 # the steps say: the induction heads matter; they need the previous-token head; they need it in their keys
-# and nowhere else; what they read is the token after the previous occurrence; and they write it straight to the output.
+# and nowhere else; what they read is the token after the previous occurrence; and they write it straight to
+# the output.
 #
 # Does the head that you trained work in the same way? Nothing forces it to.
 
@@ -675,9 +683,9 @@ live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]
 # - Composition scores mean something only beside what chance gives.
 # - Looking suggests, intervening shows. Cut single paths, and cut others for comparison.
 #
-# **Think about it.** (1) Why can one layer not do this with mixed periods? (2) In the live model's loss curve there is
-# a plateau before the drop. Which of the two heads has to be there first, and what would it be good for
-# alone? (3) What would a head look like that finds the previous occurrence of the last *two* tokens?
+# **Think about it.** (1) Why can one layer not do this with mixed periods? (2) Before the live model's loss
+# drops, it falls slowly. Which of the two kinds of heads has to be there first, and what would it be good
+# for alone? (3) What would a head look like that finds the previous occurrence of the last *two* tokens?
 #
 # **Further reading**
 #
@@ -690,13 +698,13 @@ live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]
 #   `lens_linear.circuits.induction`.
 
 # %% [instructor]
-# **Timing.** 15 minutes to exercise 3.1; 25 for 3.2, the training and the trap; 25 for the composition part; 25 for the
-# interventions. In a short session leave out exercise 3.3 and give its score.
+# **Timing.** 15 minutes to exercise 3.1; 25 for 3.2, the training and the trap; 25 for the composition
+# part; 25 for the interventions. In a short session leave out exercise 3.3 and give its score.
 #
 # **Numbers that vary.** Training is seeded, but bfloat16 sums depend on the processor. Expect an average
-# training loss near 1.25 (within 0.1) for the live model and 1.41 (within 0.02) for the trap; prefix matching of both
-# induction heads 0.75 (within 0.08); the trap's usual score 0.93 (within 0.05). With other seeds the previous-token
-# job is often shared by both heads of layer 0, and then no single head has the verdict.
-# Numbers for `attn-2l` are stable to the second decimal.
+# training loss near 1.25 (within 0.1) for the live model and 1.41 (within 0.02) for the trap; prefix
+# matching of both induction heads 0.75 (within 0.08); the trap's usual score 0.93 (within 0.05). With other
+# seeds the previous-token job is often shared by both heads of layer 0, and then no single head has the
+# verdict. Numbers for `attn-2l` are stable to the second decimal.
 #
 # **If training is too slow in the room**, set `steps=400`: the drop happens before step 300.

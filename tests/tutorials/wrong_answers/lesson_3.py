@@ -81,7 +81,7 @@ WRONG = [
     ("3.3", spectral_score, "Frobenius"),
     ("3.3", q_composition, "Q-composition"),
     ("3.4", no_scale, "square root of d_head"),
-    ("3.4", queries_read, "not right"),
+    ("3.4", queries_read, "Q-composition"),
     ("3.5", in_place, "copy"),
     ("3.5", zeroed, "zero ablation"),
     ("3.6", no_norm, "norm is missing"),
