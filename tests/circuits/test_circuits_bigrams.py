@@ -19,7 +19,9 @@ def test_the_table_is_the_whole_of_a_model_without_layers(norm):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("pos."):
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+                parameter.add_(
+                    0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+                )
     table = ll.AttentionOnly(model).bigrams()
     own = model(torch.arange(30)[None])[0].log_softmax(-1).double()
     torch.testing.assert_close(table.log_probs(), own, rtol=1e-4, atol=1e-5)

@@ -26,13 +26,18 @@ def test_scores_are_those_of_dense_matrices():
     assert len(frame) == 3 * 3 * 9  # kinds × pairs of layers × pairs of heads
     for row in frame.sample(20, random_state=0).itertuples():
         expected = dense_score(
-            model, row.kind, (row.writer_layer, row.writer_head), (row.reader_layer, row.reader_head)
+            model,
+            row.kind,
+            (row.writer_layer, row.writer_head),
+            (row.reader_layer, row.reader_head),
         )
         assert row.score == pytest.approx(expected, rel=1e-6)
         assert row.writer == f"L{row.writer_layer}H{row.writer_head}"
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalization_type": "LN"}, {"n_heads": 4, "n_key_value_heads": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"normalization_type": "LN"}, {"n_heads": 4, "n_key_value_heads": 2}]
+)
 def test_scores_agree_with_the_bridge(changes):
     model = native(n_layers=3, **changes)
     found = composition_scores(model, n_random=2)
@@ -110,5 +115,13 @@ def test_scores_are_a_table_and_seeded():
     model = native()
     one, two = (ll.composition_scores(model, n_random=20, seed=4) for _ in range(2))
     assert torch.equal(one.z, two.z)
-    assert list(one)[:7] == ["kind", "writer", "reader", "score", "baseline_mean", "baseline_sd", "z"]
+    assert list(one)[:7] == [
+        "kind",
+        "writer",
+        "reader",
+        "score",
+        "baseline_mean",
+        "baseline_sd",
+        "z",
+    ]
     assert len(one["score"]) == 27 and one.loc[0, "kind"] == "Q"

@@ -50,7 +50,9 @@ def test_more_pairs_than_entries_gives_all_of_them():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 99), st.integers(1, 400))
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 99), st.integers(1, 400)
+)
 def test_blocks_put_together_are_the_matrix(rows, columns, inner, seed, max_bytes):
     matrix = factored(rows, columns, inner, seed)
     parts = [block.clone() for _, block in row_blocks(matrix, max_bytes=max_bytes)]
@@ -67,7 +69,9 @@ def test_dense_refuses_and_says_what_to_do():
 def test_copying_score_is_that_of_the_dense_eigenvalues(inner):
     matrix = factored(12, 12, inner, seed=inner)
     values = np.linalg.eigvals((matrix.A @ matrix.B).numpy())
-    assert copying_score(matrix) == pytest.approx(values.real.sum() / np.abs(values).sum(), abs=1e-9)
+    assert copying_score(matrix) == pytest.approx(
+        values.real.sum() / np.abs(values).sum(), abs=1e-9
+    )
     kept = np.sort(np.abs(values))[-min(inner, 12) :]
     found = np.sort(eigenvalues(matrix).abs().numpy())[-min(inner, 12) :]
     np.testing.assert_allclose(found, kept, rtol=1e-6)

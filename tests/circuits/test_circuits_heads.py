@@ -27,7 +27,12 @@ def bare(**changes):
         {},
         {"n_heads": 4, "n_key_value_heads": 2},
         {"positional_embedding_type": "rotary"},
-        {"positional_embedding_type": "rotary", "rotary_dim": 4, "n_heads": 4, "n_key_value_heads": 1},
+        {
+            "positional_embedding_type": "rotary",
+            "rotary_dim": 4,
+            "n_heads": 4,
+            "n_key_value_heads": 1,
+        },
     ],
 )
 def test_qk_entries_are_the_scores_of_the_model(changes):
@@ -52,10 +57,14 @@ def test_biases_are_added_when_asked_for():
     scores = attention_scores(model, tokens, 0)[0]
     matrix = head_circuit(model, 0, 1).qk_at(0, biases=True).AB
     expected = scores[1].tril()
-    torch.testing.assert_close(matrix[tokens[0]][:, tokens[0]].tril(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        matrix[tokens[0]][:, tokens[0]].tril(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"d_vocab_out": 17}, {"n_heads": 4, "n_key_value_heads": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"d_vocab_out": 17}, {"n_heads": 4, "n_key_value_heads": 2}]
+)
 def test_ov_rows_are_what_attending_adds_to_the_logits(changes):
     # At position 0 every head attends to the token itself, so its output is its OV row.
     model = bare(n_layers=1, **changes)
@@ -73,7 +82,10 @@ def test_copying_score_is_that_of_the_dense_matrix(norm):
     model = native(normalization_type=norm, n_layers=3)
     for layer in range(3):
         circuit = head_circuit(model, layer, layer)
-        for matrix, found in ((circuit.ov, circuit.copying_score), (circuit.qk, circuit.qk_copying_score)):
+        for matrix, found in (
+            (circuit.ov, circuit.copying_score),
+            (circuit.qk, circuit.qk_copying_score),
+        ):
             values = np.linalg.eigvals(matrix.AB.numpy())
             assert found == pytest.approx(values.real.sum() / np.abs(values).sum(), abs=1e-7)
 
@@ -130,7 +142,9 @@ def test_heads_of_full_models_can_be_read(kind, zoo_folder):
     circuit = head_circuit(model, 1, 1)
     assert circuit.qk.shape == circuit.ov.shape == (61, 61)
     values = np.linalg.eigvals(circuit.ov.AB.numpy())
-    assert circuit.copying_score == pytest.approx(values.real.sum() / np.abs(values).sum(), abs=1e-7)
+    assert circuit.copying_score == pytest.approx(
+        values.real.sum() / np.abs(values).sum(), abs=1e-7
+    )
     assert len(circuit.svd(3).S) == 3
     assert circuit.positional_qk(8).pattern.sum(1).allclose(torch.ones(8).double())
 

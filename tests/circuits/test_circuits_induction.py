@@ -74,7 +74,9 @@ def test_every_number_of_the_hand_built_model():
     assert table["verdict"].tolist() == ["previous-token", "none", "none", "induction"]
     rows = probe_rows(model_shape(built.model), periods=None, rows_per_period=6, bos=None, seed=0)
     first = built.previous_token_pattern(rows.tokens.shape[1])
-    assert table.loc["L0H0", "prev_token"] == pytest.approx(float(first.diagonal(-1).mean()), abs=1e-5)
+    assert table.loc["L0H0", "prev_token"] == pytest.approx(
+        float(first.diagonal(-1).mean()), abs=1e-5
+    )
     second = built.induction_pattern(rows.tokens)
     prefix = {}
     for row, period in enumerate(rows.periods.tolist()):
@@ -86,7 +88,9 @@ def test_every_number_of_the_hand_built_model():
     assert table.loc["L1H1", "copying"] == pytest.approx(1.0)
     assert table.loc["L0H0", "copying"] == 0.0
     # Idle heads attend evenly: prefix and control are the same, and equal the mean of 1 / (t + 1).
-    assert table.loc["L1H0", "prefix_matching"] == pytest.approx(table.loc["L1H0", "positional_control"])
+    assert table.loc["L1H0", "prefix_matching"] == pytest.approx(
+        table.loc["L1H0", "positional_control"]
+    )
 
 
 def test_statistics_are_those_of_a_slow_loop():
@@ -110,7 +114,9 @@ def test_statistics_are_those_of_a_slow_loop():
                     own.append(mass)
                     for t in queries:  # what the definition says the key is
                         key = tokens[row, t - offset]
-                        assert key == (tokens[row, t - p] if name == "duplicate" else tokens[row, t - p + 1])
+                        assert key == (
+                            tokens[row, t - p] if name == "duplicate" else tokens[row, t - p + 1]
+                        )
                     continue
                 # Only rows where that key is neither the same token nor the one after it, by the period.
                 if not period or (offset % period and (offset + 1) % period):
@@ -132,7 +138,12 @@ def test_statistics_are_those_of_a_slow_loop():
 def test_random_models_have_no_named_head():
     worst = 0.0
     for seed in range(5):
-        for changes in ({}, {"norm": "LN"}, {"positions": "rotary"}, {"norm": "RMS", "attn_only": False}):
+        for changes in (
+            {},
+            {"norm": "LN"},
+            {"positions": "rotary"},
+            {"norm": "RMS", "attn_only": False},
+        ):
             found = ll.induction_scores(toy_model(seed=seed, **changes), rows_per_period=2)
             assert set(found["verdict"]) == {"none"}
             worst = max(worst, float(found.excess.max()))
@@ -161,7 +172,9 @@ def hand_head(offset=None, *, same=False, copy=True):
         size = 8.0 * width**0.25
         if offset is not None:
             attention.k.weight[:n_ctx, vocab:width] = size * torch.eye(n_ctx)
-            attention.q.weight[: n_ctx - offset, vocab + offset : width] = size * torch.eye(n_ctx - offset)
+            attention.q.weight[: n_ctx - offset, vocab + offset : width] = size * torch.eye(
+                n_ctx - offset
+            )
         if same:
             attention.k.weight[:vocab, :vocab] = size * torch.eye(vocab)
             attention.q.weight[:vocab, :vocab] = size * torch.eye(vocab)

@@ -32,7 +32,12 @@ def test_the_mechanism_of_the_bundled_model_is_confirmed(attn_2l):
     for step in ("induction heads", "previous-token heads", "K-composition", "copying"):
         assert table.loc[step, "removed"] > 0.7
         assert table.loc[step, "control_removed"] < 0.25 and table.loc[step, "n_controls"] >= 3
-    assert table.loc["K-composition", "prefix_after"] < 0.2 < 0.7 < table.loc["K-composition", "prefix_before"]
+    assert (
+        table.loc["K-composition", "prefix_after"]
+        < 0.2
+        < 0.7
+        < table.loc["K-composition", "prefix_before"]
+    )
     for step in ("Q-path", "V-path", "other keys"):
         assert abs(table.loc[step, "removed"]) < 0.2
 
@@ -54,13 +59,13 @@ def test_the_hand_built_mechanism_has_known_outcomes():
     # Without the induction head every logit is 0: no gain. Idle heads write nothing: nothing is lost.
     assert table.loc["induction heads", "gain_after"] == pytest.approx(0, abs=1e-5)
     assert table.loc["copying", "gain_after"] == pytest.approx(0, abs=1e-5)
-    np.testing.assert_allclose(
-        table["control_removed"].dropna(), 0, atol=1e-5
-    )
+    np.testing.assert_allclose(table["control_removed"].dropna(), 0, atol=1e-5)
     rows = probe_rows(model_shape(built.model), periods=None, rows_per_period=2, bos=None, seed=0)
     rows = rows.repeating()
     losses = torch.nn.functional.cross_entropy(
-        built.logits(rows.tokens)[:, :-1].flatten(0, 1), rows.tokens[:, 1:].flatten(), reduction="none"
+        built.logits(rows.tokens)[:, :-1].flatten(0, 1),
+        rows.tokens[:, 1:].flatten(),
+        reduction="none",
     ).view(len(rows.tokens), -1)
     gains = []
     for row, period in enumerate(rows.periods.tolist()):
@@ -95,12 +100,20 @@ def test_a_cut_path_is_the_reader_run_on_a_smaller_stream(changes, side):
     centred = stream - stream.mean(-1, keepdim=True) if weights.norm == "layer" else stream
     scale = (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     smaller = stream - (written - lab.mean_outputs[0, 2])
-    matrix = {"q": weights.attention.W_Q, "k": weights.attention.W_K, "v": weights.attention.W_V}[side]
-    bias = {"q": weights.attention.b_Q, "k": weights.attention.b_K, "v": weights.attention.b_V}[side]
+    matrix = {"q": weights.attention.W_Q, "k": weights.attention.W_K, "v": weights.attention.W_V}[
+        side
+    ]
+    bias = {"q": weights.attention.b_Q, "k": weights.attention.b_K, "v": weights.attention.b_V}[
+        side
+    ]
     expected = smaller / scale @ matrix[1, 1] + bias[1, 1]
-    group = model.cfg.n_heads // (getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads)
+    group = model.cfg.n_heads // (
+        getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    )
     slot = 1 if side == "q" else 1 // group
-    torch.testing.assert_close(edited[(1, side)][:, :, slot].double(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        edited[(1, side)][:, :, slot].double(), expected, rtol=1e-3, atol=1e-4
+    )
     whole = run(model, batch.rows.tokens, record=[(1, side), (1, "attn_in")])
     others = [i for i in range(whole[(1, side)].shape[2]) if i != slot]
     assert torch.equal(edited[(1, side)][:, :, others], whole[(1, side)][:, :, others])
@@ -116,7 +129,7 @@ def test_values_are_replaced_where_it_is_said():
     mean = lab.mean_v[1, 1]
     row, query, key = induction_keys(batch.rows)
     for where in ("at", "elsewhere"):
-        (_, edit), = lab.values_replaced(where)(batch)
+        ((_, edit),) = lab.values_replaced(where)(batch)
         new = edit(batch.clean[(1, "z")])[:, :, 3].double()
         for r, q, k in list(zip(row.tolist(), query.tolist(), key.tolist()))[::7]:
             read = v[r].clone()
@@ -131,7 +144,9 @@ def test_cutting_every_heads_direct_path_leaves_the_direct_path_alone():
     model = native(d_vocab=40, n_ctx=30, n_layers=1)
     lab = lab_of(model, [(0, 0)])
     batch = lab.batches[0]
-    logits = model(batch.rows.tokens).double() + lab.direct_path_cut([(0, h) for h in range(3)])(batch)
+    logits = model(batch.rows.tokens).double() + lab.direct_path_cut([(0, h) for h in range(3)])(
+        batch
+    )
     length = batch.rows.tokens.shape[1]
     stream = model.W_E[batch.rows.tokens] + model.W_pos[:length] + model.b_O[0]
     torch.testing.assert_close(logits, (stream @ model.W_U).double(), rtol=1e-4, atol=1e-4)
@@ -193,16 +208,16 @@ def test_loss_along_text_and_along_copies(attn_2l):
     found = in_context_loss(attn_2l, rows_per_period=3)
     assert found.first > 6 > 2 > found.second and found.gain == found.first - found.second
     frame = found.to_dataframe().set_index("index")
-    assert frame.loc[0, "loss"] > 4 and frame.loc[3:, "loss"].max() < 3  # the first token cannot be known
+    assert (
+        frame.loc[0, "loss"] > 4 and frame.loc[3:, "loss"].max() < 3
+    )  # the first token cannot be known
     tokens = torch.randint(1, 1024, (6, 20), generator=torch.Generator().manual_seed(0))
     text = in_context_loss(attn_2l, tokens, batch_size=4)
     own = torch.nn.functional.cross_entropy(
         attn_2l(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
     ).view(6, 19)
     np.testing.assert_allclose(text["loss"], own.detach().double().mean(0), rtol=1e-4)
-    np.testing.assert_allclose(
-        text["se"], own.detach().double().std(0) / 6**0.5, rtol=1e-3
-    )
+    np.testing.assert_allclose(text["se"], own.detach().double().std(0) / 6**0.5, rtol=1e-3)
     assert text.first == pytest.approx(float(own[:, :9].mean()), rel=1e-4)
     torch.testing.assert_close(row_losses(attn_2l, tokens), own.double(), rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,11 @@ def planted(values, rows=12, columns=9, seed=0):
     u = torch.linalg.qr(torch.randn(rows, n, generator=g).double()).Q
     v = torch.linalg.qr(torch.randn(columns, n, generator=g).double()).Q
     mix = torch.randn(n, n, generator=g).double()  # the factors themselves show nothing
-    return FactoredMatrix(u * torch.tensor(values).double() @ mix, torch.linalg.solve(mix, v.T)), u, v
+    return (
+        FactoredMatrix(u * torch.tensor(values).double() @ mix, torch.linalg.solve(mix, v.T)),
+        u,
+        v,
+    )
 
 
 def test_planted_singular_values_and_directions_come_back():
@@ -30,7 +34,9 @@ def test_near_equal_values_are_flagged_also_across_the_cut():
     found = svd_readout(matrix, 3)
     assert found.near_equal == (range(1, 3),)
     assert "1-2" in found.warning and "space" in found.warning
-    alone = svd_readout(matrix, 2)  # direction 1 is cut off from its partners but still undetermined
+    alone = svd_readout(
+        matrix, 2
+    )  # direction 1 is cut off from its partners but still undetermined
     assert alone.near_equal == (range(1, 2),)
     assert set(found[found["near_equal"]]["direction"]) == {1, 2}
     assert svd_readout(matrix, 3, rtol=0.001).near_equal == ()

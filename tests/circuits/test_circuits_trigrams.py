@@ -128,7 +128,9 @@ def test_bugs_are_the_crossings_and_cannot_be_avoided_by_one_head():
     np.testing.assert_allclose(frame["effect"], frame["wanted_effect"])
     score = 25 / 8**0.5
     attention = 1 / (1 + 31 * (np.exp(score) + 7) / 8 / np.exp(score))
-    np.testing.assert_allclose(frame["effect"], attention * 4 * (1 - 2 / 8) * (1 - 1 / 8), rtol=1e-5)
+    np.testing.assert_allclose(
+        frame["effect"], attention * 4 * (1 - 2 / 8) * (1 - 1 / 8), rtol=1e-5
+    )
     assert frame["count"].tolist() == [0, 0]  # never in the corpus
     assert frame["wanted_out"].tolist() == [3, 4]
     with pytest.raises(InvalidArgumentError, match="no two share a source"):
