@@ -1,0 +1,221 @@
+"""Surrogates against dense matrices: bases, mean systems, full order, truncation, agreement."""
+
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.dynamics import linearize, random_directions
+from lens_linear.dynamics.bases import BASES, build_bases
+from lens_linear.dynamics.surrogates import identify, reduced_gains, truncated
+from lens_linear.errors import InvalidArgumentError
+
+
+@pytest.fixture(scope="module")
+def setting(smooth, oracle):
+    rows = oracle.rows_of(smooth, [5, 9, 3, 7, 4, 6], seed=3)
+    return smooth, rows, random_directions(smooth).plain()
+
+
+def dense_jacobians(model, rows):
+    """Every block's Jacobian at every prompt, one column at a time by central differences."""
+    from lens_linear.models.capture import run
+
+    found = []
+    for row in rows:
+        per_layer = []
+        for layer in range(model.cfg.n_layers):
+            columns = []
+            for unit in torch.eye(model.cfg.d_model, dtype=torch.float64) * 1e-5:
+                ends = []
+                for sign in (1, -1):
+
+                    def push(x, unit=unit, sign=sign):
+                        x = x.clone()
+                        x[:, -1] += sign * unit
+                        return x
+
+                    spots = [(layer, "resid_post")]
+                    edits = [((layer, "resid_pre"), push)]
+                    out = run(model, row[None], record=spots, edits=edits, logits=False)
+                    ends.append(out[spots[0]][0, -1])
+                columns.append((ends[0] - ends[1]) / 2e-5)
+            per_layer.append(torch.stack(columns, dim=1))
+        found.append(torch.stack(per_layer))
+    return torch.stack(found)
+
+
+@pytest.fixture(scope="module")
+def dense(setting):
+    model, rows, _ = setting
+    return dense_jacobians(model, rows)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_full_order_with_each_prompts_jacobian_is_the_adjoint(setting, basis):
+    model, rows, directions = setting
+    exact = ll.gain_profile(model, rows, directions)
+    full = ll.fit_surrogate(model, rows, directions, order=16, basis=basis)
+    torch.testing.assert_close(full.gains, exact.gains, rtol=1e-8, atol=1e-10)
+    assert full.agreement(exact).spearman == pytest.approx(1.0) and full.agreement(exact).paired
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_full_order_is_the_adjoint_on_a_third_party_model(stories_model, basis):
+    rows = [torch.arange(30, 30 + n) for n in (6, 11, 9)]
+    directions = random_directions(stories_model)
+    exact = ll.gain_profile(stories_model, rows, directions).gains
+    full = ll.fit_surrogate(stories_model, rows, directions, order=64, basis=basis).gains
+    assert float((full - exact).norm() / exact.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("basis", [b for b in BASES if b != "balanced"])
+def test_orthonormal_bases_begin_with_the_direction(setting, basis):
+    model, rows, directions = setting
+    built = build_bases(
+        linearize(model, rows), directions, directions[-1], order=5, kind=basis
+    )
+    eye = torch.eye(5, dtype=torch.float64).expand(4, 5, 5)
+    torch.testing.assert_close(built.right.mT @ built.right, eye)
+    torch.testing.assert_close(built.right[:, :, 0], directions)
+    assert built.left is built.right and built.order == 5
+
+
+@pytest.mark.parametrize("order", [1, 4, 9, 16])
+def test_balanced_bases_are_dual_also_beyond_their_rank(setting, order):
+    model, rows, directions = setting
+    built = build_bases(
+        linearize(model, rows), directions, directions[-1], order=order, kind="balanced"
+    )
+    eye = torch.eye(order, dtype=torch.float64).expand(4, order, order)
+    torch.testing.assert_close(built.left.mT @ built.right, eye, rtol=1e-7, atol=1e-7)
+    hankel = built.to_dataframe()["hankel"].dropna()
+    assert len(hankel) and (hankel >= 0).all()
+
+
+def test_mean_system_matches_dense_matrices(setting, dense):
+    model, rows, directions = setting
+    mean = dense.mean(0)
+    for basis in BASES:
+        found = ll.fit_surrogate(model, rows, directions, order=6, basis=basis, jacobian="mean")
+        right, left = found.bases.right, found.bases.left
+        A = torch.stack([left[k + 1].T @ mean[k] @ right[k] for k in range(3)])
+        B = torch.stack([left[k + 1].T @ mean[k] @ directions[k] for k in range(3)])
+        torch.testing.assert_close(found.A, A, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.B, B, rtol=1e-5, atol=1e-7)
+        C = directions[-1] @ right[-1]
+        slow = [C @ A[2] @ A[1] @ B[0], C @ A[2] @ B[1], C @ B[2]]
+        torch.testing.assert_close(found.gains[0], torch.stack(slow), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.system_gains, found.gains[0])
+
+
+def test_prompt_gains_match_dense_matrices(setting, dense):
+    model, rows, directions = setting
+    found = ll.fit_surrogate(model, rows, directions, order=4, basis="pca")
+    right, left = found.bases.right, found.bases.left
+    for prompt in range(len(rows)):
+        A = [left[k + 1].T @ dense[prompt, k] @ right[k] for k in range(3)]
+        B = [left[k + 1].T @ dense[prompt, k] @ directions[k] for k in range(3)]
+        C = directions[-1] @ right[-1]
+        slow = torch.stack([C @ A[2] @ A[1] @ B[0], C @ A[2] @ B[1], C @ B[2]])
+        torch.testing.assert_close(found.gains[prompt], slow, rtol=1e-4, atol=1e-6)
+
+
+def test_krylov_follows_the_mean_system_exactly_from_order_layers_plus_one(setting, dense):
+    model, rows, directions = setting
+    mean = dense.mean(0)
+    exact = []
+    for k in range(3):
+        state = directions[k]
+        for matrix in mean[k:]:
+            state = matrix @ state
+        exact.append(directions[-1] @ state)
+    exact = torch.stack(exact)
+    errors = {}
+    for order in (1, 2, 4, 7):
+        found = ll.fit_surrogate(model, rows, directions, order=order, jacobian="mean").gains[0]
+        errors[order] = float((found - exact).norm() / exact.norm())
+    assert errors[4] < 1e-4 and errors[7] < 1e-4 and errors[1] > 0.01
+
+
+def test_balanced_order_one_is_exact_at_one_prompt(setting):
+    model, rows, directions = setting
+    exact = ll.gain_profile(model, rows[:1], directions).gains
+    one = ll.fit_surrogate(model, rows[:1], directions, order=1, basis="balanced").gains
+    torch.testing.assert_close(one, exact, rtol=1e-8, atol=1e-10)
+    krylov = ll.fit_surrogate(model, rows[:1], directions, order=1).gains
+    assert float((krylov - exact).norm() / exact.norm()) > 0.01
+
+
+def test_balanced_needs_a_smaller_order_than_random(setting):
+    model, rows, directions = setting
+    exact = ll.gain_profile(model, rows, directions)
+    errors = {
+        basis: ll.fit_surrogate(model, rows, directions, order=3, basis=basis)
+        .agreement(exact)
+        .relative_error
+        for basis in ("balanced", "random")
+    }
+    assert errors["balanced"] < errors["random"] / 2
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("jacobian", ["prompt", "mean"])
+def test_truncation_is_what_building_at_that_order_gives(setting, basis, jacobian):
+    model, rows, directions = setting
+    maps, readout = linearize(model, rows), directions[-1]
+    big = build_bases(maps, directions, readout, order=8, kind=basis)
+    largest = identify(maps, big, directions, readout, jacobian=jacobian)
+    (small,) = truncated(largest, maps, [3])
+    fresh = ll.fit_surrogate(model, rows, directions, order=3, basis=basis, jacobian=jacobian)
+    torch.testing.assert_close(small.gains, fresh.gains, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(small.A, fresh.A, rtol=1e-7, atol=1e-9)
+    assert small.order == 3
+
+
+def test_prediction_on_new_prompts(setting, oracle):
+    model, rows, directions = setting
+    new = oracle.rows_of(model, [8, 5, 6], seed=11)
+    exact = ll.gain_profile(model, new, directions)
+    full = ll.fit_surrogate(model, rows, directions, order=16, basis="pca")
+    torch.testing.assert_close(full.predict(model, new).gains, exact.gains, rtol=1e-8, atol=1e-10)
+    mean = ll.fit_surrogate(model, rows, directions, order=16, jacobian="mean")
+    repeated = mean.predict(model, new)
+    assert repeated.gains.shape == exact.gains.shape
+    torch.testing.assert_close(repeated.gains[0], mean.gains[0])
+    score = mean.agreement(exact)
+    assert not score.paired and score.relative_error > 1e-3  # one profile cannot follow three prompts
+    assert score.relative_error == pytest.approx(repeated.agreement(exact).relative_error)
+
+
+def test_on_a_linear_model_of_one_length_all_readings_are_exact(linear, oracle):
+    rows = oracle.rows_of(linear, [6, 6, 6])
+    directions = random_directions(linear).plain()
+    exact = ll.gain_profile(linear, rows, directions)
+    for jacobian in ("prompt", "mean"):
+        found = ll.fit_surrogate(linear, rows, directions, order=4, jacobian=jacobian)
+        assert found.agreement(exact).relative_error < 1e-9
+
+
+def test_reduced_gains_against_a_slow_loop():
+    generator = torch.Generator().manual_seed(0)
+    A, B, C = (torch.randn(*s, generator=generator) for s in ((5, 3, 3), (5, 3), (3,)))
+    for k in range(5):
+        state = B[k]
+        for layer in range(k + 1, 5):
+            state = A[layer] @ state
+        torch.testing.assert_close(reduced_gains(A, B, C)[k], C @ state)
+
+
+def test_sentences_frames_and_errors(setting):
+    model, rows, directions = setting
+    found = ll.fit_surrogate(model, rows, directions, order=99)
+    assert found.order == 16 and "order 16 of 16, krylov basis" in repr(found)
+    frame = found.to_dataframe()
+    assert list(frame.columns)[:3] == ["gain_mean", "gain_sd", "system_gain"]
+    assert frame["gain_mean"].tolist() == pytest.approx(found.mean.tolist())
+    with pytest.raises(InvalidArgumentError, match="basis must be one of"):
+        ll.fit_surrogate(model, rows, directions, basis="krylow")
+    with pytest.raises(InvalidArgumentError, match="jacobian"):
+        ll.fit_surrogate(model, rows, directions, jacobian="both")
+    with pytest.raises(InvalidArgumentError, match="order"):
+        ll.fit_surrogate(model, rows, directions, order=0)
