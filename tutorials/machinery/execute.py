@@ -45,6 +45,7 @@ class Execution:
     seconds: list[float]
     results: list[dict[str, Any]]
     total: float
+    printed: dict[str, str]  # lines "KEY value" that the extra code printed
 
 
 class _TimedClient(NotebookClient):
@@ -91,7 +92,9 @@ def execute(
                 timeout=timeout,
                 kernel_name="python3",
                 allow_errors=allow_errors,
+                interrupt_on_timeout=allow_errors,
                 record_timing=False,
+                extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": folder}},
             )
             client.execute()
@@ -100,16 +103,21 @@ def execute(
             os.environ.pop(key) if value is None else os.environ.update({key: value})
     total = time.monotonic() - started
     copy.metadata = nbformat.from_dict(notebook.metadata)  # the kernel adds its own version
-    collected = copy.cells.pop()
-    if last:
-        copy.cells.pop()
+    collected = _printed(copy.cells.pop())
+    printed = _printed(copy.cells.pop()) if last else {}
     copy.cells.pop(0)
     for count, cell in enumerate((c for c in copy.cells if c["cell_type"] == "code"), start=1):
         cell["execution_count"] = count
         for output in cell["outputs"]:
             if "execution_count" in output:
                 output["execution_count"] = count
-    return Execution(copy, client.seconds[1 : len(copy.cells) + 1], _results(collected), total)
+    return Execution(
+        notebook=copy,
+        seconds=client.seconds[1 : len(copy.cells) + 1],
+        results=json.loads(collected.get("RESULTS", "[]")),
+        total=total,
+        printed=printed,
+    )
 
 
 _ENVIRONMENT = {
@@ -117,13 +125,9 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "PYTHONWARNINGS": "ignore",
 }
 
 
-def _results(cell: NotebookNode) -> list[dict[str, Any]]:
-    for output in cell["outputs"]:
-        text = output.get("text", "")
-        if text.startswith("RESULTS "):
-            return json.loads(text.removeprefix("RESULTS "))
-    return []
+def _printed(cell: NotebookNode) -> dict[str, str]:
+    text = "".join(o.get("text", "") for o in cell["outputs"] if o["output_type"] == "stream")
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)

@@ -71,9 +71,11 @@ def _title_cell(master: Master, kind: str) -> NotebookNode:
 def _install_cell() -> NotebookNode:
     source = (
         "# Does nothing where the package is installed already.\n"
-        "import importlib.util\n\n"
+        "import importlib.util\n"
+        "import warnings\n\n"
         'if importlib.util.find_spec("lens_linear") is None:\n'
-        f"    {INSTALL}"
+        f"    {INSTALL}\n"
+        'warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars will do'
     )
     return _code(source, "install")
 

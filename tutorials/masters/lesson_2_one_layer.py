@@ -343,7 +343,7 @@ figure = go.Figure()
 for h in range(4):
     reach = [patterns[:, h].diagonal(-d, dim1=-2, dim2=-1).mean().item() for d in range(33)]
     figure.add_scatter(x=list(range(33)), y=reach, name=f"head {h}", line_color=colour(h))
-figure.update_yaxes(type="log")
+figure.update_yaxes(type="log", exponentformat="power")
 styled(
     figure, title="How far the heads look", x="distance (0 is the token itself)", y="mean attention"
 )
