@@ -3,6 +3,7 @@
     python tutorials/build.py              all lessons
     python tutorials/build.py 1 7          two lessons
     python tutorials/build.py 1 --draft    no PNGs (no Chromium needed), for writing; do not commit
+    python tutorials/build.py 1 --text     only prose changed: keep the stored outputs, run nothing
     python tutorials/build.py --check      fail when a stored notebook does not match its master
 
 The solution notebook is executed once, offline; the other two take its outputs. Never edit a
@@ -16,16 +17,25 @@ import sys
 
 from machinery.execute import execute
 from machinery.master import Master, MasterError, masters
-from machinery.notebooks import KINDS, fingerprint, lint, make_notebook, notebook_path, read, write
+from machinery.notebooks import (
+    KINDS,
+    fingerprint,
+    has_tag,
+    lint,
+    make_notebook,
+    notebook_path,
+    read,
+    write,
+)
 from machinery.outputs import MAX_BYTES, add_images, check_stubs, clean, copy_outputs
 from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
 
 
 def build(master: Master, *, draft: bool = False) -> None:
     """Execute one lesson and write its three notebooks."""
     lint(master)
-    notebooks = {kind: make_notebook(master, kind) for kind in KINDS}
-    run = execute(notebooks["solutions"])
+    run = execute(make_notebook(master, "solutions"))
     failed = [result for result in run.results if not result["passed"]]
     if failed or len(run.results) != len(master.exercises):
         raise MasterError(
@@ -34,9 +44,34 @@ def build(master: Master, *, draft: bool = False) -> None:
         )
     clean(run.notebook)
     images = 0 if draft else add_images(run.notebook)
-    notebooks["solutions"] = run.notebook
+    store(master, run.notebook)
+    print(f"  {run.total:.0f} s in all, slowest cell {max(run.seconds):.1f} s, {images} PNGs")
+
+
+def rewrite(master: Master) -> None:
+    """Bring prose up to date and keep stored outputs; refused when code has changed."""
+    lint(master)
+    stored = read(notebook_path(master, "solutions"))
+    solutions = make_notebook(master, "solutions")
+    if code_of(stored) != code_of(solutions):
+        raise MasterError(f"{master.name}: code has changed, so build it without --text")
+    copy_outputs(stored, solutions)
+    solutions.cells[1]["execution_count"] = 1  # the install cell, which has no output
+    store(master, solutions)
+
+
+def code_of(notebook: NotebookNode) -> list[str]:
+    """Sources of all code cells that can have outputs."""
+    cells = [c for c in notebook.cells if c["cell_type"] == "code" and not has_tag(c, "install")]
+    return [cell["source"] for cell in cells]
+
+
+def store(master: Master, solutions: NotebookNode) -> None:
+    """Write the executed solution notebook, and the other two with its outputs."""
+    notebooks = {"solutions": solutions}
     for kind in ("exercises", "instructor"):
-        copy_outputs(run.notebook, notebooks[kind])
+        notebooks[kind] = make_notebook(master, kind)
+        copy_outputs(solutions, notebooks[kind])
     check_stubs(notebooks["exercises"])
     for kind, notebook in notebooks.items():
         path = notebook_path(master, kind)
@@ -45,8 +80,6 @@ def build(master: Master, *, draft: bool = False) -> None:
         if size > MAX_BYTES:
             raise MasterError(f"{path.name} has {size:,} bytes; at most {MAX_BYTES:,} are allowed")
         print(f"  {kind}/{path.name}: {size / 1000:.0f} kB")
-    slowest = max(run.seconds)
-    print(f"  {run.total:.0f} s in all, slowest cell {slowest:.1f} s, {images} PNGs")
 
 
 def differences(master: Master) -> list[str]:
@@ -79,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         "lessons", nargs="*", type=int, help="lesson numbers; all when none is given"
     )
     parser.add_argument("--check", action="store_true", help="compare sources, write nothing")
+    parser.add_argument("--text", action="store_true", help="only prose changed: run nothing")
     parser.add_argument("--draft", action="store_true", help="leave out the PNGs")
     options = parser.parse_args(arguments)
     try:
@@ -91,7 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 1 if found else 0
         for master in masters(options.lessons):
             print(f"lesson {master.number}: {master.title}", flush=True)
-            build(master, draft=options.draft)
+            if options.text:
+                rewrite(master)
+            else:
+                build(master, draft=options.draft)
     except (MasterError, CellExecutionError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Stored notebooks agree with their masters and hold what a code host can show."""
 
+import dataclasses
 import json
 
 import build
@@ -25,13 +26,8 @@ def test_no_notebook_is_without_a_master():
     assert build.strays() == []
 
 
-def test_a_changed_master_is_noticed(monkeypatch):
-    master = MASTERS[0]
-    changed = list(master.cells)
-    changed[0] = changed[0].__class__("markdown", changed[0].text + " more", changed[0].line)
-    other = master.__class__(
-        master.path, master.number, master.title, master.minutes, tuple(changed)
-    )
+def test_a_changed_master_is_noticed():
+    other = changed_copy(MASTERS[0], "markdown", " more")
     assert len(build.differences(other)) == len(KINDS)
 
 
@@ -80,6 +76,30 @@ def test_an_exercise_notebook_holds_no_solution(master):
 def test_figures_come_as_data_once(master):
     for data in figures(read(notebook_path(master, "solutions"))):
         assert PLOTLY in data and "text/html" not in data
+
+
+def changed_copy(master, kind, text):
+    """The master with one cell of that kind extended."""
+    cells = list(master.cells)
+    index = next(i for i, cell in enumerate(cells) if cell.kind == kind)
+    cells[index] = dataclasses.replace(cells[index], text=cells[index].text + text)
+    return dataclasses.replace(master, cells=tuple(cells))
+
+
+def test_text_can_change_without_running_anything(tmp_path, monkeypatch):
+    master = MASTERS[0]
+    for kind in KINDS:
+        stored = tmp_path / kind / f"{master.name}.ipynb"
+        stored.parent.mkdir()
+        stored.write_bytes(notebook_path(master, kind).read_bytes())
+    monkeypatch.setattr(build, "notebook_path", lambda m, kind: tmp_path / kind / f"{m.name}.ipynb")
+    before = read(tmp_path / "exercises" / f"{master.name}.ipynb")
+    build.rewrite(changed_copy(master, "markdown", " More."))
+    after = read(tmp_path / "exercises" / f"{master.name}.ipynb")
+    assert "More." in after.cells[2]["source"] and "More." not in before.cells[2]["source"]
+    assert [c.get("outputs") for c in after.cells] == [c.get("outputs") for c in before.cells]
+    with pytest.raises(MasterError, match="code has changed"):
+        build.rewrite(changed_copy(master, "code", "\nx = 1"))
 
 
 GOOD = """# ---

@@ -54,7 +54,8 @@ def _title_cell(master: Master, kind: str) -> NotebookNode:
     note = {
         "exercises": "Figures and tables that you see before you run anything come from a reference "
         "run. Your own run replaces them. Run the cells from top to bottom; a line that raises "
-        "`NotImplementedError` is yours to write.",
+        "`NotImplementedError` is yours to write. Below each exercise a cell checks your answer and says "
+        f'what is wrong; `ll.check.hint("{master.number}.1")` gives a hint.',
         "solutions": "This is the solution notebook.",
         "instructor": "This is the instructor's copy: the solutions, with notes for teaching.",
     }[kind]
