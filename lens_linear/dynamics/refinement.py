@@ -24,12 +24,10 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains import require_directions
 from lens_linear.dynamics.linearization import frozen_batches
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
-from lens_linear.dynamics.steering import Gains, Schedule, gains_of, require_target
+from lens_linear.dynamics.steering import Gains, Schedule, gains_of, min_energy, require_target
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.last_token import FrozenContext
-
-_MISS_WEIGHT = 10.0  # of the relative miss against energy in units of the start's
 
 
 def refined_min_energy(
@@ -68,7 +66,8 @@ def refined_min_energy(
     target = require_target(target)
     directions, readout = require_directions(require_bridge(model), directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    start = gains_of(gains).to(directions.device).expand(len(prompts), len(directions) - 1)
+    start = min_energy(gains_of(gains).to(directions.device), target).plain()
+    start = start.expand(len(prompts), len(directions) - 1)
     schedule, slopes = torch.zeros_like(start), torch.zeros_like(start)
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
         found = refine(context, directions, readout, start[rows], target, steps=steps)
@@ -80,27 +79,26 @@ def refine(
     context: FrozenContext,
     directions: Float[Tensor, "boundary d_model"],
     readout: Float[Tensor, " d_model"],
-    gains: Float[Tensor, "prompt layer"],
+    start: Float[Tensor, "prompt layer"],
     target: float,
     *,
     steps: int,
 ) -> tuple[Float[Tensor, "prompt layer"], Float[Tensor, "prompt layer"]]:
     """Return the refined amplitudes and the gains at them, for one batch of prompts."""
-    power = gains.pow(2).sum(-1, keepdim=True).clamp_min(1e-30)
-    u = target * gains / power
-    unit = u.pow(2).sum(-1).clamp_min(1e-30)
+    u = start
     y, slope = _readout_and_slope(context, directions, readout, u)
-    damping = torch.ones_like(unit)
-
-    def merit(u: Tensor, y: Tensor) -> Tensor:
-        return u.pow(2).sum(-1) / unit + _MISS_WEIGHT * (y - target).abs() / abs(target)
-
+    damping, price = torch.ones_like(y), torch.zeros_like(y)
     for _ in range(steps):
-        steep = slope.pow(2).sum(-1, keepdim=True).clamp_min(1e-30)
-        ahead = ((slope * u).sum(-1, keepdim=True) - (y[:, None] - target)) * slope / steep
+        size = slope.norm(dim=-1).clamp_min(1e-30)
+        reach = (slope * u).sum(-1) - (y - target)
+        ahead = (reach / size.pow(2))[:, None] * slope
         trial = u + damping[:, None] * (ahead - u)
         y_trial, slope_trial = _readout_and_slope(context, directions, readout, trial)
-        better = merit(trial, y_trial) < merit(u, y)
+        # A miss must cost more than it saves: the exchange rate at the step's end is |reach| / ‖g‖².
+        price = torch.maximum(price, 2 * reach.abs() / size.pow(2))
+        before = u.pow(2).sum(-1) / 2 + price * (y - target).abs()
+        after = trial.pow(2).sum(-1) / 2 + price * (y_trial - target).abs()
+        better = after < before
         u = torch.where(better[:, None], trial, u)
         slope = torch.where(better[:, None], slope_trial, slope)
         y = torch.where(better, y_trial, y)

@@ -8,7 +8,7 @@ is exact, and what was reached is checked with whole prompts at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +37,7 @@ from lens_linear.models.last_token import FrozenContext
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "minimum energy"
+BASELINE, EXACT, REFINED = "minimum energy", "exact minimum energy", "refined minimum energy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,17 +190,14 @@ def evaluate_schedules(
     exact = adjoint_profile(maps, directions, readout).gains
     baseline = maps.states[-1] @ readout
     goal = _target(target, baseline)
-    refined = torch.zeros_like(exact)
-    for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
-        refined[rows] = refine(context, directions, readout, exact[rows], goal, steps=refine_steps)[
-            0
-        ]
-    names, shapes = _shapes(exact, refined, gains, schedules, seed)
+    names, shapes = _shapes(exact, gains, schedules, seed)
     amplitudes = baseline.new_full(shapes.shape[:2], float("nan"))
     achieved = torch.full_like(amplitudes, float("nan"))
+    knobs = (max_factor, tolerance, refine_steps)
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
         search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
-        amplitudes[:, rows] = search.run(exact[rows], max_factor, tolerance)
+        amplitudes[:, rows] = search.run_with_refined(exact[rows], *knobs)
+        shapes[:, rows] = search.shapes
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):
         search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
         achieved[:, rows] = search.shift(amplitudes[:, rows].nan_to_num(nan=0.0))
@@ -226,7 +223,6 @@ def _target(target: float | None, baseline: Tensor) -> float:
 
 def _shapes(
     exact: Float[Tensor, "prompt layer"],
-    refined: Float[Tensor, "prompt layer"],
     gains: Gains | None,
     extra: Mapping[str, Tensor],
     seed: int,
@@ -235,8 +231,8 @@ def _shapes(
     given = exact.mean(0) if gains is None else gains_of(gains).to(exact.device)
     shapes: dict[str, Tensor] = {
         BASELINE: given,
-        "exact minimum energy": exact,
-        "refined minimum energy": refined,
+        EXACT: exact,
+        REFINED: exact,  # where its search starts from
     }
     best = given.reshape(-1, given.shape[-1]).mean(0).abs().argmax()
     shapes["best layer"] = torch.eye(n_layers, dtype=exact.dtype, device=exact.device)[best]
@@ -280,6 +276,29 @@ class _Search:
             for piece in (amplitudes[..., None] * shapes).split(max(1, rows // shapes.shape[1]))
         ]
         return torch.cat(values) - to_compute(self.context.states[-1]) @ self.readout
+
+    def run_with_refined(
+        self, gains: Float[Tensor, "prompt layer"], max_factor: float, tolerance: float, steps: int
+    ) -> Float[Tensor, "schedule prompt"]:
+        """Find all amplitudes; then refine the exact schedule from what it needs, and keep the cheaper."""
+        found = self.run(gains, max_factor, tolerance)
+        start = found[1].nan_to_num(nan=0.0)[:, None] * self.shapes[1]
+        rough = self.target * gains / gains.pow(2).sum(-1, keepdim=True).clamp_min(1e-30)
+        start = torch.where(found[1].isnan()[:, None], rough, start)
+        refined, _ = refine(
+            self.context, self.directions, self.readout, start, self.target, steps=steps
+        )
+        size = refined.norm(dim=-1, keepdim=True)
+        unit = torch.where(size > 0, refined / size.clamp_min(1e-30), self.shapes[1])
+        only = replace(self, shapes=unit[None])
+        amplitude = only.run(gains, max_factor, tolerance)[0]
+        cheaper = amplitude.abs().nan_to_num(nan=float("inf")) < found[1].abs().nan_to_num(
+            nan=float("inf")
+        )
+        found[2] = torch.where(cheaper, amplitude, found[1])
+        self.shapes = self.shapes.clone()
+        self.shapes[2] = torch.where(cheaper[:, None], unit, self.shapes[1])
+        return found
 
     def run(
         self, gains: Float[Tensor, "prompt layer"], max_factor: float, tolerance: float

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 
 
 def linear_model(seed=0, n_layers=3, d_model=16, n_heads=2):
-    """No norms, no MLPs, and queries of zero: attention is uniform, so each block is linear in the last token.
+    """No norms, no MLPs, queries of zero: attention is uniform, each block linear in the last token.
 
     Block l maps it to ``x (1 + W_OV / T)`` plus what the context adds, T the number of tokens.
     """

@@ -45,7 +45,7 @@ def test_paired_rows_meet_their_own_prompt():
     assert right.pearson == pytest.approx(1.0) and right.relative_error > 1
     crossed = compare_gains(exact.flip(0), exact)
     assert crossed.spearman == pytest.approx(-1.0)
-    assert list(crossed.to_dataframe().columns)[0] == "spearman"
+    assert next(iter(crossed.to_dataframe().columns)) == "spearman"
 
 
 def test_constant_rows_are_left_out_and_shapes_checked():

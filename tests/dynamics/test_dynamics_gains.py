@@ -152,7 +152,7 @@ def test_texts_are_tokenised_and_too_long_ones_refused():
     directions = random_directions(model)
     texts = ["The cat sat.", "A dog ran away quickly."]
     by_text = ll.gain_profile(model, texts, directions)
-    rows = [row for row in as_prompts(model, texts).tokens]
+    rows = list(as_prompts(model, texts).tokens)
     lengths = as_prompts(model, texts).lengths
     by_id = ll.gain_profile(
         model, [row[:n] for row, n in zip(rows, lengths, strict=True)], directions

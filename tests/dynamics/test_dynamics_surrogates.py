@@ -71,9 +71,7 @@ def test_full_order_is_the_adjoint_on_a_third_party_model(stories_model, basis):
 @pytest.mark.parametrize("basis", [b for b in BASES if b != "balanced"])
 def test_orthonormal_bases_begin_with_the_direction(setting, basis):
     model, rows, directions = setting
-    built = build_bases(
-        linearize(model, rows), directions, directions[-1], order=5, kind=basis
-    )
+    built = build_bases(linearize(model, rows), directions, directions[-1], order=5, kind=basis)
     eye = torch.eye(5, dtype=torch.float64).expand(4, 5, 5)
     torch.testing.assert_close(built.right.mT @ built.right, eye)
     torch.testing.assert_close(built.right[:, :, 0], directions)
@@ -183,7 +181,9 @@ def test_prediction_on_new_prompts(setting, oracle):
     assert repeated.gains.shape == exact.gains.shape
     torch.testing.assert_close(repeated.gains[0], mean.gains[0])
     score = mean.agreement(exact)
-    assert not score.paired and score.relative_error > 1e-3  # one profile cannot follow three prompts
+    assert (
+        not score.paired and score.relative_error > 1e-3
+    )  # one profile cannot follow three prompts
     assert score.relative_error == pytest.approx(repeated.agreement(exact).relative_error)
 
 
