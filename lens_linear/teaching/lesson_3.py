@@ -152,8 +152,9 @@ def _k_composition(answer: Any) -> str:
     got = number(call(answer, W_V, W_O, W_Q, W_K, case="with random weights"), what="The score")
     writes, reads = W_V @ W_O, W_K @ W_Q.T
     swapped = W_Q @ W_K.T
-    want = torch.einsum("ij,jk->ik", writes, reads).square().sum().sqrt()
-    want = want / writes.square().sum().sqrt() / reads.square().sum().sqrt()
+    sizes = [m.square().sum().sqrt() for m in (writes, reads)]
+    both = torch.einsum("ij,jk->ik", writes, reads).square().sum().sqrt()
+    want = float(both / sizes[0] / sizes[1])
     if matches(got, float((writes @ swapped).norm() / writes.norm() / swapped.norm())):
         raise Wrong("That is Q-composition: the writer is read by the queries. Swap W_Q and W_K.")
     if matches(got, float((writes @ reads).norm())):

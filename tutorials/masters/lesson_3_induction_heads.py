@@ -31,6 +31,7 @@ import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import FactoredMatrix
 
 import lens_linear as ll
 from lens_linear.circuits.ablation import ablation_scores
@@ -316,7 +317,7 @@ ll.plots.head_scores(scores, subtract_control=True)
 # %%
 text = "Mr. Tumbleby went out. When it rained, Mr. Tumbleby"
 row = ll.tokenize_prompts(two, [text])[0]
-strong = scores.heads("induction")[0]
+strong = scores.heads("induction")[0]  # (layer, head), the strongest
 seen = attention_pattern(two, row, strong[0])
 ll.plots.attention_pattern(seen, strong[1])
 
@@ -372,7 +373,8 @@ ll.check("3.3", k_composition)
 
 # %% [instructor]
 # `torch.linalg.norm(M, 2)` and `matrix_norm(M, ord=2)` are the spectral norm and fail with a message of
-# their own. `W_Q @ W_K.T` without the transpose gives Q-composition, which has a message too.
+# their own. `W_Q @ W_K.T` in place of `W_K @ W_Q.T` gives Q-composition, which has a
+# message too.
 
 # %% [markdown]
 # How large is large? Two heads that have nothing to do with each other do not score zero. They score about
@@ -380,7 +382,7 @@ ll.check("3.3", k_composition)
 # other at random, and score again. The distance from the average of those, in standard deviations, is $z$.
 
 # %%
-weights = read_weights(two)
+weights = read_weights(two)  # a copy; heads.W_Q[layer, head] is a matrix of one head
 heads = weights.attention
 reader = strong[1]
 generator = torch.Generator().manual_seed(0)
@@ -414,8 +416,8 @@ ll.plots.circuit_graph(composition, scores, min_z=5)
 
 # %% [markdown]
 # **What you should see.** In the map, the panel of K-composition has one row that stands out: the
-# previous-token head writes, the induction heads read it as keys. In the other two panels the same row is
-# red for the strong heads: their queries and values avoid what it writes. In the graph, heads are nodes
+# previous-token head writes, the induction heads read it as keys. Red cells are
+# below chance: there the reader avoids what the writer writes. In the graph, heads are nodes
 # (layer 0 below) and compositions far above chance are edges. The thickest edges run from the
 # previous-token head to the strong induction heads. There are some thinner edges too. A composition score
 # says that a head *can* read another, not that it does so when it matters.
@@ -454,7 +456,6 @@ ll.check("3.4", composed_qk)
 # entry should be the one on the diagonal. By chance that happens once in a thousand.
 
 # %%
-FactoredMatrix = type(two.QK)
 table = []
 for reader in range(4):
     for writer in range(4):
