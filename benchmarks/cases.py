@@ -1,0 +1,358 @@
+"""What is measured: each case returns lines of the table. ``quick`` shrinks shapes and claims no budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import linearity_profile
+import torch
+from meter import Row, in_process, medians, once, wall
+from reference import (
+    SMALL,
+    bare_forward,
+    path_by_path,
+    random_model,
+    random_tokens,
+)
+
+import lens_linear as ll
+from lens_linear.dynamics.directions import random_directions
+from lens_linear.models.capture import run
+from lens_linear.models.spec import ModelSpec
+
+TINY = ModelSpec(n_layers=3, d_model=48, n_heads=4, d_vocab=200, n_ctx=256)
+
+NOTES = """
+- *Bare forward*: the same model on the same tokens in the same batches, logits computed.
+- *Reference*: keep every activation in memory, one singular value decomposition of [tokens, width] for
+  every layer and site (the method of `llm-microscope`, written here as the obvious loop in
+  `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
+- Memory ratios compare what the measurement adds to the process that is already there (interpreter,
+  libraries, model, one small warm-up run), and each is the peak of a process of its own.
+- The naive surrogate asks for one Jacobian product for each of 32 directions and each layer, by central
+  differences of whole forward passes; a few are timed and the rest is multiplied.
+"""
+
+
+def profile_time(quick: bool, _folder: Path) -> list[Row]:
+    rows = []
+    for name, spec, n, length, batch, budget in (
+        ("GPT-2-small shape", SMALL, 8, 512, 2, 1.5),
+        ("gpt-mini shape", ModelSpec(8, 192, 6, 1024, 128), 64, 128, 16, None),
+    ):
+        if quick:
+            spec, n, length, batch, budget = TINY, 16, 64, 8, None
+        model = random_model(spec)
+        tokens = random_tokens(spec, n, length)
+        taken = _bare_and_profile(model, tokens, batch, repeats=1 if quick or spec is SMALL else 3)
+        rows.append(
+            Row(
+                "linearity_profile, block + FFN, all layers",
+                f"{name}, {n} × {length} tokens",
+                f"{taken['ours']:.2f} s against {taken['bare']:.2f} s bare forward",
+                taken["ours"] / taken["bare"],
+                "× bare forward",
+                budget,
+            )
+        )
+    return rows
+
+
+def _bare_and_profile(model, tokens, batch: int, *, repeats: int) -> dict[str, float]:
+    return medians(
+        repeats,
+        bare=lambda: bare_forward(model, tokens, batch),
+        ours=lambda: ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=batch),
+    )
+
+
+def profile_memory(quick: bool, _folder: Path) -> list[Row]:
+    if quick:
+        return []
+    found = linearity_profile.memory()
+    small, large = (entry["peak_mib"] for entry in found["runs"])
+    return [
+        Row(
+            "linearity_profile, peak memory at 64k against 8k tokens",
+            "2 layers, width 256",
+            f"{large:.0f} MiB against {small:.0f} MiB",
+            large / small,
+            "×",
+            1.05,
+        )
+    ]
+
+
+def profile_reference(quick: bool, _folder: Path) -> list[Row]:
+    n_tokens = 4096 if quick else 65_536
+    shape = f"gpt-mini shape, {n_tokens:,} tokens"
+    ours = in_process("reference.py", "profile", n_tokens)
+    rows = []
+    for name, words in (
+        ("cached", "caching everything + SVD"),
+        ("sklearn", "scikit-learn per layer"),
+    ):
+        other = in_process("reference.py", name, n_tokens)
+        apart = max(abs(ours["scores"][k] - v) for k, v in other["scores"].items())
+        added = [entry["peak_mib"] - entry["before_mib"] for entry in (ours, other)]
+        rows += [
+            Row(
+                f"linearity_profile against {words}: time",
+                shape,
+                f"{ours['seconds']:.1f} s against {other['seconds']:.1f} s",
+                ours["seconds"] / other["seconds"],
+                "×",
+                None if quick else 1.0,
+            ),
+            Row(
+                f"linearity_profile against {words}: memory added",
+                shape,
+                f"{added[0]:.0f} MiB against {added[1]:.0f} MiB",
+                max(added[0], 0.1) / max(added[1], 0.1),
+                "×",
+                None if quick else 0.1,
+            ),
+            Row(
+                f"linearity_profile against {words}: largest difference of R²",
+                shape,
+                "in-sample, all layers and sites",
+                apart,
+                "",
+                None if quick else 1e-4,
+            ),
+        ]
+    return rows
+
+
+def dynamics(quick: bool, _folder: Path) -> list[Row]:
+    spec = TINY if quick else SMALL
+    n, length = (8, 32) if quick else (16, 64)
+    model = random_model(spec)
+    prompts = random_tokens(spec, n, length)
+    directions = random_directions(model)
+    layers = spec.n_layers
+    shape = f"{'small' if quick else 'GPT-2-small'} shape, {n} prompts of {length} tokens"
+    taken = medians(
+        2,
+        bare=lambda: bare_forward(model, prompts, n),
+        adjoint=lambda: ll.gain_profile(model, prompts, directions),
+        surrogate=lambda: ll.fit_surrogate(model, prompts, directions, order=32),
+    )
+    bare = taken["bare"]
+    few = prompts[:2]
+    bare_few = medians(1, bare=lambda: bare_forward(model, few, len(few)))["bare"]
+    empirical = once(lambda: ll.gain_profile(model, few, directions, "empirical"))
+    product = medians(1, one=lambda: _one_product(model, prompts, directions, layers // 2))["one"]
+    naive = product * 32 * layers
+    return [
+        Row(
+            "gain_profile, adjoint, all layers",
+            shape,
+            f"{taken['adjoint']:.2f} s against {bare:.2f} s a forward pass",
+            taken["adjoint"] / bare,
+            "forward passes",
+            None if quick else 4,
+        ),
+        Row(
+            "gain_profile, empirical, all layers",
+            f"{shape.split(',')[0]}, {len(few)} prompts of {length} tokens",
+            f"{empirical:.2f} s against {bare_few:.2f} s a forward pass",
+            empirical / bare_few,
+            "forward passes",
+            None if quick else 2.2 * layers,
+        ),
+        Row(
+            "fit_surrogate(order=32)",
+            shape,
+            f"{taken['surrogate']:.2f} s against {bare:.2f} s a forward pass",
+            taken["surrogate"] / bare,
+            "forward passes",
+            None if quick else 8,
+        ),
+        Row(
+            "fit_surrogate(order=32) against naive Jacobian products",
+            f"{shape}, 32 × {layers} products, 1 timed",
+            f"{taken['surrogate']:.2f} s against {naive:.0f} s",
+            taken["surrogate"] / naive,
+            "×",
+            None if quick else 0.1,
+        ),
+    ]
+
+
+def _one_product(model, prompts, directions, layer: int) -> torch.Tensor:
+    """A v of one block by central differences: two forward passes up to that block."""
+    step = 1e-3 * directions[layer].to(next(model.parameters()).dtype)
+    ends = []
+    for sign in (1, -1):
+
+        def push(x: torch.Tensor, sign: int = sign) -> torch.Tensor:
+            x = x.clone()
+            x[:, -1] += sign * step
+            return x
+
+        spot = (layer, "resid_post")
+        out = run(model, prompts, record=[spot], edits=[((layer, "resid_pre"), push)], logits=False)
+        ends.append(out[spot][:, -1])
+    return (ends[0] - ends[1]) / 2e-3
+
+
+def circuits(quick: bool, _folder: Path) -> list[Row]:
+    large, both = (3000, 2000) if quick else (50_000, 12_000)
+    top = in_process("reference.py", "pairs", large)
+    ours, dense = (in_process("reference.py", name, both) for name in ("pairs", "dense"))
+    if abs(ours["checksum"] - dense["checksum"]) > 1e-6 * abs(dense["checksum"]):
+        raise RuntimeError("top pairs and the dense way disagree")
+    added = [entry["peak_mib"] - entry["before_mib"] for entry in (ours, dense)]
+    return [
+        Row(
+            "top 1000 pairs of a circuit: peak of the process",
+            f"{large:,} × {large:,}, rank 64",
+            f"{top['seconds']:.1f} s; a dense float64 matrix is {large**2 * 8 / 2**30:.1f} GiB",
+            top["peak_mib"] / 1024,
+            "GiB",
+            None if quick else 2 * 1e9 / 2**30,
+        ),
+        Row(
+            "top 1000 pairs against the dense way: time",
+            f"{both:,} × {both:,}, rank 64",
+            f"{ours['seconds']:.2f} s against {dense['seconds']:.2f} s",
+            ours["seconds"] / dense["seconds"],
+            "×",
+            None if quick else 1.0,
+        ),
+        Row(
+            "top 1000 pairs against the dense way: memory added",
+            f"{both:,} × {both:,}, rank 64",
+            f"{added[0]:.0f} MiB against {added[1]:.0f} MiB",
+            max(added[0], 0.1) / max(added[1], 0.1),
+            "×",
+            None if quick else 0.25,
+        ),
+    ]
+
+
+def _every_path(view: ll.AttentionOnly, tokens: torch.Tensor, *, repeats: int) -> dict[str, float]:
+    def ours() -> list[torch.Tensor]:
+        expansion = view.paths(tokens, dtype=torch.float64)
+        return [expansion.term_logits(i) for i in range(len(expansion.names))]
+
+    naive = path_by_path(view.frozen(tokens, dtype=torch.float64))
+    apart = (sum(naive) - view.paths(tokens, dtype=torch.float64).logits).abs().max()
+    if not float(apart) < 1e-9:
+        raise RuntimeError(f"the two ways to expand paths disagree by {float(apart):.3g}")
+    return medians(
+        repeats, ours=ours, naive=lambda: path_by_path(view.frozen(tokens, dtype=torch.float64))
+    )
+
+
+def paths(quick: bool, _folder: Path) -> list[Row]:
+    rows = []
+    for n_layers, n_heads in ((2, 4), (3, 8)):
+        heads = 2 if quick else n_heads
+        model = ll.toy_model(
+            n_layers=n_layers, n_heads=heads, d_model=128, d_vocab=1024, n_ctx=64, norm="LNPre"
+        )
+        tokens = torch.randint(1024, (4, 32), generator=torch.Generator().manual_seed(0))
+        taken = _every_path(ll.AttentionOnly(model), tokens, repeats=1 if quick else 3)
+        rows.append(
+            Row(
+                "every path's logits against recomputing each path",
+                f"{n_layers} layers × {heads} heads, {(heads + 1) ** n_layers} chains, float64",
+                f"{taken['ours']:.2f} s against {taken['naive']:.2f} s, one forward pass in both",
+                taken["ours"] / taken["naive"],
+                "×",
+                None,
+            )
+        )
+    return rows
+
+
+def start(quick: bool, _folder: Path) -> list[Row]:
+    repeats = 2 if quick else 7
+    empty = wall([sys.executable, "-c", "pass"], repeats)
+    imported = wall([sys.executable, "-c", "import lens_linear"], repeats)
+    command = [sys.executable, "-m", "lens_linear", "--help"]
+    helped = wall(command, repeats)
+    return [
+        Row(
+            "import lens_linear",
+            "cold process, the bare interpreter's start taken off",
+            f"{imported:.3f} s, of which the interpreter {empty:.3f} s",
+            max(imported - empty, 0.0),
+            "s",
+            None if quick else 0.2,
+        ),
+        Row(
+            "lens-linear --help",
+            "whole command",
+            f"{helped:.3f} s",
+            helped,
+            "s",
+            None if quick else 0.5,
+        ),
+    ]
+
+
+def tour(quick: bool, folder: Path) -> list[Row]:
+    if quick:
+        return []
+    command = [sys.executable, "-m", "lens_linear", "tour", "--out", str(folder / "tour.html")]
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.perf_counter() - begun
+    size = (folder / "tour.html").stat().st_size / 1e6
+    return [
+        Row(
+            "lens-linear tour",
+            f"whole command, page of {size:.1f} MB",
+            f"{seconds:.0f} s",
+            seconds,
+            "s",
+            90,
+        )
+    ]
+
+
+def gpu(_quick: bool, _folder: Path) -> list[Row]:
+    if torch.cuda.is_available():
+        spec = ModelSpec(n_layers=36, d_model=1280, n_heads=20, d_vocab=50257, n_ctx=1024)
+        model, tokens = random_model(spec).to("cuda"), random_tokens(spec, 32, 512)
+        taken = medians(
+            3,
+            bare=lambda: (bare_forward(model, tokens.cuda(), 8), torch.cuda.synchronize()),
+            ours=lambda: (
+                ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8),
+                torch.cuda.synchronize(),
+            ),
+        )
+        value = taken["ours"] / taken["bare"]
+        measured = f"{taken['ours']:.2f} s against {taken['bare']:.2f} s"
+    else:
+        value, measured = None, "no GPU on this machine"
+    return [
+        Row(
+            "linearity_profile, block + FFN, all layers",
+            "GPT-2-large shape on a GPU, 32 × 512 tokens",
+            measured,
+            value,
+            "× bare forward",
+            None,
+        )
+    ]
+
+
+CASES = {
+    "start": start,
+    "profile time": profile_time,
+    "profile memory": profile_memory,
+    "profile reference": profile_reference,
+    "dynamics": dynamics,
+    "circuits": circuits,
+    "paths": paths,
+    "tour": tour,
+    "gpu": gpu,
+}

@@ -1,0 +1,81 @@
+"""How things are measured here: medians of wall time taken in turn, and peaks of processes of their own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``budget`` is a limit on ``value``, "at least" where ``least`` is True."""
+
+    name: str
+    shape: str
+    measured: str
+    value: float | None
+    unit: str
+    budget: float | None
+    least: bool = False
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the budget holds; None where nothing was measured or there is no budget."""
+        if self.value is None or self.budget is None:
+            return None
+        return self.value >= self.budget if self.least else self.value <= self.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def medians(repeats: int, **jobs: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each job; the jobs take turns, so that a busy machine slows all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        job()  # first calls pay for caches and lazy imports
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def once(job: Callable[[], object]) -> float:
+    """Seconds of one call, for jobs of minutes."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_process(script: str, *arguments: object) -> dict[str, Any]:
+    """Run a script beside this one in a process of its own; its last line is JSON."""
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def wall(command: list[str], repeats: int) -> float:
+    """Median seconds of a whole command."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
