@@ -43,7 +43,8 @@ def test_rows_equal_single_fits(nano, split, table):
             .agreement(exact)
         )
         for _jacobian, score in (("mean", mean), ("prompt", own)):
-            row = frame.query("order == 4 and basis == @basis and jacobian == @jacobian").iloc[0]
+            chosen = (frame["basis"] == basis) & (frame["jacobian"] == jacobian)
+            row = frame[chosen & (frame["order"] == 4)].iloc[0]
             assert row["spearman"] == pytest.approx(score.spearman, abs=1e-6)
             assert row["relative_error"] == pytest.approx(score.relative_error, rel=1e-4)
 
