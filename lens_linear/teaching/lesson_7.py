@@ -214,7 +214,7 @@ EXERCISES: dict[str, Exercise] = {
     "7.2": Exercise(
         _inverse_root,
         (
-            "If XᵀX = V Λ Vᵀ then (XᵀX)⁻¹ = V Λ⁻¹ Vᵀ. Split Λ⁻¹ evenly between L and Lᵀ.",
+            "If XᵀX = U Λ Uᵀ then (XᵀX)⁻¹ = U Λ⁻¹ Uᵀ. Split Λ⁻¹ evenly between L and Lᵀ.",
             "`values, vectors = torch.linalg.eigh(x.T @ x)`, then scale the columns of `vectors`.",
         ),
     ),

@@ -81,10 +81,10 @@ ll.check("7.1", linear_attention)
 #
 # Read it as attention. The labels are the **values**. The matrix before them holds a **score** for each pair
 # of a new and an old input. All that is missing is to write the score as a dot product of a query with a key.
-# The inverse in the middle has to be shared between the two. Let $X^\top X = V \Lambda V^\top$ be its
-# eigendecomposition. With
+# The inverse in the middle has to be shared between the two. Let $X^\top X = U \Lambda U^\top$ be its
+# eigendecomposition: the columns of $U$ are eigenvectors, $\Lambda$ holds the eigenvalues. With
 #
-# $$L = V \Lambda^{-1/2} \quad\text{we have}\quad L L^\top = (X^\top X)^{-1}.$$
+# $$L = U \Lambda^{-1/2} \quad\text{we have}\quad L L^\top = (X^\top X)^{-1}.$$
 
 # %% [exercise 7.2 difficulty=3 importance=5 minutes=15] The root of an inverse
 # Return a matrix $L$ with $L L^\top = (X^\top X)^{-1}$. You may assume that $X$ has full column rank.
@@ -213,7 +213,8 @@ ll.plots.ols_convergence(run, quantity="geometry_error")
 # at a time.
 
 # %% [exercise 7.5 difficulty=2 importance=4 minutes=10] A memory that fills up
-# Return the memory after each token: entry $t$ is $\sum_{s \le t} k_s^\top v_s$.
+# Return the memory after each token: entry $t$ is $\sum_{s \le t} k_s^\top v_s$. (Keys and values are rows, so each term
+# is an outer product, of shape `[r, m]`.)
 
 
 # %% [solution 7.5]
@@ -229,7 +230,9 @@ ll.check("7.5", running_memory)
 
 # %% [markdown]
 # Watch it learn within one context. The slow memory $L$ is fixed beforehand from other data with the same
-# covariance. Then tokens arrive one by one; after each, we ask for the labels of new points.
+# covariance. Then tokens arrive one by one; after each, we ask for the labels of new points. ($(X^\top X)^{-1}$ shrinks as
+# rows are added. So the slow memory holds the geometry of one average token, and the fast memory is divided by the number
+# of tokens so far.)
 
 # %%
 base, _ = regression_data(n=4000, d=6, seed=3)
@@ -297,7 +300,8 @@ ll.plots.memory_swap(shifted)
 # $$h \;\leftarrow\; \tfrac{3}{2} h - \tfrac{1}{2} (h K^\top) K \qquad\text{for every token } h.$$
 #
 # That is a residual connection and a linear attention. It is also Newton's method for the inverse root, known as
-# the Newton–Schulz iteration.
+# the Newton–Schulz iteration. Each singular value $s$ of $K$ becomes $s(3 - s^2)/2$. Start anywhere between zero and one,
+# and you end at one. (So the keys are scaled once, before the first layer, to bring all singular values below one.)
 
 # %% [exercise 7.6 difficulty=3 importance=4 minutes=12] A layer that adapts
 # Write one such layer. It changes queries and keys alike, both with the keys as they came in.
@@ -371,7 +375,8 @@ cost[cost.method.str.startswith("Newton")].pivot(
 # ## Memory: how much fits in?
 #
 # Forget regression. Use attention as a memory: store patterns $\xi_1, \dots, \xi_K$ as keys *and* values, show the
-# layer a damaged pattern as the query, and hope that the output is the undamaged one.
+# layer a damaged pattern as the query, and hope that the output is the undamaged one. Our patterns are bits, plus or minus
+# one, so we take the sign of each output.
 #
 # Linear attention is the oldest memory of this kind, the Hopfield network of 1982. It follows the slope of the energy
 # $E(s) = -\tfrac12 \sum_\mu (\xi_\mu \cdot s)^2$. Sharper energies give sharper memories:
@@ -430,7 +435,8 @@ table.index.name = "patterns stored"
 table.round(2)
 
 # %% [markdown]
-# **What you should see.** The linear memory fails as soon as a few patterns are stored. The cubic one lasts longer.
+# **What you should see.** The linear memory fails when the patterns are more than about a seventh of the dimensions. The
+# cubic one lasts longer.
 # The softmax memory still brings back nearly everything when many more patterns than dimensions are stored.
 #
 # How does capacity *grow* with the dimension? The package measures it, with error bars, against the known laws.
@@ -465,7 +471,7 @@ capacity.slopes().round(2)
 #   depth.
 # - Linear attention holds about a seventh of $d$ patterns; softmax attention holds exponentially many.
 #
-# **Think about it.** (1) Why can softmax attention with a scale of one never be least squares? (2) The fast memory has
+# **Think about it.** (1) Why can one layer of softmax attention not be least squares for all data? (2) The fast memory has
 # a fixed size. What does that imply for very long contexts? (3) A head of a trained transformer: is it nearer to
 # the linear or to the exponential end? `lens_linear.constructions.trained_head_memory` measures it.
 #
