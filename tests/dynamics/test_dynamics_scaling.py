@@ -42,7 +42,7 @@ def test_rows_equal_single_fits(nano, split, table):
             .predict(nano, list(split.evaluation.texts))
             .agreement(exact)
         )
-        for _jacobian, score in (("mean", mean), ("prompt", own)):
+        for jacobian, score in (("mean", mean), ("prompt", own)):
             chosen = (frame["basis"] == basis) & (frame["jacobian"] == jacobian)
             row = frame[chosen & (frame["order"] == 4)].iloc[0]
             assert row["spearman"] == pytest.approx(score.spearman, abs=1e-6)
