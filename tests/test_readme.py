@@ -11,7 +11,9 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encodi
 
 
 def test_the_example_prints_what_is_shown():
-    code, shown = re.search(r"## Ten lines\n+```python\n(.*?)```\n+```text\n(.*?)```", README, re.S).groups()
+    code, shown = re.search(
+        r"## Ten lines\n+```python\n(.*?)```\n+```text\n(.*?)```", README, re.S
+    ).groups()
     assert len(code.strip().splitlines()) <= 10
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
