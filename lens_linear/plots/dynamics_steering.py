@@ -1,0 +1,204 @@
+"""Figures of steering: energy of schedules, schedules over layers, steered text, the price in perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from lens_linear.dynamics.generation import SteeredText, SteeringCost
+from lens_linear.dynamics.schedules import ScheduleComparison
+from lens_linear.dynamics.steering import Schedule
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.plots._marks import LOG
+from lens_linear.plots.style import GREY, check_cells, colour, escape, styled
+
+
+def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
+    """Energy of each schedule over that of minimum energy at the same prompt, on a log axis.
+
+    Points are medians, lines quartiles over prompts. Schedules that reach the target at fewer than all
+    prompts say so; unreached prompts count as infinite.
+
+    Args:
+        comparison: what ``ll.evaluate_schedules`` returned.
+    """
+    frame = comparison.to_dataframe().iloc[::-1]
+    figure = go.Figure()
+    finite = frame["ratio_median"].replace(float("inf"), float("nan"))
+    high = frame["ratio_q75"].replace(float("inf"), float("nan")).fillna(finite)
+    names = [
+        escape(name) + ("" if share == 1 else f" (reached at {share:.0%})")
+        for name, share in zip(frame["schedule"], frame["reached"], strict=True)
+    ]
+    figure.add_trace(
+        go.Scatter(
+            x=finite.tolist(),
+            y=names,
+            error_x={
+                "array": (high - finite).tolist(),
+                "arrayminus": (finite - frame["ratio_q25"]).tolist(),
+                "symmetric": False,
+                "thickness": 2,
+                "width": 5,
+            },
+            customdata=frame["energy_median"].tolist(),
+            mode="markers+text",
+            text=[f"{value:.3g}×" for value in finite],
+            textposition="top center",
+            textfont={"size": 12},
+            marker={
+                "size": 12,
+                "color": [colour(1 if value < 1 else 0) for value in finite],
+            },
+            hovertemplate=(
+                "%{y}<br>%{x:.3g} × minimum energy<br>"
+                "median energy %{customdata:.3g}<extra></extra>"
+            ),
+        )
+    )
+    figure.add_vline(x=1, line={"color": GREY, "dash": "dash"})
+    figure.update_xaxes(**LOG)
+    styled(
+        figure,
+        title=f"Energy needed to move the readout by {comparison.target:.3g}",
+        subtitle=(
+            f"over minimum energy, median and quartiles of {len(comparison.baseline)} prompts; "
+            "below 1 needs less"
+        ),
+        x="energy / energy of the minimum-energy schedule",
+        legend="none",
+        height=120 + 52 * len(names),
+    )
+    return figure.update_yaxes(showgrid=False)
+
+
+def schedule_shapes(schedules: Mapping[str, Schedule] | ScheduleComparison) -> go.Figure:
+    """Amplitudes over layers, one line a schedule; of a comparison the mean shapes, scaled to energy 1.
+
+    Args:
+        schedules: what ``ll.min_energy`` returned, by name; or a comparison.
+    """
+    if isinstance(schedules, ScheduleComparison):
+        means = schedules.shapes.mean(1)
+        lines = {
+            name: means[index].tolist()
+            for index, name in enumerate(schedules.names)
+            if name != "random layer"  # a draw a prompt has no mean shape worth a line
+        }
+        subtitle, y = "mean over prompts of shapes of energy 1", "amplitude (energy 1)"
+    else:
+        lines = {}
+        for name, schedule in schedules.items():
+            values = schedule.plain()
+            lines[name] = (values if values.ndim == 1 else values.mean(0)).tolist()
+        subtitle, y = "what is added along each layer's unit direction", "amplitude (units added)"
+    if not lines:
+        raise InvalidArgumentError("schedules must hold at least one; pass {name: schedule}")
+    figure = go.Figure()
+    for index, (name, line) in enumerate(lines.items()):
+        figure.add_trace(
+            go.Scatter(
+                x=list(range(len(line))),
+                y=line,
+                mode="lines+markers",
+                name=escape(name),
+                line={"color": colour(index), "width": 2.5},
+                marker={"size": 8, "symbol": index},
+                hovertemplate="layer %{x}<br>amplitude %{y:.4g}<extra></extra>",
+            )
+        )
+    figure.add_hline(y=0, line={"color": GREY, "width": 1})
+    figure.update_xaxes(dtick=1 if len(line) <= 24 else None)
+    return styled(figure, title="Schedules over layers", subtitle=subtitle, x="layer", y=y)
+
+
+def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
+    """Continuations as a table: prompt, scale, text, perplexity and readout of the model left alone.
+
+    Args:
+        result: what ``ll.dynamics.steer_text`` returned.
+        max_cells: largest number of cells drawn.
+    """
+    frame = result.to_dataframe()
+    check_cells(frame.size, max_cells=max_cells)
+    cells = [
+        [escape(repr(text)[1:-1]) for text in frame["prompt"]],
+        [f"{scale:+g}" if scale else "0" for scale in frame["scale"]],
+        [escape(repr(text)[1:-1]) for text in frame["text"]],
+        [f"{value:.3g}" for value in frame["perplexity"]],
+        [f"{value:.3g}" for value in frame["readout"]],
+    ]
+    shade = ["#F4F4F4" if index % 2 else "white" for index in _groups(frame["prompt"].tolist())]
+    figure = go.Figure(
+        go.Table(
+            columnwidth=[3, 0.7, 6, 1.2, 1],
+            header={
+                "values": ["prompt", "scale", "continuation", "perplexity", "readout"],
+                "align": "left",
+                "fill_color": "#E6E6E6",
+                "font": {"size": 13},
+            },
+            cells={
+                "values": cells,
+                "align": "left",
+                "fill_color": [shade],
+                "font": {"size": 12},
+                "height": 24,
+            },
+        )
+    )
+    how = "greedy" if result.temperature == 0 else f"sampled at temperature {result.temperature:g}"
+    longest = max(len(text) for text in cells[2])
+    return styled(
+        figure,
+        title="What the steered model writes",
+        subtitle=f"{how}, added at {result.where!r} tokens; scored by the model left alone",
+        legend="none",
+        height=150 + (28 + 15 * (longest // 70)) * len(frame),
+    )
+
+
+def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure:
+    """Loss on ordinary text over the scale of a schedule.
+
+    Args:
+        costs: what ``ll.dynamics.steering_cost`` returned, or several by name.
+    """
+    if isinstance(costs, SteeringCost):
+        costs = {"schedule": costs}
+    if not costs:
+        raise InvalidArgumentError("costs must hold at least one; pass {name: cost}")
+    figure = go.Figure()
+    for index, (name, cost) in enumerate(costs.items()):
+        frame = cost.to_dataframe().sort_values("scale")
+        figure.add_trace(
+            go.Scatter(
+                x=frame["scale"].tolist(),
+                y=frame["loss"].tolist(),
+                customdata=frame["perplexity"].tolist(),
+                mode="lines+markers",
+                name=escape(name),
+                line={"color": colour(index), "width": 2.5},
+                marker={"size": 8, "symbol": index},
+                hovertemplate="scale %{x:g}<br>loss %{y:.4f}<br>perplexity %{customdata:.4g}<extra></extra>",
+            )
+        )
+    counts = sorted({cost.n_tokens for cost in costs.values()})
+    return styled(
+        figure,
+        title="What steering costs on ordinary text",
+        subtitle=f"added at every token, n = {', '.join(f'{n:,}' for n in counts)} tokens",
+        x="scale of the schedule",
+        y="loss (nats a token)",
+        legend="right" if len(costs) > 1 else "none",
+    )
+
+
+def _groups(values: list[str]) -> list[int]:
+    """Number runs of equal values: 0, 0, 1, 1, …"""
+    found, current = [], -1
+    for index, value in enumerate(values):
+        current += index == 0 or value != values[index - 1]
+        found.append(current)
+    return found
