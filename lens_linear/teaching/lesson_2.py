@@ -168,13 +168,13 @@ def _copying_score(answer: Any) -> str:
                 f"For {what} you give 1. Singular values and absolute values forget the sign: use the "
                 "eigenvalues, and their real parts."
             )
+        if abs(want) == 1 and matches(got, float((B @ A).trace())):
+            raise Wrong("Divide the sum of the real parts by the sum of the absolute values.")
         require_close(got, want, f"The score of {what} is not right.", atol=1e-4)
     A, B = random_tensor(40, 4, seed=5), random_tensor(4, 40, seed=6)
     values = torch.linalg.eigvals(A.double() @ B.double())
     want = float(values.real.sum() / values.abs().sum())
     got = number(call(answer, A, B, case="with 40 tokens and rank 4"), what="The score")
-    if matches(got, float(values.real.sum())):
-        raise Wrong("Divide the sum of the real parts by the sum of the absolute values.")
     require_close(got, want, "The score of a random rank-4 circuit is not right.", atol=1e-4)
     A, B = random_tensor(30_000, 2, seed=7), random_tensor(2, 30_000, seed=8)
     small = torch.linalg.eigvals(B.double() @ A.double())
