@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,47 @@ class WriteError(LensLinearError, OSError):
     """A file could not be written; nothing was left behind and an older file is untouched."""
 
 
+# Part of temporary names, so that only a process of the same machine judges whether theirs still runs.
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32] or "host"
+
+
+def require_target(name: str, value: str | Path) -> Path:
+    """Accept the path of a file to be written: in a folder that exists, and not itself a folder."""
+    path = require_path(name, value)
+    if path.is_dir():
+        raise InvalidArgumentError(f"{name} must name a file, but {str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(
+            f"{name} must lie in a folder that exists, got {str(path)!r}; make the folder first"
+        )
+    return path
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Delete temporary files of this target whose process was killed while it wrote."""
+    start = f".{path.name}.{_HOST}."
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            owner = entry.name.removeprefix(start).partition(".")[0]
+            if not entry.name.startswith(start) or not entry.name.endswith(".tmp"):
+                continue
+            if owner.isdigit() and not _runs(int(owner)):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":
+        return True  # asking would end the process there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it runs, but belongs to someone else
+    return True
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
@@ -25,15 +68,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         InvalidArgumentError: the folder does not exist, or ``path`` is a folder.
         WriteError: the disk is full or the folder may not be written to.
     """
-    path = require_path("path", path)
-    if path.is_dir():
-        raise InvalidArgumentError(f"path must name a file, but {str(path)!r} is a folder")
-    if not path.parent.is_dir():
-        raise InvalidArgumentError(
-            f"path must lie in a folder that exists, got {str(path)!r}; make the folder first"
-        )
+    path = require_target("path", path)
+    _remove_left_behind(path)
+    owner = f".{path.name}.{_HOST}.{os.getpid()}."
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=owner, suffix=".tmp", dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise WriteError(

@@ -212,7 +212,7 @@ def train_ols_attention(
         rate = require_float("learning_rate", learning_rate, minimum=0.0)
     x, y = _data(x, y, form, n=n, d=d, noise=noise, seed=seed)
     x_scale, y_scale = x.square().mean().sqrt(), y.square().mean().sqrt()
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     start = _random_weights(form, x.shape[1], y.shape[1], seeds=seeds, seed=seed)
     weights, curves = _descend(x / x_scale, y / y_scale, start, epochs, rate, optimizer)
     loss, prediction_error, geometry_error = curves

@@ -26,13 +26,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_float_tensor, require_int
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement
 from lens_linear.dynamics.bases import BASES, Bases, Basis, build_bases
 from lens_linear.dynamics.gains import GainProfile, require_directions
 from lens_linear.dynamics.linearization import Linearization, linearize
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.hooks import require_bridge
 
 if TYPE_CHECKING:
@@ -169,7 +170,14 @@ def reduced_gains(
         >>> reduced_gains(A, torch.ones(3, 1), torch.ones(1)).tolist()
         [1.0, 2.0, 1.0]
     """
-    row, found = C, []
+    A, B = require_float_tensor("A", A, ndim=3), require_float_tensor("B", B, ndim=2)
+    row = require_float_tensor("C", C, ndim=1)
+    if not len(B) or A.shape != (*B.shape, len(row)) or B.shape[1] != len(row):
+        raise InvalidArgumentError(
+            f"A, B and C must have shapes [layer, order, order], [layer, order] and [order], got "
+            f"{tuple(A.shape)}, {tuple(B.shape)} and {tuple(row.shape)}; take them from one surrogate"
+        )
+    found = []
     for layer in reversed(range(len(B))):
         found.append(row @ B[layer])
         row = row @ A[layer]

@@ -158,6 +158,7 @@ def replacement_curve(
     """
     require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
     require_int("distill_steps", distill_steps, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     require_float("ridge", ridge, minimum=0.0)
     if max_replaced is not None:
         require_int("max_replaced", max_replaced, minimum=1)

@@ -99,7 +99,7 @@ def layer_geometry(
     rows = as_rows(model, tokens, skip=skip)
     require_int("max_rows", max_rows, minimum=20)
     require_int("batch_size", batch_size, minimum=1)
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     width = rows.length - skip
     order = torch.randperm(len(rows) * width, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(len(rows) * width, dtype=torch.bool)

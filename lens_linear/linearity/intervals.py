@@ -40,7 +40,7 @@ def ratio_interval(
     """
     require_float("confidence", confidence, minimum=0.0, maximum=1.0)
     require_int("n_resamples", n_resamples, minimum=1)
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     require_float_tensor("residual", residual, ndim=2)
     require_float_tensor("total", total, ndim=2)
     if residual.shape != total.shape:

@@ -211,7 +211,7 @@ def linearity_profile(
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
     require_float("ridge", ridge, minimum=0.0)
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     held_out = fit == "held-out"
     rows = as_rows(model, tokens, skip=skip)
     sites = _usable(model, sites)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lens_linear._checks import require_instance
 from lens_linear._frames import Table
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.compare import ProfileComparison
@@ -117,6 +118,7 @@ def published_beside_measured(
     Raises:
         InvalidArgumentError: a value is none of these.
     """
+    require_instance("measured", measured, Mapping, advice="pass {model name: result}, or {}")
     kinds = (LinearityProfile, CompressionTable, ProfileComparison, StudyResult)
     for name, result in measured.items():
         if not isinstance(result, kinds):

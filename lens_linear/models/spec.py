@@ -120,7 +120,7 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     The global random generator is left as it was. With no layers TransformerLens' own initialiser
     divides by zero, so embedding and unembedding are drawn here from the same N(0, 0.64/d_model).
     """
-    require_int("seed", seed, minimum=0, maximum=2**63 - 1)
+    seed = require_int("seed", seed, minimum=0, maximum=2**63 - 1)
     config = spec.config(seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

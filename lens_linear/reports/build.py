@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear import __version__
-from lens_linear._checks import require_int, require_path
-from lens_linear._files import write_text
+from lens_linear._checks import require_int
+from lens_linear._files import require_target, write_text
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
@@ -67,8 +67,8 @@ def report(
         'page.html'
     """
     model = require_bridge(model)
-    path = require_path("path", path)
-    require_int("seed", seed)
+    path = require_target("path", path)  # before the work, not after it
+    seed = require_int("seed", seed, minimum=0)
     tokens = evaluation_tokens(model, text, n_sequences=n_sequences)
     name = Path(str(model.cfg.model_name)).name
     sections = [overview(model, tokens, name), *model_sections(model, tokens, name, seed=seed)]

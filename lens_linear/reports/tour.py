@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
-from lens_linear._checks import require_path
-from lens_linear._files import write_text
+from lens_linear._files import require_target, write_text
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.models.bundled import available_models
 from lens_linear.models.checksum import weights_sha256
@@ -68,7 +67,7 @@ def tour(
     Example:
         >>> from lens_linear.reports.tour import tour  # about half a minute
     """
-    path = require_path("path", path)
+    path = require_target("path", path)
     say = on_step or (lambda _text: None)
     cards = available_models().set_index("name")
     models = {}

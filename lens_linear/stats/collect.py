@@ -267,7 +267,7 @@ def gather_rows(
             f"site must be one that layer {layer} has, got {site!r}; it has "
             f"{available_sites(model, layer)}"
         )
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     if max_rows is not None:
         require_int("max_rows", max_rows, minimum=1)
     width = rows.length - skip

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_path
-from lens_linear._files import write_with
+from lens_linear._checks import require_int
+from lens_linear._files import require_target
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import CorruptedFileError
 from lens_linear.linalg import Moments
+from lens_linear.linalg._sealed import read_sealed, write_sealed
 from lens_linear.models.capture import Site
 from lens_linear.stats.split import RowView, process
 
@@ -64,7 +63,7 @@ class Checkpoint:
     def __init__(self, path: str | Path | None, question: str, *, every: int = 256) -> None:
         self.every = require_int("save_every", every, minimum=1)
         self.question = question
-        self.path = None if path is None else _own(require_path("checkpoint", path))
+        self.path = None if path is None else _own(require_target("checkpoint", path))
 
     def load(self) -> PassState:
         """Read the state, or start afresh when there is no file.
@@ -74,14 +73,7 @@ class Checkpoint:
         """
         if self.path is None or not self.path.is_file():
             return PassState()
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        except (SafetensorError, OSError) as error:
-            raise CorruptedFileError(
-                f"checkpoint {str(self.path)!r} cannot be read ({error}); remove it to start again"
-            ) from error
+        tensors, metadata = read_sealed(self.path, what="checkpoint")
         if metadata.get("format") != FORMAT or metadata.get("question") != self.question:
             raise CorruptedFileError(
                 f"checkpoint {str(self.path)!r} belongs to another model, text or setting; "
@@ -105,18 +97,19 @@ class Checkpoint:
         if self.path is None:
             return
         tensors = {f"sums.{name}": value.cpu() for name, value in state.sums.items()}
-        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
-            part = Path(folder) / "part"
-            for (layer, site), moments in state.moments.items():
-                if moments.n:
-                    data = bytearray(moments.save(part).read_bytes())
-                    tensors[f"moments.{layer}.{site}"] = torch.frombuffer(data, dtype=torch.uint8)
+        # One name, used again and again: a kill leaves at most one, and the next write takes it away.
+        part = self.path.with_name(f".{self.path.name}.part")
+        for (layer, site), moments in state.moments.items():
+            if moments.n:
+                data = bytearray(moments.save(part).read_bytes())
+                tensors[f"moments.{layer}.{site}"] = torch.frombuffer(data, dtype=torch.uint8)
+        part.unlink(missing_ok=True)
         metadata = {
             "format": FORMAT,
             "question": self.question,
             "done": json.dumps(state.done),
         }
-        write_with(self.path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_sealed(self.path, tensors, metadata)
 
     def remove(self) -> None:
         """Delete the file: the pass is complete."""

@@ -114,7 +114,7 @@ def as_rows(
 
 def halves(rows: RowView, *, seed: int) -> tuple[RowView, RowView]:
     """Two seeded random halves of the sequences; the first has one more when the number is odd."""
-    require_int("seed", seed, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     middle = (len(rows) + 1) // 2
     return (

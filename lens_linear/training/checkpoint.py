@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lens_linear._files import atomic_path
 from lens_linear.errors import CorruptedFileError
+from lens_linear.linalg._sealed import read_sealed, write_sealed
 from lens_linear.training.recipes import Recipe
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,8 +48,7 @@ def save_checkpoint(
         "minutes": repr(state.minutes),
         "history": json.dumps(state.history),
     }
-    with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+    write_sealed(path, tensors, metadata)
 
 
 def load_checkpoint(
@@ -67,14 +64,7 @@ def load_checkpoint(
     """
     if path is None or not Path(path).exists():
         return RunState()
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CorruptedFileError(
-            f"checkpoint {str(path)!r} cannot be read ({error}); remove it to start again"
-        ) from error
+    tensors, metadata = read_sealed(path, what="checkpoint")
     if metadata.get("recipe") != json.dumps(recipe.to_dict(), sort_keys=True):
         raise CorruptedFileError(
             f"checkpoint {str(path)!r} was written by another recipe than {recipe.name!r}; "
