@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_int, require_list
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits._attention_stats import ProbeRows, probe_rows
@@ -119,8 +119,8 @@ def ablate_heads(
 def require_heads(shape: ModelShape, heads: Sequence[Head]) -> list[Head]:
     """Accept (layer, head) pairs of the model, each once."""
     found = []
-    for pair in heads:
-        if len(tuple(pair)) != 2:
+    for pair in require_list("heads", heads, of="(layer, head) pairs"):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise InvalidArgumentError(f"heads must be (layer, head) pairs, got {pair!r}")
         layer = require_int("layer", pair[0], minimum=0, maximum=shape.n_layers - 1)
         found.append((layer, require_int("head", pair[1], minimum=0, maximum=shape.n_heads - 1)))

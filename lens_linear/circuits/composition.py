@@ -26,8 +26,7 @@ from torch import Tensor
 from lens_linear._checks import require_choice, require_int
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.heads import require_attention
-from lens_linear.models.weights import AttentionWeights, read_weights
+from lens_linear.models.weights import AttentionWeights, read_attention
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +140,7 @@ def composition_scores(
     require_choice("baseline", baseline, ("rotated", "gaussian"))
     n_random = require_int("n_random", n_random, minimum=2)
     generator = torch.Generator().manual_seed(require_int("seed", seed, minimum=0))
-    attention = require_attention(read_weights(model, fold=fold))
+    attention = read_attention(model, fold=fold)
     writers, readers = _writer(attention), [_reader(attention, kind) for kind in KINDS]
     n_layers, n_heads, d_model = attention.W_Q.shape[:3]
     earlier = torch.arange(n_layers)[:, None] < torch.arange(n_layers)

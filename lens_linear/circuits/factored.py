@@ -19,7 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_instance, require_int, require_ints
+from lens_linear._checks import (
+    require_choice,
+    require_instance,
+    require_int,
+    require_ints,
+    require_list,
+)
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
@@ -223,7 +229,11 @@ def copying_score(matrix: FactoredMatrix) -> float:
         >>> round(copying_score(FactoredMatrix(torch.eye(3), torch.diag(torch.tensor([2., 1., -1.])))), 3)
         0.5
     """
-    values = eigenvalues(matrix)
+    return copying_of(eigenvalues(matrix))
+
+
+def copying_of(values: Tensor) -> float:
+    """Return ``Σ Re λ / Σ |λ|`` of eigenvalues; 0 when all are 0."""
     size = values.abs().sum()
     if float(size) == 0.0:
         return 0.0
@@ -244,6 +254,9 @@ def eigenvalues(matrix: FactoredMatrix) -> Tensor:
 
 def sum_of(matrices: Sequence[FactoredMatrix]) -> FactoredMatrix:
     """Return ``Σ A_i B_i`` as one factored matrix, e.g. the OV circuit of several heads together."""
+    matrices = require_list("matrices", matrices, of="factored matrices")
+    for matrix in matrices:
+        require_instance("matrices", matrix, FactoredMatrix, advice="e.g. head.ov")
     if not matrices:
         raise InvalidArgumentError("matrices must hold at least one matrix, got none; pass heads")
     return FactoredMatrix(

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_instance, require_int
+from lens_linear._checks import require_choice, require_instance, require_int, require_list
 from lens_linear._tl import FactoredMatrix, TransformerBridge
 from lens_linear.circuits._labels import require_labels
 from lens_linear.circuits._scales import position_scales
@@ -308,9 +308,16 @@ def summed_ov(heads: Sequence[HeadCircuit]) -> FactoredMatrix:
         >>> -1 <= copying_score(summed_ov(heads)) <= 1
         True
     """
-    return sum_of([head.ov for head in heads])
+    return sum_of([head.ov for head in _require_heads(heads)])
 
 
 def summed_qk(heads: Sequence[HeadCircuit]) -> FactoredMatrix:
     """Return the QK circuits of several heads added up (content only)."""
-    return sum_of([FactoredMatrix(head.qk.A, head.qk.B) for head in heads])
+    return sum_of([FactoredMatrix(head.qk.A, head.qk.B) for head in _require_heads(heads)])
+
+
+def _require_heads(heads: Sequence[HeadCircuit]) -> list[HeadCircuit]:
+    found = require_list("heads", heads, of="heads")
+    for head in found:
+        require_instance("heads", head, HeadCircuit, advice="take them from head_circuit(...)")
+    return found

@@ -52,12 +52,13 @@ from lens_linear._checks import require_float, require_instance, require_int
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits._attention_stats import AttentionStats, ProbeRows, measure, probe_rows
-from lens_linear.circuits.factored import copying_score
-from lens_linear.circuits.heads import head_circuit, require_attention
+from lens_linear.circuits.factored import copying_of
+from lens_linear.circuits.heads import require_attention
+from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
 from lens_linear.models.hooks import Spot
 from lens_linear.models.shape import model_shape
-from lens_linear.models.weights import ModelWeights, norm_scale, read_weights
+from lens_linear.models.weights import ModelWeights, norm_scale, read_attention, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,9 +90,9 @@ class InductionScores(Table):
     Attributes:
         stats: attention means per period and offset, [.., layer, head].
         copying: eigenvalue copying score of each OV circuit; NaN where input and output vocabularies
-            differ.
+            differ, or the embedding is no plain row (a norm or a projection follows it).
         target_logit: mean direct effect of the head on the logit of the token that really comes next in
-            the second copy, minus its mean effect on all tokens (logits).
+            the second copy, minus its mean effect on all tokens (logits). NaN where it cannot be read.
         thresholds: behind the verdicts.
         bos: token put first in every row, or None.
         seed: of the rows.
@@ -131,7 +132,8 @@ class InductionScores(Table):
         needed = [limits.induction, limits.duplicate, limits.previous, limits.positional]
         excess = self.excess.clone()
         gap = (self.stats.prefix - self.stats.prefix_control).quantile(0.5, dim=0)
-        follows = (gap >= limits.induction / 2) & (self.target_logit > 0)
+        # Unknown (NaN) where the weights cannot be read: then the pattern alone decides.
+        follows = (gap >= limits.induction / 2) & ~(self.target_logit <= 0)
         excess[0] = torch.where(follows, excess[0], float("-inf"))
         passed = excess >= torch.tensor(needed, dtype=excess.dtype)[:, None, None]
         best = torch.where(passed, excess, float("-inf")).argmax(0)
@@ -244,8 +246,7 @@ def induction_scores(
         True
     """
     shape = model_shape(model)
-    weights = read_weights(model)
-    require_attention(weights)
+    weights = _weights(model)
     first = shape.bos if bos == "auto" else bos
     if first is not None:
         first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
@@ -263,13 +264,33 @@ def induction_scores(
     )
     stats = measure(model, rows, batch_size=batch_size)
     copying = torch.full((shape.n_layers, shape.n_heads), float("nan"), dtype=torch.float64)
-    if weights.W_E.shape[0] == weights.W_U.shape[1]:
-        for layer in range(shape.n_layers):
-            for head in range(shape.n_heads):
-                circuit = head_circuit(model, layer, head, weights=weights)
-                copying[layer, head] = copying_score(circuit.ov)
-    target = _target_logit(model, weights, rows, batch_size)
+    target = copying.clone()
+    if weights is not None:
+        copying, target = _copying(weights), _target_logit(model, weights, rows, batch_size)
     return InductionScores(stats, copying, target, limits, first, seed)
+
+
+def _weights(model: TransformerBridge) -> ModelWeights | None:
+    """Read the weights; None where the embedding is no plain row, so that only patterns can be scored."""
+    read_attention(model)
+    try:
+        return read_weights(model)
+    except UnsupportedModelError:
+        return None
+
+
+def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
+    """Copying scores of all OV circuits; the vocabulary is summed over once for all heads."""
+    attention = require_attention(weights)
+    layers, heads = attention.W_O.shape[:2]
+    scores = torch.full((layers, heads), float("nan"), dtype=torch.float64)
+    if len(weights.W_E) == weights.W_U.shape[1]:
+        through = weights.W_U @ weights.W_E  # [d_model, d_model]
+        values = torch.linalg.eigvals(attention.W_O @ through @ attention.W_V)
+        for layer in range(layers):
+            for head in range(heads):
+                scores[layer, head] = copying_of(values[layer, head])
+    return scores
 
 
 def _target_logit(

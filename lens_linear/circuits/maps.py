@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_instance, require_int
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.factored import MAX_BYTES, row_blocks
 from lens_linear.circuits.heads import Circuit, HeadCircuit
+from lens_linear.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +102,7 @@ def circuit_map(
         >>> circuit_map(head_circuit(toy_model(n_layers=1), 0, 0), k=10, blocks=16)
         CircuitMap of L0H0 OV: 64 × 64 tokens as a 10 × 10 window and (16, 16) blocks
     """
+    require_instance("head", head, HeadCircuit, advice="take it from head_circuit(...)")
     matrix = head.circuit(circuit)
     row_name, column_name = _AXES[circuit]
     return map_of(
@@ -125,6 +127,15 @@ def map_of(
     max_bytes: int = MAX_BYTES,
 ) -> CircuitMap:
     """Cut any factored matrix down to a window and an overview; see :func:`circuit_map`."""
+    require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
+    for pair, words in ((axes, "axes"), (labels, "labels")):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InvalidArgumentError(
+                f"{words} must be a pair, one for rows and one for columns, got {pair!r}"
+            )
+    for given, size in zip(labels, (matrix.ldim, matrix.rdim), strict=True):
+        if given is not None and (isinstance(given, str) or len(given) != size):
+            raise InvalidArgumentError(f"labels must name each of the {size} rows or columns")
     k = require_int("k", k, minimum=1)
     blocks = require_int("blocks", blocks, minimum=1)
     height, width = -(-matrix.ldim // blocks), -(-matrix.rdim // blocks)

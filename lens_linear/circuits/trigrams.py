@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from lens_linear.circuits.heads import HeadCircuit
 
 POOL, LEAST = 20, 2000  # candidates, where the ranking is not the one that finds them
+MAX_OUTS = 2000  # outputs looked at for one pair
+LARGE = 8192**2
 Ranking = Literal["effect", "probability"]
 
 
@@ -101,6 +103,10 @@ class HeadEffects:
     """The estimated attention and logit effect of one head, block by block or triple by triple."""
 
     def __init__(self, head: HeadCircuit, context: int, offset: int = 0) -> None:
+        if not hasattr(head, "qk_at"):
+            raise InvalidArgumentError(
+                f"head must be a HeadCircuit, got {type(head).__name__}; use head_circuit(...)"
+            )
         self.context = require_int("context", context, minimum=2)
         scales = token_scales(head.weights)[:, None]
         self.qk, self.ov = head.qk_at(offset), head.ov
@@ -123,9 +129,16 @@ class HeadEffects:
     def attention_blocks(
         self, sources: Tensor, max_bytes: int = MAX_BYTES
     ) -> Iterator[tuple[int, Float[Tensor, "destination source"]]]:
-        """Yield attention from blocks of destinations to the given sources."""
-        everything = len(sources) == self._scaled_qk.rdim
-        for start, scores in row_blocks(self._scaled_qk, max_bytes=max_bytes):
+        """Yield attention from blocks of destinations to the given sources.
+
+        In float32 for vocabularies of more than 8192 tokens: it finds candidates, whose values are then
+        computed in float64.
+        """
+        matrix = self._scaled_qk
+        everything = len(sources) == matrix.rdim
+        if matrix.ldim * matrix.rdim > LARGE:
+            matrix = FactoredMatrix(matrix.A.float(), matrix.B.float())
+        for start, scores in row_blocks(matrix, max_bytes=max_bytes):
             rivals = self._log_rivals(scores)[:, None]
             yield start, torch.sigmoid((scores if everything else scores[:, sources]) - rivals)
 
@@ -139,15 +152,23 @@ class HeadEffects:
             found[part] = torch.sigmoid(own - self._log_rivals(scores))
         return found
 
+    def largest_raise(self, sources: Tensor) -> Float[Tensor, " source"]:
+        """Return how much each source raises the output it raises most."""
+        matrix = FactoredMatrix(self._scaled_ov.A[sources], self._scaled_ov.B)
+        if matrix.ldim * matrix.rdim > LARGE:
+            matrix = FactoredMatrix(matrix.A.float(), matrix.B.float())
+        return torch.cat([block.amax(dim=1) for _, block in row_blocks(matrix)])
+
     def best_outs(self, sources: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the k outputs each source raises most, and by how much above the average output."""
+        """Return the k outputs each source raises most, and by how much."""
         k = min(k, self._scaled_ov.rdim)
         size = max(1, MAX_BYTES // (self._scaled_ov.rdim * 8))
-        parts = [
-            (self._scaled_ov.A[part] @ self._scaled_ov.B).topk(k, dim=1)
-            for part in sources.split(size)
-        ]
-        return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+        values, indices = [], []
+        for part in sources.split(size):
+            best = (self._scaled_ov.A[part] @ self._scaled_ov.B).topk(k, dim=1)
+            values.append(best.values)
+            indices.append(best.indices)
+        return torch.cat(values), torch.cat(indices)
 
     def effect(self, triples: Int[Tensor, "n 3"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return effect, attention, QK entry and OV entry of each (source, destination, out)."""
@@ -239,21 +260,24 @@ def _candidates(
     """Return triples among which the k of largest effect are."""
     n_vocab = head.shape.d_vocab
     outs = k if per_pair is None else min(k, require_int("per_pair", per_pair, minimum=1))
+    outs = min(outs, MAX_OUTS) if k > MAX_OUTS else outs
     chosen = torch.arange(n_vocab) if sources is None else _require_ids(sources, n_vocab)
-    raised, out_ids = effects.best_outs(chosen, outs)
+    raised = effects.largest_raise(chosen)
     # The best output of a pair is the best its triples can do, so the k best triples lie in the k best
     # pairs.
     blocks = (
-        (start, attention * raised[:, 0]) for start, attention in effects.attention_blocks(chosen)
+        (start, attention * raised.to(attention))
+        for start, attention in effects.attention_blocks(chosen)
     )
     destination, column = top_of_blocks(blocks, k)
+    used, which = column.unique(return_inverse=True)
+    values, out_ids = effects.best_outs(chosen[used], outs)
     attention = effects.attention(destination, chosen[column])
-    keep = first_largest(
-        (attention[:, None] * raised[column]).flatten(), min(k, raised[column].numel())
-    )
-    pair, rank = keep // raised.shape[1], keep % raised.shape[1]
-    column = column[pair]
-    return torch.stack([chosen[column], destination[pair], out_ids[column, rank]], dim=1)
+    strength = (attention[:, None] * values[which]).flatten()
+    keep = first_largest(strength, min(k, len(strength)))
+    pair, rank = keep // values.shape[1], keep % values.shape[1]
+    source = chosen[column[pair]]
+    return torch.stack([source, destination[pair], out_ids[which[pair], rank]], dim=1)
 
 
 def _table(

@@ -11,6 +11,7 @@ Copying scores and other signs of raw and folded weights can differ; ours are of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,13 +120,7 @@ def read_weights(
     model = require_bridge(model)
     kind = norm_kind(model)
 
-    def get(name: str) -> Tensor | None:
-        try:
-            value = getattr(model, name)
-        except (AttributeError, ValueError):
-            return None
-        return None if value is None else value.detach().to("cpu", dtype)
-
+    get = _getter(model, dtype)
     unembedding, unembedding_bias = get("W_U"), get("b_U")
     embedding, positions = _embedding(model, get("W_E"), get("W_pos"))
     if unembedding is None:
@@ -153,6 +148,34 @@ def read_weights(
         fold,
         final_norm_kind(model),
     )
+
+
+def read_attention(
+    model: TransformerBridge, *, fold: bool = True, dtype: torch.dtype = torch.float64
+) -> AttentionWeights:
+    """Read the attention weights alone: for models whose embedding passes a norm or a projection too.
+
+    Raises:
+        UnsupportedModelError: no layers, or a block has no attention that can be read.
+    """
+    model = require_bridge(model)
+    if not model.cfg.n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
+        )
+    kind = norm_kind(model) if fold else None
+    return _read_attention(model, _getter(model, dtype), kind, dtype)
+
+
+def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
+    def get(name: str) -> Tensor | None:
+        try:
+            value = getattr(model, name)
+        except (AttributeError, ValueError):
+            return None
+        return None if value is None else value.detach().to("cpu", dtype)
+
+    return get
 
 
 def _read_attention(

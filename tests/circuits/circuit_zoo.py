@@ -14,17 +14,17 @@ HF_KINDS = ("gpt2", "neox", "gemma2", "opt", "qwen2", "llama", "phi")
 
 def native(*, seed=0, noise=0.3, **changes):
     """A native attention-only bridge of any shape, every weight and bias moved off zero."""
-    values = dict(
-        n_layers=2,
-        d_model=20,
-        n_heads=3,
-        d_head=10,  # n_heads * d_head != d_model
-        d_vocab=30,
-        n_ctx=24,
-        attn_only=True,
-        normalization_type=None,
-        seed=seed,
-    )
+    values = {
+        "n_layers": 2,
+        "d_model": 20,
+        "n_heads": 3,
+        "d_head": 10,  # n_heads * d_head != d_model
+        "d_vocab": 30,
+        "n_ctx": 24,
+        "attn_only": True,
+        "normalization_type": None,
+        "seed": seed,
+    }
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**{**values, **changes}))
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def ids(model, batch=2, length=9, seed=0):
 @functools.cache
 def hugging_face(kind, folder):
     """A random model of a real architecture, saved to a folder and opened as a user would."""
-    common = dict(vocab_size=61)
+    common = {"vocab_size": 61}
     llama = dict(
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -74,6 +74,7 @@ def hugging_face(kind, folder):
         "qwen3": lambda: transformers.Qwen3Config(head_dim=8, **llama),
         "llama": lambda: transformers.LlamaConfig(**{**llama, "num_key_value_heads": 1}),
         "phi": lambda: transformers.PhiConfig(**neox),
+        "bloom": lambda: transformers.BloomConfig(n_layer=2, n_head=2, hidden_size=32, **common),
         "mistral": lambda: transformers.MistralConfig(sliding_window=4, **llama),
     }
     with torch.random.fork_rng(devices=[]):

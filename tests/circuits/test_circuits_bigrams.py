@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_divergence_is_that_of_a_loop():
     tokens = torch.randint(0, 30, (4, 50), generator=torch.Generator().manual_seed(0))
     counts = np.zeros((30, 30))
     for row in tokens.tolist():
-        for a, b in zip(row, row[1:]):
+        for a, b in itertools.pairwise(row):
             counts[a, b] += 1
     p = counts / counts.sum(1, keepdims=True)
     kl = np.array([sum(x * (np.log(x) - y) for x, y in zip(p[a], q[a]) if x) for a in range(30)])

@@ -60,7 +60,7 @@ def test_blocks_put_together_are_the_matrix(rows, columns, inner, seed, max_byte
 
 
 def test_dense_refuses_and_says_what_to_do():
-    with pytest.raises(FigureTooLargeError, match="23 x 31 = 713.*top_pairs"):
+    with pytest.raises(FigureTooLargeError, match=r"23 x 31 = 713.*top_pairs"):
         dense(factored(), max_cells=712)
     assert dense(factored(), max_cells=713).shape == (23, 31)
 
