@@ -100,6 +100,14 @@ def require_ints(
     return [require_int(name, item, minimum=minimum, maximum=maximum) for item in items]
 
 
+def require_floats(
+    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
+) -> list[float]:
+    """Accept a list of finite numbers, each in ``[minimum, maximum]``."""
+    items = require_list(name, value, of="numbers")
+    return [require_float(name, item, minimum=minimum, maximum=maximum) for item in items]
+
+
 def shown(value: Any) -> str:
     """Return a ``repr`` that fits into a message."""
     text = repr(value)

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_tokens
+from lens_linear._checks import require_float, require_floats, require_int, require_tokens
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
@@ -124,7 +124,10 @@ def build_induction(
     """  # noqa: E501
     vocab = require_int("vocab", vocab, minimum=2)
     n_ctx = require_int("n_ctx", n_ctx, minimum=2, maximum=3 * vocab)
-    beta, gamma = (require_float("sharpness", value) for value in sharpness)
+    sharp = require_floats("sharpness", sharpness)
+    if len(sharp) != 2:
+        raise InvalidArgumentError(f"sharpness must be two scores, one a head, got {sharpness!r}")
+    beta, gamma = sharp
     strength = require_float("strength", strength)
     if (3 * vocab + n_ctx) % 2:
         raise InvalidArgumentError(

@@ -21,6 +21,7 @@ from lens_linear._checks import (
     require_choice,
     require_float,
     require_float_tensor,
+    require_floats,
     require_int,
 )
 from lens_linear._frames import Table
@@ -143,7 +144,8 @@ def steer_text(
             f"{model.cfg.n_ctx}; pass shorter prompts or a smaller n_tokens"
         )
     offsets = _offsets(schedule, directions)
-    factors = tuple(require_float("scales", float(scale)) for scale in scales)
+    factors = _factors(scales)
+    seed = require_int("seed", seed, minimum=0)
     written, losses, readouts = [], [], []
     for scale in factors:
         tokens, lengths = _continued(
@@ -157,7 +159,7 @@ def steer_text(
         readouts.append(last_states(model, rows)[-1] @ readout)
     texts = [[tokenizer.decode(row.tolist()) for row in tokens] for tokens in written]
     shown = [
-        tokenizer.decode(row[:length].tolist())
+        tokenizer.decode(row[:length].tolist(), skip_special_tokens=True)
         for row, length in zip(start.tokens, start.lengths.tolist(), strict=True)
     ]
     return SteeredText(
@@ -274,6 +276,13 @@ class SteeringCost(Table):
         )
 
 
+def _factors(scales: Sequence[float]) -> tuple[float, ...]:
+    factors = tuple(require_floats("scales", scales))
+    if not factors:
+        raise InvalidArgumentError("scales must name at least one multiple; pass e.g. (0.0, 1.0)")
+    return factors
+
+
 def steering_cost(
     model: TransformerBridge,
     tokens: Int[Tensor, "sequence position"],
@@ -302,9 +311,10 @@ def steering_cost(
     tokens = require_model_tokens(model, tokens, min_length=2)
     directions, _ = require_directions(model, directions)
     offsets = _offsets(schedule, directions)
+    factors = _factors(scales)
     losses = []
-    for scale in scales:
-        total, edits = 0.0, _added(float(scale) * offsets, None)
+    for scale in factors:
+        total, edits = 0.0, _added(scale * offsets, None)
         for _, rows in batched(tokens, batch_size):
             out = run(model, rows, edits=edits)
             if out.logits is None:
@@ -312,4 +322,4 @@ def steering_cost(
             scores = out.logits[:, :-1].float().log_softmax(-1).cpu()
             total -= float(scores.gather(2, rows[:, 1:, None].cpu()).double().sum())
         losses.append(total / (tokens.shape[0] * (tokens.shape[1] - 1)))
-    return SteeringCost(tuple(float(s) for s in scales), tuple(losses), tokens.numel())
+    return SteeringCost(factors, tuple(losses), tokens.numel())

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int
+from lens_linear._checks import require_floats, require_int, require_list
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains import require_directions
 from lens_linear.dynamics.linearization import frozen_batches, linearize
@@ -113,11 +113,14 @@ def steer_concepts(
     """
     model = require_bridge(model)
     corrections = require_int("corrections", corrections, minimum=0)
-    if len(directions) != len(targets) or not len(targets):
+    directions = list(directions) if isinstance(directions, Tensor) else directions
+    directions = require_list("directions", directions, of="directions, one set a concept")
+    targets = require_floats("targets", targets)
+    if len(directions) != len(targets) or not targets:
         raise InvalidArgumentError(
             f"targets must have one entry for each of {len(directions)} concepts, got {len(targets)}"
         )
-    goal = torch.tensor([require_float("targets", float(t)) for t in targets], dtype=torch.float64)
+    goal = torch.tensor(targets, dtype=torch.float64)
     rows = torch.stack([require_directions(model, given)[0] for given in directions])
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     n_layers, n_concepts = model.cfg.n_layers, len(rows)

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_instance,
+    require_ints,
+    require_list,
+)
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement
@@ -208,16 +214,19 @@ def agreement_table(
         NotEnoughDataError: the concept has too few texts for the three splits.
     """
     require_choice("reference", reference, ("adjoint", "empirical"))
+    bases = require_list("bases", bases, of="names of bases")
+    jacobians = require_list("jacobians", jacobians, of="'prompt' and 'mean'")
     for basis in bases:
         require_choice("bases", basis, BASES)
     for jacobian in jacobians:
         require_choice("jacobians", jacobian, ("prompt", "mean"))
-    sizes = sorted({require_int("orders", order, minimum=1) for order in orders})
+    sizes = sorted(set(require_ints("orders", orders, minimum=1)))
     if not sizes or not len(bases) or not len(jacobians):
         raise InvalidArgumentError("orders, bases and jacobians must each name at least one")
     split = _split(concept, n_concept, n_operating, n_evaluation, seed)
     rows: list[AgreementRow] = []
-    for given in [models] if isinstance(models, (str, Path, TransformerBridge)) else models:
+    single = isinstance(models, (str, Path, TransformerBridge))
+    for given in [models] if single else require_list("models", models, of="models or their names"):
         model = given if isinstance(given, TransformerBridge) else load(given)
         name = str(given) if isinstance(given, (str, Path)) else str(model.cfg.model_name)
         if on_model is not None:
@@ -245,6 +254,7 @@ def _split(
     if isinstance(concept, ConceptSplit):
         return concept
     found = load_concept(concept) if isinstance(concept, str) else concept
+    require_instance("concept", found, Concept, advice="use lens_linear.load_concept(name)")
     return found.split(n_concept, n_operating, n_evaluation, seed=seed)
 
 

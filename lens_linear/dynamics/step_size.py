@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float
+from lens_linear._checks import require_floats
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement
@@ -94,9 +94,9 @@ def step_size_table(
     Returns:
         StepSizeTable.
     """
-    if not len(steps):
+    values = tuple(require_floats("steps", steps, minimum=1e-12))
+    if not values:
         raise InvalidArgumentError("steps must name at least one eps; pass e.g. (0.1, 0.01)")
-    values = tuple(require_float("steps", float(eps), minimum=1e-12) for eps in steps)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     adjoint = gain_profile(model, prompts, directions, readout=readout, batch_size=batch_size)
     profiles = tuple(

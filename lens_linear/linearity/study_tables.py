@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lens_linear._checks import require_path
-from lens_linear._files import write_text
+from lens_linear._checks import require_instance
+from lens_linear._files import require_folder, write_text
 from lens_linear.linearity.study import StudyResult
 
 
@@ -26,8 +26,8 @@ def save_tables(result: StudyResult, folder: str | Path, *, text: str) -> list[P
     Returns:
         The files, in this order.
     """
-    folder = require_path("folder", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    require_instance("result", result, StudyResult, advice="pass what run_study returned")
+    folder = require_folder("folder", folder)
     study = result.study
     tables = {
         "": result.to_dataframe(),

@@ -568,13 +568,15 @@ def _dynamics() -> None:
         target=0.2,
         steps=2,
     )
+    natural = Lazy(lambda: directions.random_directions(NATURAL()))
     call(
         "steer_text",
         more.steer_text,
-        **common,
-        directions=made,
-        schedule=schedule,
-        n_tokens=2,
+        model=NATURAL,
+        prompts=["Once upon"],
+        directions=natural,
+        schedule=torch.ones(1, dtype=torch.float64),
+        n_tokens=1,
         scales=(0.0, 1.0),
     )
     call(
