@@ -86,7 +86,8 @@ def gain_profiles(
     *,
     bands: bool = True,
 ) -> go.Figure:
-    """Mean gain of every layer, with the spread over prompts as a band from the 5th to the 95th percentile.
+    """Mean gain of every layer, with the 5th to the 95th percentile over prompts (a band, or bars of
+    several).
 
     Args:
         profiles: gain profiles or surrogates by name; or one of them.
@@ -103,7 +104,17 @@ def gain_profiles(
         frame = profile.to_dataframe()
         counts.append(len(profile.gains))
         layers = list(frame.index)
-        if bands and len(profile.gains) > 1:
+        # Bands of several profiles hide each other: bars, side by side.
+        several = len(profiles) > 1
+        shift = 0.07 * (index - (len(profiles) - 1) / 2)
+        bars = {
+            "array": (frame["q95"] - frame["mean"]).tolist(),
+            "arrayminus": (frame["mean"] - frame["q05"]).tolist(),
+            "symmetric": False,
+            "thickness": 1.5,
+            "width": 3,
+        }
+        if bands and not several and len(profile.gains) > 1:
             figure.add_trace(
                 go.Scatter(
                     x=[*layers, *reversed(layers)],
@@ -118,19 +129,21 @@ def gain_profiles(
             )
         figure.add_trace(
             go.Scatter(
-                x=layers,
+                x=[layer + shift for layer in layers],
                 y=frame["mean"].tolist(),
+                error_y=bars if bands and several else None,
                 customdata=frame["sd"].tolist(),
+                text=layers,
                 mode="lines+markers",
                 name=escape(name),
                 line={"color": colour(index), "dash": DASHES[index % len(DASHES)], "width": 2.5},
                 marker={"size": 8, "symbol": index},
-                hovertemplate="layer %{x}<br>gain %{y:.4g} ± %{customdata:.3g} (sd)<extra></extra>",
+                hovertemplate="layer %{text}<br>gain %{y:.4g} ± %{customdata:.3g} (sd)<extra></extra>",
             )
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(dtick=1 if len(layers) <= 24 else None)
-    spread = "; bands: 5th to 95th percentile over prompts" if bands else ""
+    spread = "; 5th to 95th percentile over prompts" if bands else ""
     return styled(
         figure,
         title="How far the readout moves for a push at each layer",
@@ -265,8 +278,8 @@ def step_size(table: StepSizeTable) -> go.Figure:
             hovertemplate="eps %{x:g}<br>error %{y:.2e}<br>Spearman %{customdata:.4f}<extra></extra>",
         )
     )
-    figure.update_xaxes(**LOG)
-    figure.update_yaxes(**LOG)
+    figure.update_xaxes(**LOG, dtick=1)
+    figure.update_yaxes(**LOG, dtick=1)
     return styled(
         figure,
         title="Central differences against exact derivatives",

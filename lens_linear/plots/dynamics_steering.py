@@ -11,7 +11,9 @@ from lens_linear.dynamics.schedules import ScheduleComparison
 from lens_linear.dynamics.steering import Schedule
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG
-from lens_linear.plots.style import GREY, check_cells, colour, escape, styled
+from lens_linear.plots.style import DASHES, GREY, check_cells, colour, escape, styled
+
+RULES = ("best layer", "last layer", "uniform", "middle", "early")
 
 
 def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
@@ -44,7 +46,7 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
             },
             customdata=frame["energy_median"].tolist(),
             mode="markers+text",
-            text=[f"{value:.3g}×" for value in finite],
+            text=[f"{value:.3g}×" if value != 1 else "" for value in finite],
             textposition="top center",
             textfont={"size": 12},
             marker={
@@ -57,8 +59,8 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
             ),
         )
     )
-    figure.add_vline(x=1, line={"color": GREY, "dash": "dash"})
-    figure.update_xaxes(**LOG)
+    figure.add_vline(x=1, line={"color": GREY, "dash": "dash"}, layer="below")
+    figure.update_xaxes(**LOG, dtick="D2")
     styled(
         figure,
         title=f"Energy needed to move the readout by {comparison.target:.3g}",
@@ -96,14 +98,19 @@ def schedule_shapes(schedules: Mapping[str, Schedule] | ScheduleComparison) -> g
     if not lines:
         raise InvalidArgumentError("schedules must hold at least one; pass {name: schedule}")
     figure = go.Figure()
+    found = 0
     for index, (name, line) in enumerate(lines.items()):
+        # Rules of thumb stay thin and dashed, so that the schedules that were computed stand out.
+        thumb = name in RULES
+        ink = {"color": GREY, "width": 1.5, "dash": DASHES[1 + index % (len(DASHES) - 1)]}
+        found += not thumb
         figure.add_trace(
             go.Scatter(
                 x=list(range(len(line))),
                 y=line,
                 mode="lines+markers",
                 name=escape(name),
-                line={"color": colour(index), "width": 2.5},
+                line=ink if thumb else {"color": colour(found - 1), "width": 2.5},
                 marker={"size": 8, "symbol": index},
                 hovertemplate="layer %{x}<br>amplitude %{y:.4g}<extra></extra>",
             )
@@ -196,7 +203,7 @@ def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure
 
 
 def _groups(values: list[str]) -> list[int]:
-    """Number runs of equal values: 0, 0, 1, 1, …"""
+    """Number the runs of equal values."""
     found, current = [], -1
     for index, value in enumerate(values):
         current += index == 0 or value != values[index - 1]
