@@ -53,14 +53,19 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def stories_model():
-    """A real third-party Llama: rotary, grouped-query, RMS-norm, gated FFN."""
+def stories_folder():
+    """Folder of a real third-party Llama: rotary, grouped-query, RMS-norm, gated FFN."""
     folder = SHARED / "models" / "stories260K"
     if not (folder / "config.json").is_file():
         pytest.skip("the third-party model stories260K is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_model(stories_folder):
     import lens_linear as ll
 
-    return ll.load(folder)
+    return ll.load(stories_folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ component of its own. Rotary models: both sides are rotated first, which is line
 >>> from lens_linear.models.toy import toy_model
 >>> found = qk_attribution(toy_model(n_layers=2), torch.arange(6), 1, 0)
 >>> found.components[:3], tuple(found.scores.shape)
-(('token', 'position', 'L0H0'), (6, 6, 1, 6, 6))
+(('token', 'position', 'L0H0'), (7, 7, 1, 6, 6))
 >>> found.max_error < 1e-6
 True
 
@@ -203,6 +203,12 @@ def qk_attribution(
     Raises:
         UnsupportedModelError: the attributed scores do not sum to the model's own (queries or keys pass
             another norm, positions enter in another way).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> qk_attribution(toy_model(n_layers=2), torch.arange(6), 1, 0).max_error < 1e-6
+        True
     """
     shape = model_shape(model)
     tokens = require_model_tokens(model, tokens)

@@ -175,6 +175,17 @@ def evaluate_schedules(
         InvalidArgumentError: a schedule or the target is all zeros, or shapes do not fit.
 
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (energy against heuristic schedules).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> prompts = torch.randint(64, (6, 12), generator=torch.Generator().manual_seed(0))
+        >>> directions = random_directions(model)
+        >>> table = evaluate_schedules(model, prompts, directions, target=0.05).to_dataframe()
+        >>> "minimum energy" in set(table["schedule"])
+        True
     """
     model = require_bridge(model)
     seed = require_int("seed", seed, minimum=0)

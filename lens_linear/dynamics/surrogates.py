@@ -230,6 +230,18 @@ def fit_surrogate(
 
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (Krylov complement, mean Jacobian); Rowley 2005
         for balanced proper orthogonal decomposition.
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> prompts = torch.randint(64, (6, 12), generator=torch.Generator().manual_seed(0))
+        >>> directions = random_directions(model)
+        >>> from lens_linear.dynamics.gains import gain_profile
+        >>> full = fit_surrogate(model, prompts, directions, order=16)
+        >>> bool((full.gains - gain_profile(model, prompts, directions).gains).abs().max() < 1e-4)
+        True
     """
     require_int("order", order, minimum=1)
     require_choice("basis", basis, BASES)

@@ -147,6 +147,14 @@ def bilinear_probe(
         InvalidArgumentError: bad rank, layer or site.
 
     Source: Whipp 2026, arXiv 2606.19379 (bilinear residual probe).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> len(bilinear_probe(model, tokens, 1, rank=2)) > 0
+        True
     """
     rows = as_rows(model, tokens, skip=skip)
     require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)

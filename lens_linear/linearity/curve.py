@@ -155,6 +155,14 @@ def replacement_curve(
         UnsupportedModelError: a model without blocks.
 
     Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 4 (pruning and layerwise distillation).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> replacement_curve(model, tokens, strategy="remove")["n_replaced"].tolist()
+        [0, 1, 2]
     """
     require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
     require_int("distill_steps", distill_steps, minimum=0)

@@ -142,6 +142,14 @@ def layer_map(
         NonFiniteError: NaN or infinite activations, naming the layer.
 
     Source: after Razzhigaev et al. 2024, arXiv 2405.12250, section 3, for all pairs.
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> tuple(layer_map(model, tokens).values.shape)
+        (3, 3)
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
     require_float("ridge", ridge, minimum=0.0)

@@ -92,6 +92,17 @@ def linearize(
 
     Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 4; Whipp 2026, arXiv 2606.19379 (FFN);
         Shopkhoev et al. 2025, arXiv 2505.02819 (runs of blocks).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> plain = model(tokens[:2])
+        >>> with linearize(model, tokens, layers=[1]):
+        ...     changed = model(tokens[:2])
+        >>> bool((plain - changed).abs().max() > 0), bool(torch.equal(model(tokens[:2]), plain))
+        (True, True)
     """
     fitted = fit_linearization(
         model,

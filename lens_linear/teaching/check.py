@@ -69,7 +69,14 @@ class CheckResult:
 
 
 class Checker:
-    """Checks answers and remembers attempts; :data:`check` is the one that notebooks share."""
+    """Checks answers and remembers attempts; :data:`check` is the one that notebooks share.
+
+    ``check("1.2", answer)`` returns a :class:`CheckResult`; a wrong answer never raises.
+
+    Example:
+        >>> bool(check("1.1", "not a function").passed)
+        False
+    """
 
     def __init__(self) -> None:
         self._attempts: dict[str, int] = {}

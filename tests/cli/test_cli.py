@@ -93,10 +93,8 @@ def test_circuits_as_json_says_how_it_was_made(capsys):
     assert {row["verdict"] for row in payload["result"]["heads"]} == {"none"}
 
 
-def test_linearity_and_report_of_a_foreign_model(stories_model, tmp_path, capsys, monkeypatch):
-    from conftest import SHARED
-
-    folder = SHARED / "models" / "stories260K"
+def test_linearity_and_report_of_a_foreign_model(stories_folder, tmp_path, capsys):
+    folder = stories_folder
     status, out, _ = run(capsys, "linearity", folder, "--json")
     rows = json.loads(out)["result"]
     assert status == 0 and [row["layer"] for row in rows] == [0, 1, 2, 3, 4]
@@ -143,7 +141,7 @@ def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):
         "Zero layers",
         "skip-trigram",
         "composition",
-        "induction",
+        "Induction heads",
         "How linear is gpt-mini?",
     ):
         assert words in out
