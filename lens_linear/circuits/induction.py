@@ -242,7 +242,7 @@ def induction_scores(
     Example:
         >>> from lens_linear.models.load import load
         >>> scores = induction_scores(load("attn-2l"))
-        >>> (scores["verdict"] == "induction").any()
+        >>> bool((scores["verdict"] == "induction").any())
         True
     """
     shape = model_shape(model)

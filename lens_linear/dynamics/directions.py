@@ -83,7 +83,7 @@ def concept_directions(
     concept: Concept | ConceptSplit | str,
     *,
     method: DirectionMethod = "mean-difference",
-    shrinkage: float = 0.1,
+    shrinkage: float = 0.5,
     truncate: bool = False,
     batch_size: int = 64,
     seed: int = 0,
@@ -118,6 +118,15 @@ def concept_directions(
         InvalidArgumentError: the classes have the same mean state at every layer.
 
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (mean difference on a concept split).
+
+    Example:
+        >>> from lens_linear.models.load import load
+        >>> from lens_linear.text.concepts import load_concept
+        >>> model = load("gpt-nano")
+        >>> split = load_concept("mood").split(20, 10, 10, seed=0)
+        >>> directions = concept_directions(model, split.concept)
+        >>> tuple(directions.shape)
+        (5, 96)
     """
     require_choice("method", method, ("mean-difference", "whitened", "logistic"))
     shrinkage = require_float("shrinkage", shrinkage, minimum=0.0, maximum=1.0)
