@@ -162,7 +162,7 @@ def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
         title="What the steered model writes",
         subtitle=f"{how}, added at {result.where!r} tokens; scored by the model left alone",
         legend="none",
-        height=150 + (28 + 15 * (longest // 70)) * len(frame),
+        height=150 + (24 + 16 * (longest // 80)) * len(frame),
     )
 
 
