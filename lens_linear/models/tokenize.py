@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear._checks import require_instance, require_int, require_ints, require_list
-from lens_linear._files import write_with
+from lens_linear._files import write_text
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.hooks import require_bridge
 
@@ -39,7 +39,7 @@ def train_tokenizer(text: str, *, n_vocab: int = 1024) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> Path:
     """Write a tokenizer as ``tokenizer.json``, whole or not at all."""
-    return write_with(path, lambda temporary: tokenizer.save(str(temporary)))
+    return write_text(path, tokenizer.to_str(pretty=True))
 
 
 def encode_stream(tokenizer: Tokenizer, text: str) -> Int[Tensor, " token"]:
