@@ -4,7 +4,8 @@
 * :func:`linearize`, :func:`fit_linearization`, :func:`save_linearized`, :func:`load_linearized`,
   :func:`replacement_curve`, :func:`run_table`, :func:`ffn_compression`: replace.
 * :func:`bilinear_probe`, :func:`adam_baseline`: look at what an affine fit misses, and at how it is missed.
-* :func:`load_study`, :func:`run_study`, :func:`save_tables`, :func:`downstream_scores`: pretraining.
+* :func:`load_study`, :func:`run_study`, :func:`save_tables`, :func:`load_tables`,
+  :func:`downstream_scores`: pretraining.
 * :func:`published_beside_measured`: published numbers beside ours.
 """
 
@@ -23,7 +24,7 @@ from lens_linear.linearity.replace import fit_linearization, linearize
 from lens_linear.linearity.runs import RunTable, run_table
 from lens_linear.linearity.saved import LinearizedModel, load_linearized, save_linearized
 from lens_linear.linearity.study import Study, StudyResult, load_study, run_study
-from lens_linear.linearity.study_tables import save_tables
+from lens_linear.linearity.study_tables import load_tables, save_tables
 
 __all__ = [
     "AdamBaseline",
@@ -54,6 +55,7 @@ __all__ = [
     "linearize",
     "load_linearized",
     "load_study",
+    "load_tables",
     "published_beside_measured",
     "replacement_curve",
     "run_study",

@@ -1,4 +1,4 @@
-"""Write what a study found as CSV files, with the settings beside the numbers."""
+"""What a study found, as CSV files with the settings beside the numbers; and back again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from lens_linear._checks import require_instance
+from lens_linear._checks import require_file, require_instance, require_path
 from lens_linear._files import require_folder, write_text
-from lens_linear.linearity.study import StudyResult
+from lens_linear.errors import CorruptedFileError
+from lens_linear.linearity.study import Study, StudyResult
 
 
 def save_tables(result: StudyResult, folder: str | Path, *, text: str) -> list[Path]:
@@ -56,3 +57,47 @@ def save_tables(result: StudyResult, folder: str | Path, *, text: str) -> list[P
     }
     paths.append(write_text(folder / f"{study.name}.json", json.dumps(settings, indent=2) + "\n"))
     return paths
+
+
+def load_tables(folder: str | Path, name: str) -> StudyResult:
+    """Read what :func:`save_tables` wrote, so that tables and figures need no training.
+
+    Args:
+        folder: where the files are.
+        name: of the study.
+
+    Raises:
+        InvalidArgumentError: no such files.
+        CorruptedFileError: they cannot be read, or do not fit together.
+    """
+    import pandas as pd
+
+    folder = require_path("folder", folder)
+    table = require_file("name", folder / f"{name}.csv")
+    card = require_file("name", folder / f"{name}.json")
+    try:
+        settings = json.loads(card.read_text(encoding="utf-8"))
+        study = Study(
+            name=settings["study"],
+            question=settings["question"],
+            seeds=tuple(settings["seeds"]),
+            recipe=settings["recipe"],
+            baseline=settings["baseline"],
+            variants=settings["variants"],
+            validation=settings["validation"],
+        )
+        frame = pd.read_csv(table)
+        found = {(v, int(s)) for v, s in zip(frame["variant"], frame["seed"], strict=True)}
+        if found != set(study.runs()):
+            raise ValueError("the runs in the table are not those of the settings")
+        return StudyResult(
+            study,
+            tuple(frame.to_dict("records")),  # type: ignore[arg-type]
+            settings["scored_tokens"],
+            settings["training_text_tokens"],
+            settings["training_minutes"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptedFileError(
+            f"the tables of {name!r} in {str(folder)!r} cannot be read ({error}); run the study again"
+        ) from error

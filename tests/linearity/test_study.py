@@ -1,6 +1,7 @@
 """Pretraining studies: the bundled files, exact reruns, resuming, and honest summaries."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from lens_linear.linearity.study import (
     run_study,
     validation_rows,
 )
-from lens_linear.linearity.study_tables import save_tables
+from lens_linear.linearity.study_tables import load_tables, save_tables
 
 TINY = {
     "name": "tiny",
@@ -96,6 +97,28 @@ def test_tables_are_written_with_their_settings(result, tmp_path):
     settings = json.loads(paths[-1].read_text())
     assert settings["recipe"] == TINY["recipe"] and settings["text"] == "random ids"
     assert settings["verdict"] == table.verdict().splitlines() and len(settings["verdict"]) == 2
+    back = load_tables(tmp_path / "new", "tiny")
+    assert back.verdict() == table.verdict() and back.n_tokens == table.n_tokens
+    assert back.ffn_r2.tolist() == pytest.approx(table.ffn_r2.tolist(), abs=1e-6)
+    paths[0].write_text("\n".join(paths[0].read_text().splitlines()[:-8]) + "\n")
+    with pytest.raises(CorruptedFileError, match="not those of the settings"):
+        load_tables(tmp_path / "new", "tiny")
+    with pytest.raises(InvalidArgumentError, match="exists"):
+        load_tables(tmp_path, "tiny")
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_tables_in_the_documentation_are_of_the_bundled_recipes(name):
+    if not (RESULTS / f"{name}.json").is_file():
+        pytest.skip("docs/results is not beside these tests")
+    study, found = load_study(name), load_tables(RESULTS, name)
+    assert dict(found.study.recipe) == dict(study.recipe)
+    assert found.study.variants == study.variants and found.study.seeds == study.seeds
+    said = json.loads((RESULTS / f"{name}.json").read_text())["verdict"]
+    assert said == found.verdict().splitlines()
 
 
 def made(effect, noise):
