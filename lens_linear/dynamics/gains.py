@@ -36,7 +36,8 @@ from lens_linear.dynamics.agreement import Agreement, compare_gains
 from lens_linear.dynamics.linearization import Linearization, frozen_batches, linearize
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import compute_device, to_compute
+from lens_linear.models.capture import model_device
 from lens_linear.models.hooks import require_bridge
 
 if TYPE_CHECKING:
@@ -234,11 +235,12 @@ def require_directions(
     directions: Tensor | Sequence[Tensor],
     readout: Tensor | None = None,
 ) -> tuple[Float[Tensor, "boundary d_model"], Float[Tensor, " d_model"]]:
-    """Accept one direction for each layer boundary, and a readout; both float64."""
+    """Accept one direction for each layer boundary, and a readout; both float64, beside the model."""
     cfg = require_bridge(model).cfg
     if isinstance(directions, (list, tuple)) and len({_shape(d) for d in directions}) == 1:
         directions = torch.stack(list(directions))
-    rows = to_compute(require_float_tensor("directions", directions, ndim=2))
+    home = compute_device(model_device(model))
+    rows = to_compute(require_float_tensor("directions", directions, ndim=2), device=home)
     if tuple(rows.shape) != (cfg.n_layers + 1, cfg.d_model):
         raise InvalidArgumentError(
             f"directions must have shape [layers + 1, d_model] = {(cfg.n_layers + 1, cfg.d_model)} for "

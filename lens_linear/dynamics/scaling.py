@@ -225,8 +225,10 @@ def agreement_table(
         raise InvalidArgumentError("orders, bases and jacobians must each name at least one")
     split = _split(concept, n_concept, n_operating, n_evaluation, seed)
     rows: list[AgreementRow] = []
-    single = isinstance(models, (str, Path, TransformerBridge))
-    for given in [models] if single else require_list("models", models, of="models or their names"):
+    listed: list[Any] = [models]
+    if not isinstance(models, (str, Path, TransformerBridge)):
+        listed = require_list("models", models, of="models or their names")
+    for given in listed:
         model = given if isinstance(given, TransformerBridge) else load(given)
         name = str(given) if isinstance(given, (str, Path)) else str(model.cfg.model_name)
         if on_model is not None:

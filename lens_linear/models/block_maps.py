@@ -65,11 +65,15 @@ class BlockMaps:
 
 
 def _products(outputs: list[Tensor], inputs: list[Tensor], vectors: Tensor) -> Tensor:
-    vectors = vectors.to(outputs[0].device, outputs[0].dtype)
-    if vectors.shape[1] == 1:
-        found = torch.autograd.grad(outputs, inputs, list(vectors[:, 0]), retain_graph=True)
-        return torch.stack(found)[:, None]
+    # Layers may lie on different devices: every vector goes to its own, the products to the first.
+    parts = [part.to(output) for part, output in zip(vectors, outputs, strict=True)]
+    single = vectors.shape[1] == 1
     found = torch.autograd.grad(
-        outputs, inputs, list(vectors), retain_graph=True, is_grads_batched=True
+        outputs,
+        inputs,
+        [part[0] for part in parts] if single else parts,
+        retain_graph=True,
+        is_grads_batched=not single,
     )
-    return torch.stack(found)
+    stacked = torch.stack([part.to(found[0].device) for part in found])
+    return stacked[:, None] if single else stacked

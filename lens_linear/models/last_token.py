@@ -147,7 +147,7 @@ class FrozenContext:
             tokens = self.tokens.repeat(copies, 1)
         grad = torch.is_grad_enabled()
         seen = run(self.model, tokens, record=spots, edits=edits, logits=False, grad=grad)
-        return [self._read(seen[spot], copies) for spot in spots]
+        return [self._read(seen[spot], copies).to(self.states.device) for spot in spots]
 
     def _last_tokens(self) -> Int[Tensor, " prompt"]:
         return self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0]
@@ -157,16 +157,17 @@ class FrozenContext:
         rows = x.view(copies, len(self.lengths), *x.shape[1:])
         if self.path == "cache":
             return rows[:, :, 0]
-        last = (self.lengths - 1)[None, :, None, None].expand(copies, -1, 1, x.shape[-1])
+        last = (self.lengths.to(x.device) - 1)[None, :, None, None]
+        last = last.expand(copies, -1, 1, x.shape[-1])
         return rows.gather(2, last)[:, :, 0]
 
     def _written(self, x: Tensor, last: Float[Tensor, "copy prompt d_model"]) -> Tensor:
         """Return x with the last real token of every row replaced."""
         rows = last.flatten(0, 1)[:, None]
         if self.path == "cache":
-            return rows.expand_as(x)
-        place = (self.lengths - 1).repeat(len(last))[:, None, None].expand(-1, 1, x.shape[-1])
-        return x.scatter(1, place, rows.to(x.dtype))
+            return rows.to(x.device).expand_as(x)
+        place = (self.lengths.to(x.device) - 1).repeat(len(last))[:, None, None]
+        return x.scatter(1, place.expand(-1, 1, x.shape[-1]), rows.to(x))
 
 
 @dataclass(eq=False)
@@ -204,21 +205,23 @@ class _Attention:
     ) -> Float[Tensor, "copy prompt head d_head"]:
         """Attend from the last token to the recorded ones and to itself."""
         context, model = self.context, self.context.model
+        keys = context.keys[self.layer].to(q.device)
+        values = context.values[self.layer].to(q.device)
         q, k = self._rotated(q), self._rotated(k)
         groups = k.shape[2]
         q = q.unflatten(2, (groups, q.shape[2] // groups))
-        past = torch.einsum("cpgrd,pjgd->cpgrj", q, context.keys[self.layer])
+        past = torch.einsum("cpgrd,pjgd->cpgrj", q, keys)
         own = torch.einsum("cpgrd,cpgd->cpgr", q, k)[..., None]
         scores = torch.cat([past, own], dim=-1) * _score_scale(model)
         softcap = _softcap(model.cfg)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         columns = torch.arange(past.shape[-1], device=q.device)
-        real = columns < context.lengths[:, None] - 1
+        real = columns < context.lengths.to(q.device)[:, None] - 1
         real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         scores = scores.masked_fill(~real[None, :, None, None], float("-inf"))
         pattern = scores.softmax(-1)
-        mixed = torch.einsum("cpgrj,pjgd->cpgrd", pattern[..., :-1], context.values[self.layer])
+        mixed = torch.einsum("cpgrj,pjgd->cpgrd", pattern[..., :-1], values)
         return (mixed + pattern[..., -1:] * v[:, :, :, None]).flatten(2, 3)
 
     def _rotated(self, x: Float[Tensor, "copy prompt some_head d_head"]) -> Tensor:
@@ -316,7 +319,7 @@ def _recorded(
     )
     if not keep:
         return FrozenContext(model, tokens, lengths, states, (), (), (), "full")
-    rotaries = _rotaries(model, tokens.shape[1])
+    rotaries = _rotaries(model, tokens.shape[1], device)
     keys = [found[(layer, "k")].to(device) for layer in range(n_layers)]
     for layer, rotary in enumerate(rotaries):
         if rotary is not None:
@@ -325,13 +328,17 @@ def _recorded(
     return FrozenContext(model, tokens, lengths, states, tuple(keys), values, rotaries, "cache")
 
 
-def _rotaries(model: TransformerBridge, n_positions: int) -> tuple[Rotary | None, ...]:
+def _rotaries(
+    model: TransformerBridge, n_positions: int, device: torch.device
+) -> tuple[Rotary | None, ...]:
     # One layer is read for all: reading costs a forward pass, and a model whose layers rotate
     # differently fails the check of the one-token run and falls back to whole prompts.
     try:
         rotary = read_rotary(model, 0, n_positions)
     except UnsupportedModelError:
         rotary = None
+    if rotary is not None:
+        rotary = Rotary(rotary.cos.to(device), rotary.sin.to(device), rotary.adjacent)
     return (rotary,) * model.cfg.n_layers
 
 
