@@ -3,7 +3,8 @@
     python benchmarks/dynamics_costs.py gpt-nano gpt-micro gpt-mini gpt2-shape
 
 Budgets: ``gain_profile(method="adjoint")`` at most 4 forward passes for all layers,
-``fit_surrogate(order=32)`` at most 8. The empirical profile, 2 × layers passes, stands beside them. A forward pass is one over the same
+``fit_surrogate(order=32)`` at most 8. The empirical profile, 2 × layers passes, stands beside them. A
+forward pass is one over the same
 right-padded batches, unembedding included. Processor seconds are compared, best of several runs: on a busy
 machine elapsed ones mean nothing.
 """

@@ -3,7 +3,8 @@
     python benchmarks/dynamics_results.py docs/results [--more NAME=FOLDER ...]
 
 Writes ``dynamics-agreement.csv`` (every basis and order), ``dynamics-reaching.csv`` (order at which
-Spearman passes 0.95), ``dynamics-published.csv``, ``dynamics-directions.csv``, ``dynamics-gains.csv``, ``dynamics-steps.csv``
+Spearman passes 0.95), ``dynamics-published.csv``, ``dynamics-directions.csv``,
+``dynamics-gains.csv``, ``dynamics-steps.csv``
 (central differences against the adjoint), ``dynamics-schedules.csv``, ``dynamics-joint.csv`` and
 ``dynamics-text.csv``. Concept: the package's mood sentences, 200 texts for the directions, 100 operating
 and 200 evaluation prompts. A table that is there already is left alone.
