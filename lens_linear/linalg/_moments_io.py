@@ -54,7 +54,7 @@ def read(path: str | Path) -> tuple[int, dict[str, Tensor], bool]:
             _require_format(file, metadata)
             names = list(archive.keys())
             tensors = {name: archive.get_tensor(name) for name in names}
-        n, keep_yy = int(metadata["n"]), metadata["keep_yy"] == "1"
+        n, keep_yy = int(metadata["n"]), {"0": False, "1": True}[metadata["keep_yy"]]
         intact = _checksum(n, keep_yy, tensors) == metadata["sha256"]
     except CorruptedFileError:
         raise

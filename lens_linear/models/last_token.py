@@ -128,7 +128,9 @@ class FrozenContext:
             return hook
 
         with torch.enable_grad():
-            edits = [((layer, "resid_pre"), cut(layer)) for layer in range(self.n_layers)]
+            edits: list[Edit] = [
+                ((layer, "resid_pre"), cut(layer)) for layer in range(self.n_layers)
+            ]
             # Indexing belongs in here too: outside, a caller's no_grad would cut the graph.
             outputs = tuple(output[0] for output in self._run(1, edits))
         return BlockMaps(tuple(leaves), outputs)
@@ -345,12 +347,12 @@ def _rotaries(
 def _gap(context: FrozenContext) -> float:
     """Largest relative error of a block's output in a one-token run from the recorded states."""
     with torch.no_grad():
-        edits = [
-            (
-                (layer, "resid_pre"),
-                lambda x, layer=layer: context._written(x, context.states[layer][None]),
-            )
-            for layer in range(context.n_layers)
+
+        def recorded(layer: int) -> Callable[[Tensor], Tensor]:
+            return lambda x: context._written(x, context.states[layer][None])
+
+        edits: list[Edit] = [
+            ((layer, "resid_pre"), recorded(layer)) for layer in range(context.n_layers)
         ]
         outputs = torch.stack([output[0] for output in context._run(1, edits)])
     target = context.states[1:]
