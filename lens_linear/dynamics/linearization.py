@@ -42,7 +42,7 @@ class Linearization:
 
     prompts: Prompts
     states: Float[Tensor, "boundary prompt d_model"]
-    index: tuple[Int[Tensor, " row"], ...]
+    index: tuple[Int[Tensor, " _"], ...]
     maps: tuple[BlockMaps, ...]
     path: str
 

@@ -60,7 +60,7 @@ class Surrogate:
         key: checksum of the operating prompts.
     """
 
-    gains: Float[Tensor, "prompt layer"]
+    gains: Float[Tensor, "row layer"]
     A: Float[Tensor, "layer order order"]
     B: Float[Tensor, "layer order"]
     C: Float[Tensor, " order"]
