@@ -108,7 +108,7 @@ styled(
 # cell. The diagonal is often bright: the head looks at the current token itself. In a one-layer model that is not
 # useless: together with the head's OV circuit it corrects the bigram table.
 #
-# The next cell shows all heads with CircuitsVis. Hover over a token to see where it looks. (Run it; the stored
+# The next cell shows all heads with CircuitsVis. Hover over a small square to see that head large. (Run it; the stored
 # notebook leaves it out to stay small.)
 
 # %%
