@@ -79,15 +79,15 @@ class TopPairs(Table):
     """The entries of a matrix that stand out, best first.
 
     Attributes:
-        rows, columns: where they are.
-        values: the entries.
+        row_ids, column_ids: where they are.
+        entries: their values.
         order: what "best" means.
-        shape: of the whole matrix.
+        matrix_shape: of the whole matrix.
         row_labels, column_labels: text of every row and column, or None.
     """
 
-    rows: Int[Tensor, " k"]
-    columns: Int[Tensor, " k"]
+    row_ids: Int[Tensor, " k"]
+    column_ids: Int[Tensor, " k"]
     entries: Float[Tensor, " k"]
     order: Order
     matrix_shape: tuple[int, int]
@@ -96,7 +96,7 @@ class TopPairs(Table):
 
     def __repr__(self) -> str:
         rows, columns = self.matrix_shape
-        return f"TopPairs: the {len(self.rows)} {self.order} entries of {rows} × {columns}"
+        return f"TopPairs: the {len(self.row_ids)} {self.order} entries of {rows} × {columns}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns row, column, value, and row_label, column_label where there are labels."""
@@ -104,15 +104,15 @@ class TopPairs(Table):
 
         frame = pd.DataFrame(
             {
-                "row": self.rows.numpy(),
-                "column": self.columns.numpy(),
+                "row": self.row_ids.numpy(),
+                "column": self.column_ids.numpy(),
                 "value": self.entries.double().numpy(),
             }
         )
         if self.row_labels is not None:
-            frame["row_label"] = [self.row_labels[i] for i in self.rows.tolist()]
+            frame["row_label"] = [self.row_labels[i] for i in self.row_ids.tolist()]
         if self.column_labels is not None:
-            frame["column_label"] = [self.column_labels[i] for i in self.columns.tolist()]
+            frame["column_label"] = [self.column_labels[i] for i in self.column_ids.tolist()]
         return frame
 
 

@@ -38,8 +38,8 @@ class InContextLoss(Table):
     """Mean loss along the sequence.
 
     Attributes:
-        index: of the predicted token. "token index" counts from the start of the row; "second copy" from
-            the first token of the second copy, so that the first copy has negative indices.
+        points: index of the predicted token. "token index" counts from the start of the row; "second
+            copy" from the first token of the second copy, so that the first copy has negative indices.
         loss: mean over rows, nats.
         se: standard error of the mean over rows.
         n: rows behind each mean.
@@ -49,7 +49,7 @@ class InContextLoss(Table):
         aligned: what the index counts from.
     """
 
-    index: Int[Tensor, " point"]
+    points: Int[Tensor, " point"]
     loss: Float[Tensor, " point"]
     se: Float[Tensor, " point"]
     n: Int[Tensor, " point"]
@@ -78,7 +78,7 @@ class InContextLoss(Table):
 
         return pd.DataFrame(
             {
-                "index": self.index.numpy(),
+                "index": self.points.numpy(),
                 "loss": self.loss.numpy(),
                 "se": self.se.numpy(),
                 "n": self.n.numpy(),

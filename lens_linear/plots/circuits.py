@@ -17,6 +17,7 @@ from lens_linear.circuits.ablation import AblationScores
 from lens_linear.circuits.composition import KINDS, CompositionScores, Kind
 from lens_linear.circuits.importance import PathImportance
 from lens_linear.circuits.induction import VERDICTS, InductionScores
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots.style import (
     DIVERGING,
     GREY,
@@ -47,9 +48,17 @@ def composition_map(
         scores: what ``ll.composition_scores`` returned.
         value: "z" (standard deviations above the random baseline), "score", or "excess" (score minus
             baseline mean).
+
+    Raises:
+        InvalidArgumentError: the model has one layer, so there are no pairs.
+        FigureTooLargeError: more than 13,000 pairs of heads.
     """
     require_choice("value", value, ("z", "score", "excess"))
     n_layers, n_heads = scores.scores.shape[1:3]
+    if n_layers < 2:
+        raise InvalidArgumentError(
+            "scores must be of a model of at least 2 layers, got 1: its heads have nobody to read from"
+        )
     table = {
         "z": scores.z,
         "score": scores.scores,

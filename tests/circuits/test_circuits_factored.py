@@ -40,7 +40,7 @@ def test_top_pairs_are_those_of_the_dense_matrix_for_every_block_size(order, max
 def test_equal_entries_come_in_reading_order(max_bytes):
     ones = FactoredMatrix(torch.ones(7, 1), torch.ones(1, 6))
     found = top_pairs(ones, 10, max_bytes=max_bytes)
-    assert list(zip(found.rows.tolist(), found.columns.tolist())) == [
+    assert list(zip(found.row_ids.tolist(), found.column_ids.tolist())) == [
         divmod(i, 6) for i in range(10)
     ]
 
@@ -139,4 +139,4 @@ def test_a_large_circuit_is_searched_without_the_dense_matrix():
     found = top_pairs(FactoredMatrix(a, b), 50, max_bytes=8 * 2**20)
     direct = torch.cat([(a[17] @ b), (a[19_999] @ b)]).topk(50).values
     torch.testing.assert_close(found.entries, direct, rtol=1e-5, atol=1e-4)
-    assert set(found.rows.tolist()) <= {17, 19_999}
+    assert set(found.row_ids.tolist()) <= {17, 19_999}

@@ -65,6 +65,8 @@ def test_composition_map_has_a_panel_a_kind(view):
 def test_composition_of_three_layers_leaves_impossible_pairs_blank():
     found = ll.composition_scores(toy_model(n_layers=3, n_heads=2), n_random=5)
     z = plots.composition_map(found).data[0].z
+    with pytest.raises(InvalidArgumentError, match="at least 2 layers"):
+        plots.composition_map(ll.composition_scores(toy_model(n_layers=1), n_random=2))
     blank = [[value is None for value in row] for row in z]
     assert blank == [[False] * 4] * 2 + [[True, True, False, False]] * 2
 
