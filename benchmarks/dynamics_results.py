@@ -6,7 +6,7 @@ Writes ``dynamics-agreement.csv`` (every basis and order), ``dynamics-reaching.c
 Spearman passes 0.95), ``dynamics-published.csv``, ``dynamics-directions.csv``,
 ``dynamics-gains.csv``, ``dynamics-steps.csv``
 (central differences against the adjoint), ``dynamics-schedules.csv``, ``dynamics-joint.csv`` and
-``dynamics-text.csv``. Concept: the package's mood sentences, 200 texts for the directions, 100 operating
+``dynamics-text*.csv``. Concept: the package's mood sentences, 200 texts for the directions, 100 operating
 and 200 evaluation prompts. A table that is there already is left alone.
 """
 
@@ -132,7 +132,7 @@ def joint(models, split, directions):
 
 
 def text(models, split, directions):
-    written, costs = [], []
+    written, costs, moved = [], [], []
     for name, model in models.items():
         v = directions[name]
         profile = ll.gain_profile(model, list(split.operating.texts), v, truncate=True)
@@ -140,15 +140,43 @@ def text(models, split, directions):
             (dy.last_states(model, list(split.operating.texts), truncate=True)[-1] @ v[-1]).std()
         )
         u = ll.min_energy(profile, spread)
+        beginnings = [" ".join(text.split()[:5]) for text in split.evaluation.texts[:100]]
         for where in ("generated", "prompt"):
             found = dy.steer_text(
                 model, list(PROMPTS), v, u, n_tokens=20, scales=(0, 1, -1, 2, -2), where=where
             )
             written.append(found.to_dataframe().assign(model=name, where=where))
+            many = dy.steer_text(
+                model, beginnings, v, u, n_tokens=12, scales=(0, 1, -1, 2, -2), where=where
+            )
+            moved.append(moves(many).assign(model=name, where=where))
         rows = ll.evaluation_tokens(model)[:32, :128]
         cost = dy.steering_cost(model, rows, v, u, scales=(-4, -2, -1, 0, 1, 2, 4))
         costs.append(cost.to_dataframe().assign(model=name, target=spread))
-    return {"dynamics-text": pd.concat(written), "dynamics-cost": pd.concat(costs)}
+    return {
+        "dynamics-text": pd.concat(written),
+        "dynamics-text-means": pd.concat(moved),
+        "dynamics-cost": pd.concat(costs),
+    }
+
+
+def moves(found):
+    """Means over prompts of what each scale did, against the model left alone, with standard errors."""
+    frame = found.to_dataframe()
+    plain = frame[frame["scale"] == 0].set_index("prompt")["readout"]
+    rows = []
+    for scale, part in frame.groupby("scale"):
+        change = part.set_index("prompt")["readout"] - plain
+        rows.append(
+            {
+                "scale": scale,
+                "readout_change": change.mean(),
+                "standard_error": change.sem(),
+                "perplexity": float(part["perplexity"].median()),
+                "n_prompts": len(part),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from lens_linear.dynamics.steering import joint_min_energy
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.hooks import require_bridge
+from lens_linear.models.last_token import FrozenContext
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +84,7 @@ def steer_concepts(
     directions: Sequence[Float[Tensor, "boundary d_model"]],
     targets: Sequence[float],
     *,
-    corrections: int = 8,
+    corrections: int = 20,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
     batch_size: int = 64,
@@ -92,8 +93,8 @@ def steer_concepts(
 
     ``minimise Σ_l ‖Σ_c u_{c,l} v_{c,l}‖² subject to G u = Δy``, G the mean gains of every readout (the
     last row of each concept's directions) for every injected direction. Concepts that point alike
-    share what they add. Then Newton steps on the model itself, with the same G, take the mean shifts
-    to the targets.
+    share what they add. Then damped Newton steps on the model itself, with the gains at the steered
+    states, take the mean shifts to the targets.
 
     Args:
         model: a causal bridge.
@@ -123,45 +124,67 @@ def steer_concepts(
     goal = torch.tensor(targets, dtype=torch.float64)
     rows = torch.stack([require_directions(model, given)[0] for given in directions])
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    n_layers, n_concepts = model.cfg.n_layers, len(rows)
+    n_layers = model.cfg.n_layers
     maps = linearize(model, prompts, batch_size=batch_size)
+    here, goal = rows[:, :n_layers], goal.to(rows.device)
     costates = torch.stack([maps.costates(row[-1]).mean(1) for row in rows])
-    gains = torch.einsum("yld,cld->ycl", costates, rows[:, :n_layers])
-    overlap = torch.einsum("cld,kld->clk", rows[:, :n_layers], rows[:, :n_layers])
-    gram = torch.einsum(
-        "clk,lm->clkm", overlap, torch.eye(n_layers, dtype=overlap.dtype, device=overlap.device)
-    )
-    size = n_concepts * n_layers
-    matrix, inner = gains.reshape(n_concepts, size), gram.reshape(size, size)
-    # Directions that coincide at some layer make the Gram matrix singular; this much is rounding.
-    inner = inner + 1e-9 * torch.eye(size, dtype=inner.dtype, device=inner.device)
-    goal = goal.to(matrix.device)
-    u = joint_min_energy(matrix, goal, gram=inner)
-    shift = linear = _mean_shift(model, prompts, rows, u.view(n_concepts, n_layers), batch_size)
-    taken = 0
+    gains = torch.einsum("yld,cld->ycl", costates, here)
+    contexts = list(frozen_batches(model, prompts, batch_size=batch_size))
+    u = _least_norm(here, gains, goal)
+    shift, slopes = _mean_shift(contexts, rows, u)
+    linear, taken = shift, 0
     while taken < corrections and float((goal - shift).norm()) > 1e-4 * float(goal.norm()):
-        trial = u + joint_min_energy(matrix, goal - shift, gram=inner)
-        moved = _mean_shift(model, prompts, rows, trial.view(n_concepts, n_layers), batch_size)
-        if float((goal - moved).norm()) >= float((goal - shift).norm()):
+        # The least schedule that meets the targets if the model were linear around where it stands.
+        ahead = _least_norm(here, slopes, goal - shift + torch.einsum("ycl,cl->y", slopes, u))
+        step = 1.0
+        while step > 1e-3:
+            trial = u + step * (ahead - u)
+            moved, steeper = _mean_shift(contexts, rows, trial)
+            if float((goal - moved).norm()) < float((goal - shift).norm()):
+                break
+            step /= 2
+        else:
             break
-        u, shift, taken = trial, moved, taken + 1
-    amplitudes = u.view(n_concepts, n_layers)
-    vectors = torch.einsum("cl,cld->ld", amplitudes, rows[:, :n_layers])
-    return JointSteering(amplitudes, vectors, gains, goal, linear, shift, taken, len(prompts))
+        u, shift, slopes, taken = trial, moved, steeper, taken + 1
+    vectors = torch.einsum("cl,cld->ld", u, here)
+    return JointSteering(u, vectors, gains, goal, linear, shift, taken, len(prompts))
+
+
+def _least_norm(
+    here: Float[Tensor, "concept layer d_model"],
+    gains: Float[Tensor, "readout concept layer"],
+    targets: Float[Tensor, " readout"],
+) -> Float[Tensor, "concept layer"]:
+    """Return the amplitudes whose vectors are shortest in all and meet the targets to first order."""
+    n_concepts, n_layers = here.shape[:2]
+    size = n_concepts * n_layers
+    overlap = torch.einsum("cld,kld->clk", here, here)
+    eye = torch.eye(n_layers, dtype=here.dtype, device=here.device)
+    gram = torch.einsum("clk,lm->clkm", overlap, eye).reshape(size, size)
+    # Directions that coincide at some layer make the Gram matrix singular; this much is rounding.
+    gram = gram + 1e-9 * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    found = joint_min_energy(gains.reshape(len(gains), size), targets, gram=gram)
+    return found.view(n_concepts, n_layers)
 
 
 def _mean_shift(
-    model: TransformerBridge,
-    prompts: Prompts,
+    contexts: Sequence[tuple[Tensor, FrozenContext]],
     rows: Float[Tensor, "concept boundary d_model"],
     amplitudes: Float[Tensor, "concept layer"],
-    batch_size: int,
-) -> Float[Tensor, " concept"]:
-    """Return each readout's mean shift when the amplitudes' vectors are added."""
-    vectors = torch.einsum("cl,cld->ld", amplitudes, rows[:, : amplitudes.shape[1]])
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for _, context in frozen_batches(model, prompts, batch_size=batch_size):
+) -> tuple[Float[Tensor, " readout"], Float[Tensor, "readout concept layer"]]:
+    """Return each readout's mean shift when the amplitudes' vectors are added, and its slopes there."""
+    here = rows[:, : amplitudes.shape[1]]
+    vectors = torch.einsum("cl,cld->ld", amplitudes, here).detach().requires_grad_()
+    shift = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    slopes = torch.zeros(len(rows), *amplitudes.shape, dtype=torch.float64, device=rows.device)
+    n_prompts = sum(len(index) for index, _ in contexts)
+    for _, context in contexts:
         ones = torch.ones(1, len(context.lengths), amplitudes.shape[1])
-        moved = context.outputs(ones, vectors)[0] - context.states[-1]
-        total += (to_compute(moved) @ rows[:, -1].T).sum(0)
-    return total / len(prompts)
+        with torch.enable_grad():
+            out = context.outputs(ones, vectors)[0]
+            sums = (out - context.states[-1]).sum(0) @ rows[:, -1].to(out).T
+        for index, value in enumerate(sums):
+            (slope,) = torch.autograd.grad(value, vectors, retain_graph=True)
+            slopes[index] += torch.einsum("ld,cld->cl", to_compute(slope), here) / n_prompts
+        shift += to_compute(sums) / n_prompts
+    return shift, slopes

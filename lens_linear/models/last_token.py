@@ -90,9 +90,9 @@ class FrozenContext:
         """Return x_L when ``amplitudes[c, p, l] * directions[l]`` is added to the last token's x_l.
 
         Args:
-            amplitudes: one amplitude for each copy, prompt and layer; 0 leaves a layer alone. If they require
+            amplitudes: one amplitude for each copy, prompt and layer; 0 leaves a layer alone.
+            directions: one direction a layer; further rows are not used. If amplitudes or directions require
                 gradients, the result carries the graph back to them.
-            directions: one direction a layer; further rows are not used.
 
         Returns:
             The last token's state after the last block, in the model's precision.
@@ -111,7 +111,7 @@ class FrozenContext:
 
             return hook
 
-        with torch.set_grad_enabled(amplitudes.requires_grad):
+        with torch.set_grad_enabled(amplitudes.requires_grad or directions.requires_grad):
             edits: list[Edit] = [
                 ((layer, "resid_pre"), inject(layer)) for layer in range(self.n_layers)
             ]
