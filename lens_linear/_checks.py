@@ -254,6 +254,22 @@ def require_stream(name: str, value: Any, *, n_vocab: int) -> torch.Tensor:
     return value
 
 
+def require_device(name: str, value: Any) -> torch.device:
+    """Accept a device that this machine has."""
+    import torch
+
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except Exception as error:  # an AssertionError, a RuntimeError or others, as torch was built
+        first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InvalidArgumentError(
+            f"{name} must be a device of this machine such as 'cpu' or 'cuda:0', got {shown(value)} "
+            f"({first})"
+        ) from error
+    return device
+
+
 def require_file(name: str, value: Any) -> Path:
     """Accept the path of an existing regular file."""
     path = require_path(name, value)

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = importlib.import_module("lens_linear.cli.commands")
         commands.run(options)
     except LensLinearError as error:
-        sys.stderr.write(f"lens-linear {options.command}: {error}\n")
+        sentence = " ".join(str(error).split())  # what a library said may span lines
+        sys.stderr.write(f"lens-linear {options.command}: {sentence}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nlens-linear: interrupted; nothing half-written was left behind\n")

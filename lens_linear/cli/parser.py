@@ -23,7 +23,8 @@ class _Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong, and how to see the help."""
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        words = message.encode("unicode_escape").decode() if not message.isprintable() else message
+        sys.stderr.write(f"{self.prog}: {words}; see `{self.prog} --help`\n")
         raise SystemExit(2)
 
 

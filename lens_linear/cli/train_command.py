@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from lens_linear._checks import require_file, require_float, require_path
+from lens_linear._checks import require_device, require_file, require_float, require_path
 from lens_linear.cli.output import emit, envelope
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.models.folder import TOKENIZER
 from lens_linear.models.load import load
 from lens_linear.models.tokenize import encode_stream, save_tokenizer, train_tokenizer
@@ -25,6 +25,7 @@ from lens_linear.training.recipes import RECIPES, Recipe
 def run_train(options: argparse.Namespace) -> None:
     """Train by a recipe and write the model folder."""
     recipe = _recipe(options.recipe)
+    require_device("--device", options.device)
     require_float("--scale", options.scale, minimum=1e-4)
     if options.scale != 1.0:
         recipe = recipe.scaled(options.scale)
@@ -112,7 +113,12 @@ def _tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:
     """Take the folder's tokenizer, so that a resumed run sees the same ids, or train one."""
     path = folder / TOKENIZER
     if path.is_file():
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception on damaged files
+            raise CorruptedFileError(
+                f"{str(path)!r} is not a tokenizer ({error}); remove it, or choose another --out"
+            ) from error
     tokenizer = train_tokenizer(corpus, n_vocab=recipe.spec.d_vocab)
     if tokenizer.get_vocab_size() > recipe.spec.d_vocab:
         raise InvalidArgumentError("the recipe's d_vocab is smaller than the byte alphabet (257)")

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge.sources import tl_legacy
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.supported_models import DEFAULT_MODEL_ALIASES, get_official_model_name
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_device, require_int
 from lens_linear.errors import (
     CorruptedFileError,
     InvalidArgumentError,
@@ -65,6 +65,12 @@ def load(
     if not isinstance(name, (str, Path)) or not str(name).strip():
         raise InvalidArgumentError(
             f"name must be a model name or a folder, got {name!r}; see lens_linear.available_models()"
+        )
+    if device is not None:
+        device = require_device("device", device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidArgumentError(
+            f"dtype must be a floating torch dtype, got {dtype!r}; e.g. torch.bfloat16"
         )
     text = str(name)
     if checkpoint is None and "@" in text and text.split("@")[0] in bundled_names():

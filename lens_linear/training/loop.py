@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lens_linear._checks import (
+    require_device,
     require_instance,
     require_int,
-    require_path,
     require_rows,
     require_stream,
 )
+from lens_linear._files import require_target
 from lens_linear.errors import NonFiniteError
 from lens_linear.models.spec import native_module
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
@@ -164,7 +165,8 @@ def train(
     """
     require_int("save_every", save_every, minimum=1)
     require_instance("recipe", recipe, Recipe, advice="see lens_linear.training.recipes.RECIPES")
-    checkpoint = None if checkpoint is None else require_path("checkpoint", checkpoint)
+    checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
+    device = require_device("device", device)
     stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab)
     longest = max(phase.length for phase in recipe.phases)
     require_rows("stream", len(stream), minimum=longest, why="one row of the longest phase")
