@@ -73,9 +73,9 @@ def since(start):
     return tuple(now - then for now, then in zip(clocks(), start, strict=True))
 
 
-def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=256):
+def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
     """Peak resident memory (MiB) of this process after a profile over ``n_tokens``."""
-    model = random_model(n_layers=n_layers, d_model=d_model, n_heads=4, d_vocab=1024)
+    model = random_model(n_layers=n_layers, d_model=d_model, n_heads=12, d_vocab=1024)
     tokens = random_tokens(n_tokens // length, length, 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8)

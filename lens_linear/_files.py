@@ -95,7 +95,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             "choose another folder or free some space"
         ) from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # its class is no OSError, whatever it reports
+        if (
+            type(error).__name__ != "SafetensorError"
+        ):  # its class is no OSError, whatever it reports
             raise
         raise WriteError(
             f"cannot write {str(path)!r}: {error}; nothing was left behind; choose another folder or "

@@ -86,7 +86,9 @@ def test_outside_libraries_stay_in_their_rooms(path):
 
 
 def test_no_file_is_too_long():
-    long = {str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
+    long = {
+        str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert not long
 
 

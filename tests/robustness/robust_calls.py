@@ -355,6 +355,7 @@ def _linearity() -> None:
         linearization=fitted,
     )
     call("load_linearized", saved.load_linearized, folder="absent", model=GPT)
+    call("load_tables", ll.linearity.load_tables, folder="absent", name="cosine")
     call("save_tables", ll.linearity.save_tables, result="none", folder="tables", text="none")
     call("downstream_scores", ll.linearity.downstream_scores, model=ATTN, tasks=[])
     call("load_study", study.load_study, name="absent")
