@@ -7,6 +7,7 @@ gives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,9 +102,11 @@ def choose_periods(
             f"model {shape.name!r} has a context of {shape.n_ctx} and {n_allowed} ordinary tokens, too "
             "few for two different repeat periods of at least 3; its heads cannot be scored this way"
         )
-    shortest = max(MIN_PERIOD, longest // 4)
-    spread = torch.linspace(shortest, longest, 6).round().int().tolist()
-    return sorted(set(spread))
+    # Closer together where they are short: a model may have been trained on short repeats only, and its
+    # context be longer than anything it has seen.
+    shortest = max(MIN_PERIOD, longest // 5)
+    steps = torch.linspace(math.log(shortest), math.log(longest), 6)
+    return sorted(set(steps.exp().round().int().tolist()))
 
 
 def probe_rows(

@@ -224,7 +224,7 @@ def induction_scores(
 
     Args:
         model: a bridge, with or without MLPs.
-        periods: repeat periods to mix, at least two, from 3 on. By default six from 8 to 32, fewer and
+        periods: repeat periods to mix, at least two, from 3 on. By default six from 6 to 32, fewer and
             shorter where the context or the vocabulary is small.
         rows_per_period: random rows for each period.
         bos: token id put in front of every row; "auto" takes the tokenizer's, None puts none.

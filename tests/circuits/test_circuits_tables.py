@@ -28,7 +28,8 @@ def test_a_result_can_be_used_as_its_frame():
 
 def test_the_frame_is_a_copy():
     table = Example(3)
-    table.to_dataframe().loc[0, "y"] = 99
+    frame = table.to_dataframe()
+    frame.loc[0, "y"] = 99
     assert table["y"].tolist() == [0, 1, 4]
 
 
