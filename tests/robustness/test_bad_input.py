@@ -32,7 +32,7 @@ PART = 40  # mutations a call in an ordinary run
 # Refused as they stand, on purpose: a file that is not there, a model or triples that do not fit.
 REFUSED = {
     "Moments.load", "Moments.save", "SyntheticLanguage.encode", "TokenStream", "TokenStream.write",
-    "load", "load_linearized", "load_study", "run_study", "read_text", "read_documents",
+    "load", "load_linearized", "load_study", "load_tables", "run_study", "read_text", "read_documents",
     "huggingface_text", "stream_huggingface_text", "AttentionOnly(gpt)", "save_tables",
     "skip_trigram_bugs", "verify_induction", "report", "copy_tutorials", "downstream_scores",
 }  # fmt: skip
