@@ -43,6 +43,7 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
                 "symmetric": False,
                 "thickness": 2,
                 "width": 5,
+                "color": "#444444",  # one colour: error bars take no list of them
             },
             customdata=frame["energy_median"].tolist(),
             mode="markers+text",

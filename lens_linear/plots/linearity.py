@@ -145,7 +145,7 @@ def profile_comparison(
                     y=part[score],
                     mode="lines+markers",
                     name=escape(name),
-                    legendgroup=name,
+                    legendgroup=escape(name),
                     showlegend=column == 1,
                     line={"color": shade, "width": 2},
                     marker={"size": 6, "symbol": index % 8},

@@ -41,7 +41,7 @@ def study_measures(
                     "size": 9,
                     "opacity": 0.75,
                 },
-                customdata=final[["variant", "seed"]].to_numpy(),
+                customdata=[[escape(v), s] for v, s in zip(final["variant"], final["seed"])],
                 hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}<extra></extra>",
                 showlegend=False,
             ),
