@@ -9,7 +9,7 @@ the sums are added at the end, so every process returns the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,10 @@ from lens_linear.stats.resume import Checkpoint, Key, PassState
 from lens_linear.stats.split import RowView, process
 
 _NOTHING = Checkpoint(None, "")
+
+# Rows turned to float64 at once. Whole batches leave holes in the heap that later ones do not fit: peak
+# memory at width 768 grew by 25 % from 8k to 24k tokens, in pieces by 2 %, at the same speed.
+_PIECE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +122,10 @@ def collect_moments(
             state.moments.setdefault((layer, site), Moments(keep_yy=keep_yy))
 
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
-        x, y = x[:, skip:], y[:, skip:]
-        state.moments[layer, site].update(x, y)
-        if also is not None:
-            also(layer, site, x, y)
+        for _, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
+            state.moments[layer, site].update(x_part, y_part)
+            if also is not None:
+                also(layer, site, x_part, y_part)
 
     _walk(model, rows, visit, "fit", sites, chosen, batch_size, progress, checkpoint, state)
     if process()[1] == 1:
@@ -173,17 +177,14 @@ def score_fits(
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
         if (layer, site) not in fits:
             return
-        x, y = to_compute(x[:, skip:]), to_compute(y[:, skip:])
-        fit = fits[layer, site]
-        update = fit.mean_y - mean_x[layer, site] if x.shape == y.shape else None
-        sums = [(y - fit.predict(x)), y - fit.mean_y]
-        sums.append(torch.zeros_like(y) if update is None else y - x - update)
-        first = rank + world * state.done.get("score", 0)
-        places = slice(first, first + world * (len(x) - 1) + 1, world)
-        squares = torch.stack([part.square().sum((1, 2)) for part in sums])
-        state.sums[f"{layer}.{site}"][:, places] = squares.cpu()
-        if also is not None:
-            also(layer, site, x, y)
+        for start, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
+            x_part, y_part = to_compute(x_part), to_compute(y_part)
+            squares = _squares(fits[layer, site], mean_x[layer, site], x_part, y_part)
+            first = rank + world * (state.done.get("score", 0) + start)
+            places = slice(first, first + world * (len(x_part) - 1) + 1, world)
+            state.sums[f"{layer}.{site}"][:, places] = squares.cpu()
+            if also is not None:
+                also(layer, site, x_part, y_part)
 
     _walk(model, rows, visit, "score", sites, layers, batch_size, progress, checkpoint, state)
     out = {}
@@ -191,6 +192,24 @@ def score_fits(
         sums = state.sums[f"{layer}.{site}"]
         out[layer, site] = SequenceSums(*(sums if world == 1 else all_reduce_sum(sums)))
     return out
+
+
+def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Whole sequences, about ``_PIECE`` rows at a time, with the place of the first."""
+    count = max(1, _PIECE // x.shape[1])
+    for start in range(0, len(x), count):
+        yield start, x[start : start + count], y[start : start + count]
+
+
+def _squares(fit: LinearFit, mean_x: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "3 sequence"]:
+    """Residual, total and total of the update, by sequence (the last 0 where x and y differ in width)."""
+    apart = (1, 2)
+    residual = (y - fit.predict(x)).square().sum(apart)
+    total = (y - fit.mean_y).square().sum(apart)
+    if x.shape != y.shape:
+        return torch.stack([residual, total, torch.zeros_like(total)])
+    update = (y - x - (fit.mean_y - mean_x)).square().sum(apart)
+    return torch.stack([residual, total, update])
 
 
 def _walk(
