@@ -142,11 +142,11 @@ def evaluate_schedules(
     """Energy that each schedule needs to move the readout of each prompt by ``target`` on the full model.
 
     Compared: ``minimum energy`` (u ∝ gains, one shape for all prompts), ``exact minimum energy`` (u ∝ the
-    prompt's own adjoint gains), ``refined minimum energy`` (the prompt's own optimum on the nonlinear model,
-    :func:`~lens_linear.dynamics.refinement.refined_min_energy`), ``best layer`` (the layer of largest gain
-    alone), ``last layer``, ``uniform``, ``middle``, ``early``, ``random layer`` (one drawn for each
-    prompt), and those of ``schedules``. Every schedule may take either sign; the smallest amplitude
-    that reaches the target counts.
+    prompt's own adjoint gains), ``refined minimum energy`` (the prompt's cheapest schedule of all,
+    improved on the nonlinear model, :func:`~lens_linear.dynamics.refinement.refined_min_energy`),
+    ``best layer`` (the layer of largest gain alone), ``last layer``, ``uniform``, ``middle``,
+    ``early``, ``random layer`` (one drawn for each prompt), and those of ``schedules``. Every schedule
+    may take either sign; the smallest amplitude that reaches the target counts.
 
     Energy is in squared units of the injected vectors; ratios are to minimum energy, above 1 where it wins.
 
@@ -291,24 +291,23 @@ class _Search:
     def run_with_refined(
         self, gains: Float[Tensor, "prompt layer"], max_factor: float, tolerance: float, steps: int
     ) -> Float[Tensor, "schedule prompt"]:
-        """Find all amplitudes; then refine the exact schedule from what it needs, and keep the cheaper."""
+        """Find all amplitudes; then refine each prompt's cheapest schedule, and keep what is cheaper."""
         found = self.run(gains, max_factor, tolerance)
-        start = found[1].nan_to_num(nan=0.0)[:, None] * self.shapes[1]
+        sizes = found.abs().nan_to_num(nan=float("inf"))
+        best, columns = sizes.argmin(0), torch.arange(found.shape[1], device=found.device)
+        amplitude, shape = found[best, columns], self.shapes[best, columns]
         rough = self.target * gains / gains.pow(2).sum(-1, keepdim=True).clamp_min(1e-30)
-        start = torch.where(found[1].isnan()[:, None], rough, start)
+        start = torch.where(amplitude.isnan()[:, None], rough, amplitude[:, None] * shape)
         refined, _ = refine(
             self.context, self.directions, self.readout, start, self.target, steps=steps
         )
         size = refined.norm(dim=-1, keepdim=True)
-        unit = torch.where(size > 0, refined / size.clamp_min(1e-30), self.shapes[1])
-        only = replace(self, shapes=unit[None])
-        amplitude = only.run(gains, max_factor, tolerance)[0]
-        cheaper = amplitude.abs().nan_to_num(nan=float("inf")) < found[1].abs().nan_to_num(
-            nan=float("inf")
-        )
-        found[2] = torch.where(cheaper, amplitude, found[1])
+        unit = torch.where(size > 0, refined / size.clamp_min(1e-30), shape)
+        again = replace(self, shapes=unit[None]).run(gains, max_factor, tolerance)[0]
+        cheaper = again.abs().nan_to_num(nan=float("inf")) < sizes[best, columns]
+        found[2] = torch.where(cheaper, again, amplitude)
         self.shapes = self.shapes.clone()
-        self.shapes[2] = torch.where(cheaper[:, None], unit, self.shapes[1])
+        self.shapes[2] = torch.where(cheaper[:, None], unit, shape)
         return found
 
     def run(
