@@ -183,8 +183,9 @@ def _mean_shift(
         with torch.enable_grad():
             out = context.outputs(ones, vectors)[0]
             sums = (out - context.states[-1]).sum(0) @ rows[:, -1].to(out).T
-        for index, value in enumerate(sums):
-            (slope,) = torch.autograd.grad(value, vectors, retain_graph=True)
-            slopes[index] += torch.einsum("ld,cld->cl", to_compute(slope), here) / n_prompts
+            # Taking the sums apart belongs in here too: outside, a caller's no_grad would cut the graph.
+            for index, value in enumerate(sums):
+                (slope,) = torch.autograd.grad(value, vectors, retain_graph=True)
+                slopes[index] += torch.einsum("ld,cld->cl", to_compute(slope), here) / n_prompts
         shift += to_compute(sums) / n_prompts
     return shift, slopes

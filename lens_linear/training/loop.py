@@ -122,6 +122,7 @@ def _optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.95))
 
 
+@torch.enable_grad()  # notebooks often switch gradients off at the top
 def train(
     recipe: Recipe,
     stream: Int[Tensor, " token"],
