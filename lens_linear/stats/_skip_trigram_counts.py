@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._checks import require_int
@@ -74,19 +74,17 @@ def _count(
     tokens: Int[Tensor, "sequence position"], n_vocab: int, window: int, min_count: int
 ) -> tuple[SparseCounts, SparseCounts, SparseCounts]:
     """Pairs (destination, out), armed pairs (source, destination), and frequent enough triples."""
-    pairs, frequent = SparseCounts(n_vocab**2), torch.zeros(n_vocab, dtype=torch.int64)
+    pairs, armed, triples = (SparseCounts(n_vocab**power) for power in (2, 2, 3))
     for block in token_blocks(tokens, n_vocab, min_length=2):
         pairs.add((block[:, :-1] * n_vocab + block[:, 1:]).flatten())
-        frequent += torch.bincount(block.flatten(), minlength=n_vocab)
-    armed, triples = SparseCounts(n_vocab**2), SparseCounts(n_vocab**3)
+        for source, destination, _ in _events(block, window):
+            armed.add(source * n_vocab + destination)
     for block in token_blocks(tokens, n_vocab, min_length=2):
-        # A triple is no more frequent than its (destination, out) or its source: none is lost.
-        wanted = pairs.look_up(block[:, :-1] * n_vocab + block[:, 1:]) >= min_count
-        for source, destination, out, is_wanted in _events(block, wanted, window):
-            often = frequent[source] >= min_count
-            pair = source * n_vocab + destination
-            armed.add(pair[often])
-            triples.add((pair * n_vocab + out)[often & is_wanted])
+        # A triple is no more frequent than the two pairs it is made of: none is lost.
+        for source, destination, out in _events(block, window):
+            before, after = source * n_vocab + destination, destination * n_vocab + out
+            often = (pairs.look_up(after) >= min_count) & (armed.look_up(before) >= min_count)
+            triples.add((before * n_vocab + out)[often])
     return pairs, armed, triples
 
 
@@ -112,11 +110,9 @@ def _table(
 
 
 def _events(
-    block: Int[Tensor, "sequence position"],
-    wanted: Bool[Tensor, "sequence position-1"],
-    window: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(source, destination, out, wanted) of all events, one offset between the first two a time.
+    block: Int[Tensor, "sequence position"], window: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(source, destination, out) of all events, one offset between the first two a time.
 
     A source that occurs twice in the window counts at its last occurrence only.
     """
@@ -127,8 +123,7 @@ def _events(
         last = again[:, : length - 1 - offset] >= here
         source = block[:, : length - 1 - offset][last]
         destination = block[:, offset : length - 1][last]
-        out = block[:, offset + 1 :][last]
-        yield source, destination, out, wanted[:, offset:][last]
+        yield source, destination, block[:, offset + 1 :][last]
 
 
 def _next_occurrence(block: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:

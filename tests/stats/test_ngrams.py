@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEnoughDataError
@@ -206,6 +206,7 @@ def slow_skip_trigrams(rows, window, min_count):
 
 @settings(max_examples=60, deadline=None)
 @given(TOKENS, st.integers(1, 9), st.integers(1, 3), st.booleans())
+@example([[0, 1, 1, 1, 2]], 2, 2, False)  # one source, two events of the same triple
 def test_skip_trigrams_equal_nested_loops(rows, window, min_count, sparse):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_token_blocks, "CHUNK_TOKENS", 16)
