@@ -19,6 +19,7 @@ pattern    attention after softmax                                      [batch, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -59,6 +60,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "pattern": ("attn.hook_pattern",),
 }
 
+# What is written into the stream, where the sublayer's own output is something else. Granite scales it
+# after the sublayer, and its bridge has a point of its own there (elsewhere that name is an alias). BLOOM
+# and MPT hand the stream to the sublayer, which returns the sum: there the last linear layer is read.
+_SCALED = {"attn_out": "hook_attn_out", "ffn_out": "hook_mlp_out"}
+_LAST_LINEAR = {"attn_out": ("attn", "attn.o.hook_out"), "ffn_out": ("mlp", "mlp.out.hook_out")}
+
 
 def require_bridge(model: Any) -> TransformerBridge:
     """Accept a ``TransformerBridge`` with a stack of blocks; anything else gets advice."""
@@ -85,7 +92,7 @@ def hook_name(model: TransformerBridge, spot: Spot) -> str:
     if not isinstance(what, str) or what not in _NAMES:
         raise InvalidArgumentError(f"what must be one of {sorted(_NAMES)}, got {what!r}")
     points = model.hook_dict
-    for ending in _NAMES[what]:
+    for ending in (*_special_names(model, layer, what), *_NAMES[what]):
         name = f"blocks.{layer}.{ending}"
         if name in points:
             return name
@@ -93,6 +100,21 @@ def hook_name(model: TransformerBridge, spot: Spot) -> str:
         f"model {model.cfg.model_name!r} has no {what!r} in layer {layer}; "
         f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}"
     )
+
+
+def _special_names(model: TransformerBridge, layer: int, what: str) -> tuple[str, ...]:
+    """Where an unusual architecture writes into the stream, tried before the usual names."""
+    if what not in _SCALED:
+        return ()
+    scaled = f"blocks.{layer}.{_SCALED[what]}"
+    point = model.hook_dict.get(scaled)
+    if point is not None and point.name == scaled:
+        return (_SCALED[what],)
+    part, linear = _LAST_LINEAR[what]
+    inner = getattr(getattr(model.blocks[layer], part, None), "original_component", None)
+    if inner is None or "residual" not in inspect.signature(inner.forward).parameters:
+        return ()
+    return (linear,)
 
 
 def has_spot(model: TransformerBridge, spot: Spot) -> bool:

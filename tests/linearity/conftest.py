@@ -6,7 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 
 
-@pytest.fixture(scope="session", params=["gpt2", "neox", "gemma2", "opt"])
+@pytest.fixture(scope="session", params=["gpt2", "neox", "gemma2", "opt", "bloom"])
 def foreign(request, tmp_path_factory):
     """A random model of another architecture from a local configuration (neox runs in parallel)."""
     from architectures import save_random

@@ -55,6 +55,24 @@ CONFIGS = {
     ),
 }
 
+# These write something else into the stream than their sublayers return.
+UNUSUAL = {
+    "bloom": lambda: transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=3, n_head=4),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=96, d_model=32, n_heads=4, n_layers=3, max_seq_len=64
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        residual_multiplier=0.3,
+    ),
+}
+
 
 def save_random(name, folder, *, scale=0.05, seed=0):
     """Write a random model of an architecture as a Hugging Face folder (no tokenizer)."""
@@ -62,7 +80,7 @@ def save_random(name, folder, *, scale=0.05, seed=0):
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+        model = transformers.AutoModelForCausalLM.from_config({**CONFIGS, **UNUSUAL}[name]())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * scale)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from architectures import UNUSUAL, save_random
 
+import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import available_sites, residual_stream, run, visit_sites
 from lens_linear.models.toy import toy_model
@@ -29,6 +31,18 @@ def test_sites_add_up_to_the_block(foreign):
     stream = residual_stream(foreign, TOKENS)
     for layer in range(foreign.cfg.n_layers):
         torch.testing.assert_close(stream[layer + 1], seen[layer, "block"][1])
+
+
+@pytest.mark.parametrize("name", sorted(UNUSUAL))
+def test_sublayers_that_return_more_than_they_write_are_read_where_they_write(name, tmp_path):
+    """BLOOM and MPT return stream + update, Granite scales the update afterwards."""
+    model = ll.load(save_random(name, tmp_path))
+    spots = [(1, what) for what in ("resid_pre", "attn_out", "ffn_out", "resid_post")]
+    before, attention, ffn, after = (run(model, TOKENS, record=spots)[spot] for spot in spots)
+    torch.testing.assert_close(before + attention + ffn, after, atol=1e-5, rtol=1e-4)
+    gone = [((1, what), torch.zeros_like) for what in ("attn_out", "ffn_out")]
+    left = run(model, TOKENS, record=[(1, "resid_post")], edits=gone)[(1, "resid_post")]
+    torch.testing.assert_close(left, before)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 50])
