@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from lens_linear._checks import require_float, require_int
 from lens_linear._tl import HookedRootModule, HookPoint
 from lens_linear.constructions.ols import OLSAttention
-from lens_linear.constructions.spectral import as_design, as_float64, as_outputs
+from lens_linear.constructions.spectral import as_design, as_outputs, as_rows
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -77,13 +77,14 @@ class NewtonSchulzAttention(HookedRootModule):
     context_x: Tensor
     context_y: Tensor
 
+    @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(self, inputs: int, *, layers: int, w_in: Any = None) -> None:
         super().__init__()
         inputs = require_int("inputs", inputs, minimum=1)
         layers = require_int("layers", layers, minimum=0)
         weight = torch.eye(inputs, dtype=torch.float64)
         if w_in is not None:
-            weight = as_float64("w_in", w_in, ndim=2).detach()
+            weight = as_design("w_in", w_in)
         if len(weight) != inputs:
             raise InvalidArgumentError(
                 f"w_in must have one row for each of the {inputs} inputs, got {tuple(weight.shape)}"
@@ -97,6 +98,7 @@ class NewtonSchulzAttention(HookedRootModule):
         self.vector_output = False
         self.setup()
 
+    @torch.inference_mode(False)
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:
         """The same weights over a context ``x`` ``[n, p]``, ``y`` ``[n]`` or ``[n, m]``."""
         x = as_design("x", x)
@@ -108,14 +110,14 @@ class NewtonSchulzAttention(HookedRootModule):
         new = NewtonSchulzAttention(
             len(self.W_in), layers=len(self.layers), w_in=self.W_in.detach()
         )
-        new.context_x, new.context_y, new.vector_output = x, y, vector
-        return new
+        new.context_x, new.context_y, new.vector_output = x.clone(), y.clone(), vector
+        return new.to(device=self.W_in.device, dtype=self.W_in.dtype)
 
     def forward(self, x_new: Any) -> Float[Tensor, "q m"]:
         """Predict the rows of ``x_new`` ``[q, p]``; always ``[q, m]``."""
         if not len(self.context_x):
             raise InvalidArgumentError("this module has no context yet; call with_context(x, y)")
-        queries = as_design("x_new", x_new).to(self.W_in)
+        queries = as_rows("x_new", x_new).to(self.W_in)
         if queries.shape[1] != len(self.W_in):
             raise InvalidArgumentError(
                 f"x_new must have {len(self.W_in)} columns, got shape {tuple(queries.shape)}"

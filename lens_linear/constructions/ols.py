@@ -33,6 +33,7 @@ from lens_linear.constructions.spectral import (
     SpectralRoot,
     as_design,
     as_outputs,
+    as_rows,
     centred,
     rounding,
     spectral_root,
@@ -41,7 +42,7 @@ from lens_linear.errors import InvalidArgumentError
 
 Form = Literal["in-context", "paper"]
 FORMS = ("in-context", "paper")
-_MAX_SCORES = 50_000_000
+_MAX_SCORES = 50_000_000  # 400 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,10 @@ class OLSAttention(HookedRootModule):
     The intercept is a second, uniform head: it reads the context's mean, which is taken from
     queries and keys before L is applied, and adds 1/n to every hat weight.
 
+    The scores are queries × context. Where there would be more than 50 million of them and nothing
+    is hooked to ``hook_scores`` or ``hook_hat``, the same product is taken in the other order, ``q
+    (kᵀ v)``: the fast memory ``kᵀ v`` has a size that does not grow with the context.
+
     By hand: X = [[2, 1], [1, 2]], y = [4, 5].
 
     1. ``XᵀX = [[5, 4], [4, 5]]``: eigenvalues 9 and 1, eigenvectors (1, 1)/√2 and (1, -1)/√2.
@@ -118,6 +123,7 @@ class OLSAttention(HookedRootModule):
     context_x: Tensor
     context_y: Tensor
 
+    @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(
         self,
         *,
@@ -171,7 +177,8 @@ class OLSAttention(HookedRootModule):
         ``rtol=1e-6`` does the same here.)
 
         Args:
-            x: ``[n, p]`` inputs: tensor, numpy array or nested list.
+            x: ``[n, p]`` inputs: tensor, numpy array, data frame or nested list. Everything is
+                computed on the CPU in float64; ``.to()`` moves or rounds the finished module.
             y: ``[n]`` or ``[n, m]`` labels.
             intercept: add a constant, not penalised by the ridge. Off by default: the prediction
                 then equals ``numpy.linalg.lstsq`` on the ``x`` given.
@@ -200,9 +207,7 @@ class OLSAttention(HookedRootModule):
         w_v, w_o, b_o = identity, identity, None
         if form == "paper":
             mean = y.mean(0) if intercept else torch.zeros_like(y[0])
-            # P = Lᵀ Xᵀ Y; a ridge leaves KᵀK = Λ / (Λ + ridge) instead of I, which P undoes.
-            gain = (spectrum.eigenvalues + spectrum.ridge) / spectrum.eigenvalues
-            w_o = (keys.T @ (y - mean)) * (gain[:, None] if spectrum.ridge else 1.0)
+            w_o = _onto(keys, y - mean)  # P = Lᵀ Xᵀ Y
             w_v, b_o = root, mean
         return cls(
             w_q=root,
@@ -224,26 +229,26 @@ class OLSAttention(HookedRootModule):
         q = self.hook_q(queries @ self.W_Q)
         k = self.hook_k(keys @ self.W_K)
         v = self.hook_v((keys if self.form == "paper" else self.context_y) @ self.W_V)
-        scores = self.hook_scores(q @ k.T)
-        hat = self.hook_hat(scores + 1.0 / len(k) if self.intercept else scores)
-        return self.hook_out(self.hook_z(hat @ v) @ self.W_O + self.b_O)
+        if self._scores_wanted(len(q)):
+            scores = self.hook_scores(q @ k.T)
+            hat = self.hook_hat(scores + 1.0 / len(k) if self.intercept else scores)
+            z = hat @ v
+        else:
+            z = q @ (k.T @ v) + (v.mean(0) if self.intercept else 0.0)
+        return self.hook_out(self.hook_z(z) @ self.W_O + self.b_O)
 
     def predict(self, x_new: Any) -> Tensor:
         """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
 
-        Queries do not see each other, so a very long ``x_new`` is passed in blocks of at most
-        50 million scores (400 MB).
-
         Returns:
-            Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64.
+            Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64, unless the module
+            was moved to another dtype.
 
         Raises:
             InvalidArgumentError: the number of columns differs from the training data's.
         """
-        queries = self._as_queries(x_new)
-        rows = max(1, _MAX_SCORES // len(self.context_x))
         with torch.no_grad():
-            out = torch.cat([self.forward(block) for block in queries.split(rows)])
+            out = self.forward(x_new)
         return out[:, 0] if self.vector_output else out
 
     def with_context(self, x: Any, y: Any) -> OLSAttention:
@@ -289,8 +294,18 @@ class OLSAttention(HookedRootModule):
             return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O
 
     def hat(self, x_new: Any = None) -> HatMatrix:
-        """The hat matrix of ``x_new``, or of the context's own rows when it is None."""
-        rows = self.context_x if x_new is None else x_new
+        """The hat matrix of ``x_new``, or of the context's own rows when it is None.
+
+        Raises:
+            InvalidArgumentError: it would hold more than 50 million weights (400 MB).
+        """
+        rows = self.context_x if x_new is None else self._as_queries(x_new)
+        if len(rows) * len(self.context_x) > _MAX_SCORES:
+            raise InvalidArgumentError(
+                f"x_new must have at most {_MAX_SCORES // len(self.context_x)} rows for the hat "
+                f"matrix over {len(self.context_x)} context rows, got {len(rows)}; pass some of "
+                "the rows"
+            )
         with torch.no_grad():
             _, cache = self.run_with_cache(rows, names_filter="hook_hat")
         return HatMatrix(
@@ -331,13 +346,20 @@ class OLSAttention(HookedRootModule):
         return text + (", with intercept" if self.intercept else ", no intercept")
 
     def _as_queries(self, x_new: Any) -> Float[Tensor, "q p"]:
-        x = as_design("x_new", x_new).to(self.W_Q)
+        x = as_rows("x_new", x_new).to(self.W_Q)
         if x.shape[1] != self.W_Q.shape[0]:
             raise InvalidArgumentError(
                 f"x_new must have {self.W_Q.shape[0]} columns like the training data, got shape "
                 f"{tuple(x.shape)}; pass the same features in the same order"
             )
         return x
+
+    def _scores_wanted(self, queries: int) -> bool:
+        """Few enough to hold, or hooked."""
+        hooks = (self.hook_scores, self.hook_hat)
+        return queries * len(self.context_x) <= _MAX_SCORES or any(
+            hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks for hook in hooks
+        )
 
     def _centred_on_context(self, x: Float[Tensor, "q p"]) -> tuple[Tensor, Tensor]:
         """Queries and keys, minus the context's mean when there is an intercept."""
@@ -346,3 +368,13 @@ class OLSAttention(HookedRootModule):
         keys = centred(self.context_x)
         # The same mean for both: the row the keys were reduced by, not a second rounding of it.
         return x - (self.context_x - keys).mean(0), keys
+
+
+def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, "r m"]:
+    """Slopes of y on the keys: ``Kᵀ Y`` where the keys are orthonormal.
+
+    A ridge leaves ``KᵀK = Λ / (Λ + ridge)``, which P has to undo; solved with columns of unit
+    length, because Λ may spread over many decades.
+    """
+    scale = keys.norm(dim=0)
+    return torch.linalg.lstsq(keys / scale, y).solution / scale[:, None]

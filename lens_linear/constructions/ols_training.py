@@ -153,6 +153,7 @@ def regression_data(
     return x, x @ slopes + noise * draw(n, outputs)
 
 
+@torch.inference_mode(False)
 def train_ols_attention(
     x: Any = None,
     y: Any = None,

@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear._checks import require_float, require_float_tensor, shown
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
 Solution = Literal["unique", "minimum-norm", "ridge"]
 
@@ -48,30 +49,51 @@ class SpectralRoot:
 
 
 def as_float64(name: str, value: Any, *, ndim: int) -> Tensor:
-    """Accept real numbers with ``ndim`` axes (array, list, tensor); a finite float64 tensor out."""
-    tensor = _as_tensor(name, value)
-    if not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
-        tensor = tensor.double()
+    """Accept finite real numbers with ``ndim`` axes; a float64 tensor out, where it was.
+
+    Tensors keep their device and their graph; arrays, data frames and nested lists become float64
+    without passing through float32. True and False are 1 and 0.
+    """
+    tensor = value if isinstance(value, Tensor) else _from_numpy(name, value)
+    if tensor.is_complex():
+        raise InvalidArgumentError(
+            f"{name} must hold real numbers, got dtype {tensor.dtype}; pass e.g. {name}.real"
+        )
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     if ndim == 2 and tensor.ndim == 1:
         raise InvalidArgumentError(
             f"{name} must have 2 axes [n, columns], got shape {tuple(tensor.shape)}; "
-            f"for one column pass {name}[:, None]"
+            f"for one column pass {name}[:, None], for one row {name}[None]"
         )
-    return require_float_tensor(name, tensor, ndim=ndim).detach().cpu().double()
+    return require_float_tensor(name, tensor.double(), ndim=ndim)
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def _from_numpy(name: str, value: Any) -> Tensor:
+    """Numbers of anything numpy can read: array, data frame, series, nested list, list of tensors."""
+    if np.ma.is_masked(value):
+        raise NonFiniteError(f"{name} has masked entries; drop those rows or fill them first")
+    why = "no numbers"
     try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(
-            f"{name} must be an array of numbers, got {type(value).__name__}; "
-            f"pass a torch tensor or numpy array"
-        ) from error
+        if value is None:
+            raise TypeError(why)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+            return torch.stack([v.detach().cpu() for v in value])
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            return torch.from_numpy(array.astype(np.complex128))
+        if array.dtype.kind in "biufO":
+            return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InvalidArgumentError(
+        f"{name} must be an array of numbers, got {type(value).__name__} ({shown(why)}); "
+        "pass a torch tensor, a numpy array or a data frame of numbers"
+    )
 
 
-def as_design(name: str, value: Any) -> Float[Tensor, "n p"]:
-    """Accept a matrix with at least one row and one column."""
+def as_rows(name: str, value: Any) -> Float[Tensor, "n p"]:
+    """Accept a matrix with at least one row and one column; device and graph are kept."""
     x = as_float64(name, value, ndim=2)
     if x.numel() == 0:
         raise NotEnoughDataError(
@@ -81,16 +103,26 @@ def as_design(name: str, value: Any) -> Float[Tensor, "n p"]:
     return x
 
 
+def as_design(name: str, value: Any) -> Float[Tensor, "n p"]:
+    """:func:`as_rows` as data: on the CPU, without a graph."""
+    return as_rows(name, value).detach().cpu()
+
+
 def as_outputs(name: str, value: Any, n: int) -> tuple[Float[Tensor, "n m"], bool]:
     """Accept ``[n]`` or ``[n, m]`` labels; returns ``[n, m]`` and whether one axis came in."""
-    value = _as_tensor(name, value)
+    value = value if isinstance(value, Tensor) else _from_numpy(name, value)
+    if value.ndim not in (1, 2):
+        raise InvalidArgumentError(
+            f"{name} must have 1 axis [n] or 2 axes [n, m], got shape {tuple(value.shape)}; "
+            "pass one row of labels for each row of x"
+        )
     vector = value.ndim == 1
-    y = as_float64(name, value, ndim=1 if vector else 2)
+    y = as_float64(name, value, ndim=value.ndim).detach().cpu()
     y = y[:, None] if vector else y
     if len(y) != n or y.shape[1] == 0:
         raise InvalidArgumentError(
             f"{name} must have one row for each of the {n} rows of x and at least one column, "
-            f"got shape {tuple(y.shape)}; check that x and {name} belong together"
+            f"got shape {tuple(value.shape)}; check that x and {name} belong together"
         )
     return y, vector
 
@@ -159,8 +191,10 @@ def spectral_root(
     kept = s > floor
     rank = int(kept.sum())
     s, v = s[kept], vt[kept].T
-    if ridge == 0.0 and rank == p:
-        root = _root_of_full_rank(x)
+    if rank == p:
+        # A ridge is p more rows: x stacked on √ridge I has the Gram matrix XᵀX + ridge I.
+        penalty = ridge**0.5 * torch.eye(p, dtype=x.dtype, device=x.device)
+        root = _root_of_full_rank(torch.cat([x, penalty]) if ridge else x)
     else:
         root = v / torch.hypot(s, torch.tensor(ridge, dtype=x.dtype).sqrt())
     if ridge == 0.0:

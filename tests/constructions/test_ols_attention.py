@@ -215,7 +215,7 @@ def test_output_shape_follows_the_labels():
     [
         (np.ones(3), np.ones(3), InvalidArgumentError, r"x\[:, None\]"),
         (np.ones((3, 2)), np.ones(4), InvalidArgumentError, "3 rows of x"),
-        (np.ones((3, 2)), np.ones((3, 1, 1)), InvalidArgumentError, "y must have 2 axes"),
+        (np.ones((3, 2)), np.ones((3, 1, 1)), InvalidArgumentError, r"1 axis \[n\] or 2 axes"),
         (np.ones((0, 2)), np.ones(0), NotEnoughDataError, "at least one row"),
         (np.ones((3, 0)), np.ones(3), NotEnoughDataError, "one column"),
         (np.full((3, 1), np.nan), np.ones(3), NonFiniteError, "x holds 3 NaN"),
@@ -262,12 +262,30 @@ def test_columns_that_sum_to_a_constant_far_from_zero_are_collinear():
     np.testing.assert_allclose(model.predict(rows), slope * rows[:, 0] + constant, atol=1e-9)
 
 
-def test_a_long_query_goes_through_in_blocks(monkeypatch):
+@pytest.mark.parametrize("form", ["in-context", "paper"])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_many_scores_are_never_formed_unless_hooked(monkeypatch, form, intercept):
     x, y, new = problem("plain", 12, 3, 2, 1)
-    model = ll.OLSAttention.from_data(x, y)
+    model = ll.OLSAttention.from_data(x, y, form=form, intercept=intercept)
     want = model.predict(new)
-    monkeypatch.setattr("lens_linear.constructions.ols._MAX_SCORES", 25)  # two rows at a time
-    torch.testing.assert_close(model.predict(new), want)
+    monkeypatch.setattr("lens_linear.constructions.ols._MAX_SCORES", 9 * 12 - 1)
+    torch.testing.assert_close(model.predict(new), want)  # the same product in the other order
+    _, cache = model.run_with_cache(new, names_filter=["hook_z", "hook_out"])
+    assert set(cache) == {"hook_z", "hook_out"}
+    zero = [("hook_scores", lambda scores, hook: 0 * scores)]
+    edited = model.run_with_hooks(new, fwd_hooks=zero)  # but a hook sees them
+    mean = y.mean(0) if intercept else np.zeros(2)
+    np.testing.assert_allclose(edited.detach(), np.tile(mean, (9, 1)), atol=1e-12)
+    with pytest.raises(InvalidArgumentError, match="at most 8 rows for the hat matrix over 12"):
+        model.hat(new)
+    assert model.hat(new[:8]).values.shape == (8, 12)
+
+
+def test_a_hundred_thousand_rows_need_no_square_matrix():
+    x = torch.randn(100_000, 5, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.arange(5.0) + 3
+    model = ll.OLSAttention.from_data(x, y, intercept=True)
+    np.testing.assert_allclose(model.predict(x), y, atol=1e-4)  # y is in single precision
 
 
 def test_single_precision_and_other_dtypes_are_accepted():
@@ -280,3 +298,4 @@ def test_single_precision_and_other_dtypes_are_accepted():
     assert ll.OLSAttention.from_data([[1], [2]], [2, 4]).predict([[3]]).item() == pytest.approx(6.0)
     grad = torch.as_tensor(x).requires_grad_()
     torch.testing.assert_close(ll.OLSAttention.from_data(grad, y).predict(new), want)
+    assert ll.OLSAttention.from_data(x > 0, y > 0).predict(new > 0).shape == (9, 1)
