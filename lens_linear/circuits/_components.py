@@ -76,6 +76,8 @@ def stream_components(
 ) -> tuple[Components, Run]:
     """Split the residual stream at the input of ``layer`` into its parts, and check the sum.
 
+    The run holds that stream and what the layer's attention reads, too.
+
     Raises:
         UnsupportedModelError: the parts do not add up to the stream.
     """
@@ -84,7 +86,8 @@ def stream_components(
     has_ffn = heads.shape.n_ffn > 0
     spots: list[Spot] = [(b, "z") for b in below]
     spots += [(b, "ffn_out") for b in below] if has_ffn else []
-    out = run(model, tokens, record=[*spots, (layer, "resid_pre")], logits=False)
+    spots += [(layer, "resid_pre"), (layer, "attn_in")]
+    out = run(model, tokens, record=spots, logits=False)
     names, parts = ["token"], [weights.W_E[tokens.cpu()]]
     if weights.W_pos is not None:
         names.append("position")

@@ -33,11 +33,12 @@ from lens_linear.circuits._components import stream_components
 from lens_linear.circuits._labels import require_labels
 from lens_linear.circuits.heads import require_attention
 from lens_linear.errors import FigureTooLargeError, UnsupportedModelError
-from lens_linear.models.capture import require_model_tokens
+from lens_linear.models.capture import Run, require_model_tokens
+from lens_linear.models.frozen import norm_gap
 from lens_linear.models.rotary import read_rotary
 from lens_linear.models.scores import attention_scores
 from lens_linear.models.shape import model_shape
-from lens_linear.models.weights import norm_scale, read_weights
+from lens_linear.models.weights import NormKind, norm_scale, read_attention, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,8 @@ class QKAttribution:
         layer, head: which head.
         tokens: ids.
         components: names, in the order of the first two axes of :attr:`scores`; queries and keys share
-            them. "bias" is b_Q on the query side and b_K on the key side.
+            them. "bias" is b_Q on the query side and b_K on the key side. Float64 models with RMS norms
+            have a "rounding of the norm" too: their norms are computed in float32.
         queries: each component's share of the query, scaled and rotated, [component, batch, position, d].
         keys: each component's share of the key.
         model_scores: the model's own scores before the softmax (bounded, where it has a soft cap).
@@ -220,6 +222,13 @@ def qk_attribution(
     reads = found.parts / norm_scale(found.stream, weights.norm, weights.eps)
     queries = _with_bias(reads @ attention.W_Q[layer, head], attention.b_Q[layer, head])
     keys = _with_bias(reads @ attention.W_K[layer, head], attention.b_K[layer, head])
+    names = [*found.names, "bias"]
+    rounding = _rounding(model, found.stream, out, layer, weights.norm)
+    if rounding is not None:
+        raw = read_attention(model, fold=False)
+        queries = torch.cat([queries, (rounding @ raw.W_Q[layer, head])[None]])
+        keys = torch.cat([keys, (rounding @ raw.W_K[layer, head])[None]])
+        names.append("rounding of the norm")
     rotary = read_rotary(model, layer, tokens.shape[1])
     if rotary is not None:
         queries, keys = rotary.rotate(queries), rotary.rotate(keys)
@@ -228,7 +237,7 @@ def qk_attribution(
         layer,
         head,
         tokens,
-        (*found.names, "bias"),
+        tuple(names),
         queries * attention.scale,
         keys,
         own,
@@ -242,6 +251,22 @@ def qk_attribution(
             f"{result.max_error:.3g}; it treats queries and keys in a way not supported here"
         )
     return result
+
+
+def _rounding(
+    model: TransformerBridge, stream: Tensor, out: Run, layer: int, kind: NormKind
+) -> Tensor | None:
+    """What the norm before the head gave beyond ``x / scale``; None where only float64 would show it.
+
+    TransformerLens computes RMS norms in float32 whatever the model's precision.
+    """
+    read = out[(layer, "attn_in")]
+    if read.dtype != torch.float64:
+        return None
+    norm = getattr(model.blocks[layer], "ln1", None)
+    gap = norm_gap(model, norm, stream, read.to("cpu"), kind)
+    size, limit = float(gap.abs().max()), 1e-5 * float(read.abs().max())
+    return gap if 1e-12 < size <= limit else None
 
 
 def _with_bias(

@@ -294,7 +294,13 @@ def head_circuit(
     layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
     head = require_int("head", head, minimum=0, maximum=shape.n_heads - 1)
     return HeadCircuit(
-        layer, head, weights, shape, model, require_labels(labels, model, shape.d_vocab)
+        layer,
+        head,
+        weights,
+        shape,
+        model,
+        require_labels(labels, model, shape.d_vocab),
+        set() if verified is None else verified,
     )
 
 

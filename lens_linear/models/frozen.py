@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -118,10 +119,8 @@ def freeze_attention(
     norms = [getattr(model.blocks[layer], "ln1", None) for layer in layers] + [model.ln_final]
     scales = [norm_scale(x, kind, weights.eps) for x, kind in zip(streams, kinds, strict=True)]
     gaps = []
-    for x, read, scale, kind, norm in zip(streams, reads, scales, kinds, norms, strict=True):
-        weight, bias = _affine(model, norm, dtype)
-        centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
-        gaps.append(read - (centred / scale * weight + bias))
+    for x, read, kind, norm in zip(streams, reads, kinds, norms, strict=True):
+        gaps.append(norm_gap(model, norm, x, read, kind))
     _require_rounding(model, gaps, reads)
     if out.logits is None:
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} returned no logits")
@@ -135,6 +134,28 @@ def freeze_attention(
         _corrections(model, gaps, dtype),
         out.logits.detach().to("cpu", dtype),
     )
+
+
+def norm_gap(
+    model: TransformerBridge,
+    norm: Any,
+    stream: Float[Tensor, "*token d_model"],
+    read: Float[Tensor, "*token d_model"],
+    kind: NormKind,
+) -> Float[Tensor, "*token d_model"]:
+    """Return what a norm gave minus ``stream / scale · weight + bias``: its rounding, if all is well.
+
+    Args:
+        model: a bridge.
+        norm: its module, None where there is none.
+        stream: what the norm read.
+        read: what it gave.
+        kind: of the norm.
+    """
+    weight, bias = _affine(model, norm, stream.dtype)
+    centred = stream - stream.mean(-1, keepdim=True) if kind == "layer" else stream
+    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    return read - (centred / scale * weight + bias)
 
 
 def require_attention_only(model: TransformerBridge) -> None:
