@@ -206,12 +206,13 @@ def _summary(table: Tensor, rows: ProbeRows, body: int) -> AttentionStats:
         )
         duplicate_control.append(table[free & ~own, :, :, 1, period].mean(0))
     plain = table[kinds == 0].mean(0)  # [layer, head, what, offset]
-    half = body // 2
-    uniform = torch.zeros(half, dtype=torch.float64)
-    for offset in range(half):
+    # Beyond the longest period too: a model that knows one period only may know a longer one.
+    far = max(body // 2, body - MIN_QUERIES)
+    uniform = torch.zeros(far, dtype=torch.float64)
+    for offset in range(far):
         queries = torch.arange(offset + 1, min(offset + 1 + max(offset + 1, MIN_QUERIES), body))
         uniform[offset] = (1 / (queries + 1 + rows.start)).mean()
-    by_offset = plain[:, :, 3, :half].permute(2, 0, 1)
+    by_offset = plain[:, :, 3, :far].permute(2, 0, 1)
     return AttentionStats(
         tuple(choices),
         torch.stack(prefix),

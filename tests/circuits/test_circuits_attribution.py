@@ -7,6 +7,7 @@ import lens_linear as ll
 from lens_linear.circuits.patterns import attention_pattern
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
+from lens_linear.models.frozen import in_double
 from lens_linear.models.scores import attention_scores
 
 NATIVE = [
@@ -35,6 +36,19 @@ def test_pairs_of_components_sum_to_the_score(changes):
         mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
         pattern = total.masked_fill(mask, float("-inf")).softmax(-1)
         torch.testing.assert_close(pattern.float(), out[:, head], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["standard", "rotary"])
+def test_float64_models_with_rms_norms_are_exact_too(positions):
+    # TransformerLens computes their norms in float32; what that leaves out is a component of its own.
+    model = in_double(native(normalization_type="RMS", positional_embedding_type=positions))
+    tokens = ids(model, 1, 7)
+    found = ll.qk_attribution(model, tokens, 1, 2)
+    assert found.components[-1] == "rounding of the norm"
+    assert found.max_error < 1e-12
+    small = found.scores[-1].abs().max() + found.scores[:, -1].abs().max()
+    assert 1e-10 < float(small) < 1e-4
+    assert "rounding of the norm" not in ll.qk_attribution(native(), tokens, 1, 2).components
 
 
 @pytest.mark.parametrize("kind", HF_KINDS)

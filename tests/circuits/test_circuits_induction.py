@@ -6,8 +6,8 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits._attention_stats import measure, probe_rows
-from lens_linear.circuits.induction import Thresholds
+from lens_linear.circuits._attention_stats import AttentionStats, measure, probe_rows
+from lens_linear.circuits.induction import InductionScores, Thresholds
 from lens_linear.constructions.induction import build_induction
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
@@ -195,7 +195,7 @@ def hand_head(offset=None, *, same=False, copy=True):
     return bridge_from_module(module, spec)
 
 
-@pytest.mark.parametrize("offset", [2, 7, 10, 15])
+@pytest.mark.parametrize("offset", [2, 7, 10, 15, 28])  # 28: beyond every period
 def test_a_fixed_offset_head_is_positional(offset):
     found = ll.induction_scores(hand_head(offset))
     assert found.verdicts[0] == ["positional", "none"]
@@ -207,6 +207,36 @@ def test_a_previous_token_head_and_a_duplicate_token_head():
     found = ll.induction_scores(hand_head(same=True))
     assert found.verdicts[0][0] == "duplicate-token"
     assert found["duplicate"][0] > 0.9 and found["prefix_matching"][0] < 0.1
+
+
+@pytest.mark.parametrize(
+    "near, previous, far, verdict",
+    [
+        (0.14, 0.48, 0.29, "previous-token"),  # a smooth rotary head: the peak is what counts
+        (0.28, 0.45, 0.14, "previous-token"),
+        (0.15, 0.33, 0.32, "none"),
+        (0.00, 0.45, 0.48, "none"),  # it looks further back than one
+        (0.45, 0.15, 0.11, "none"),
+    ],
+)
+def test_a_previous_token_head_has_its_peak_there(near, previous, far, verdict):
+    none = torch.zeros(3, 1, 1).double()
+    stats = AttentionStats(
+        (4, 6, 9),
+        none,
+        none,
+        none,
+        none,
+        torch.zeros(5, 1, 1).double(),
+        torch.zeros(5).double(),
+        torch.tensor([near, previous, far]).double()[:, None, None],
+        none[0],
+        none[0],
+        8,
+    )
+    found = InductionScores(stats, none[0], none[0], Thresholds(), None, 0)
+    assert found.verdicts == [[verdict]]
+    assert float(found.excess[2]) == pytest.approx(previous - (near + far) / 2)
 
 
 def test_a_head_that_copies_nothing_is_no_induction_head():
