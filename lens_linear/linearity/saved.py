@@ -102,13 +102,15 @@ def save_linearized(
     tensors: dict[str, Tensor] = {}
     entries = []
     for number, m in enumerate(linearization.maps):
-        tensors.update({f"{number}.{k}": v for k, v in _stored(m).items()})
+        stored, adds_input = _stored(m)
+        tensors.update({f"{number}.{k}": v for k, v in stored.items()})
         entries.append(
             {
                 "site": m.site,
                 "first": m.first,
                 "last": m.last,
                 "rank": m.rank,
+                "adds_input": adds_input,
                 "r_squared": None if m.r_squared != m.r_squared else m.r_squared,
                 "n": m.n,
             }
@@ -126,8 +128,8 @@ def save_linearized(
         "parameters_of_maps": sum(m.n_parameters for m in linearization.maps),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "read_me": (
-            "y = x @ weight + bias (row vectors), or x + x @ left @ right + bias for a block of low rank, "
-            "x @ left @ right + bias for an FFN of low rank"
+            "y = x @ weight + bias (row vectors), or x @ left @ right + bias for a map of low rank; where "
+            "adds_input is true, x is added to that"
         ),
     }
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
@@ -158,7 +160,8 @@ def load_linearized(
         )
     maps = []
     for number, entry in enumerate(card["maps"]):
-        weight, bias = _restored(tensors, number, entry["site"])
+        adds_input = entry.get("adds_input", entry["site"] == "block")
+        weight, bias = _restored(tensors, number, adds_input)
         r_squared = float("nan") if entry["r_squared"] is None else entry["r_squared"]
         maps.append(
             AffineMap(
@@ -195,28 +198,34 @@ def weights_fingerprint(model: TransformerBridge) -> str:
     return digest.hexdigest()
 
 
-def _stored(m: AffineMap) -> dict[str, Tensor]:
+def _stored(m: AffineMap) -> tuple[dict[str, Tensor], bool]:
+    """Tensors of a map, and whether its input is added to what its two thin factors give.
+
+    A map of low rank is one of two things: a fit on an input of few directions, or (a block with
+    ``rank=``) the identity plus a matrix of that rank. What is neither is stored whole.
+    """
     d_in, d_out = m.weight.shape
+    weight = m.weight.cpu()
     out = {"bias": m.bias.float().cpu().contiguous()}
-    if m.rank * (d_in + d_out) >= d_in * d_out:
-        return {**out, "weight": m.weight.float().cpu().contiguous()}
-    low = m.weight.cpu()
-    if m.site == "block":
-        low = low - torch.eye(d_in, dtype=low.dtype)
-    u, s, vt = torch.linalg.svd(low, full_matrices=False)
-    root = s[: m.rank].sqrt()
-    left, right = u[:, : m.rank] * root, root[:, None] * vt[: m.rank]
-    return {**out, "left": left.float().contiguous(), "right": right.float().contiguous()}
+    if m.rank * (d_in + d_out) < d_in * d_out:
+        for adds_input in (False, True) if m.site == "block" else (False,):
+            low = weight - torch.eye(d_in, dtype=weight.dtype) if adds_input else weight
+            u, s, vt = torch.linalg.svd(low, full_matrices=False)
+            if float(s[m.rank]) > 1e-9 * float(s[0]):
+                continue
+            root = s[: m.rank].sqrt()
+            left, right = u[:, : m.rank] * root, root[:, None] * vt[: m.rank]
+            factors = {"left": left.float().contiguous(), "right": right.float().contiguous()}
+            return {**out, **factors}, adds_input
+    return {**out, "weight": weight.float().contiguous()}, False
 
 
-def _restored(tensors: dict[str, Tensor], number: int, site: str) -> tuple[Tensor, Tensor]:
+def _restored(tensors: dict[str, Tensor], number: int, adds_input: bool) -> tuple[Tensor, Tensor]:
     bias = tensors[f"{number}.bias"].double()
     if f"{number}.weight" in tensors:
         return tensors[f"{number}.weight"].double(), bias
     weight = tensors[f"{number}.left"].double() @ tensors[f"{number}.right"].double()
-    return (
-        weight + torch.eye(len(weight), dtype=weight.dtype) if site == "block" else weight
-    ), bias
+    return (weight + torch.eye(len(weight), dtype=weight.dtype) if adds_input else weight), bias
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

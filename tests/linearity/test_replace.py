@@ -201,6 +201,21 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, rank, site):
     assert numbers == card["parameters_of_maps"]
 
 
+def test_a_saved_map_of_an_input_with_few_directions_is_the_same_map(tmp_path):
+    """Its weight has low rank by itself: nothing of its input is to be added on loading."""
+    model, ids = small(2, norm="none"), tokens(60)
+    with torch.no_grad():
+        model.embed.weight[:, 4:] = 0.25
+        model.pos_embed.weight.zero_()
+    fitted = fit_linearization(model, ids, [0])
+    assert fitted.maps[0].rank == 4
+    loaded = load_linearized(save_linearized(tmp_path / "f", model, fitted), model=model)
+    with fitted.applied(model):
+        want = logits(model, ids)
+    assert torch.allclose(loaded(ids), want, atol=1e-5)
+    assert float((want - logits(model, ids)).abs().max()) > 0.01
+
+
 def test_saved_models_refuse_other_weights_and_damage(tmp_path):
     model, ids = small(2), tokens()
     folder = save_linearized(tmp_path / "f", model, fit_linearization(model, ids, [1]))
