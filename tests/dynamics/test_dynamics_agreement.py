@@ -1,5 +1,7 @@
 """Correlations against scipy, and what the numbers beside them mean."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +55,23 @@ def test_constant_rows_are_left_out_and_shapes_checked():
     assert compare_gains(exact, exact).spearman == pytest.approx(1.0)
     with pytest.raises(InvalidArgumentError, match="predicted must have shape"):
         compare_gains(torch.zeros(3, 3), exact)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), n_layers=st.integers(2, 5))
+def test_the_ceiling_is_the_best_of_all_orderings(seed, n_layers):
+    rng = np.random.default_rng(seed)
+    exact = rng.normal(size=(4, n_layers)) + 0.7 * np.arange(n_layers)
+    best = max(
+        np.mean([stats.spearmanr(order, row).statistic for row in exact])
+        for order in permutations(range(n_layers))
+    )
+    found = compare_gains(torch.randn(1, n_layers), torch.tensor(exact))
+    assert found.ceiling == pytest.approx(best) and found.spearman <= found.ceiling + 1e-12
+
+
+def test_the_mean_profile_is_not_the_ceiling():
+    """One prompt with huge gains bends the mean profile; the other prompts' order is worth more."""
+    exact = torch.tensor([[300.0, 200.0, 100.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    mean = compare_gains(exact.mean(0, keepdim=True), exact)
+    assert mean.spearman == pytest.approx(-1 / 3) and mean.ceiling == pytest.approx(1 / 3)
