@@ -119,6 +119,7 @@ class GainProfile:
         return frame.rename_axis("layer")
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def gain_profile(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,
@@ -230,6 +231,11 @@ def _shape(row: object) -> tuple[int, ...]:
     return tuple(row.shape)
 
 
+def _usable(x: Tensor) -> Tensor:
+    """Return a tensor that a graph may hold: one made under ``torch.inference_mode`` is copied."""
+    return x.clone() if x.is_inference() else x
+
+
 def require_directions(
     model: TransformerBridge,
     directions: Tensor | Sequence[Tensor],
@@ -240,7 +246,7 @@ def require_directions(
     if isinstance(directions, (list, tuple)) and len({_shape(d) for d in directions}) == 1:
         directions = torch.stack(list(directions))
     home = compute_device(model_device(model))
-    rows = to_compute(require_float_tensor("directions", directions, ndim=2), device=home)
+    rows = _usable(to_compute(require_float_tensor("directions", directions, ndim=2), device=home))
     if tuple(rows.shape) != (cfg.n_layers + 1, cfg.d_model):
         raise InvalidArgumentError(
             f"directions must have shape [layers + 1, d_model] = {(cfg.n_layers + 1, cfg.d_model)} for "
@@ -248,7 +254,7 @@ def require_directions(
         )
     if readout is None:
         return rows, rows[-1]
-    vector = to_compute(require_float_tensor("readout", readout, ndim=1))
+    vector = _usable(to_compute(require_float_tensor("readout", readout, ndim=1)))
     if len(vector) != cfg.d_model:
         raise InvalidArgumentError(
             f"readout must have d_model = {cfg.d_model} entries, got {len(vector)}; "

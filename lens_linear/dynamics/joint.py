@@ -78,6 +78,7 @@ class JointSteering:
         return frame.rename_axis("concept")
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def steer_concepts(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

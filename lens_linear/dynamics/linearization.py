@@ -153,6 +153,7 @@ def frozen_batches(
         yield rows, freeze_context(model, tokens, lengths, path="full" if whole else None)
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def linearize(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

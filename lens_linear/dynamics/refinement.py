@@ -30,6 +30,7 @@ from lens_linear.models.hooks import require_bridge
 from lens_linear.models.last_token import FrozenContext
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def refined_min_energy(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

@@ -170,6 +170,7 @@ class AgreementTable(Table):
         return pd.DataFrame(lines)
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def agreement_table(
     models: Sequence[str | Path | TransformerBridge] | str | TransformerBridge,
     concept: Concept | ConceptSplit | str = "mood",

@@ -122,6 +122,7 @@ def _quartiles(values: Tensor) -> list[float]:
     return [float(ordered[round(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75)]
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def evaluate_schedules(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,6 +67,7 @@ class StepSizeTable(Table):
         )
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def step_size_table(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

@@ -118,6 +118,7 @@ class Surrogate:
         """
         return self.profile.agreement(profile)
 
+    @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
     def predict(
         self,
         model: TransformerBridge,
@@ -184,6 +185,7 @@ def reduced_gains(
     return torch.stack(found[::-1])
 
 
+@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def fit_surrogate(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

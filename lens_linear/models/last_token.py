@@ -41,8 +41,9 @@ from lens_linear.models.weights import _score_scale, _softcap
 Path = Literal["cache", "full"]
 
 # Largest relative error of a block's output, one-token run against recorded run. float32 measures up to
-# 2e-6 on the models of the tests; a missing rotation or window shows as 1e-2 and more.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+# 2e-6 on the models of the tests, float64 up to 2e-7 where a model takes norms or softmax in float32
+# whatever its precision (Llama, Gemma, OPT); a missing rotation or window shows as 1e-2 and more.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 _HALF_TOLERANCE = 3e-2
 
 

@@ -28,6 +28,7 @@ from lens_linear.models.spec import quiet_transformer_lens
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
+@torch.inference_mode(False)  # weights made under it could not be differentiated through
 def load(
     name: str | Path,
     *,

@@ -208,7 +208,8 @@ def load_concept(
         limit: texts in all, half of each class: reading stops as soon as both halves are full, so
             a large dataset on the Hub is not downloaded whole. None reads a file whole and
             2000 texts of a preset. The first texts of each class are taken, in the source's order.
-        path: for a preset, a local copy: a file with the same columns, or a dataset folder.
+        path: for a preset, a local copy: a file with the same columns, or a dataset folder (also that of
+            a repository with several configurations: the preset's own is read).
 
     Returns:
         A :class:`Concept`; its ``source`` says what was read.
@@ -262,6 +263,8 @@ def _load_file(
 def _load_preset(name: str, path: str | Path | None, limit: int) -> Concept:
     preset = PRESETS[name]
     where = preset.path if path is None else path
+    if path is not None and preset.config and (Path(path) / preset.config).is_dir():
+        where = Path(path) / preset.config  # a copy of a repository with a folder a configuration
     rows = huggingface_rows(
         where,
         split=preset.split,

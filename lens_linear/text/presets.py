@@ -50,13 +50,14 @@ class Preset:
         return (*fields, self.label)
 
     def read(self, row: Row) -> tuple[str, int] | None:
-        """Text and class of a row, or None when its label belongs to neither class."""
+        """Text and class of a row, or None when it has no text or its label belongs to neither class."""
         for column in self.columns:
             require_column(f"dataset {self.path!r}", row, column)
         label = self._class(row[self.label])
-        if label is None:
+        parts = {name: row[name] for name in self.columns[:-1]}
+        if label is None or any(part is None for part in parts.values()):
             return None
-        return self.template.format(**{name: row[name] for name in self.columns[:-1]}), label
+        return self.template.format(**parts), label
 
     def _class(self, value: Any) -> int | None:
         if self.threshold is not None:

@@ -268,6 +268,33 @@ class TestPresets:
         assert found == {0: negative, 1: positive}
         assert concept.name == name and PRESETS[name].path in concept.source
 
+    @pytest.mark.parametrize("card", [False, True])
+    def test_a_repository_of_several_configurations(self, tmp_path, card):
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        lines = ["---", "configs:"]
+        for name in ("sst2", "mnli"):
+            folder = tmp_path / PRESETS[name].config
+            folder.mkdir()
+            rows = [row for row in SCHEMAS[name][0] if row["label"] >= 0]
+            datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+            lines += [f"- config_name: {name}", "  data_files:"]
+            lines += ["  - split: train", f"    path: {name}/train-*"]
+        if card:
+            (tmp_path / "README.md").write_text("\n".join([*lines, "---", "# GLUE"]))
+        assert load_concept("sst2", path=tmp_path).texts == ("dull", "sharp")
+        assert load_concept("mnli", path=tmp_path).labels == (1, 0)
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+    def test_rows_without_text_are_left_out_not_read_as_the_word_none(self, tmp_path, suffix):
+        path = tmp_path / f"a.{suffix}"
+        rows = [("", 0), ("bad", 0), ("good", 1), ("", 1)]
+        if suffix == "csv":
+            path.write_text("text,label\n" + "\n".join(f"{t},{n}" for t, n in rows))
+        else:
+            path.write_text("\n".join(json.dumps({"text": t or None, "label": n}) for t, n in rows))
+        assert load_concept("imdb", path=path).texts == ("bad", "good")
+
     def test_reading_stops_when_both_halves_are_full(self, monkeypatch):
         taken, asked = [], []
 
