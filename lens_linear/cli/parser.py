@@ -17,6 +17,7 @@ RECIPE_NAMES = (
     "gpt-micro-cosine",
     "gpt-mini",
 )
+STUDY_NAMES = ("cosine", "learned")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +182,10 @@ def _train(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-a
         "lens-linear train attn-2l --corpus book.txt --out my-attn-2l",
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPE_NAMES)}, or a JSON file"
+        "recipe",
+        metavar="RECIPE",
+        help=f"one of {', '.join(RECIPE_NAMES)}, or a JSON file; or a study of many small models and its "
+        f"tables: {', '.join(STUDY_NAMES)}, or a JSON file with variants",
     )
     parser.add_argument(
         "--corpus",
@@ -196,7 +200,7 @@ def _train(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-a
     )
     parser.add_argument("--column", default="text", help="text column of a dataset (default text)")
     parser.add_argument("--limit", type=int, metavar="N", help="take only N rows of a dataset")
-    parser.add_argument("--out", metavar="DIR", help="model folder to write (default ./RECIPE)")
+    parser.add_argument("--out", metavar="DIR", help="folder to write (default ./RECIPE)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiply all steps by this (default 1)"
     )

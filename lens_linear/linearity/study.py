@@ -5,6 +5,8 @@ A study file (JSON) names a base recipe, variants that change it, seeds, and wha
 training time against the FFN profile). Every model is tiny, so that the whole table takes minutes on one
 thread. What such a model shows need not hold for a large one, and the summary says which model it was.
 
+``lens-linear train cosine --corpus FILE`` does all of it from the command line.
+
 >>> load_study("cosine").variants["cosine 0.3"]
 {'cosine': 0.3}
 """
@@ -15,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lens_linear._checks import require_file, require_int, require_rows
+from lens_linear._checks import require_file, require_float, require_int, require_rows
 from lens_linear._files import write_text
 from lens_linear._frames import Table
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
@@ -59,9 +61,28 @@ class Study:
         values["spec"] = {**self.recipe["spec"], **self.variants[variant].get("spec", {})}
         return Recipe.from_dict({**values, "name": f"{variant}, seed {seed}", "seed": seed})
 
+    def scaled(self, factor: float) -> Study:
+        """The same study with every training run shortened (or lengthened) by ``factor``."""
+        factor = require_float("factor", factor, minimum=1e-9)
+        variants = {name: _scaled(change, factor) for name, change in self.variants.items()}
+        return replace(self, recipe=_scaled(self.recipe, factor), variants=variants)
+
     def runs(self) -> list[tuple[str, int]]:
         """Every (variant, seed)."""
         return [(variant, seed) for variant in self.variants for seed in self.seeds]
+
+
+def _scaled(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    out = dict(values)
+    if "phases" in out:
+        out["phases"] = [
+            {**phase, "steps": max(1, round(phase["steps"] * factor))} for phase in out["phases"]
+        ]
+    if "checkpoints" in out:
+        out["checkpoints"] = sorted(
+            {max(1, round(step * factor)) if step else 0 for step in out["checkpoints"]}
+        )
+    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,9 @@ def _pieces(part: nn.Module) -> Iterator[nn.Module]:
     """
     for component in part.modules():
         original = getattr(component, "original_component", None)
-        for piece in getattr(component, "submodules", {}).values() if original is not None else ():
+        if original is None:
+            continue
+        for piece in getattr(component, "submodules", {}).values():
             if piece.name is not None and not _has(original, piece.name):
                 yield piece
 

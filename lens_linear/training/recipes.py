@@ -155,7 +155,9 @@ class Recipe:
             dataclasses.replace(phase, steps=max(1, round(phase.steps * factor)))
             for phase in self.phases
         )
-        checkpoints = tuple(sorted({max(1, round(step * factor)) for step in self.checkpoints}))
+        checkpoints = tuple(
+            sorted({max(1, round(step * factor)) if step else 0 for step in self.checkpoints})
+        )
         return dataclasses.replace(self, phases=phases, checkpoints=checkpoints)
 
 

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 
 from lens_linear.cli import main
-from lens_linear.cli.parser import RECIPE_NAMES, build_parser
+from lens_linear.cli.parser import RECIPE_NAMES, STUDY_NAMES, build_parser
+from lens_linear.linearity.study import STUDIES
 from lens_linear.training.recipes import RECIPES
 
 
@@ -45,7 +47,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 
 def test_the_parser_knows_the_recipes():
-    assert set(RECIPE_NAMES) == set(RECIPES)
+    assert set(RECIPE_NAMES) == set(RECIPES) and STUDY_NAMES == STUDIES
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,36 @@ def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):
         "model.safetensors",
         "tokenizer.json",
     ]
+
+
+def test_a_study_file_gives_its_tables_and_does_not_train_twice(tmp_path, capsys):
+    corpus = tmp_path / "book.txt"
+    corpus.write_text("The old mill stood by the river. A miller lived in it with his cat.\n" * 400)
+    spec = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_vocab": 280, "n_ctx": 16}
+    study = {
+        "name": "tiny",
+        "question": "Does the activation matter?",
+        "seeds": [0, 1],
+        "recipe": {"spec": spec, "phases": [{"steps": 40, "rows": 4, "length": 16}]},
+        "baseline": "gelu",
+        "variants": {"gelu": {}, "relu": {"spec": {"activation": "relu"}}},
+        "validation": {"rows": 12, "length": 16},
+    }
+    recipe = tmp_path / "tiny.json"
+    recipe.write_text(json.dumps(study))
+    out = tmp_path / "tables"
+    call = ("train", recipe, "--corpus", corpus, "--out", out, "--scale", "0.1")
+    status, text, _ = run(capsys, *call)
+    assert status == 0 and "Against 'gelu'" in text and "relu: blocks" in text
+    frame = pd.read_csv(out / "tiny.csv")
+    assert list(frame.variant) == ["gelu", "gelu", "relu", "relu"] and set(frame.step) == {4}
+    finished = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    status, text, _ = run(capsys, *call, "--json")
+    assert status == 0 and len(finished) == 4
+    assert finished == {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    (row,) = [r for r in json.loads(text)["result"]["differences"] if r["measure"] == "ffn_r2"]
+    means = frame.groupby("variant").ffn_r2.mean()
+    assert row["difference"] == pytest.approx(means["relu"] - means["gelu"], abs=2e-6)
 
 
 def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):

@@ -1,0 +1,71 @@
+"""Text and tokenizer of a training command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lens_linear._checks import require_file, require_path
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError
+from lens_linear.models.folder import TOKENIZER
+from lens_linear.models.tokenize import save_tokenizer, train_tokenizer
+from lens_linear.text.corpora import read_text
+from lens_linear.text.huggingface import huggingface_text
+from lens_linear.training.recipes import Recipe
+
+
+def read_texts(options: argparse.Namespace) -> tuple[str, str, str]:
+    """Return training text, validation text and a word on where they came from."""
+    if Path(options.corpus).exists():
+        text, source = (
+            read_text(require_file("--corpus", options.corpus)),
+            Path(options.corpus).name,
+        )
+    else:
+        texts = huggingface_text(
+            options.corpus, split="train", column=options.column, limit=options.limit
+        )
+        text, source = "\n".join(texts), options.corpus
+    if options.valid is not None:
+        return text, read_text(require_file("--valid", options.valid)), source
+    lines = text.splitlines(keepends=True)
+    if len(lines) < 20:
+        raise InvalidArgumentError(
+            f"--corpus has {len(lines)} lines, too few to keep some for validation; pass --valid FILE"
+        )
+    cut = len(lines) - len(lines) // 20
+    return (
+        "".join(lines[:cut]),
+        "".join(lines[cut:]),
+        f"{source}, last twentieth kept for validation",
+    )
+
+
+def out_folder(options: argparse.Namespace, name: str) -> Path:
+    """The folder to write to, made if it is not there."""
+    folder = require_path("--out", options.out or name)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"--out must be a folder, but {str(folder)!r} is a file")
+    if not folder.parent.is_dir():
+        raise InvalidArgumentError(f"--out lies in {str(folder.parent)!r}, which does not exist")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def folder_tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:
+    """Take the folder's tokenizer, so that a resumed run sees the same ids, or train one."""
+    path = folder / TOKENIZER
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception on damaged files
+            raise CorruptedFileError(
+                f"{str(path)!r} is not a tokenizer ({error}); remove it, or choose another --out"
+            ) from error
+    tokenizer = train_tokenizer(corpus, n_vocab=recipe.spec.d_vocab)
+    if tokenizer.get_vocab_size() > recipe.spec.d_vocab:
+        raise InvalidArgumentError("the recipe's d_vocab is smaller than the byte alphabet (257)")
+    save_tokenizer(tokenizer, path)
+    return tokenizer
