@@ -24,6 +24,7 @@ from lens_linear import dynamics as dy
 GPT = ("gpt-nano", "gpt-micro", "gpt-mini")
 ORDERS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 BASES = ("krylov", "balanced", "pca", "random", "krylov-stationary")
+JACOBIANS = ("prompt", "mean", "state")
 PROMPTS = ("Once upon a time there was a", "The children went to the", "She opened the letter and")
 
 
@@ -35,7 +36,7 @@ def agreement(models, split):
     """One table for all models, with the names they were given."""
     frames, reaching, published = [], [], []
     for name, model in models.items():
-        table = dy.agreement_table([model], split, orders=ORDERS, bases=BASES)
+        table = dy.agreement_table([model], split, orders=ORDERS, bases=BASES, jacobians=JACOBIANS)
         frames.append(table.to_dataframe().assign(model=name))
         reaching.append(table.reaching(0.95).assign(model=name))
         rows = table.published()

@@ -19,6 +19,7 @@ from lens_linear.cli.output import emit, envelope, table
 from lens_linear.cli.train_command import run_train
 from lens_linear.dynamics.directions import concept_directions
 from lens_linear.dynamics.gains import gain_profile
+from lens_linear.dynamics.scaling import agreement_table
 from lens_linear.dynamics.schedules import evaluate_schedules
 from lens_linear.dynamics.surrogates import fit_surrogate
 from lens_linear.errors import UnsupportedModelError
@@ -122,6 +123,9 @@ def _linearity(options: argparse.Namespace) -> None:
 
 
 def _dynamics(options: argparse.Namespace) -> None:
+    if options.more:
+        _dynamics_of_several(options)
+        return
     model = load(options.model)
     concept = load_concept(options.concept)
     split = concept.split(options.prompts, options.prompts, options.prompts, seed=options.seed)
@@ -162,6 +166,49 @@ def _dynamics(options: argparse.Namespace) -> None:
         "prompts": options.prompts,
     }
     _emit(options, model, result, parts, settings)
+
+
+def _dynamics_of_several(options: argparse.Namespace) -> None:
+    names = [options.model, *options.more]
+    with tqdm(total=len(names), desc="dynamics", unit="model", disable=options.json or None) as bar:
+        done = -1
+
+        def step(name: str) -> None:
+            nonlocal done
+            bar.update(max(0, done + 1 - bar.n))
+            bar.set_postfix_str(name)
+            done += 1
+
+        found = agreement_table(
+            names,
+            options.concept,
+            jacobians=("prompt", "mean", "state"),
+            n_concept=options.prompts,
+            n_operating=options.prompts,
+            n_evaluation=options.prompts,
+            seed=options.seed,
+            on_model=step,
+        )
+        bar.update(len(names) - bar.n)
+    frame, published = found.to_dataframe(), found.published()
+    shown = [
+        "model",
+        "basis",
+        "order",
+        "jacobian",
+        "spearman",
+        "pearson",
+        "relative_error",
+        "ceiling",
+    ]
+    parts = [repr(found), table(frame[shown]), "Beside the published numbers:", table(published)]
+    payload = envelope(
+        options.command,
+        {"agreement": frame, "published": published},
+        seed=options.seed,
+        settings={"models": names, "concept": options.concept, "prompts": options.prompts},
+    )
+    emit(options.json, payload, "\n\n".join(parts))
 
 
 def _report(options: argparse.Namespace) -> None:

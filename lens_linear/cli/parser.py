@@ -139,9 +139,17 @@ def _dynamics(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
         commands,
         "dynamics",
         "measure sensitivity over depth and how well small linear surrogates predict it",
-        "lens-linear dynamics gpt-micro --order 16 --basis balanced",
+        "lens-linear dynamics gpt-micro --order 16 --basis balanced\n"
+        "         lens-linear dynamics gpt2 gpt2-medium gpt2-large --concept imdb",
     )
     _model(parser)
+    parser.add_argument(
+        "more",
+        nargs="*",
+        metavar="MODEL",
+        help="further models: then one table of agreement, orders 8, 16 and 32 and every basis, with the "
+        "published numbers beside it",
+    )
     parser.add_argument(
         "--concept",
         default="mood",

@@ -32,6 +32,7 @@ from lens_linear.dynamics.gains import GainProfile, adjoint_profile, gain_profil
 from lens_linear.dynamics.linearization import Linearization, linearize
 from lens_linear.dynamics.prompts import as_prompts
 from lens_linear.dynamics.surrogates import (
+    JACOBIANS,
     JacobianKind,
     Surrogate,
     identify,
@@ -50,6 +51,10 @@ SOURCE = "Nettasinghe & Joseph 2026, arXiv 2603.12541"
 # Order-32 surrogate, over the paper's ten concepts: Spearman, Pearson.
 PUBLISHED: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"gpt2": (0.77, 0.68), "gpt2-medium": (0.81, 0.74), "gpt2-large": (0.995, 0.997)}
+)
+# Layers and width: a folder that only bears one of these names is not the paper's model.
+_PUBLISHED_SHAPES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"gpt2": (12, 768), "gpt2-medium": (24, 1024), "gpt2-large": (36, 1280)}
 )
 
 
@@ -143,8 +148,8 @@ class AgreementTable(Table):
 
         Columns: model, published_spearman, published_pearson, spearman, pearson (mean over prompts),
             mean_spearman,
-        mean_pearson (of the mean profiles), concept, source. Of the two readings of the Jacobian the
-        mean one, the paper's, is shown.
+        mean_pearson (of the mean profiles), concept, source. Of the readings of the Jacobian the
+        mean one, the paper's, is shown. A model counts as one of the paper's if name and shape agree.
         """
         import pandas as pd
 
@@ -153,21 +158,29 @@ class AgreementTable(Table):
             for row in self.rows
             if row.basis == "krylov" and row.jacobian == "mean" and row.order == 32
         ]
-        measured = {row.model.rstrip("/").split("/")[-1]: row for row in chosen}
+        measured = {_shown_name(row): row for row in chosen}
         lines = []
-        for name in [*PUBLISHED, *(name for name in measured if name not in PUBLISHED)]:
+        others = [(name, ("none", "none"), "") for name in measured if name not in PUBLISHED]
+        paper = [(name, scores, SOURCE) for name, scores in PUBLISHED.items()]
+        for name, scores, source in [*paper, *others]:
             line: dict[str, Any] = {"model": name}
-            line["published_spearman"], line["published_pearson"] = PUBLISHED.get(
-                name, ("none", "none")
-            )
+            line["published_spearman"], line["published_pearson"] = scores
             columns = ("spearman", "pearson", "mean_spearman", "mean_pearson")
             row = measured.get(name)
             for column in columns:
                 line[column] = "not run" if row is None else getattr(row.agreement, column)
             line["concept"] = "not run" if row is None else row.concept
-            line["source"] = SOURCE if name in PUBLISHED else ""
+            line["source"] = source
             lines.append(line)
         return pd.DataFrame(lines)
+
+
+def _shown_name(row: AgreementRow) -> str:
+    """Return the paper's name for one of the paper's models; of others their own, with no such name."""
+    name, shape = row.model.rstrip("/").split("/")[-1], (row.n_layers, row.d_model)
+    if _PUBLISHED_SHAPES.get(name) == shape:
+        return name
+    return f"{row.model} ({shape[0]} × {shape[1]})" if row.model in PUBLISHED else row.model
 
 
 @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
@@ -191,7 +204,8 @@ def agreement_table(
 
     Directions come from the concept split, surrogates from the operating split, scores from the
     evaluation split. Surrogates with ``jacobian="mean"`` predict one profile for all evaluation
-    prompts; those with ``"prompt"`` reduce each evaluation prompt's own Jacobians in the shared coordinates.
+    prompts; those with ``"prompt"`` reduce each evaluation prompt's own Jacobians in the shared coordinates;
+    those with ``"state"`` read each evaluation prompt's state alone.
 
     Args:
         models: bridges, bundled or Hub names, or folders.
@@ -216,11 +230,11 @@ def agreement_table(
     """
     require_choice("reference", reference, ("adjoint", "empirical"))
     bases = require_list("bases", bases, of="names of bases")
-    jacobians = require_list("jacobians", jacobians, of="'prompt' and 'mean'")
+    jacobians = require_list("jacobians", jacobians, of="'prompt', 'mean' and 'state'")
     for basis in bases:
         require_choice("bases", basis, BASES)
     for jacobian in jacobians:
-        require_choice("jacobians", jacobian, ("prompt", "mean"))
+        require_choice("jacobians", jacobian, JACOBIANS)
     sizes = sorted(set(require_ints("orders", orders, minimum=1)))
     if not sizes or not len(bases) or not len(jacobians):
         raise InvalidArgumentError("orders, bases and jacobians must each name at least one")
@@ -317,4 +331,5 @@ def _score(
 def _agreement(surrogate: Surrogate, there: Linearization, exact: GainProfile) -> Agreement:
     if surrogate.jacobian == "mean":
         return surrogate.agreement(exact)
-    return predicted_profile(surrogate, there.prompts, there).agreement(exact)
+    found = predicted_profile(surrogate, there.prompts, there, states=there.states)
+    return found.agreement(exact)

@@ -3,8 +3,8 @@
     r_{l+1} = Ā_l r_l + B̄_l u_l,        Ā_l = leftᵀ_{l+1} A_l right_l,   B̄_l = leftᵀ_{l+1} A_l v_l,
     predicted gain of layer k:  C̄ Ā_{L−1} … Ā_{k+1} B̄_k,                  C̄ = C right_L
 
-``order`` is the number of reduced coordinates; :mod:`lens_linear.dynamics.bases` says which. Two meanings of
-A_l are offered, and they answer different questions:
+``order`` is the number of reduced coordinates; :mod:`lens_linear.dynamics.bases` says which. Three meanings
+of A_l are offered, and they answer different questions:
 
 * ``jacobian="mean"`` (the paper's): A_l is averaged over the operating prompts, so there is *one*
   system with one gain profile for all prompts. What limits it is not the order: no single profile can
@@ -14,6 +14,9 @@ A_l are offered, and they answer different questions:
   *is* the adjoint profile. It shows how few coordinates the dynamics need, apart from how much prompts
   differ. Its gains cost one backward sweep whatever the order (:meth:`Linearization.costates`), so it
   is never cheaper than the exact adjoint profile: it is a measurement, not a shortcut.
+* ``jacobian="state"`` (ours): as "prompt" at the operating prompts; the gains of a new prompt are
+  predicted from its state by a map learnt there (:mod:`lens_linear.dynamics.state_gains`). It takes a
+  forward pass and no derivative of the new prompt, and is not bound to one profile.
 """
 
 from __future__ import annotations
@@ -30,16 +33,19 @@ from lens_linear._checks import require_choice, require_float_tensor, require_in
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.agreement import Agreement
 from lens_linear.dynamics.bases import BASES, Bases, Basis, build_bases
+from lens_linear.dynamics.directions import last_states
 from lens_linear.dynamics.gains import GainProfile, require_directions
 from lens_linear.dynamics.linearization import Linearization, linearize
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
+from lens_linear.dynamics.state_gains import StateGains, fit_state_gains
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.hooks import require_bridge
 
 if TYPE_CHECKING:
     import pandas as pd
 
-JacobianKind = Literal["prompt", "mean"]
+JacobianKind = Literal["prompt", "mean", "state"]
+JACOBIANS: tuple[JacobianKind, ...] = ("prompt", "mean", "state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +53,8 @@ class Surrogate:
     """A reduced linear system over depth, with the gains it predicts at the operating prompts.
 
     Attributes:
-        gains: predicted; one row for each operating prompt (``jacobian="prompt"``) or the one row of the mean
-            system (``"mean"``).
+        gains: predicted; one row for each operating prompt (``jacobian="prompt"`` and ``"state"``) or the
+            one row of the mean system (``"mean"``).
         A: Ā_0 ... Ā_{L−1}, from the mean Jacobian.
         B: B̄_0 ... B̄_{L−1}, from the mean Jacobian.
         C: C̄.
@@ -58,6 +64,7 @@ class Surrogate:
         jacobian: see the module's head.
         lengths: tokens of each operating prompt.
         key: checksum of the operating prompts.
+        state_gains: for ``"state"``, the map from a prompt's state to its gains; else None.
     """
 
     gains: Float[Tensor, "row layer"]
@@ -70,6 +77,7 @@ class Surrogate:
     jacobian: JacobianKind
     lengths: Int[Tensor, " prompt"]
     key: str
+    state_gains: StateGains | None = None
 
     def __repr__(self) -> str:
         return (
@@ -108,7 +116,7 @@ class Surrogate:
 
         On other prompts than its own, its mean prediction stands for every prompt (nothing of the new
         prompt is used); on its own operating prompts each row meets its own. To let every new prompt
-        use its own Jacobian, score ``surrogate.predict(model, prompts)`` instead.
+        use its own Jacobian or state, score ``surrogate.predict(model, prompts)`` instead.
 
         Args:
             profile: exact or empirical gains, as a rule on evaluation prompts.
@@ -130,13 +138,16 @@ class Surrogate:
     ) -> GainProfile:
         """Predict the gains of other prompts in the same reduced coordinates.
 
-        With ``jacobian="prompt"`` every prompt's own Jacobians are reduced; with ``"mean"`` the one
-        system's gains are repeated.
+        With ``jacobian="prompt"`` every prompt's own Jacobians are reduced; with ``"state"`` its state
+        is read; with ``"mean"`` the one system's gains are repeated.
 
         Returns:
             GainProfile with ``method="surrogate"``.
         """
         prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
+        if self.state_gains is not None:
+            states = last_states(model, prompts, batch_size=batch_size)
+            return predicted_profile(self, prompts, states=states)
         maps = None
         if self.jacobian == "prompt":
             maps = linearize(model, prompts, batch_size=batch_size)
@@ -203,7 +214,7 @@ def fit_surrogate(
     """Identify a linear surrogate of the depth dynamics on operating prompts.
 
     ``r_{l+1} = Ā_l r_l + B̄_l u_l``, ``Ā_l = leftᵀ A_l right``, predicted gain ``C̄ Ā_{L−1} … Ā_{k+1}
-    B̄_k``; see the head of :mod:`lens_linear.dynamics.surrogates` for the two readings of A_l.
+    B̄_k``; see the head of :mod:`lens_linear.dynamics.surrogates` for the three readings of A_l.
 
     Gains are in units of readout per unit added. ``order = d_model`` with ``jacobian="prompt"`` gives
     the adjoint profile back; order 1 with an orthonormal basis keeps v_l alone.
@@ -217,7 +228,7 @@ def fit_surrogate(
         directions: v_0 ... v_L, unit rows.
         order: reduced coordinates, 1 to d_model; capped at d_model.
         basis: "krylov" (paper), "balanced" (ours), "pca" and "random" (controls).
-        jacobian: "prompt" or "mean".
+        jacobian: "prompt", "mean" or "state".
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
@@ -247,7 +258,7 @@ def fit_surrogate(
     """
     require_int("order", order, minimum=1)
     require_choice("basis", basis, BASES)
-    require_choice("jacobian", jacobian, ("prompt", "mean"))
+    require_choice("jacobian", jacobian, JACOBIANS)
     directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     maps = linearize(require_bridge(model), prompts, batch_size=batch_size)
@@ -274,29 +285,48 @@ def identify(
         A = bases.left[1:].mT @ bases.products
         B = A[..., 0] * directions[:-1].norm(dim=-1, keepdim=True)
     C = readout @ bases.right[-1]
+    return _surrogate(maps, (A, B, C), bases, directions, readout, jacobian)
+
+
+def _surrogate(
+    maps: Linearization,
+    system: tuple[Tensor, Tensor, Tensor],
+    bases: Bases,
+    directions: Tensor,
+    readout: Tensor,
+    jacobian: JacobianKind,
+) -> Surrogate:
+    """Put the mean system and its bases together with the gains that ``jacobian`` asks for."""
     if jacobian == "mean":
-        gains = reduced_gains(A, B, C)[None]
+        gains = reduced_gains(*system)[None]
     else:
         gains = maps.gains(directions, readout, right=bases.right, left=bases.left)
+    state_gains = fit_state_gains(maps.states, gains) if jacobian == "state" else None
+    prompts = maps.prompts
     return Surrogate(
         gains,
-        A,
-        B,
-        C,
+        *system,
         bases,
         directions,
         readout,
         jacobian,
-        maps.prompts.lengths,
-        maps.prompts.key,
+        prompts.lengths,
+        prompts.key,
+        state_gains,
     )
 
 
 def predicted_profile(
-    surrogate: Surrogate, prompts: Prompts, maps: Linearization | None
+    surrogate: Surrogate,
+    prompts: Prompts,
+    maps: Linearization | None = None,
+    *,
+    states: Float[Tensor, "boundary prompt d_model"] | None = None,
 ) -> GainProfile:
-    """Predict gains of prompts from their linearisation (None: from the mean system alone)."""
-    if maps is None:
+    """Predict gains of prompts from their linearisation, from their states, or from the mean system."""
+    if surrogate.state_gains is not None and states is not None:
+        gains = surrogate.state_gains.predict(states)
+    elif maps is None:
         gains = surrogate.system_gains.expand(len(prompts), -1)
     else:
         bases = surrogate.bases
@@ -310,26 +340,15 @@ def truncated(surrogate: Surrogate, maps: Linearization, orders: Sequence[int]) 
     """Return the surrogate at lower orders; the mean system is cut, prompt gains are swept again."""
     found = []
     for order in orders:
+        system = (
+            surrogate.A[:, :order, :order],
+            surrogate.B[:, :order],
+            surrogate.C[:order],
+        )
         bases = surrogate.bases.truncated(order)
-        A, B, C = surrogate.A[:, :order, :order], surrogate.B[:, :order], surrogate.C[:order]
-        if surrogate.jacobian == "mean":
-            gains = reduced_gains(A, B, C)[None]
-        else:
-            gains = maps.gains(
-                surrogate.directions, surrogate.readout, right=bases.right, left=bases.left
-            )
         found.append(
-            Surrogate(
-                gains,
-                A,
-                B,
-                C,
-                bases,
-                surrogate.directions,
-                surrogate.readout,
-                surrogate.jacobian,
-                surrogate.lengths,
-                surrogate.key,
+            _surrogate(
+                maps, system, bases, surrogate.directions, surrogate.readout, surrogate.jacobian
             )
         )
     return found

@@ -25,6 +25,11 @@ _BASIS_INK = {
     basis: colour(index)
     for index, basis in enumerate(("krylov", "balanced", "pca", "random", "krylov-stationary"))
 }
+_READINGS: Mapping[str, str] = {
+    "prompt": "each prompt's own Jacobian",
+    "mean": "one mean Jacobian",
+    "state": "gains read off each prompt's state",
+}
 _SCORES: Mapping[str, str] = {
     "spearman": "Spearman over layers, mean of prompts",
     "mean_spearman": "Spearman of the mean profiles",
@@ -161,7 +166,7 @@ def agreement_by_order(
     Args:
         table: what ``ll.dynamics.agreement_table`` returned.
         score: "spearman", "mean_spearman", "pearson" or "relative_error".
-        jacobian: "prompt" or "mean".
+        jacobian: "prompt", "mean" or "state".
     """
     frame = _chosen(table, score, jacobian)
     models = list(dict.fromkeys(frame["model"]))
@@ -190,7 +195,7 @@ def agreement_by_order(
     figure.update_xaxes(type="log", tickvals=sorted(set(frame["order"])))
     if score == "relative_error":
         figure.update_yaxes(rangemode="tozero")
-    which = "each prompt's own Jacobian" if jacobian == "prompt" else "one mean Jacobian"
+    which = _READINGS[jacobian]
     height, width = 480, max(640, 320 * len(models) + 200)
     styled(
         figure,
@@ -213,7 +218,7 @@ def agreement_by_size(
         table: agreement of several models.
         order: of the surrogates.
         score: see :func:`agreement_by_order`.
-        jacobian: "prompt" or "mean".
+        jacobian: "prompt", "mean" or "state".
     """
     frame = _chosen(table, score, jacobian)
     frame = frame[frame["order"] == order]
@@ -251,7 +256,7 @@ def agreement_by_size(
         )
     names = [f"{escape(_short(m))}<br>{n} × {d}" for m, n, d in _shapes(sizes)]
     figure.update_xaxes(type="log", tickvals=sizes["size"].tolist(), ticktext=names)
-    which = "each prompt's own Jacobian" if jacobian == "prompt" else "one mean Jacobian"
+    which = _READINGS[jacobian]
     return styled(
         figure,
         title=f"Order-{order} surrogates against model size, {which}",
@@ -292,7 +297,7 @@ def step_size(table: StepSizeTable) -> go.Figure:
 
 def _chosen(table: AgreementTable, score: str, jacobian: str) -> pd.DataFrame:
     require_choice("score", score, _SCORES)
-    require_choice("jacobian", jacobian, ("prompt", "mean"))
+    require_choice("jacobian", jacobian, _READINGS)
     frame = table.to_dataframe()
     frame = frame[frame["jacobian"] == jacobian]
     if frame.empty:

@@ -80,6 +80,18 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, capsys):
     assert last.startswith(f"lens-linear {arguments[0]}: ") and "Traceback" not in err
 
 
+def test_several_models_make_one_table_beside_the_published_numbers(capsys):
+    words = ["dynamics", "gpt-nano", "gpt-micro", "--prompts", "20", "--json"]
+    status, out, _ = run(capsys, *words)
+    result = json.loads(out)["result"]
+    assert status == 0 and len(result["agreement"]) == 2 * 4 * 3 * 3
+    assert {row["order"] for row in result["agreement"]} == {8, 16, 32}
+    lines = {row["model"]: row for row in result["published"]}
+    assert lines["gpt2-large"]["published_spearman"] == 0.995
+    assert lines["gpt2-large"]["spearman"] == "not run"
+    assert -1 <= lines["gpt-micro"]["spearman"] <= 1
+
+
 def test_models_as_json(capsys):
     status, out, _ = run(capsys, "models", "--json")
     payload = json.loads(out)

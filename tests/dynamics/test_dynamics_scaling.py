@@ -1,5 +1,7 @@
 """The agreement table: its rows equal single fits, published numbers are never filled in."""
 
+from dataclasses import replace
+
 import pytest
 
 import lens_linear as ll
@@ -66,6 +68,24 @@ def test_published_numbers_stand_beside_and_are_never_filled_in(table):
     assert len(mine) == 1 and (mine["published_spearman"] == "none").all()
     assert isinstance(mine["spearman"].iloc[0], float)
     assert "12 surrogates of 1 models" in repr(table)
+
+
+@pytest.mark.parametrize(
+    "name, shape, line",
+    [
+        ("openai-community/gpt2", (12, 768), "gpt2"),
+        ("copies/gpt2-medium/", (24, 1024), "gpt2-medium"),
+        ("gpt2", (2, 64), "gpt2 (2 × 64)"),
+        ("copies/gpt2-large", (2, 64), "copies/gpt2-large"),
+    ],
+)
+def test_only_the_papers_models_stand_beside_its_numbers(table, name, shape, line):
+    row = next(r for r in table.rows if (r.basis, r.order, r.jacobian) == ("krylov", 32, "mean"))
+    renamed = replace(row, model=name, n_layers=shape[0], d_model=shape[1])
+    frame = replace(table, rows=(renamed,)).published().set_index("model")
+    assert frame.loc[line, "spearman"] == row.agreement.spearman
+    assert (frame["spearman"] != "not run").sum() == 1
+    assert (frame.loc[line, "published_spearman"] == "none") == (line not in PUBLISHED)
 
 
 def test_bad_requests(nano, split):

@@ -157,7 +157,7 @@ def test_balanced_needs_a_smaller_order_than_random(setting):
 
 
 @pytest.mark.parametrize("basis", BASES)
-@pytest.mark.parametrize("jacobian", ["prompt", "mean"])
+@pytest.mark.parametrize("jacobian", ["prompt", "mean", "state"])
 def test_truncation_is_what_building_at_that_order_gives(setting, basis, jacobian):
     model, rows, directions = setting
     maps, readout = linearize(model, rows), directions[-1]

@@ -81,9 +81,12 @@ def test_separation_of_directions(nano, split):
 
 
 def test_agreement_figures(nano, split):
-    table = agreement_table([nano], split, orders=(2, 8), bases=("krylov", "balanced"))
+    readings = ("prompt", "mean", "state")
+    table = agreement_table(
+        [nano], split, orders=(2, 8), bases=("krylov", "balanced"), jacobians=readings
+    )
     frame = table.to_dataframe()
-    for jacobian in ("prompt", "mean"):
+    for jacobian in readings:
         part = frame[(frame["jacobian"] == jacobian) & (frame["basis"] == "balanced")]
         figure = traces(whole(plots.agreement_by_order(table, jacobian=jacobian)))
         assert list(figure["balanced"].y) == part.sort_values("order")["spearman"].tolist()
