@@ -17,8 +17,16 @@ def figures():
     view = ll.AttentionOnly(model)
     heads, composition = ll.induction_scores(model), ll.composition_scores(model)
     yield "heads", "Prefix matching of every head of attn-2l.", ll.plots.head_scores(heads)
-    yield "composition", "Composition beside random rotations.", ll.plots.composition_map(composition)
-    yield "graph", "Heads as nodes, composition as edges.", ll.plots.circuit_graph(composition, heads)
+    yield (
+        "composition",
+        "Composition beside random rotations.",
+        ll.plots.composition_map(composition),
+    )
+    yield (
+        "graph",
+        "Heads as nodes, composition as edges.",
+        ll.plots.circuit_graph(composition, heads),
+    )
     tokens = ll.evaluation_tokens(model, n_sequences=4)
     paths = view.paths(tokens)
     importance = paths.importance()
@@ -28,15 +36,28 @@ def figures():
     yield "attention", "Attention of L1H3.", ll.plots.attention_pattern(pattern, 3)
     full = ll.load("gpt-nano")
     rows = ll.evaluation_tokens(full)
-    yield "profile", "Linearity of gpt-nano.", ll.plots.linearity_profile(ll.linearity_profile(full, rows))
-    yield "layer-map", "Affine maps between all layers.", ll.plots.layer_map(ll.layer_map(full, rows))
+    yield (
+        "profile",
+        "Linearity of gpt-nano.",
+        ll.plots.linearity_profile(ll.linearity_profile(full, rows)),
+    )
+    yield (
+        "layer-map",
+        "Affine maps between all layers.",
+        ll.plots.layer_map(ll.layer_map(full, rows)),
+    )
     capacity = ll.memory_capacity()
     yield "capacity", "Capacity against theory.", ll.plots.memory_capacity(capacity)
 
 
 def main() -> None:
     """Write the images and the page."""
-    lines = ["# Gallery", "", "Made by `python docs/make_gallery.py`; hover works in the live figures.", ""]
+    lines = [
+        "# Gallery",
+        "",
+        "Made by `python docs/make_gallery.py`; hover works in the live figures.",
+        "",
+    ]
     for name, caption, figure in figures():
         figure.write_image(HERE / "images" / f"gallery-{name}.png", width=900, scale=1.2)
         lines += [f"![{caption}](images/gallery-{name}.png)", "", caption, ""]

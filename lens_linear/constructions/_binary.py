@@ -92,10 +92,10 @@ def expected_capacity(
 ) -> float:
     """Stored patterns at which the bit error after one update should reach ``max_bit_error``.
 
-    Quadratic and polynomial: the noise is a sum of many terms, taken as Gaussian with the exact
-    variance ``(K - 1) E[g(h)²]`` at this d. Exponential: the noise is one competitor, so the error
-    is ``(K - 1)/2`` times the chance that a random pattern's g exceeds the target's (half for a
-    tie).
+    The noise is a sum of many terms, taken as Gaussian with the exact variance ``(K - 1) E[g(h)²]``
+    at this d. For the exponential energy a single competitor may be enough: the error is ``(K - 1)/2``
+    times the chance that a random pattern's g exceeds the target's (half for a tie), the variance
+    counts the weaker patterns only, and the lower of the two capacities is the expected one.
     """
     flips = round(noise * d)
     log_probability = torch.tensor([_log_binomial(d - 1, k) for k in range(d)], dtype=torch.float64)
@@ -104,25 +104,31 @@ def expected_capacity(
     seen = torch.tensor([d - 2 * flips - 1, d - 2 * flips + 1], dtype=torch.float64)
     share = torch.tensor([d - flips, flips], dtype=torch.float64) / d
     probability = log_probability.exp()
+    alone = math.inf
     if energy.degree is None:
         tail = [(probability * ((h > s) + 0.5 * (h == s))).sum() for s in seen]
-        return 1 + 2 * max_bit_error / float((torch.stack(tail) * share).sum())
-    noise_term = _step(energy, h, d, beta)
-    deviation = float((probability * noise_term.square()).sum().sqrt())
-    signals = _step(energy, seen, d, beta) / deviation
+        chance = float((torch.stack(tail) * share).sum())
+        alone = 1 + 2 * max_bit_error / chance if chance else math.inf
+        ratios = [(probability * torch.exp(2 * beta * (h - s)))[h < s].sum().sqrt() for s in seen]
+        spread = torch.stack(ratios)
+    else:
+        noise_term = _step(energy, h, d, beta)
+        spread = (probability * noise_term.square()).sum().sqrt() / _step(energy, seen, d, beta)
 
     def error(others: float) -> float:
+        """Bit error where ``spread`` is one pattern's noise beside the target's term."""
         normal = NormalDist()
         return sum(
-            float(w) * normal.cdf(-float(s) / math.sqrt(others))
-            for w, s in zip(share, signals, strict=True)
+            float(w) * normal.cdf(-1 / (float(s) * math.sqrt(others)))
+            for w, s in zip(share, spread, strict=True)
+            if w > 0 and s > 0
         )
 
     low, high = 1e-9, 1e30
     for _ in range(200):  # bisection in the logarithm: the error rises with the load
         middle = math.sqrt(low * high)
         low, high = (middle, high) if error(middle) < max_bit_error else (low, middle)
-    return 1 + low
+    return min(1 + low, alone)
 
 
 def _step(energy: Energy, h: Tensor, d: int, beta: float) -> Tensor:

@@ -126,8 +126,8 @@ def hopfield_update(
     """
     kind, overlaps, beta = _scores(state, patterns, energy, beta)
     if kind.degree is None:
-        return torch.softmax(beta * overlaps, dim=-1) @ patterns
-    return overlaps ** (kind.degree - 1) @ patterns
+        return torch.softmax(beta * overlaps, dim=-1) @ patterns.to(overlaps)
+    return overlaps ** (kind.degree - 1) @ patterns.to(overlaps)
 
 
 def _scores(
@@ -144,4 +144,5 @@ def _scores(
             f"state and patterns must have the same last axis and at least one pattern, got "
             f"{tuple(state.shape)} and {tuple(patterns.shape)}; pass [q, d] and [k, d]"
         )
-    return kind, state @ patterns.T, beta
+    dtype = torch.promote_types(state.dtype, patterns.dtype)
+    return kind, state.to(dtype) @ patterns.to(dtype).T, beta

@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,10 @@ _DIMS = {
     "exponential": (10, 12, 14, 16, 18),
 }
 _POLYNOMIAL_DIMS = (16, 20, 24, 32)  # of higher degree
+_LEAST, _LARGEST_D = (
+    8,
+    16_384,
+)  # default sizes grow until they hold 8 patterns: noise costs capacity
 _SPAN = (-2.5, 1.75)  # octaves around the expected capacity that are measured
 _PER_OCTAVE = 4
 
@@ -200,11 +205,11 @@ def memory_capacity(
         energies: one name or several: ``"quadratic"`` (``"linear"``), ``"polynomial-n"``,
             ``"exponential"``.
         dims: numbers of bits, for all energies or by energy name; None takes sizes that run in
-            seconds.
+            seconds, larger ones where noise leaves room for few patterns.
         noise: fraction of flipped bits in the query, from 0 to below 1/2.
         max_bit_error: capacity criterion, the fraction of wrong bits after one update.
         beta: inverse temperature of the exponential energy, ``F = exp(β o)``. The default 1 is
-            Demircigil et al.'s.
+            Demircigil et al.'s; the theory of the slopes is for it and above.
         queries: patterns asked for a seed.
         seeds: independent memories; they give the error bars.
         seed: first seed.
@@ -214,7 +219,8 @@ def memory_capacity(
         MemoryCapacity: ``.to_dataframe()`` (curves), ``.capacity()``, ``.slopes()``.
 
     Raises:
-        InvalidArgumentError: an unknown energy, or a size whose capacity exceeds ``max_patterns``.
+        InvalidArgumentError: an unknown energy, or a size given in ``dims`` whose curve needs more
+            than ``max_patterns``.
 
     Example:
         >>> result = memory_capacity(energies="linear", dims=(128, 256), seeds=3)
@@ -233,7 +239,7 @@ def memory_capacity(
     if not kinds:
         raise InvalidArgumentError("energies must name at least one, got none; pass 'quadratic'")
     knobs = _Knobs(noise, max_bit_error, beta, queries, seeds, seed)
-    sizes = [(kind, d) for kind in kinds for d in _sizes(kind, dims)]
+    sizes = [(kind, d) for kind in kinds for d in _sizes(kind, dims, knobs, max_patterns)]
     grids = [_grid(kind, d, knobs, max_patterns) for kind, d in sizes]
     curves = tuple(
         _curve(kind, d, grid, knobs) for (kind, d), grid in zip(sizes, grids, strict=True)
@@ -252,7 +258,12 @@ class _Knobs(NamedTuple):
     seed: int
 
 
-def _sizes(kind: Energy, dims: Sequence[int] | Mapping[str, Sequence[int]] | None) -> list[int]:
+def _sizes(
+    kind: Energy,
+    dims: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    knobs: _Knobs,
+    max_patterns: int,
+) -> list[int]:
     chosen: Sequence[int] | None
     if isinstance(dims, Mapping):
         by_name = {parse_energy(name).name: sizes for name, sizes in dims.items()}
@@ -260,18 +271,41 @@ def _sizes(kind: Energy, dims: Sequence[int] | Mapping[str, Sequence[int]] | Non
     else:
         chosen = dims
     if chosen is None:
-        chosen = _DIMS.get(kind.name, _POLYNOMIAL_DIMS)
+        return _default_sizes(kind, knobs, max_patterns)
     sizes = sorted(set(require_ints("dims", chosen, minimum=2)))
     if not sizes:
         raise InvalidArgumentError("dims must name at least one size, got none; pass (64, 128)")
     return sizes
 
 
-def _grid(kind: Energy, d: int, knobs: _Knobs, max_patterns: int) -> tuple[float, tuple[int, ...]]:
-    """Expected capacity, and numbers of patterns around it, evenly spaced in logarithm."""
-    expected = expected_capacity(
+def _default_sizes(kind: Energy, knobs: _Knobs, max_patterns: int) -> list[int]:
+    """Sizes that hold a few patterns or more, and whose curves fit into ``max_patterns``."""
+    base = _DIMS.get(kind.name, _POLYNOMIAL_DIMS)
+    # Multiples of this many bits have a whole number of flipped ones, so that sizes compare.
+    unit = Fraction(knobs.noise).limit_denominator(20).denominator
+
+    def sizes(scale: float) -> list[int]:
+        return sorted({max(2, unit * max(1, round(scale * d / unit))) for d in base})
+
+    scale = 1.0
+    while _expected(kind, sizes(scale)[0], knobs) < _LEAST and sizes(scale)[-1] < _LARGEST_D:
+        scale *= 1.25
+    while _expected(kind, sizes(scale)[-1], knobs) * 2 ** _SPAN[1] > max_patterns and sizes(
+        scale / 1.1
+    ) != sizes(scale / 100):
+        scale /= 1.1
+    return sizes(scale)
+
+
+def _expected(kind: Energy, d: int, knobs: _Knobs) -> float:
+    return expected_capacity(
         kind, d, noise=knobs.noise, max_bit_error=knobs.max_bit_error, beta=knobs.beta
     )
+
+
+def _grid(kind: Energy, d: int, knobs: _Knobs, max_patterns: int) -> tuple[float, tuple[int, ...]]:
+    """Expected capacity, and numbers of patterns around it, evenly spaced in logarithm."""
+    expected = _expected(kind, d, knobs)
     steps = range(round(_SPAN[0] * _PER_OCTAVE), round(_SPAN[1] * _PER_OCTAVE) + 1)
     grid = tuple(sorted({max(2, round(expected * 2 ** (i / _PER_OCTAVE))) for i in steps}))
     if grid[-1] > max_patterns:

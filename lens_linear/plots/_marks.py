@@ -16,9 +16,9 @@ FLOOR = 1e-16  # relative errors below float64's resolution are drawn here on a 
 LOG: dict[str, Any] = {"type": "log", "exponentformat": "power", "tickfont": {"size": 12}}
 
 
-def band(frame: pd.DataFrame, x: str, name: str, ink: str) -> go.Scatter:
-    """The area between the columns ``low`` and ``high``, for a log axis."""
-    low, high = frame["low"].clip(lower=FLOOR), frame["high"].clip(lower=FLOOR)
+def band(frame: pd.DataFrame, x: str, name: str, ink: str, *, floor: float = FLOOR) -> go.Scatter:
+    """The area between the columns ``low`` and ``high``, for a log axis that ends at ``floor``."""
+    low, high = frame["low"].clip(lower=floor), frame["high"].clip(lower=floor)
     return go.Scatter(
         x=np.concatenate([frame[x], frame[x][::-1]]),
         y=np.concatenate([high, low[::-1]]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -22,7 +24,7 @@ _ENERGY_COLOURS = {"quadratic": 0, "polynomial-3": 2, "polynomial-4": 3, "expone
 _QUANTITIES = {  # axis title, figure title
     "prediction_error": (
         "distance to least squares (relative)",
-        "Gradient descent reaches the least-squares prediction",
+        "Does gradient descent reach the least-squares prediction?",
     ),
     "geometry_error": (
         "distance of W<sub>Q</sub>W<sub>K</sub>ᵀ to (XᵀX)⁻¹ (relative)",
@@ -49,26 +51,33 @@ def ols_convergence(
         )
     frame = run.summary().query("quantity == @quantity")
     seeds = run.loss.shape[1]
-    figure = go.Figure(band(frame, "epoch", "all seeds", colour(0)))
+    floor = FLOOR * (float(frame["high"].iloc[0]) if quantity == "loss" else 1.0)
+    figure = go.Figure(band(frame, "epoch", "all seeds", colour(0), floor=floor))
     figure.add_scatter(
         x=frame["epoch"],
-        y=frame["median"].clip(lower=FLOOR),
+        y=frame["median"].clip(lower=floor),
         mode="lines",
         line={"color": colour(0), "width": 2.5},
         name="median",
         hovertemplate="epoch %{x}<br>%{y:.3g}<extra>median</extra>",
     )
-    if quantity == "prediction_error":
+    if quantity == "prediction_error" and run.tolerance > 0:
         level(figure, run.tolerance, f"converged below {run.tolerance:g}", log=True)
     if quantity == "loss":
-        level(figure, run.ols_loss, "least squares", log=True)
+        level(figure, max(run.ols_loss, floor), "least squares", log=True)
+    else:  # from float64's resolution to a little above 1; a seed that diverges leaves the figure
+        figure.update_yaxes(range=[-16.5, 1.5])
     when = run.epochs_to_converge
     done = int((~when.isnan()).sum())
     last = f", the last after {when.nan_to_num(0).max():.0f} epochs" if done else ""
+    last += f", {run.diverged} diverged" if run.diverged else ""
     n, p = run.x.shape
+    title = _QUANTITIES[quantity][1]
+    if quantity == "geometry_error" and run.form == "paper" and p == 1:
+        title = "One input and a free scale: the distance is zero by definition"
     styled(
         figure,
-        title=_QUANTITIES[quantity][1],
+        title=title,
         subtitle=f"{run.form} form, n = {n}, p = {p}, {run.optimizer}, learning rate "
         f"{run.learning_rate:g}; {done} of {seeds} seeds converged{last}",
         x="epoch (full-batch step)",
@@ -92,6 +101,7 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
         column_name="context row",
         max_cells=max_cells,
     )
+    figure.update_traces(colorbar_title_side="top")  # at the side it runs into long tick labels
     same = ", queries are the context's own rows" if hat.on_training_rows else ""
     return styled(
         figure,
@@ -101,7 +111,7 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
         x="context row (label it multiplies)",
         y="query",
         height=520,
-        width=600,
+        width=660,
     )
 
 
@@ -203,56 +213,95 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
     return figure.update_yaxes(**LOG)
 
 
-def memory_capacity(result: MemoryCapacity) -> go.Figure:
-    """Measured capacity with error bars beside theory: powers of d left, exponential right."""
-    table, slopes = result.capacity(), result.slopes().set_index("energy")
+def memory_capacity(
+    result: MemoryCapacity, *, heads: HeadMemory | Sequence[HeadMemory] = ()
+) -> go.Figure:
+    """Measured capacity with error bars beside theory: powers of d left, exponential right.
+
+    Args:
+        result: from :func:`~lens_linear.constructions.memory.memory_capacity`.
+        heads: attention heads to put on the picture, at the width of their keys. Their capacity is
+            another one: keys among which the target still holds half of the weight.
+    """
+    table, slopes = result.capacity(), result.slopes().set_index("energy").to_dict("index")
     exponential = table["energy"] == "exponential"
     parts = [part for part in (table[~exponential], table[exponential]) if len(part)]
     figure = make_subplots(cols=len(parts), horizontal_spacing=0.1)
     for column, part in enumerate(parts, start=1):
         for name, group in part.groupby("energy", sort=False):
-            ink = colour(_ENERGY_COLOURS.get(str(name), 4))
-            row = slopes.loc[name]
-            theory = f"{row['theory_low']:.3g}"
-            if row["theory_high"] > row["theory_low"]:
-                theory += f" to {row['theory_high']:.3g}"
-            figure.add_scatter(
-                x=group["d"],
-                y=group["capacity"],
-                error_y={"array": group["sd"], "thickness": 1.5, "width": 4},
-                mode="markers",
-                marker={"color": ink, "size": 8},
-                name=f"{name}: slope {row['slope']:.2f} ± {row['se']:.2f} (theory {theory})",
-                hovertemplate="d %{x}<br>%{y:.3g} patterns<extra>" + str(name) + "</extra>",
-                row=1,
-                col=column,
-            )
-            figure.add_scatter(
-                x=group["d"],
-                y=group["expected"],
-                mode="lines",
-                line={"color": ink, "dash": "dash", "width": 1.5},
-                showlegend=False,
-                hovertemplate="d %{x}<br>expected %{y:.3g}<extra></extra>",
-                row=1,
-                col=column,
-            )
+            _capacities(figure, str(name), group, slopes[name], column)
         linear = part["energy"].iloc[0] == "exponential"
         ticks = sorted(set(part["d"])) if linear else [2**i for i in range(1, 20)]
         scale = "linear" if linear else "log"
         figure.update_xaxes(type=scale, tickvals=ticks, row=1, col=column)
+    heads = [heads] if isinstance(heads, HeadMemory) else list(heads)
+    if heads:
+        _heads(figure, heads)
     styled(
         figure,
         title="Memory capacity, from linear to exponential",
         subtitle=f"patterns held at {100 * result.max_bit_error:g} % wrong bits after one update, "
         f"noise {result.noise:g}; {result.seeds} seeds (± sd); dashed: theory at this d",
-        x="bits d",
+        x="bits d (heads: width of a key)" if heads else "bits d",
         legend="bottom",
-        height=560,
+        height=600 if heads else 560,
         width=950,
     )
     figure.update_yaxes(title_text="stored patterns", row=1, col=1)
     return figure.update_yaxes(dtick=1, **LOG)
+
+
+def _capacities(
+    figure: go.Figure, name: str, group: pd.DataFrame, slope: dict[Hashable, float], column: int
+) -> None:
+    """One energy: measured points with error bars, and the theory as a dashed line."""
+    ink = colour(_ENERGY_COLOURS.get(name, 4))
+    theory = f"{slope['theory_low']:.3g}"
+    if slope["theory_high"] > slope["theory_low"]:
+        theory += f" to {slope['theory_high']:.3g}"
+    figure.add_scatter(
+        x=group["d"],
+        y=group["capacity"],
+        error_y={"array": group["sd"], "thickness": 1.5, "width": 4},
+        mode="markers",
+        marker={"color": ink, "size": 8},
+        name=f"{name}: slope {slope['slope']:.2f} ± {slope['se']:.2f} (theory {theory})",
+        hovertemplate="d %{x}<br>%{y:.3g} patterns<extra>" + name + "</extra>",
+        row=1,
+        col=column,
+    )
+    figure.add_scatter(
+        x=group["d"],
+        y=group["expected"],
+        mode="lines",
+        line={"color": ink, "dash": "dash", "width": 1.5},
+        showlegend=False,
+        hovertemplate="d %{x}<br>expected %{y:.3g}<extra></extra>",
+        row=1,
+        col=column,
+    )
+
+
+def _heads(figure: go.Figure, heads: Sequence[HeadMemory]) -> None:
+    """Heads in the first panel: their softmax, random keys under it, and linear attention."""
+    rows = [head.position().set_index("source") for head in heads]
+    lines = [
+        ("head, softmax (predicted)", "head", "predicted_capacity", 1, "star"),
+        ("random keys, softmax (predicted)", "random keys", "predicted_capacity", 1, "star-open"),
+        ("head, linear attention (measured)", "head", "capacity_quadratic", 0, "star"),
+    ]
+    for name, source, column, ink, symbol in lines:
+        held = [float(r[column][source]) if column in r else math.nan for r in rows]
+        figure.add_scatter(
+            x=[head.d for head in heads],
+            y=[h if math.isfinite(h) and h > 0 else None for h in held],
+            mode="markers",
+            marker={"color": colour(ink), "size": 9, "symbol": symbol},
+            name=name,
+            hovertemplate="d %{x}<br>%{y:.3g} keys<extra>" + name + "</extra>",
+            row=1,
+            col=1,
+        )
 
 
 def bit_error(result: MemoryCapacity) -> go.Figure:
@@ -264,7 +313,7 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
         ink = colour(_ENERGY_COLOURS.get(str(name), 4))
         label = f"{name}, d = {group['d'].iloc[0]}"
         figure.add_trace(mean_sd(group, "n_patterns", "bit_error", label, ink))
-    level(figure, result.max_bit_error, f"criterion {100 * result.max_bit_error:g} %")
+    level(figure, result.max_bit_error, f"criterion {100 * result.max_bit_error:g} %", log=True)
     styled(
         figure,
         title="Wrong bits against stored patterns",
@@ -274,6 +323,7 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
         y="fraction of wrong bits",
         width=900,
     )
+    figure.update_yaxes(range=[-4, 0], **LOG)
     return figure.update_xaxes(dtick=1, **LOG)
 
 

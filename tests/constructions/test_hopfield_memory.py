@@ -77,6 +77,8 @@ def test_energy_names():
     for bad in ("polynomial-1", "cubic", "polynomial-99", None):
         with pytest.raises(InvalidArgumentError, match="energy must be"):
             parse_energy(bad)
+    mixed = hopfield_update(states(0)[0].float(), states(0)[1])
+    torch.testing.assert_close(mixed, hopfield_update(*states(0)), rtol=1e-5, atol=1e-5)
     with pytest.raises(InvalidArgumentError, match="beta must be above 0"):
         hopfield_update(*states(0), beta=0.0)
     with pytest.raises(InvalidArgumentError, match="same last axis"):
@@ -200,6 +202,29 @@ def test_capacity_of_noisy_queries_is_lower_by_the_square_of_the_signal():
     noisy = ll.memory_capacity(energies="linear", dims=[400], seeds=6, noise=0.2)
     ratio = noisy.capacity().capacity[0] / clean.capacity().capacity[0]
     assert ratio == pytest.approx(0.36, abs=0.05)
+
+
+def test_default_sizes_leave_room_for_noise_and_stay_below_max_patterns():
+    noisy = ll.memory_capacity(energies="exponential", noise=0.2, seeds=3, queries=128)
+    assert (noisy.capacity().seeds == 3).all()
+    (row,) = noisy.slopes().to_dict("records")
+    assert abs(row["slope"] - row["expected"]) < 4 * row["se"] + 0.03
+    assert row["theory_low"] < row["slope"] < 1.1 * row["theory_high"]
+    steep = ll.memory_capacity(
+        energies="polynomial-20", seeds=1, queries=4, max_patterns=2000, max_bit_error=0.01
+    )
+    assert max(max(curve.n_patterns) for curve in steep.curves) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("d", "noise", "beta"), [(40, 0.0, 0.1), (40, 0.1, 0.1), (24, 0.0, 0.2), (30, 0.2, 0.5)]
+)
+def test_expected_capacity_of_the_exponential_memory_at_other_temperatures(d, noise, beta):
+    """At small β many patterns add up; at large β one competitor is enough."""
+    result = ll.memory_capacity(energies="softmax", dims=[d], noise=noise, beta=beta, seeds=6)
+    (row,) = result.capacity().to_dict("records")
+    assert row["seeds"] == 6
+    assert row["capacity"] == pytest.approx(row["expected"], rel=0.2)
 
 
 def test_crossing_is_interpolated_in_the_logarithm():

@@ -110,7 +110,29 @@ def test_bad_arguments_say_what_to_do():
         ll.train_ols_attention(epochs=2, seeds=2).model(2)
 
 
+def test_a_start_that_diverges_is_counted_and_left_out_of_the_summary():
+    run = ll.train_ols_attention(seeds=8, epochs=300, learning_rate=0.3)
+    lost = ~run.loss[-1].isfinite()
+    assert 0 < run.diverged == int(lost.sum()) < 8
+    assert f"{run.diverged} diverged" in repr(run)
+    last = run.summary().query("quantity == 'loss' and epoch == 300").iloc[0]
+    kept = run.loss[-1][~lost]
+    assert last["low"] == kept.min() and last["high"] == kept.max()
+    assert last["low"] <= last["median"] <= last["high"]
+
+
+@pytest.mark.parametrize("d", [8, 16])
+def test_the_in_context_form_converges_in_more_dimensions_too(d):
+    run = ll.train_ols_attention(form="in-context", d=d, seeds=4)
+    assert run.learning_rate == pytest.approx(0.05 * d)
+    assert bool((run.epochs_to_converge <= 1000).all())
+    assert float(run.geometry_error[-1].max()) < 1e-4
+
+
 def test_training_works_where_gradients_are_switched_off():
     with torch.no_grad():
         run = ll.train_ols_attention(epochs=5, seeds=1)
     assert float(run.loss[5, 0]) < float(run.loss[0, 0])
+    with torch.inference_mode():
+        again = ll.train_ols_attention(run.x.clone(), run.y.clone(), epochs=5, seeds=1)
+    torch.testing.assert_close(again.loss, run.loss)

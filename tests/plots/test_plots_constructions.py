@@ -60,6 +60,18 @@ def test_convergence_figure_says_when_nothing_converged():
     assert "0 of 2 seeds converged" in figure.layout.title.subtitle.text
 
 
+def test_convergence_figure_of_labels_of_any_size_and_of_an_exact_fit():
+    x = torch.randn(30, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tiny = constructions.train_ols_attention(x, 1e-9 * (2 * x + 0.1 * x**2), epochs=50, seeds=2)
+    figure = plots.ols_convergence(tiny, quantity="loss")
+    np.testing.assert_allclose(by_name(figure, "median").y, tiny.loss.median(1).values)
+    exact = constructions.train_ols_attention(x, 0.5 * x, epochs=5, seeds=2, tolerance=0.0)
+    for quantity in ("loss", "prediction_error"):
+        check(plots.ols_convergence(exact, quantity=quantity))
+    alone = plots.ols_convergence(exact, quantity="geometry_error")
+    assert "zero by definition" in alone.layout.title.text
+
+
 def test_hat_matrix_figure_is_the_matrix_row_zero_on_top():
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     hat = constructions.OLSAttention.from_data(x, x[:, 0]).hat()
@@ -117,6 +129,22 @@ def test_capacity_figure_has_points_error_bars_and_theory(capacity):
     assert figure.layout.xaxis2.type == "linear"  # exponential: straight against d itself
     alone = constructions.memory_capacity(energies="quadratic", dims=(64, 128), seeds=2, queries=32)
     check(plots.memory_capacity(alone))
+
+
+def test_heads_stand_on_the_capacity_figure(capacity):
+    keys = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    head = constructions.attention_head_memory(keys)
+    position = head.position().set_index("source")
+    figure = plots.memory_capacity(capacity, heads=[head, head])
+    check(figure)
+    stars = by_name(figure, "head, softmax")
+    assert list(stars.x) == [16, 16]
+    assert list(stars.y) == [position.loc["head", "predicted_capacity"]] * 2
+    linear = by_name(figure, "head, linear attention")
+    assert linear.y[0] == position.loc["head", "capacity_quadratic"]
+    assert len(plots.memory_capacity(capacity, heads=head).data) == len(figure.data)
+    softmax_only = constructions.attention_head_memory(keys, energies="exponential")
+    check(plots.memory_capacity(capacity, heads=softmax_only))
 
 
 def test_bit_error_figure_takes_the_largest_size(capacity):

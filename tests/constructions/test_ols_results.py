@@ -1,0 +1,73 @@
+"""The numbers on the page about the paper are those of the tables beside it."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "papers" / "ols_attention.md"
+
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="docs are not beside these tests")
+
+
+def table(name):
+    return pd.read_csv(DOCS / "results" / f"ols-{name}.csv")
+
+
+def row(start):
+    """Numbers in the cells of the row of the page that starts with these words."""
+    (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {start}")]
+    return [float(n) for n in re.findall(r"(?<![\w.-])\d+(?:\.\d+)?", line.split("|", 2)[2])]
+
+
+@pytest.mark.parametrize(
+    ("start", "method"), [("fixed L", "fixed weights"), ("one gradient step", "gradient step")]
+)
+def test_errors_under_covariance_shift(start, method):
+    found = table("shift").query("method == @method").set_index("condition")["median"]
+    for said, condition in zip(row(start), (1, 16, 64, 256), strict=True):
+        assert said == float(f"{found[condition]:.2g}")
+
+
+def test_layers_and_flops_that_remove_it():
+    cost = table("cost").query("method == 'Newton-Schulz from L'").set_index("condition")
+    shifts = [1, 16, 64, 256]
+    assert row("Newton–Schulz layers needed for 1e-6")[-4:] == cost.layers[shifts].tolist()
+    assert row("their cost") == cost.ratio[shifts].round(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("start", "energy"),
+    [
+        ("quadratic", "quadratic"),
+        ("polynomial of degree 3", "polynomial-3"),
+        ("polynomial of degree 4", "polynomial-4"),
+        ("exponential", "exponential"),
+    ],
+)
+def test_slopes_of_capacity(start, energy):
+    found = table("slopes").set_index("energy").loc[energy]
+    theory = sorted({float(f"{found.theory_low:.3f}"), float(f"{found.theory_high:.3f}")})
+    said = row(start)
+    assert said == [round(found.slope, 3), round(found.se, 3), round(found.expected, 3), *theory]
+
+
+def test_sentences():
+    page = " ".join(PAGE.read_text().split())
+    starts = table("starts").set_index("optimizer")
+    gd = starts.loc["gd"]
+    assert f"{gd.converged} converge within the 1000 epochs, in {gd.median_epochs:.0f} at" in page
+    assert starts.converged["adam"] == 2000
+    assert f"the slowest in {starts.slowest_epochs['adam']:.0f}" in page
+    paper = table("training").query("form == 'paper'")
+    assert (paper.converged == paper.starts).all()
+    assert f"at most {paper.slowest_epochs.max():.0f} epochs" in page
+    heads = table("heads").groupby("source").predicted_capacity.agg(["min", "max"]).round()
+    low, high = heads.loc["head"]
+    assert f"predicted capacity {low:.0f} to {high:.0f} keys" in page
+    capacity = table("capacity").set_index(["energy", "d"]).capacity["quadratic", 1024]
+    assert f"holds {capacity / 1024:.3f} d patterns" in page
+    worst = table("equality").groupby("kind").worst_error.max().sort_values()
+    assert worst.iloc[7] < 2e-13 and worst.iloc[8] < 8e-12 and worst.iloc[9] < 3.2e-11
