@@ -220,8 +220,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _tutorials(options: argparse.Namespace) -> None:
     copied = copy_tutorials(options.directory, force=options.force)
-    payload = envelope("tutorials", {"written": [str(p) for p in copied.written]})
-    emit(options.json, payload, f"{copied!r}\n{copied.how_to_start}")
+    states = {name: list(getattr(copied, name)) for name in ("written", "unchanged", "kept")}
+    payload = envelope("tutorials", {"directory": str(copied.directory), **states})
+    emit(options.json, payload, copied.how_to_start)
 
 
 def _emit(

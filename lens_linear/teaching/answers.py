@@ -7,11 +7,13 @@ otherwise returns a remark (or nothing). Whatever a student's function raises co
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,7 +45,8 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
 
     Args:
         answer: what the student passed; must be callable.
-        *arguments: tensors are cloned, so that in-place edits cannot change the case.
+        *arguments: tensors, and lists of tensors, are cloned, so that in-place edits cannot change
+            the case.
         case: what this call is, for the message: "on a vocabulary of 3".
     """
     if not callable(answer):
@@ -51,7 +54,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
             f"This exercise wants the function itself, but it got a value of type "
             f"{type(answer).__name__}. Pass the name of the function without brackets."
         )
-    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    copies = [_copy(argument) for argument in arguments]
     try:
         return answer(*copies)
     except NotImplementedError:
@@ -91,13 +94,22 @@ def tensor(
     got = got.to(torch.float64)
     if shape is not None and tuple(got.shape) != tuple(shape):
         raise Wrong(f"{what} has shape {tuple(got.shape)}, but it should be {tuple(shape)}.")
-    if not bool(torch.isfinite(got).all()):
-        bad = int((~torch.isfinite(got)).sum())
-        raise Wrong(
-            f"{what} holds {bad} NaN or infinite numbers out of {got.numel()}. "
-            "Look for a division by zero or the logarithm of zero."
+    bad = int((~torch.isfinite(got)).sum())
+    if bad:
+        found = (
+            f" is {float(got)}."
+            if got.ndim == 0
+            else f": {bad} of {got.numel()} numbers are NaN or infinite."
         )
+        raise Wrong(f"{what}{found} Look for a division by zero or the logarithm of zero.")
     return got
+
+
+def foreign(value: Any) -> bool:
+    """Whether a result holds its numbers in arrays or lists, with which later cells cannot go on."""
+    if isinstance(value, (list, tuple)):
+        return any(foreign(part) or isinstance(part, (int, float)) for part in value)
+    return isinstance(value, np.ndarray)
 
 
 def number(value: Any, *, what: str = "The result") -> float:
@@ -153,11 +165,19 @@ def random_tensor(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
     return torch.randn(*shape, generator=generator)
 
 
+def _copy(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    return [_copy(part) for part in argument] if isinstance(argument, list) else argument
+
+
 def _shapes(arguments: Sequence[Any]) -> str:
     parts = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             parts.append(f"a tensor of shape {tuple(argument.shape)}")
+        elif isinstance(argument, list) and argument and isinstance(argument[0], Tensor):
+            parts.append(f"a list of {len(argument)} tensors")
         elif isinstance(argument, (int, float, str, bool, type(None))):
             parts.append(repr(argument))
         else:
@@ -167,7 +187,7 @@ def _shapes(arguments: Sequence[Any]) -> str:
 
 def _where(answer: Any, error: Exception) -> str:
     """Return the line of the student's own code where the error arose, if it is known."""
-    code = getattr(answer, "__code__", None)
+    code = getattr(inspect.unwrap(answer), "__code__", None)
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

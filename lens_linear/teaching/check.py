@@ -14,6 +14,7 @@ asks for the next hint at once. ``ll.check.results()`` is what a grader collects
 from __future__ import annotations
 
 import difflib
+import functools
 import html
 import importlib
 import importlib.util
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_linear._files import write_text
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.teaching.answers import Exercise, NotWritten, Wrong
+from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, foreign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,11 @@ class Checker:
         entry = find_exercise(exercise)
         written = True
         try:
-            remark = entry.check(answer)
+            returned: list[Any] = []
+            remark = entry.check(_watched(answer, returned))
             passed, message = True, remark or "Correct."
+            if any(foreign(value) for value in returned):
+                message += _FOREIGN
         except NotWritten as wrong:
             passed, message, written = False, str(wrong), False
         except Wrong as wrong:
@@ -174,6 +178,26 @@ class _Text(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+_FOREIGN = (
+    "\nYou return an array or a list. The cells below go on with a torch tensor: "
+    "return `torch.as_tensor(...)` of it before you run them."
+)
+
+
+def _watched(answer: Any, returned: list[Any]) -> Any:
+    """Return the student's function so wrapped that what it returns is kept."""
+    if not callable(answer):
+        return answer
+
+    @functools.wraps(answer)
+    def watched(*arguments: Any) -> Any:
+        value = answer(*arguments)
+        returned.append(value)
+        return value
+
+    return watched
 
 
 def exercises() -> dict[str, Exercise]:

@@ -143,6 +143,11 @@ def _excess_loss(answer: Any) -> str:
         raise Wrong(
             "Weight each row by how likely its current token is; do not average them evenly."
         )
+    if matches(got, want + float((joint.sum(1) * joint.sum(1).log()).sum())):
+        raise Wrong(
+            "You use ln p(a, b). The divergence compares p(b | a) with q(b | a): divide the joint table "
+            "by its row sums first."
+        )
     require_close(got, want, "The excess loss is not right.")
     joint = torch.softmax(random_tensor(36, seed=4), 0).view(6, 6)
     shift = random_tensor(6, 1, seed=5)
@@ -179,6 +184,12 @@ def _next_token_loss(answer: Any) -> str:
             "large. The logits at position t predict the token at position t + 1: cut the last "
             "position off the logits and the first off the tokens."
         )
+    joined = torch.nn.functional.cross_entropy(sure.flatten(0, 1)[:-1], tokens.flatten()[1:])
+    if matches(got, joined):
+        raise Wrong(
+            "You also predict the first token of a row from the last one of the row before. Cut each "
+            "row, then flatten: `logits[:, :-1]` and `tokens[:, 1:]`."
+        )
     require_close(got, 0.0, "Perfect predictions should have loss zero.", atol=1e-4)
     logits = random_tensor(4, 6, 5, seed=7)
     tokens = torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(8))
@@ -193,6 +204,13 @@ def _next_token_loss(answer: Any) -> str:
     require_close(got, want, "The loss of random logits is not right.")
     uniform = number(call(answer, torch.zeros(2, 4, 7), torch.ones(2, 4).long()), what="The loss")
     require_close(uniform, torch.tensor(7.0).log(), "Equal logits over 7 tokens have loss ln 7.")
+    with torch.enable_grad():
+        loss = call(answer, logits.requires_grad_(), tokens, case="while training")
+    if not (isinstance(loss, Tensor) and loss.requires_grad):
+        raise Wrong(
+            "The number is right, but training cannot use it: it has to be differentiated. Return a "
+            "tensor made by torch, without .item(), float() or .detach()."
+        )
     return "Correct. This is the number that every language model here is trained on."
 
 

@@ -40,6 +40,12 @@ def _attention_pattern(answer: Any) -> str:
             "You mask after the softmax, so the rows no longer sum to one. Mask the scores with -inf "
             "before it."
         )
+    if matches(got, (scores / 2).masked_fill(future, 0.0).softmax(-1)):
+        raise Wrong(
+            "A score of zero still gets attention, because e⁰ = 1. Put -inf where the key comes later."
+        )
+    if matches(got, (scores / 3**0.5).masked_fill(future, -torch.inf).softmax(-1)):
+        raise Wrong("The scale is √d_head, the width of a query, not the root of their number.")
     if matches(got, (scores.T / 2).masked_fill(future, -torch.inf).softmax(-1)):
         raise Wrong("Rows are queries, columns are keys; yours are the other way round.")
     require_close(got.sum(-1), torch.ones(3), "Each row should sum to one.", show=False)
@@ -150,6 +156,11 @@ def _head_on_text(answer: Any) -> str:
     qk, ov = random_tensor(9, 9, seed=3), random_tensor(9, 9, seed=4)
     for tokens in (torch.tensor([3, 1, 4, 1, 5, 8, 2, 6]), torch.tensor([7])):
         got = tensor(call(answer, qk, ov, tokens, case="on random circuits"), shape=(9,))
+        if matches(got, qk[tokens[-1]].softmax(0)[tokens] @ ov[tokens]):
+            raise Wrong(
+                "Take the softmax over the tokens of the text, not over the whole vocabulary: the "
+                "weights of the positions should sum to one."
+            )
         require_close(got, _reading(qk, ov, tokens), "Wrong on random circuits.")
     return "Correct. Swap two earlier tokens and nothing changes: this head has no idea of order."
 

@@ -60,19 +60,28 @@ def _fit_affine(answer: Any) -> str:
             "What is missed should be uncorrelated with every input column; yours is not (largest "
             f"correlation {float(touch.abs().max()):.2g}). A better map exists."
         )
-    twin = torch.cat([x[:, :2], x[:, :1]], dim=1)
-    weight, bias = _pair(call(answer, twin, y, case="when two columns are equal"), (3, 3), (3,))
-    best = torch.linalg.lstsq(x[:, :2] - x[:, :2].mean(0), y - y.mean(0)).solution
-    want = y.mean(0) + (x[:, :2] - x[:, :2].mean(0)) @ best
-    require_close(
-        twin @ weight + bias,
-        want,
-        "With two equal columns the prediction is not the best one. Let a solver handle the rank, for "
-        "example torch.linalg.pinv, instead of inverting XᵀX.",
-        atol=1e-3,
-        show=False,
-    )
+    _equal_columns(answer)
     return "Correct. No learning rate, no steps, no seed."
+
+
+def _equal_columns(answer: Any) -> None:
+    # Columns of one size: how a solver judges the rank should not be a matter of rounding here.
+    x, y = random_tensor(50, 2, seed=14).double() + 1, random_tensor(50, 3, seed=15).double()
+    twin = torch.cat([x[:, :1], x], dim=1)
+    best = torch.linalg.pinv(x - x.mean(0)) @ (y - y.mean(0))
+    want = y.mean(0) + (x - x.mean(0)) @ best
+    # Several times: the default driver of torch.linalg.lstsq answers now right, now wrong.
+    for _ in range(8):
+        weight, bias = _pair(call(answer, twin, y, case="when two columns are equal"), (3, 3), (3,))
+        require_close(
+            twin @ weight + bias,
+            want,
+            "With two equal columns the prediction is not the best one. Take a solver that finds the "
+            "rank: torch.linalg.pinv, or torch.linalg.lstsq with driver='gelsd'. Inverting XᵀX needs full "
+            "rank, and so does lstsq with its default driver.",
+            atol=1e-3,
+            show=False,
+        )
 
 
 def _pair(value: Any, weight: tuple[int, ...], bias: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -103,7 +112,7 @@ def _times_fewer(answer: Any) -> str:
 
 def _low_rank_map(answer: Any) -> str:
     for seed, scale in ((4, (1.0, 1.0, 1.0, 1.0)), (5, (100.0, 1.0, 1.0, 0.01))):
-        x = random_tensor(200, 4, seed=seed).double() * torch.tensor(scale).double()
+        x = (random_tensor(200, 4, seed=seed).double() + 2) * torch.tensor(scale).double()
         weight = random_tensor(4, 5, seed=seed + 10).double()
         weight = weight / torch.tensor(scale).double()[:, None] ** 0.5
         centred = x - x.mean(0)
@@ -125,6 +134,11 @@ def _low_rank_map(answer: Any) -> str:
                     "not matter: cut those of the centred output, (x - mean) @ weight."
                 )
             total = float(sizes.square().sum())
+            rows = torch.linalg.svd(x @ weight, full_matrices=False)[2][:rank]
+            if lost > least + 1e-6 * total and matches(got, weight @ rows.T @ rows):
+                raise Wrong(
+                    "You forgot to centre: take the mean of x away first. The bias takes care of it."
+                )
             if lost > least + 1e-4 * total:
                 raise Wrong(
                     f"With rank {rank} your map loses {lost / total:.3f} of the output's variance; the "

@@ -31,6 +31,8 @@ def _mean_difference(answer: Any) -> str:
         raise Wrong("The directions should point from class 0 to class 1; yours point back.")
     if matches(got, torch.tensor([[3.0, 4.0], [0.0, 2.0]])):
         raise Wrong("Divide each row by its length: gains are per unit of direction.")
+    if matches(got, torch.tensor([[3.0, 4.0], [0.0, 2.0]]) / 29**0.5):
+        raise Wrong("You divide by the length of the whole table. Each row has its own: dim=1.")
     require_close(got, want, "The directions of 3 texts are not right.")
     states, labels = random_tensor(4, 30, 6, seed=1), torch.arange(30) % 3 == 0
     got = tensor(call(answer, states, labels.long(), case="on 30 texts"), shape=(4, 6))
@@ -56,6 +58,13 @@ def _auc(answer: Any) -> str:
     if matches(got, 0.5) or matches(got, 1.0):
         raise Wrong("A pair with equal scores counts one half.")
     require_close(got, 0.75, "With ties the AUC is not right.")
+    got = number(call(answer, -scores, labels, case="on scores turned round"), what="The AUC")
+    if matches(got, 5 / 6):
+        raise Wrong(
+            "With all scores turned round it should be 1/6. An AUC below one half says that the "
+            "direction points the wrong way; do not hide it."
+        )
+    require_close(got, 1 / 6, "With all scores turned round the AUC is not right.")
     return "Correct. One half is chance, one is perfect, zero is perfect and upside down."
 
 
@@ -151,15 +160,17 @@ def _basis(answer: Any, A: Tensor, P: Tensor, v: Tensor, order: int, case: str) 
 def _reduced_gains(answer: Any) -> str:
     A, v, C = random_tensor(4, 6, 6, seed=8), random_tensor(5, 6, seed=9), random_tensor(6, seed=10)
     A, v, C = A.double(), v.double(), C.double()
-    full = torch.eye(6).double().expand(5, 6, 6)
+    full = [torch.eye(6).double() for _ in range(5)]
     got = tensor(call(answer, A, v, C, full, case="with a full basis"), shape=(4,))
     require_close(got, _oracle(A, v, C), "With a full basis nothing may be lost.", atol=1e-3)
-    bases = torch.stack(
-        [torch.linalg.qr(random_tensor(6, 2, seed=20 + k).double())[0] for k in range(5)]
-    )
-    got = tensor(call(answer, A, v, C, bases, case="with 2 coordinates"), shape=(4,))
-    small = torch.stack([bases[k + 1].T @ A[k] @ bases[k] for k in range(4)])
-    enter = torch.stack([bases[k + 1].T @ A[k] @ v[k] for k in range(4)])
+    # As in the notebook the first basis holds one column, and later ones more.
+    bases = [
+        torch.linalg.qr(random_tensor(6, columns, seed=20 + k).double())[0]
+        for k, columns in enumerate((1, 2, 3, 3, 2))
+    ]
+    got = tensor(call(answer, A, v, C, bases, case="with 1 to 3 coordinates"), shape=(4,))
+    small = [bases[k + 1].T @ A[k] @ bases[k] for k in range(4)]
+    enter = [bases[k + 1].T @ A[k] @ v[k] for k in range(4)]
     want = []
     for k in range(4):
         r = enter[k]
@@ -174,11 +185,13 @@ def _reduced_gains(answer: Any) -> str:
         raise Wrong(
             "You project v_k before block k as well. It enters in full: B_k = P_{k+1}ᵀ A_k v_k."
         )
-    require_close(got, torch.stack(want), "With 2 coordinates the gains are not right.", atol=1e-3)
+    require_close(
+        got, torch.stack(want), "With few coordinates the gains are not right.", atol=1e-3
+    )
     return "Correct. Small matrices stand for large ones, and the price is what the bases miss."
 
 
-def _project(A: Tensor, v: Tensor, C: Tensor, P: Tensor) -> Tensor:
+def _project(A: Tensor, v: Tensor, C: Tensor, P: list[Tensor]) -> Tensor:
     found = []
     for k in range(len(A)):
         x = v[k]

@@ -46,7 +46,7 @@ class CopiedTutorials:
         lines = [repr(self) + "."]
         if self.kept:
             lines.append(
-                f"Kept as they are: {', '.join(self.kept)}. Use force to get fresh copies."
+                f"Kept as they are: {', '.join(self.kept)}. `--force` writes fresh copies over them."
             )
         lines += [
             "Start with:",

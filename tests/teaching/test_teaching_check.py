@@ -39,6 +39,20 @@ def test_variants_of_a_right_answer_pass():
     assert check("1.1", lambda a, b, c: (a @ b + c).tolist())
 
 
+def test_an_answer_that_later_cells_cannot_use_passes_with_a_word_about_it():
+    check = Checker()
+    assert "torch.as_tensor" in check("1.1", lambda a, b, c: (a @ b + c).numpy()).message
+    assert "torch.as_tensor" in check("1.1", lambda a, b, c: (a @ b + c).tolist()).message
+    assert "as_tensor" not in check("1.1", right).message
+
+    def planted(n, source, destination, out):
+        qk, ov = torch.zeros(n, n), torch.zeros(n, n)
+        qk[destination, source] = ov[source, out] = 10
+        return [qk, ov]
+
+    assert check("2.7", planted).passed and "as_tensor" not in check("2.7", planted).message
+
+
 def test_hints_come_one_by_one():
     check = Checker()
     hints = find_exercise("1.1").hints
@@ -115,6 +129,8 @@ def test_arguments_are_copies():
     call(lambda t: t.zero_(), x)
     assert bool((x == 1).all())
     assert not Checker()("1.1", in_place)
+    call(lambda parts: parts[0].zero_(), [x])
+    assert bool((x == 1).all())
 
 
 def test_keyboard_interrupt_is_not_swallowed():
@@ -127,12 +143,17 @@ def test_keyboard_interrupt_is_not_swallowed():
 
 @pytest.mark.parametrize(
     "value, word",
-    [(None, "return statement"), ("abc", "should be a tensor"), ([1.0, float("nan")], "1 NaN"),
+    [(None, "return statement"), ("abc", "should be a tensor"), ([1.0, float("nan")], "1 of 2 numbers"),
      (torch.ones(2) * 1j, "complex"), ([1.0, 2.0, 3.0], "shape")],
 )  # fmt: skip
 def test_reading_a_tensor(value, word):
     with pytest.raises(Wrong, match=word):
         tensor(value, shape=(2,))
+
+
+def test_a_single_nan_is_named():
+    with pytest.raises(Wrong, match="The entropy is nan"):
+        number(float("nan"), what="The entropy")
 
 
 def test_reading_numbers_and_factored_matrices():

@@ -60,16 +60,31 @@ def returns_factors(table, rank):
     return torch.linalg.svd(table, full_matrices=False)[0][:, :rank]
 
 
+def logarithm_of_pairs(joint, logits):
+    return float((joint * (joint.log() - logits.log_softmax(-1))).nansum())
+
+
+def into_the_next_row(logits, tokens):
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1)[:-1], tokens.flatten()[1:])
+
+
+def a_number(logits, tokens):
+    return torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:]).item()
+
+
 WRONG = [
     ("1.1", no_bias, "bias"),
     ("1.2", across_rows, "inside each row"),
     ("1.2", joint_table, "each row sums to one"),
     ("1.3", entropy_of_pairs, "entropy of the pair"),
-    ("1.3", entropy_with_nan, "NaN"),
+    ("1.3", entropy_with_nan, "is nan"),
     ("1.4", cross_entropy_only, "Subtract"),
     ("1.4", reverse_divergence, "other way round"),
     ("1.5", not_shifted, "cut the last"),
     ("1.5", sum_of_losses, "mean"),
     ("1.6", smallest_values, "largest singular values"),
     ("1.6", returns_factors, "shape"),
+    ("1.4", logarithm_of_pairs, "p(b | a)"),
+    ("1.5", into_the_next_row, "row before"),
+    ("1.5", a_number, "differentiated"),
 ]

@@ -75,6 +75,14 @@ def planted_as_bigram(n_vocab, source, destination, out):
     return qk, ov
 
 
+def masked_with_zero(q, k):
+    return torch.tril(q @ k.T / q.shape[1] ** 0.5).softmax(-1)
+
+
+def softmax_over_vocabulary(qk, ov, tokens):
+    return qk[tokens[-1]].softmax(0)[tokens] @ ov[tokens]
+
+
 WRONG = [
     ("2.1", no_mask, "Mask the keys"),
     ("2.1", no_scale, "√d_head"),
@@ -92,4 +100,6 @@ WRONG = [
     ("2.6", dense_eigenvalues, "too large"),
     ("2.7", planted_transposed, "transposed"),
     ("2.7", planted_as_bigram, "Without the source"),
+    ("2.1", masked_with_zero, "-inf"),
+    ("2.5", softmax_over_vocabulary, "vocabulary"),
 ]

@@ -52,6 +52,11 @@ def unit_step(eigenvalues, steps):
     return (1 - eigenvalues) ** steps
 
 
+def not_centred(x, weight, rank):
+    V = torch.linalg.svd(x @ weight, full_matrices=False)[2][:rank].T
+    return weight @ V @ V.T
+
+
 WRONG = [
     ("5.1", correlation, "square"),
     ("5.2", no_bias, "slope"),
@@ -64,4 +69,5 @@ WRONG = [
     ("5.5", sum_of_readings, "linear again"),
     ("5.6", learnt, "is left"),
     ("5.6", unit_step, "largest eigenvalue"),
+    ("5.4", not_centred, "centre"),
 ]

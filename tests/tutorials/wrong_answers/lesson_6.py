@@ -78,6 +78,17 @@ def best_layer_alone(h, target):
     return u
 
 
+def one_length_for_all(states, labels):
+    rows = states[:, labels == 1].mean(1) - states[:, labels == 0].mean(1)
+    return rows / rows.norm()
+
+
+def never_below_one_half(scores, labels):
+    difference = scores[labels == 1][:, None] - scores[labels == 0]
+    found = ((difference > 0).double() + 0.5 * (difference == 0)).mean()
+    return max(found, 1 - found)
+
+
 WRONG = [
     ("6.1", not_unit, "its length"),
     ("6.1", backwards, "point back"),
@@ -93,4 +104,6 @@ WRONG = [
     ("6.6", projected_too_early, "enters in full"),
     ("6.7", norm_not_squared, "wrong size"),
     ("6.7", best_layer_alone, "best layer"),
+    ("6.1", one_length_for_all, "own"),
+    ("6.2", never_below_one_half, "wrong way"),
 ]
