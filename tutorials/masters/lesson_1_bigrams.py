@@ -214,7 +214,7 @@ ll.check("1.3", conditional_entropy)
 
 # %%
 joint = language.stationary[:, None] * truth  # p(a, b) = p(a) p(b | a)
-floor = conditional_entropy(joint)
+floor = float(conditional_entropy(joint))
 print(f"your floor {floor:.4f} nats; the package's exact value {language.entropy_rate:.4f}")
 print(f"not knowing the current token at all would cost {language.floors().unigram:.4f} nats")
 print(
@@ -355,18 +355,17 @@ styled(figure, title="A zero-layer model reaches its floor", x="step", y="loss (
 # sample of text, and a sample can be easier than average. The exact excess has no such noise, and it is
 # never negative.
 #
-# Compare the learned table with the truth. Take the average of each row of log-probabilities away, because
-# it means nothing.
+# Compare the learned table with the truth, pair by pair. Compare log-probabilities, not logits: a constant
+# added to a row of logits means nothing, and `log_softmax` takes it away.
 
 # %%
 chosen = list(range(16))
 labels = [language.labels[i] for i in chosen]
 pair = {"learned": learned.log_softmax(-1), "true": truth.log()}
-centred = {name: t - t.mean(dim=1, keepdim=True) for name, t in pair.items()}
 figure = go.Figure(
     go.Scatter(
-        x=centred["true"].flatten(),
-        y=centred["learned"].flatten(),
+        x=pair["true"].flatten(),
+        y=pair["learned"].flatten(),
         mode="markers",
         marker={
             "size": 4,
@@ -377,12 +376,13 @@ figure = go.Figure(
         },
     )
 )
-figure.add_scatter(x=[-8, 8], y=[-8, 8], mode="lines", line={"color": GREY, "dash": "dash"})
+lowest = float(pair["true"].min())
+figure.add_scatter(x=[lowest, 0], y=[lowest, 0], mode="lines", line={"color": GREY, "dash": "dash"})
 styled(
     figure,
     title="Each dot is a pair of words",
-    x="true ln p(b | a), row average removed",
-    y="learned",
+    x="true ln p(b | a)",
+    y="learned ln q(b | a)",
     legend="none",
 )
 
@@ -394,6 +394,8 @@ styled(
 #
 # $T = W_E W_U$ squeezes everything through `d_model` numbers. A product of a `[vocab, d]` and a
 # `[d, vocab]` matrix has rank at most $d$. So a narrow model cannot hold every table. What does that cost?
+#
+# (The bias $b_U$ comes on top; it adds the same row everywhere and needs no width.)
 #
 # One way to make a narrow table is to take the true one and cut it down to the best table of rank $d$ in
 # the sense of least squares. That is what the singular value decomposition gives.
@@ -418,7 +420,7 @@ ll.check("1.6", low_rank)
 # %% [markdown]
 # Now cut the true table, and also train models of several widths. Training does not minimise squared
 # differences between logits: it minimises the loss. Which one wastes less? (To be quick, this training
-# takes the exact expected loss instead of samples of text. You wrote both of its parts above.)
+# takes the exact expected loss instead of samples of text: floor plus excess, which you wrote above.)
 
 
 # %% [training]
@@ -443,8 +445,9 @@ def train_exactly(width: int, steps: int = 400, seed: int = 0) -> Tensor:
 
 widths = [1, 2, 3, 4, 6, 8, 12]
 target = truth.log() - truth.log().mean(dim=1, keepdim=True)
-cut = [excess_loss(joint, low_rank(target, width)) for width in widths]
-trained = [excess_loss(joint, train_exactly(width)) for width in widths]
+bias = target.mean(dim=0)  # a bias is free for both: it needs no width
+cut = [float(excess_loss(joint, low_rank(target - bias, width) + bias)) for width in widths]
+trained = [float(excess_loss(joint, train_exactly(width))) for width in widths]
 pd.DataFrame({"width": widths, "cut": cut, "trained": trained}).round(4)
 
 # %%
@@ -460,7 +463,7 @@ styled(
 )
 
 # %%
-values = torch.linalg.svdvals(target)
+values = torch.linalg.svdvals(target - bias)
 print("largest singular values of the true table:", [round(v, 2) for v in values[:12].tolist()])
 
 # %% [markdown]

@@ -69,7 +69,8 @@ def attention_pattern(
 ll.check("2.1", attention_pattern)
 
 # %% [instructor]
-# Wrong answers with their own messages: no mask, no scale, masking after the softmax, rows and columns swapped.
+# Wrong answers with their own messages: no mask, no scale, masking after the softmax, zeros instead of minus infinity
+# before it, rows and columns swapped.
 
 # %% [markdown]
 # Now a trained model. `attn-1l` has one layer of four heads, no MLP and no norm, and was trained on children's
@@ -288,12 +289,16 @@ def table_of(triples) -> pd.DataFrame:
 
 strongest = table_of(view.all_skip_trigrams(k=200))
 columns = ["source_label", "destination_label", "out_label", "attention", "effect", "head"]
-strongest[columns].head(12).round(2)
+shown = strongest[columns].round(2)
+shown[columns[:3]] = shown[columns[:3]].map(repr)  # with quotes a leading space can be seen
+print("kitchen is cut into", token_strings(model, ll.tokenize_prompts(model, ["a kitchen"])[0][2:]))
+shown.head(12)
 
 # %% [markdown]
-# **What you should see.** Read a row as "`source` … `destination` → `out`". A new line and a quotation mark announce a
-# capital letter. Many rows are about pieces of words: this tokenizer cuts words up (*kitchen* is `k`, `it`, `c`, `hen`),
-# and a head remembers how the word began when something stands between.
+# **What you should see.** Read a row as "`source` … `destination` → `out`". Most rows are about
+# pieces of words: this tokenizer cuts words up (*kitchen* is the example printed above the table), and a head remembers
+# how the word began when something stands between. Other rows are about speech: after the end of a quotation a line may
+# end.
 #
 # A table of weights is a claim. Test it on texts: let a text end with the destination, put the source a few tokens
 # before it, and measure by how much the logit of `out` rises, compared with the same text without the source. Do it
@@ -384,7 +389,9 @@ ll.check("2.6", copying_score)
 rows = []
 for name in ("attn-1l", "attn-2l"):
     for circuit in ll.AttentionOnly(ll.load(name)).heads():
-        rows.append((name, circuit.layer, circuit.head, copying_score(circuit.ov.A, circuit.ov.B)))
+        rows.append(
+            (name, circuit.layer, circuit.head, float(copying_score(circuit.ov.A, circuit.ov.B)))
+        )
 scores = pd.DataFrame(rows, columns=["model", "layer", "head", "copying score"])
 figure = go.Figure(
     go.Bar(
@@ -398,7 +405,7 @@ styled(figure, title="Which heads copy?", x="head", y="copying score")
 # %% [markdown]
 # **What you should see.** In the one-layer model the far-looking head 0 copies, weakly; the near-looking heads have
 # negative scores: they make a token *less* likely right after it was seen, which is right for most text. In the
-# two-layer model the heads of the second layer have scores near one. What those are for is lesson 3.
+# two-layer model the heads of the second layer score high, some of them nearly one. What those are for is lesson 3.
 #
 # ## Plant a fact
 #

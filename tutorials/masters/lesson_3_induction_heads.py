@@ -104,7 +104,7 @@ def token_losses(model, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "r
 one, two = ll.load("attn-1l"), ll.load("attn-2l")
 for period in (8, 15, 27):
     rows = repeated_tokens(16, period, 1 + 2 * period, range(1, 1024), seed=0, bos=0).tokens
-    gains = [copy_gain(token_losses(model, rows), period) for model in (one, two)]
+    gains = [float(copy_gain(token_losses(model, rows), period)) for model in (one, two)]
     print(f"period {period:2d}: gain of attn-1l {gains[0]:+.2f} nats, of attn-2l {gains[1]:+.2f}")
 
 # %%
@@ -122,8 +122,9 @@ styled(
 )
 
 # %% [markdown]
-# **What you should see.** Before the repeat both models lose more than an even guess over the vocabulary
-# would (about seven nats): they expect English. At the repeat the loss of `attn-2l` falls off a cliff. The
+# **What you should see.** Before the repeat `attn-1l` loses far more than an even guess over the
+# vocabulary would (about seven nats): it expects English. `attn-2l` has seen random tokens and guesses nearly
+# evenly. At the repeat the loss of `attn-2l` falls off a cliff. The
 # loss of `attn-1l` does not fall at all.
 #
 # ## How two layers do it
@@ -225,8 +226,8 @@ styled(
 # %% [markdown]
 # **What you should see.** Both losses fall far below an even guess, and stop at about the same height. (They
 # cannot reach zero: the first copy of each row stays random.) The model with two layers takes longer. Its
-# loss falls slowly for a while, and then drops within few steps: that is when heads of both layers
-# begin to work together. Neither curve tells you that one of the models has learnt a trick.
+# loss falls slowly for a while, and then drops steeply: that is when heads of both layers begin to work
+# together. Neither curve tells you that one of the models has learnt a trick.
 #
 # Now score both. First as it is often done, at one period and without a control. Then with your function.
 
@@ -264,7 +265,7 @@ pd.DataFrame(table).round(2)
 figure = go.Figure()
 for index, (name, model) in enumerate((("live", live), ("trap", trap))):
     losses = token_losses(model, tokens)
-    gains = [copy_gain(losses[periods == p], p) for p in choices]
+    gains = [float(copy_gain(losses[periods == p], p)) for p in choices]
     figure.add_scatter(x=choices, y=gains, name=name, line_color=colour(index))
 figure.add_hline(y=0, line_dash="dash", line_color=GREY)
 styled(
@@ -394,7 +395,7 @@ table = []
 for writer in range(4):
     W_V, W_O = heads.W_V[0, writer], heads.W_O[0, writer]
     W_Q, W_K = heads.W_Q[1, reader], heads.W_K[1, reader]
-    score = k_composition(W_V, W_O, W_Q, W_K)
+    score = float(k_composition(W_V, W_O, W_Q, W_K))
     chance = torch.tensor([k_composition(W_V, W_O @ turn, W_Q, W_K) for turn in turns])
     table.append((f"L0H{writer} → L1H{reader}", score, float(chance.mean()), float(chance.std())))
 frame = pd.DataFrame(table, columns=["pair", "score", "chance", "sd"])
@@ -545,7 +546,7 @@ def gain_with(edits=()) -> float:
     """In-context gain of attn-2l on these rows with some edits."""
     logits = run(two, rows, edits=list(edits)).logits
     losses = -logits[:, :-1].log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
-    return copy_gain(losses, PERIOD)
+    return float(copy_gain(losses, PERIOD))
 
 
 def ablated(layer: int, heads: list[int]) -> float:
@@ -708,4 +709,4 @@ live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]
 # seeds the previous-token job is often shared by both heads of layer 0, and then no single head has the
 # verdict. Numbers for `attn-2l` are stable to the second decimal.
 #
-# **If training is too slow in the room**, set `steps=400`: the drop happens before step 300.
+# **If training is too slow in the room**, set `steps=400`: the drop is over before step 300.

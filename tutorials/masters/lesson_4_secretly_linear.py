@@ -77,7 +77,7 @@ ll.check("4.1", linearity_score)
 
 # %% [instructor]
 # Common wrong answers: no centring (the score is then far too high, because the mean explains most of a residual
-# stream); averaging the scores of columns; forgetting the square root is *not* wanted. `torch.linalg.pinv`,
+# stream); averaging the scores of columns; taking a square root. `torch.linalg.pinv`,
 # normal equations and an explicit column of ones all pass.
 
 # %% [markdown]
@@ -93,12 +93,12 @@ states = torch.stack([cache[name] for name in names]).double()
 print(tuple(states.shape), "[boundary, sequence, position, d_model]")
 
 rows = states.flatten(1, 2)  # [boundary, token, d_model]
-in_sample = [linearity_score(rows[layer], rows[layer + 1]) for layer in range(n_layers)]
+in_sample = [float(linearity_score(rows[layer], rows[layer + 1])) for layer in range(n_layers)]
 pd.DataFrame({"block": range(n_layers), "R² in sample": in_sample}).round(3)
 
 # %% [markdown]
-# **What you should see.** Most blocks score high, and the first one least. None of them reaches the number in the
-# title of the paper. It was published for models that are a hundred times as large or more; on ours it is **not
+# **What you should see.** Most blocks score high, and the first one least. None of them reaches the
+# published number. It was measured on models that are about a hundred times as large or more; on ours it is **not
 # shown**. (Everything here is scored on the same tokens that the map was fitted on. We come to that.)
 #
 # ## First trap: the residual stream
@@ -123,7 +123,7 @@ def update_score(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"]) -
 ll.check("4.2", update_score)
 
 # %%
-updates = [update_score(rows[layer], rows[layer + 1]) for layer in range(n_layers)]
+updates = [float(update_score(rows[layer], rows[layer + 1])) for layer in range(n_layers)]
 before, after = rows[:-1], rows[1:]
 size = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean(dim=1)
 table = {"R²": in_sample, "R² without residual": updates, "‖update‖ / ‖stream‖": size.tolist()}
@@ -206,13 +206,13 @@ sizes = [70, 80, 100, 128, 180, 256, 512, 1024]
 curves = {"in sample": [], "held out": []}
 for n in sizes:
     x, y, x_new, y_new = torch.randn(4, n, d, generator=generator).double()
-    curves["in sample"].append(linearity_score(x, y))
-    curves["held out"].append(held_out_score(x, y, x_new, y_new))
+    curves["in sample"].append(float(linearity_score(x, y)))
+    curves["held out"].append(float(held_out_score(x, y, x_new, y_new)))
 
 figure = go.Figure()
 for index, (name, values) in enumerate(curves.items()):
     figure.add_scatter(x=sizes, y=values, name=name, line_color=colour(index))
-theory = [noise_score(n, d) for n in sizes]
+theory = [float(noise_score(n, d)) for n in sizes]
 figure.add_scatter(x=sizes, y=theory, name="d / (n - 1)", line={"color": GREY, "dash": "dot"})
 figure.update_xaxes(type="log", tickvals=sizes)
 figure.update_yaxes(range=[-2.5, 1.1])
@@ -245,7 +245,7 @@ def split_scores(layer: int, n_sequences: int, by_sequence: bool, seed: int) -> 
         order = torch.randperm(len(x), generator=pick)
     fit, test = order.chunk(2)
     pieces = (x[fit], y[fit], x[test], y[test])
-    return held_out_score(*(piece.flatten(0, 1) for piece in pieces))
+    return float(held_out_score(*(piece.flatten(0, 1) for piece in pieces)))
 
 
 found = []
@@ -364,7 +364,8 @@ ll.plots.layer_map(layers)
 
 # %% [exercise 4.6 difficulty=4 importance=4 minutes=15] A block as an affine map
 # Run the model with block `layer` replaced by `x @ weight + bias`, $x$ being what *enters* the block, and return its
-# mean next-token loss (as in exercise 1.5: logits at a position predict the token after it). Use two hooks: one that remembers `blocks.{layer}.hook_resid_pre`, one that answers at
+# mean next-token loss (as in exercise 1.5: logits at a position predict the token after it). Use two hooks: one that
+# remembers `blocks.{layer}.hook_resid_pre`, one that answers at
 # `blocks.{layer}.hook_resid_post`.
 
 
@@ -425,8 +426,8 @@ whole = float(model(test, return_type="loss"))
 print(f"whole model: {whole:.3f} nats")
 found = []
 for layer in range(n_layers):
-    linear = loss_with_map(model, test, layer, *affine_fit(layer))
-    removed = loss_with_map(model, test, layer, identity, nothing)
+    linear = float(loss_with_map(model, test, layer, *affine_fit(layer)))
+    removed = float(loss_with_map(model, test, layer, identity, nothing))
     score = float(profile["block_r2"][layer])
     found.append({"R²": score, "loss, linear": linear - whole, "loss, removed": removed - whole})
 print("increase of the loss with one block replaced (nats):")
@@ -475,8 +476,9 @@ ll.plots.replacement_curves(orders)
 
 # %% [markdown]
 # **What you should see.** The main lesson of the order is block 0: it has the lowest R² and is the dearest to replace,
-# and any order that takes it early pays for it. Among the other blocks R² is a poor guide, as the table of single
-# replacements said already: a random order may well start with a cheaper block. R² says how well a vector is approximated, not how much the rest of
+# and an order that does not leave it to the end pays for it. Among the other blocks R² is a poor guide, as the table of single
+# replacements said already: a random order may well start with a cheaper block. R² says how well a vector is
+# approximated, not how much the rest of
 # the model depends on what is missed. (Random orders use other halves of the texts, so compare shapes, not the last
 # digit.)
 #
@@ -499,8 +501,9 @@ ll.plots.profile_comparison(history, ordered=True)
 
 # %% [markdown]
 # **What you should see.** The untrained network is *more* linear than the trained one, and what its blocks add is by far
-# more linear. The first hundred steps raise the score even further; from then on it falls, and it ends far below where
-# it began. That the score falls during pretraining was published, and apart from the first steps it is shown here.
+# more linear. The first hundred steps raise the score even further; from then on it falls, and it ends below where
+# it began, far below for what the blocks add. That the score falls during pretraining was published, and apart from the
+# first steps it is shown here.
 # (That it rises again in fine-tuning was published too; we have not run it.)
 #
 # ## A model that was asked to be smooth
@@ -543,7 +546,7 @@ for name, stack, one in (
     ("gpt-micro-cosine", twin_states, twin_profile),
 ):
     row = {"model": name, "loss, unseen books": cards.loss[name]}
-    row["penalty"] = cosine_penalty(stack)
+    row["penalty"] = float(cosine_penalty(stack))
     row["‖update‖ / ‖stream‖, blocks 1 on"] = float(one.update_ratio[1:].mean())
     row["R², blocks 1 on"] = float(one.scores["block"][1:].mean())
     row["without residual"] = float(one.scores["block_no_residual"][1:].mean())
@@ -578,7 +581,7 @@ published[published.quantity.str.startswith(("block", "cosine"))].drop(columns="
 # - In sample, noise scores $d/(n-1)$. Fit on some sequences, score on others, and show the null.
 # - One outlier position can carry the whole score.
 # - A high score does not mean that a block may go: ask the loss.
-# - Random networks are more linear than trained ones.
+# - Our untrained network is more linear than the trained one: a high score is no achievement.
 #
 # **Think about it.** (1) Could a block have a high score without the residual and yet be impossible to replace? (2) Block
 # 0 adds ten times what comes in. What would its two scores be if the embedding were scaled up tenfold and everything

@@ -5,12 +5,13 @@
 # ---
 
 # %% [markdown]
-# Two thirds of a transformer's weights stand in its FFNs (feed-forward networks, also called MLPs): two matrices with a
+# About two thirds of the weights in a transformer's blocks stand in its FFNs (feed-forward networks, also called MLPs):
+# two matrices with a
 # nonlinear function between them. How much of the work needs the nonlinear function? If little, an FFN could be
 # replaced by one matrix, with an eighth of the weights.
 #
-# A paper measured this for GPT-2 and two models of its size: from one layer to the next the answer jumps from
-# almost everything to almost nothing. It also found a trap: a linear layer that is *trained* to imitate an FFN can stop
+# A paper measured this for GPT-2 and two models of its size: from one layer to the next the answer can jump from
+# nearly everything to less than a third. It also found a trap: a linear layer that is *trained* to imitate an FFN can stop
 # far short of the best linear layer. You will measure both here.
 #
 # **You will learn to**
@@ -79,7 +80,7 @@ means = torch.linspace(-3, 3, 25)
 figure = go.Figure()
 for index, (name, f) in enumerate({"GELU": gelu, "ReLU": torch.relu}.items()):
     for spread, dash in ((1.0, "solid"), (0.3, "dash")):
-        values = [activation_score(f, spread * normal + mean) for mean in means.double()]
+        values = [float(activation_score(f, spread * normal + mean)) for mean in means.double()]
         label = f"{name}, input spread {spread:g}"
         line = {"color": colour(index), "dash": dash}
         figure.add_scatter(x=means, y=values, name=label, line=line)
@@ -93,7 +94,9 @@ styled(
 
 # %% [markdown]
 # **What you should see.** To the right both functions are linear. To the left the ReLU becomes a function that is almost
-# always zero with rare exceptions, which no line follows. The GELU has a second, smooth bend, and a narrow input sees
+# always zero with rare exceptions, which no line follows. (The dashed ReLU line begins only
+# where some input is positive. Further left the output is constant: there is no variance to explain, and $R^2$ is not
+# defined.) The GELU has a second, smooth bend, and a narrow input sees
 # only a short piece of it. So whether an FFN is nonlinear is decided by the inputs of its units, and those are learned.
 #
 # ## The best affine layer
@@ -114,7 +117,7 @@ print({key: tuple(value.shape) for key, value in captured[0].items()})
 
 # %% [exercise 5.2 difficulty=2 importance=5 minutes=12] Fit it in closed form
 # Return weight and bias of the affine map with the smallest sum of squared errors. Inputs may have columns that are
-# copies of each other, and columns a thousand times as large as others.
+# copies of each other, and columns a thousand times as large as others. So take a solver that copes with that.
 
 
 # %% [solution 5.2]
@@ -133,8 +136,9 @@ def fit_affine(
 ll.check("5.2", fit_affine)
 
 # %% [instructor]
-# `torch.linalg.lstsq` on centred data fails the case with equal columns with its default driver on CPU (it assumes full
-# rank); `driver="gelsd"` passes. Inverting XᵀX fails it too. Adding a column of ones and using `pinv` passes.
+# `torch.linalg.lstsq` with its default driver on CPU needs full rank: with equal columns it answers now right, now wrong,
+# from one call to the next, so the check asks several times. `driver="gelsd"` passes. Inverting XᵀX fails it too. Adding
+# a column of ones and using `pinv` passes.
 
 # %% [markdown]
 # Fit on the first half of the sequences, score on the second. The function `r_squared` of the package is the held-out
@@ -151,7 +155,7 @@ for parts in captured.values():
     guess = x[half:].flatten(0, 1) @ weight + bias
     own.append(r_squared(y[half:].flatten(0, 1), guess, mean=y_fit.mean(0)))
     pre = parts["pre"].flatten(0, 1)[:, ::8]  # every eighth hidden unit
-    units.append(sum(activation_score(gelu, unit) for unit in pre.T) / pre.shape[1])
+    units.append(float(sum(activation_score(gelu, unit) for unit in pre.T)) / pre.shape[1])
 
 profile = ll.linearity_profile(model, tokens, sites=("block", "ffn"))
 table = pd.DataFrame({"R² (yours)": own, "R² (package, more text)": profile["ffn_r2"]})
@@ -179,9 +183,10 @@ styled(
 )
 
 # %% [markdown]
-# **What you should see.** Layer 0 is nearly linear, its neighbour is the least linear of all, and from there it rises to
-# the last layer. So neighbours can be far apart and the profile is not monotone: that was published for models a
-# hundred times as large, and it is shown here. (The very highest published scores are not.)
+# **What you should see.** Layer 0 is by far the most linear, its neighbour is the least linear of all, and from there it
+# rises to
+# the last layer. So neighbours can be far apart and the profile is not monotone: that was published for models about
+# a hundred times as large, and it is shown here. (The very highest published scores are not.)
 #
 # A single hidden unit is far *less* linear than its whole FFN: the output is a sum over hundreds of units, and their
 # bends partly cancel. But both curves have the same shape: units in layer 0 rarely cross their bend.
@@ -358,8 +363,8 @@ ll.plots.bilinear_gain(probes)
 # answer then depends on how far the training got. How far does it get?
 #
 # Gradient descent on a least-squares problem can be solved by hand. The error along an eigenvector of the inputs'
-# covariance with eigenvalue $\lambda$ shrinks by $1 - \eta \lambda$ in each step of size $\eta$. The largest step that
-# is safe for the largest eigenvalue, and settles it at once, is $\eta = 1 / \lambda_{\max}$.
+# covariance with eigenvalue $\lambda$ shrinks by $1 - \eta \lambda$ in each step of size $\eta$. A step of
+# $\eta = 1 / \lambda_{\max}$ settles the direction of the largest eigenvalue at once. (Beyond twice that step, it diverges.)
 
 # %% [exercise 5.6 difficulty=3 importance=4 minutes=10] What is left after so many steps?
 # For each eigenvalue give the share of the error that is left after `steps` steps of size $1/\lambda_{\max}$.
@@ -433,8 +438,9 @@ print(outliers)
 ll.plots.adam_convergence(outliers)
 
 # %% [markdown]
-# **What you should see.** On the model's own inputs Adam comes near the closed form and still ends below it. With the two
-# outlier directions it ends far below, and on standardised columns even further: scaling columns helps only when the
+# **What you should see.** On the model's own inputs, as they are, Adam comes near the closed form and still ends below it;
+# on standardised columns it is slower. With the two outlier directions it ends far below, and on standardised columns even
+# further: scaling columns helps only when the
 # outliers lie along them. Someone who stopped here would report a much less linear FFN. The FFN is the same, and the
 # closed form says so in both figures. More steps would close the gap in the end; without the dashed line nobody
 # knows when.
@@ -458,7 +464,8 @@ both.drop(columns="conditions").reset_index(drop=True)
 # - The best affine layer comes in closed form: no steps, no learning rate. Score it held out.
 # - The best layer of low rank keeps directions of the *output*.
 # - R² and nats are two questions. A high R² can go with a high cost, and the other way round.
-# - A trained linear baseline is a lower bound. On ill-conditioned inputs it can be far below.
+# - On the rows it was fitted to, a trained linear layer can at best reach the closed form. On ill-conditioned inputs it can
+#   stop far below.
 #
 # **Think about it.** (1) The FFN of layer 0 mostly sees embeddings of single tokens. How would you replace it by a table,
 # and how large would that be? (2) Why does scaling all columns to the same size not cure ill-conditioning in general?

@@ -146,7 +146,7 @@ def separation(concept: ll.Concept, test: ll.Concept) -> list[float]:
     rows = mean_difference(last_states(model, concept.texts), torch.tensor(concept.labels))
     new = last_states(model, test.texts)
     truth = torch.tensor(test.labels)
-    return [auc(new[l] @ rows[l], truth) for l in range(n_layers + 1)]
+    return [float(auc(new[l] @ rows[l], truth)) for l in range(n_layers + 1)]
 
 
 mood = ll.load_concept("mood").split(400, 100, 300, seed=0)
@@ -234,7 +234,7 @@ def readout_from(layer: int):
 
 here = last_states(model, parts.evaluation.texts[:1])[:, 0].float()
 yours = [
-    central_difference(readout_from(k), here[k], directions[k].float(), 0.1)
+    float(central_difference(readout_from(k), here[k], directions[k].float(), 0.1))
     for k in range(n_layers)
 ]
 exact = ll.gain_profile(model, parts.evaluation.texts, directions)
@@ -280,7 +280,7 @@ styled(
 
 # %% [markdown]
 # **What you should see.** From layer 1 on the gains hardly differ between prompts, and even a large step gives the same:
-# along these directions the rest of the model is nearly straight. The gain is small until layer 5 and about one from
+# along these directions the rest of the model is nearly straight. The gain is small from layer 1 to layer 5 and about one from
 # layer 6 on, where the AUC jumped: pushes along the early, faint directions mostly come to nothing.
 #
 # Layer 0 is another matter. Its spread over prompts is larger than its mean, and the steps disagree. The state there is
@@ -298,7 +298,7 @@ styled(
 # up every gain on the way.
 
 # %% [exercise 6.4 difficulty=3 importance=5 minutes=12] All gains from one sweep
-# Return $g_0, \dots, g_{L-1}$.
+# Return $g_0, \dots, g_{L-1}$. (`v` has one row more than there are layers: $v_L$ is never pushed.)
 
 
 # %% [solution 6.4]
@@ -367,7 +367,8 @@ ll.check("6.5", next_basis)
 
 # %% [exercise 6.6 difficulty=4 importance=4 minutes=15] Gains of the surrogate
 # The predicted gain of layer $k$ is $\bar C \bar A_{L-1} \cdots \bar A_{k+1} \bar B_k$, with $\bar C = C P_L$. Note that
-# $v_k$ enters block $k$ in full; what is reduced is what comes out.
+# $v_k$ enters block $k$ in full; what is reduced is what comes out. `P` is a list of $L + 1$ matrices, because the bases may
+# have different numbers of columns.
 
 
 # %% [solution 6.6]
@@ -489,8 +490,8 @@ pd.DataFrame(rows).round(3)
 # With each prompt's own Jacobian (solid) the error falls with the order. The balanced basis needs *one* coordinate to
 # beat what the paper's basis reaches with many: it asks not only where pushes lead but also what the readout sees.
 #
-# And *layer number alone*: gains grow with depth, so simply counting layers already ranks them well. Read every rank
-# correlation beside that number.
+# And *layer number alone*: gains tend to grow with depth, so simply counting layers is already worth something. Read
+# every rank correlation beside that number.
 #
 # ## The cheapest push
 #
@@ -548,7 +549,8 @@ styled(
 )
 
 # %% [markdown]
-# **What you should see.** Minimum energy beats every heuristic at every prompt (last columns), and a random layer or the
+# **What you should see.** Minimum energy beats every heuristic at every prompt that reaches the shift (last columns),
+# and a random layer or the
 # early layers cost tens of times as much. That was published, and it is shown here. The published *size* of two of the
 # gaps is **not shown**: on our model a uniform schedule is only a little dearer, and the last layer a few times.
 # Where all gains have one sign, an equal share to each layer is not a bad guess.
@@ -569,7 +571,7 @@ prompts = [f"{name} was very tired, because" for name in names]
 written = steer_text(model, prompts, directions, u, n_tokens=10, scales=(-2, 0, 2), where="prompt")
 table = written.to_dataframe()
 table["prompt"] = table["prompt"].str.replace("<|endoftext|>", "")
-table.round(2)
+table.drop(columns="readout").round(2)
 
 # %%
 scales = torch.linspace(-3, 3, 13)
@@ -600,8 +602,9 @@ styled(
 
 # %% [markdown]
 # **What you should see.** A push at one single token turns *he* into *she* and back, and the sentence that follows keeps to
-# it. The curves rise steadily; the prompts differ only in where they start. The gain that was measured with tiny pushes
-# still tells the truth about large ones here. (The sentences themselves are those of a very small model.)
+# it. The curves rise steadily, and nearly in parallel; the prompts differ mostly in where they start. Nothing in the schedule
+# knows the two words: it was made from gains that were measured with tiny pushes. (The sentences themselves are those of a
+# very small model. *Perplexity* is that of the written words for the model left alone: it says how odd they are to it.)
 #
 # And the price: add the schedule at *every* token of ordinary stories, which have nothing to do with it.
 
@@ -630,7 +633,8 @@ print(f"'she' alone would shift the mood readout by {side_effect:.2f} (to first 
 joint.to_dataframe().round(3)
 
 # %% [markdown]
-# **What you should see.** The joint schedule reaches its first target and leaves the second readout where it was. The first-order
+# **What you should see.** The joint schedule reaches its first target and leaves the second readout where it was. The
+# first-order
 # solution (column *linear*) misses both by a little; the corrections on the model repair that.
 #
 # ## Published beside measured
@@ -680,7 +684,8 @@ pd.DataFrame(
 # - Pang and Lee 2005, [Seeing Stars](https://arxiv.org/abs/cs/0506075): labelled sentences for a concept of your own.
 
 # %% [instructor]
-# **Timing.** 20 minutes for directions and AUC; 20 for gains and the sweep; 25 for the surrogate; 15 for schedules; 10 for text.
+# **Timing.** 20 minutes for directions and AUC; 20 for gains and the sweep; 25 for the surrogate; 15 for schedules; 10
+# for text.
 # 6.5 and 6.6 can be homework.
 #
 # **Common wrong answers.** Rows for columns in 6.4 (`A @ row`); projecting $v_k$ before block $k$ in 6.6; dividing by the norm

@@ -198,7 +198,8 @@ ll.plots.ols_convergence(run, quantity="geometry_error")
 # %% [markdown]
 # **What you should see.** All random starts arrive. The figure shows the distance between $W_Q W_K^\top$ and
 # $(X^\top X)^{-1}$, relative to its size. It falls until only rounding is left. The weights themselves differ
-# from start to start, because $L$ is free up to a rotation; their product is what the loss can see.
+# from start to start: for any invertible $G$, $W_Q G$ and $W_K G^{-\top}$ give the same scores. Their product is what the
+# loss can see.
 #
 # ## Slow memory and fast memory
 #
@@ -268,7 +269,8 @@ styled(
 # %% [markdown]
 # **What you should see.** Both errors fall as tokens arrive. The layer with the fixed $L$ needs no inverse
 # while it reads, but its error levels off: the covariance in its weights is not exactly the covariance of
-# these few tokens. Refitting has no such limit. (Its curve ends at zero because the last refit is the target.)
+# these few tokens. Refitting has no such limit. (Its curve drops out of the figure at the end because the last refit is
+# the target.)
 #
 # Now exchange the memories of two data sets: the weights of one, the context of the other. Whose regression does
 # the layer answer with? First with inputs of the same geometry, then with a context that is stretched in one

@@ -252,7 +252,8 @@ def gain_by_class(classes: Tensor) -> Tensor:
         shared = (seen[0] + seen[1] + seen[2]).fit()
         for kind in range(len(NAMES)):
             own = seen[kind].fit()
-            gains[layer, kind] = 1 - residual(unseen[kind], own) / residual(unseen[kind], shared)
+            left = float(residual(unseen[kind], own)) / float(residual(unseen[kind], shared))
+            gains[layer, kind] = 1 - left
     return gains
 
 
@@ -320,8 +321,8 @@ figure.update_xaxes(dtick=1)
 
 # %% [markdown]
 # **What you should see.** Solid lines are the real classes, dotted lines the shuffled ones. The distance from a solid
-# line to its dotted one is what knowing the class is worth to a linear map. It is of similar size in
-# every layer.
+# line to its dotted one is what knowing the class is worth to a linear map. It is of roughly similar
+# size in every layer.
 #
 # ## A new measure of a head
 #
@@ -370,8 +371,8 @@ for layer in range(2):
         table.append(
             {
                 "head": circuit.name,
-                "OV diagonal z": diagonal_z(circuit.ov.A, circuit.ov.B, orders),
-                "QK diagonal z": diagonal_z(circuit.qk.A, circuit.qk.B, orders),
+                "OV diagonal z": float(diagonal_z(circuit.ov.A, circuit.ov.B, orders)),
+                "QK diagonal z": float(diagonal_z(circuit.qk.A, circuit.qk.B, orders)),
                 "copying score": circuit.copying_score,
                 "verdict": scores.verdicts[layer][head],
             }
@@ -388,18 +389,35 @@ table.round(2)
 #
 # Does your measure mean anything on a model that has learnt nothing? Always look.
 
+
 # %%
-orders = torch.stack([torch.randperm(300, generator=generator) for _ in range(60)])
-blank = [
-    diagonal_z(head_circuit(mine, layer, head).ov.A, head_circuit(mine, layer, head).ov.B, orders)
-    for layer in range(3)
-    for head in range(4)
-]
-print("OV diagonal z of the random GPT-2:", [round(z, 1) for z in blank])
+def all_diagonal_z(model) -> list[float]:
+    """OV diagonal z of every head of a model."""
+    size = model.cfg.d_vocab
+    orders = torch.stack([torch.randperm(size, generator=generator) for _ in range(60)])
+    circuits = [
+        head_circuit(model, layer, head).ov
+        for layer in range(model.cfg.n_layers)
+        for head in range(model.cfg.n_heads)
+    ]
+    return [float(diagonal_z(ov.A, ov.B, orders)) for ov in circuits]
+
+
+torch.manual_seed(0)
+config.tie_word_embeddings = False
+transformers.GPT2LMHeadModel(config).save_pretrained("my-untied-folder")
+for name in (MY_MODEL, "my-untied-folder"):
+    blank = torch.tensor(all_diagonal_z(ll.load(name)))
+    print(f"OV diagonal z of {name}:", [round(z, 1) for z in blank.tolist()])
+    tied = torch.equal(ll.load(name).W_E, ll.load(name).W_U.T)
+    print(f"    spread {blank.std():.1f}; embedding and unembedding are one matrix: {tied}")
 
 # %% [markdown]
-# **What you should see.** Small numbers of both signs, beside those above. Among a dozen heads one may stray to three or
-# so. That is the size of difference that means nothing.
+# **What you should see.** Small numbers of both signs, beside those above. But look at the spread. If renaming tokens were
+# a perfect null, it would be about one, as it is for the second model. The first one, like GPT-2 itself, embeds and
+# unembeds with *one* matrix. That ties each token to itself before anything is learnt, and renaming breaks the tie. So on
+# such a model a $z$ of three or four may mean nothing. A chance level answers one question only: what would chance be *if
+# tokens could be exchanged*?
 #
 # ## The induction-heads lesson on TransformerLens 4
 #
@@ -445,7 +463,7 @@ logits, cache = bundled.run_with_cache(tokens)
 def zero_head_0(z, hook):
     """Zero ablation of head 0, as older material writes it."""
     z = z.clone()
-    z.view(*z.shape[:2], 4, 32)[:, :, 0] = 0
+    z[:, :, 0] = 0  # [row, position, head, d_head], as before
     return z
 
 
@@ -479,6 +497,11 @@ pairs = [
         "cache['result', 0]",
         "cache.stack_head_results()",
         lambda: tuple(cache.stack_head_results(layer=-1).shape),
+    ),
+    (
+        "logit_attribution (direct path and heads)",
+        "ll.AttentionOnly(model).paths(tokens)",
+        lambda: repr(ll.AttentionOnly(bundled).paths(tokens)),
     ),
     (
         "transformer_lens.utils",
