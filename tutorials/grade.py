@@ -5,7 +5,8 @@
 
 Each notebook is executed from top to bottom in a fresh kernel, offline, going on after errors. Then
 every check of the lesson is asked again, in the same kernel but by a fresh checker, so that a deleted
-or edited check cell does not matter. Notebooks are told apart by their path.
+or edited check cell does not matter. Notebooks are told apart by their path. A file that cannot be read,
+a cell that never ends and a kernel that dies cost only what they touch; the rest is graded.
 
 This runs the students' code on your machine. Do it in a container or an account without your files.
 A student who sets out to fool the checker from within the notebook can; read what looks odd.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,19 @@ from machinery.execute import execute
 from machinery.master import MasterError, masters
 from machinery.notebooks import checked_name, has_tag, make_notebook, read
 
+from lens_linear.teaching.check import LESSONS
+
 COLUMNS = ("notebook", "lesson", "exercise", "passed", "message")
+# One cell an exercise, so that an answer that never ends costs only its own.
 _ASK = """
-import json as _json
+import builtins as _b, json as _json
 from lens_linear.teaching.check import Checker as _Checker
-_grader, _found = _Checker(), []
-for _exercise, _name in {questions!r}:
-    if _name in globals():
-        _result = _grader(_exercise, globals()[_name])
-        _found.append((_exercise, _result.passed, _result.message))
-    else:
-        _found.append((_exercise, False, "There is no " + _name + " in the notebook."))
-print("GRADES " + _json.dumps(_found))
+if {name!r} in globals():
+    _result = _Checker()({exercise!r}, globals()[{name!r}])
+    _row = [_result.passed, _result.message]
+else:
+    _row = [False, "There is no {name} in the notebook."]
+_b.print("\\nGRADE-{exercise} " + _json.dumps(_row))
 """
 
 
@@ -48,27 +51,38 @@ def questions(lesson: int) -> list[tuple[str, str]]:
 def lesson_of(path: Path, notebook: Any) -> int:
     """The lesson a notebook belongs to: from its metadata, or else from its name."""
     known = notebook.metadata.get("lens_linear", {}).get("lesson")
-    if known is None and path.stem.startswith("lesson_") and path.stem.split("_")[1].isdigit():
-        known = int(path.stem.split("_")[1])
-    if known is None:
-        raise MasterError(f"{path}: neither its metadata nor its name says which lesson it is")
+    named = re.match(r"lesson_(\d+)", path.stem)
+    if known is None and named:
+        known = int(named[1])
+    if known not in LESSONS:
+        raise MasterError(
+            f"neither its metadata nor its name says which lesson it is (found {known})"
+        )
     return int(known)
 
 
 def grade(path: Path, *, timeout: int) -> list[dict[str, Any]]:
-    """One row an exercise. A notebook that cannot be run at all fails every exercise."""
-    notebook = read(path)
-    lesson = lesson_of(path, notebook)
-    asked = questions(lesson)
+    """One row an exercise; one row without an exercise if the file cannot be read."""
     try:
-        run = execute(
-            notebook, timeout=timeout, allow_errors=True, extra=_ASK.format(questions=asked)
-        )
-        found = [tuple(row) for row in json.loads(run.printed["GRADES"])]
-    except Exception as error:  # a dead kernel, a cell that never ends
+        notebook = read(path)
+        lesson = lesson_of(path, notebook)
+    except Exception as error:  # not a notebook, or none of ours: the others still count
+        reason = f"This file was not graded: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return [dict(zip(COLUMNS, (str(path), None, None, False, reason), strict=True))]
+    asked = questions(lesson)
+    cells = [_ASK.format(exercise=exercise, name=name) for exercise, name in asked]
+    reason = "The check of this exercise did not end in time, or the notebook stopped it."
+    printed: dict[str, str] = {}
+    try:
+        printed = execute(notebook, timeout=timeout, allow_errors=True, extra=cells).printed
+    except Exception as error:  # a dead kernel, a cell that cannot be interrupted
         reason = f"The notebook could not be run to its end ({type(error).__name__})."
-        found = [(exercise, False, reason) for exercise, _ in asked]
-    return [dict(zip(COLUMNS, (str(path), lesson, *row), strict=True)) for row in found]
+    rows = []
+    for exercise, _ in asked:
+        found = printed.get(f"GRADE-{exercise}")
+        passed, message = json.loads(found) if found else (False, reason)
+        rows.append(dict(zip(COLUMNS, (str(path), lesson, exercise, passed, message), strict=True)))
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,14 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
     if not files:
         parser.error(f"no notebooks found in {', '.join(map(str, options.paths))}")
     rows: list[dict[str, Any]] = []
-    try:
-        for file in files:
-            mine = grade(file, timeout=options.timeout)
-            rows += mine
-            if not options.json:
-                print(f"{file}: {sum(r['passed'] for r in mine)} of {len(mine)} passed", flush=True)
-    except MasterError as error:
-        parser.error(str(error))
+    for file in files:
+        mine = grade(file, timeout=options.timeout)
+        rows += mine
+        unread = mine[0]["exercise"] is None
+        said = (
+            mine[0]["message"]
+            if unread
+            else f"{sum(r['passed'] for r in mine)} of {len(mine)} passed"
+        )
+        if not options.json:
+            print(f"{file}: {said}", flush=True)
     if options.json:
         print(json.dumps(rows, indent=1))
     if options.out:

@@ -64,7 +64,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
         ) from None
     except Wrong:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # exit() in an answer must not end a grader
         where = _where(answer, error)
         text = str(error).strip().splitlines()
         about = f": {text[0]}" if text else ""
@@ -185,7 +185,7 @@ def _shapes(arguments: Sequence[Any]) -> str:
     return ", ".join(parts) if parts else "no arguments"
 
 
-def _where(answer: Any, error: Exception) -> str:
+def _where(answer: Any, error: BaseException) -> str:
     """Return the line of the student's own code where the error arose, if it is known."""
     code = getattr(inspect.unwrap(answer), "__code__", None)
     own = [

@@ -133,6 +133,11 @@ def test_arguments_are_copies():
     assert bool((x == 1).all())
 
 
+def test_exit_in_an_answer_does_not_end_the_session():
+    message = Checker()("1.1", lambda *_: exit()).message
+    assert "SystemExit" in message
+
+
 def test_keyboard_interrupt_is_not_swallowed():
     def stopped(*_):
         raise KeyboardInterrupt

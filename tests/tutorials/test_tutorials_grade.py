@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 RIGHT = "def bigram_logits(W_E, W_U, b_U):\n    return W_E @ W_U + b_U"
 WRONG = "def low_rank(table, rank):\n    return table"
+ENDLESS = "def excess_loss(joint, logits):\n    while True: pass"
 STUB = 'def bigram_table(tokens, n_vocab):\n    raise NotImplementedError("exercise 1.2")'
 
 
@@ -25,17 +26,29 @@ def submission(path, *cells, lesson=1):
 
 def test_grades_a_folder(tmp_path, capsys):
     (tmp_path / "anna").mkdir()
-    submission(tmp_path / "anna" / "x.ipynb", RIGHT, "1 / 0", WRONG, STUB, "while True: pass")
+    submission(tmp_path / "anna" / "x.ipynb", RIGHT, "1 / 0", WRONG, STUB, ENDLESS)
+    (tmp_path / "broken.ipynb").write_text('{"cells": [')
+    submission(tmp_path / "nobody.ipynb", "x = 1", lesson=99)
     out = tmp_path / "grades.csv"
-    assert grade.main([str(tmp_path), "--out", str(out), "--timeout", "3"]) == 0
-    assert "1 of 6 passed" in capsys.readouterr().out
+    assert grade.main([str(tmp_path), "--out", str(out), "--timeout", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 6 passed" in printed and printed.count("was not graded") == 2
     with out.open() as file:
         rows = {row["exercise"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert list(rows) == ["1.1", "1.2", "1.3", "1.4", "1.5", "1.6", ""]
     assert rows["1.1"]["passed"] == "True"
     assert rows["1.2"]["message"].startswith("Not written yet")
     assert "no conditional_entropy" in rows["1.3"]["message"]
+    assert "did not end in time" in rows["1.4"]["message"]
     assert rows["1.6"]["passed"] == "False" and "rank" in rows["1.6"]["message"]
+
+
+def test_a_cell_that_cannot_be_interrupted_ends_its_notebook_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("machinery.execute._GRACE", 1)
+    stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    rows = grade.grade(submission(tmp_path / "x.ipynb", RIGHT, stubborn), timeout=2)
+    assert len(rows) == 6 and not any(row["passed"] for row in rows)
+    assert "could not be run to its end" in rows[0]["message"]
 
 
 def test_the_lesson_comes_from_metadata_or_name(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +35,12 @@ del _socket
 _COLLECT = """
 import dataclasses as _dc, json as _json
 import lens_linear as _ll
-print("RESULTS " + _json.dumps([_dc.asdict(_r) for _r in _ll.check.results()]))
+import builtins as _b
+_b.print("RESULTS " + _json.dumps([_dc.asdict(_r) for _r in _ll.check.results()]))
 """
+
+
+_GRACE = 5  # seconds an interrupted cell gets to stop
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Execution:
 
 
 class _TimedClient(NotebookClient):
-    """Keeps the seconds of every cell."""
+    """Keeps the seconds of every cell, and gives up on a cell that cannot be interrupted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,13 +66,18 @@ class _TimedClient(NotebookClient):
     ) -> NotebookNode:
         started = time.monotonic()
         try:
-            return await super().async_execute_cell(cell, *args, **kwargs)
+            run = super().async_execute_cell(cell, *args, **kwargs)
+            return await asyncio.wait_for(run, timeout=2 * self.timeout + _GRACE)
         finally:
             self.seconds.append(time.monotonic() - started)
 
 
 def execute(
-    notebook: NotebookNode, *, timeout: int = 300, allow_errors: bool = False, extra: str = ""
+    notebook: NotebookNode,
+    *,
+    timeout: int = 300,
+    allow_errors: bool = False,
+    extra: Sequence[str] = (),
 ) -> Execution:
     """Run every cell in a fresh kernel, offline, in an empty folder.
 
@@ -74,13 +85,13 @@ def execute(
         notebook: left unchanged; the executed copy is returned.
         timeout: seconds a cell.
         allow_errors: go on after a cell that raises (for grading).
-        extra: code to run at the end, before the results of the checks are collected.
+        extra: cells to run at the end, before the results of the checks are collected.
     """
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
-    last = [new_code_cell(extra)] if extra else []
+    last = [new_code_cell(source) for source in extra]
     copy.cells = [new_code_cell(_OFFLINE), *copy.cells, *last, new_code_cell(_COLLECT)]
     saved = {key: os.environ.get(key) for key in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
@@ -104,8 +115,10 @@ def execute(
     total = time.monotonic() - started
     copy.metadata = nbformat.from_dict(notebook.metadata)  # the kernel adds its own version
     collected = _printed(copy.cells.pop())
-    printed = _printed(copy.cells.pop()) if last else {}
-    copy.cells.pop(0)
+    printed: dict[str, str] = {}
+    for cell in last:
+        printed |= _printed(cell)
+    copy.cells = copy.cells[1 : len(copy.cells) - len(last)]
     for count, cell in enumerate((c for c in copy.cells if c["cell_type"] == "code"), start=1):
         cell["execution_count"] = count
         for output in cell["outputs"]:
