@@ -286,4 +286,9 @@ def require_path(name: str, value: Any) -> Path:
         raise InvalidArgumentError(
             f"{name} must be a path, got {value!r}; pass a str or pathlib.Path"
         )
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~someone who is not known here
+        raise InvalidArgumentError(
+            f"{name} must be a path on this machine, got {str(value)!r} ({error}); write it without ~"
+        ) from error

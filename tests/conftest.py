@@ -62,6 +62,15 @@ def stories_folder():
 
 
 @pytest.fixture(scope="session")
+def unseen_books():
+    """The text of the two whole books that no bundled model was trained on."""
+    path = SHARED / "data" / "stories" / "valid.txt"
+    if not path.is_file():
+        pytest.skip("the validation books are not beside this checkout")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
 def stories_model(stories_folder):
     import lens_linear as ll
 

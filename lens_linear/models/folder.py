@@ -114,6 +114,10 @@ def load_folder(
     checksum = card["sha256"]
     if checkpoint is not None:
         kept = {int(step): entry["sha256"] for step, entry in card.get("checkpoints", {}).items()}
+        if not kept:
+            raise InvalidArgumentError(
+                f"no checkpoint of {card['name']!r} was kept, got checkpoint={checkpoint}; leave it out"
+            )
         if checkpoint not in kept:
             raise InvalidArgumentError(
                 f"checkpoint must be one of {sorted(kept)} for {card['name']!r}, got {checkpoint}; "

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import tl_legacy
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.supported_models import DEFAULT_MODEL_ALIASES, get_official_model_name
 
-from lens_linear._checks import require_device, require_int
+from lens_linear._checks import require_device, require_int, require_path, shown
 from lens_linear.errors import (
-    CorruptedFileError,
     InvalidArgumentError,
     LensLinearError,
     OfflineError,
@@ -23,9 +21,8 @@ from lens_linear.errors import (
 )
 from lens_linear.models.bundled import BUNDLED, bundled_names
 from lens_linear.models.folder import CARD, load_folder
+from lens_linear.models.hugging_face import CONFIG, load_hugging_face_folder, placement
 from lens_linear.models.spec import quiet_transformer_lens
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
 @torch.inference_mode(False)  # weights made under it could not be differentiated through
@@ -41,7 +38,8 @@ def load(
 
     Tried in this order: a bundled name (no network), a folder written by ``lens-linear train``, a local
     Hugging Face folder, the old attention-only Hub names (``NeelNanda/Attn_Only_2L512W_C4_Code``), any
-    other Hub name. Only the last two may use the network.
+    other Hub name. Only the last two may use the network. A folder beside you that is called like a
+    bundled model is meant by ``"./attn-2l"`` or by a ``Path``.
 
     Args:
         name: e.g. ``"attn-2l"``, ``"gpt-micro@300"``, ``"path/to/folder"``, ``"gpt2"``.
@@ -51,13 +49,15 @@ def load(
         device_map: spread a Hugging Face model over devices, as ``accelerate`` does.
 
     Returns:
-        The bridge. Nothing is folded and compatibility mode is never switched on.
+        The bridge. Nothing is folded, compatibility mode is never switched on, and the global random
+        generator is left as it was.
 
     Raises:
         UnknownModelError: no such model; the message lists the nearest names.
         OfflineError: a Hub model is not in the local cache and the network is not to be had.
-        CorruptedFileError: the weights do not match their checksum, or cannot be read.
-        UnsupportedModelError: TransformerLens cannot open this architecture as one stack of blocks.
+        CorruptedFileError: the weights do not match their checksum, are not all there, or cannot be read.
+        UnsupportedModelError: a local folder with pickled weights, no causal language model, or an
+            architecture that TransformerLens cannot open.
 
     Example:
         >>> load("attn-2l").cfg.n_layers
@@ -67,40 +67,85 @@ def load(
         raise InvalidArgumentError(
             f"name must be a model name or a folder, got {name!r}; see lens_linear.available_models()"
         )
-    if device is not None:
-        device = require_device("device", device)
+    require_path("name", name)
+    device = None if device is None else require_device("device", device)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InvalidArgumentError(
             f"dtype must be a floating torch dtype, got {dtype!r}; e.g. torch.bfloat16"
         )
-    text = str(name)
-    if checkpoint is None and "@" in text and text.split("@")[0] in bundled_names():
-        text, _, step = text.partition("@")
-        if not step.isdigit():
-            raise UnknownModelError(f"checkpoint in {str(name)!r} must be a step, e.g. {text}@300")
-        checkpoint = int(step)
-    if checkpoint is not None:
-        require_int("checkpoint", checkpoint, minimum=0)
-    if text in bundled_names():
-        return _placed(load_folder(BUNDLED / text, checkpoint=checkpoint), device, dtype)
+    text, checkpoint = _split_checkpoint(str(name), checkpoint)
     folder = Path(text).expanduser()
-    if folder.is_dir():
-        if (folder / CARD).is_file():
-            return _placed(load_folder(folder, checkpoint=checkpoint), device, dtype)
-        return _local(folder, device, dtype, device_map)
-    if folder.is_file():
-        raise InvalidArgumentError(
-            f"name must be a folder or a model name, but {text!r} is a file; pass its folder"
-        )
+    bundled = text in bundled_names() and not (isinstance(name, Path) and _is_dir(folder))
+    if bundled or (_is_dir(folder) and (folder / CARD).is_file()):
+        _refuse_device_map(text, device_map)
+        model = load_folder(BUNDLED / text if bundled else folder, checkpoint=checkpoint)
+        return _placed(model, device, dtype)
     if checkpoint is not None:
         raise InvalidArgumentError(
             f"checkpoint is for bundled models, got it with {text!r}; bundled: {bundled_names()}"
         )
-    return _from_hub(text, device, dtype, device_map)
+    if not _is_dir(folder):
+        _refuse_paths(text, folder)
+        return _from_hub(text, device, dtype, device_map).eval()
+    if not (folder / CONFIG).is_file():
+        raise UnknownModelError(
+            f"folder {str(folder)!r} holds neither {CONFIG} (a Hugging Face model) nor {CARD} (a model "
+            "trained with `lens-linear train`); pass the folder that does"
+        )
+    return load_hugging_face_folder(
+        folder, device=device, dtype=dtype, device_map=device_map
+    ).eval()
+
+
+def _split_checkpoint(text: str, checkpoint: int | None) -> tuple[str, int | None]:
+    """Take ``gpt-micro@300`` apart."""
+    if checkpoint is None and "@" in text and text.split("@")[0] in bundled_names():
+        text, _, step = text.partition("@")
+        if not step.isdecimal():
+            raise UnknownModelError(
+                f"checkpoint in '{text}@{step}' must be a step; leave it out for the final weights, or "
+                "write e.g. gpt-micro@300"
+            )
+        checkpoint = int(step)
+    if checkpoint is not None:
+        require_int("checkpoint", checkpoint, minimum=0)
+    return text, checkpoint
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _refuse_paths(text: str, folder: Path) -> None:
+    """Say of what can only be a path that no folder is there."""
+    try:
+        is_file = folder.is_file()
+    except OSError:
+        is_file = False
+    if is_file:
+        raise InvalidArgumentError(
+            f"name must be a folder or a model name, but {text!r} is a file; pass its folder"
+        )
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise UnknownModelError(
+            f"there is no folder {shown(str(folder))}; check the path, or pass a bundled name: "
+            f"{', '.join(bundled_names())}"
+        )
+
+
+def _refuse_device_map(name: str, device_map: object) -> None:
+    if device_map is not None:
+        raise InvalidArgumentError(
+            f"device_map spreads Hugging Face models only, got {device_map!r} with {name!r}; "
+            "pass device instead"
+        )
 
 
 def _placed(
-    model: TransformerBridge, device: str | torch.device | None, dtype: torch.dtype
+    model: TransformerBridge, device: torch.device | None, dtype: torch.dtype
 ) -> TransformerBridge:
     if dtype != torch.float32:
         model = model.to(dtype)
@@ -110,86 +155,9 @@ def _placed(
     return model.eval()
 
 
-def _local(
-    folder: Path,
-    device: str | torch.device | None,
-    dtype: torch.dtype,
-    device_map: str | dict[str, Any] | None,
-) -> TransformerBridge:
-    if not (folder / "config.json").is_file():
-        raise UnknownModelError(
-            f"folder {str(folder)!r} holds neither config.json (a Hugging Face model) nor {CARD} (a model "
-            "trained with `lens-linear train`); pass the folder that does"
-        )
-    has_tokenizer = any((folder / file).is_file() for file in _TOKENIZER_FILES)
-    try:
-        with quiet_transformer_lens():
-            if has_tokenizer:
-                model = TransformerBridge.boot_transformers(
-                    str(folder), **_placement(device, device_map), dtype=dtype
-                )
-            else:
-                model = _without_tokenizer(folder, device, dtype, device_map)
-    except LensLinearError:
-        raise
-    except Exception as error:  # many libraries, many classes: one clear error for the caller
-        raise _local_error(folder, error) from error
-    return model.eval()
-
-
-def _placement(
-    device: str | torch.device | None, device_map: str | dict[str, Any] | None
-) -> dict[str, Any]:
-    if device_map is not None:
-        if device is not None:
-            raise InvalidArgumentError(
-                f"pass device or device_map, not both; got {device!r} and {device_map!r}"
-            )
-        return {"device_map": device_map}
-    return {"device": str(device or "cpu")}
-
-
-def _without_tokenizer(
-    folder: Path,
-    device: str | torch.device | None,
-    dtype: torch.dtype,
-    device_map: str | dict[str, Any] | None,
-) -> TransformerBridge:
-    """Open a folder that has no tokenizer: token tensors work, text does not."""
-    from transformers import AutoModelForCausalLM
-
-    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
-    if device_map is not None:
-        _placement(device, device_map)
-        arguments["device_map"] = device_map
-    hf_model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, **arguments)
-    if device is not None:
-        hf_model = hf_model.to(torch.device(device))  # type: ignore[arg-type]
-    return build_bridge_from_module(
-        hf_model,
-        type(hf_model).__name__,
-        hf_config=hf_model.config,
-        model_name=str(folder),
-    )
-
-
-def _local_error(folder: Path, error: Exception) -> LensLinearError:
-    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-    if any(
-        word in type(error).__name__ + str(error) for word in ("Safetensor", "header", "corrupt")
-    ):
-        return CorruptedFileError(
-            f"the weights in {str(folder)!r} cannot be read ({text}); copy the folder again"
-        )
-    return UnsupportedModelError(
-        f"TransformerLens could not open {str(folder)!r} ({text}); check that it holds a causal language "
-        "model in Hugging Face format (config.json, *.safetensors)"
-    )
-
-
 def _from_hub(
     name: str,
-    device: str | torch.device | None,
+    device: torch.device | None,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] | None,
 ) -> TransformerBridge:
@@ -197,28 +165,34 @@ def _from_hub(
         official = get_official_model_name(name)
     except ValueError:
         official = name
-        known = [*bundled_names(), *DEFAULT_MODEL_ALIASES]
-        if "/" not in name or name.startswith((".", "/", "~")):
-            near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        if "/" not in name:
             raise UnknownModelError(
-                f"no model is called {name!r} here; nearest names: {', '.join(near) or 'none'}; bundled: "
-                f"{', '.join(bundled_names())}; or pass a local folder or a Hub name owner/model"
+                f"no model is called {shown(name)} here; nearest names: {_nearest(name)}; "
+                f"bundled: {', '.join(bundled_names())}; or pass a local folder or a Hub name owner/model"
             ) from None
+    legacy = official.startswith(tl_legacy.TL_LEGACY_PREFIXES)
+    if legacy:
+        _refuse_device_map(name, device_map)
+    where = placement(device, device_map)
     try:
-        with quiet_transformer_lens():
-            if official.startswith(tl_legacy.TL_LEGACY_PREFIXES):
-                model = tl_legacy.boot(official, device=str(device or "cpu"), dtype=dtype)
-            else:
-                model = TransformerBridge.boot_transformers(
-                    official, **_placement(device, device_map), dtype=dtype
-                )
+        with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
+            if legacy:
+                boot = TransformerBridge.boot_tl_legacy  # type: ignore[attr-defined]  # set on import
+                return boot(official, **where, dtype=dtype)
+            return TransformerBridge.boot_transformers(official, **where, dtype=dtype)
     except LensLinearError:
         raise
     except NotImplementedError as error:
         raise UnsupportedModelError(f"{official!r} cannot be opened: {error}") from error
     except Exception as error:
         raise _hub_error(name, error) from error
-    return model.eval()
+
+
+def _nearest(name: str) -> str:
+    """Return known names that look like ``name``, whatever its case, as a list in words."""
+    known = {one.lower(): one for one in (*DEFAULT_MODEL_ALIASES, *bundled_names())}
+    near = difflib.get_close_matches(name.strip().lower(), known, n=4, cutoff=0.5)
+    return ", ".join(known[one] for one in near) or "none"
 
 
 def _hub_error(name: str, error: Exception) -> LensLinearError:
@@ -228,9 +202,8 @@ def _hub_error(name: str, error: Exception) -> LensLinearError:
         kinds & {"RepositoryNotFoundError", "GatedRepoError"}
         or "not a valid model identifier" in text
     ):
-        near = difflib.get_close_matches(name, [*bundled_names(), *DEFAULT_MODEL_ALIASES], n=4)
         return UnknownModelError(
-            f"the Hub has no open model {name!r}; nearest names known: {', '.join(near) or 'none'}; "
+            f"the Hub has no open model {name!r}; nearest names known: {_nearest(name)}; "
             f"bundled: {', '.join(bundled_names())}"
         )
     offline = {

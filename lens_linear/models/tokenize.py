@@ -18,6 +18,7 @@ from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, Unsuppo
 from lens_linear.models.hooks import require_bridge
 
 END_OF_TEXT = "<|endoftext|>"
+_SPACE = "▁"  # how SentencePiece writes a space inside its pieces
 
 
 def train_tokenizer(text: str, *, n_vocab: int = 1024) -> Tokenizer:
@@ -178,7 +179,17 @@ def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return [f"#{value}" for value in values]
-    return [tokenizer.decode([value]) for value in values]
+    pieces = tokenizer.convert_ids_to_tokens(values)
+    return [_piece_text(tokenizer, *pair) for pair in zip(values, pieces, strict=True)]
+
+
+def _piece_text(tokenizer: Any, value: int, piece: object) -> str:
+    """Text of one token, with the space that SentencePiece decoders drop at the start of a text."""
+    text = str(tokenizer.decode([value], clean_up_tokenization_spaces=False))
+    spaces = len(piece) - len(piece.lstrip(_SPACE)) if isinstance(piece, str) else 0
+    return (
+        text if text.startswith(_SPACE) else " " * spaces + (text.lstrip(" ") if spaces else text)
+    )
 
 
 def vocabulary(model: TransformerBridge) -> list[str]:

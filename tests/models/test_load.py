@@ -1,10 +1,15 @@
 """Opening models: bundled ones without the network, folders, and one clear error for the rest."""
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from architectures import save_random
+from safetensors.torch import load_file, save_file
+from transformer_lens.model_bridge import TransformerBridge
 
 import lens_linear as ll
 from lens_linear.errors import (
@@ -15,13 +20,24 @@ from lens_linear.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from lens_linear.models.bundled import BUNDLED, bundled_names
+from lens_linear.models.bundled import BUNDLED, bundled_names, training_table
 from lens_linear.models.capture import require_model_tokens
-from lens_linear.models.tokenize import token_strings, tokenize, tokenize_prompts
+from lens_linear.models.tokenize import (
+    encode_stream,
+    token_strings,
+    tokenize,
+    tokenize_prompts,
+)
+from lens_linear.training.recipes import RECIPES
 
 
 def test_table_of_bundled_models():
     table = ll.available_models()
+    assert " ".join(table.columns) == "name layers d_model heads vocab parameters loss floor sha256"
+    assert table["layers"].is_monotonic_increasing and table["layers"].iloc[0] == 0
+    for name, checksum in zip(table["name"], table["sha256"], strict=True):
+        weights = (BUNDLED / name / "model.safetensors").read_bytes()
+        assert hashlib.sha256(weights).hexdigest() == checksum
     assert {"attn-0l", "attn-1l", "attn-2l", "gpt-nano", "gpt-micro", "gpt-mini"} <= set(
         table["name"]
     )
@@ -39,6 +55,27 @@ def test_every_bundled_model_opens_and_is_better_than_chance(name):
     with torch.no_grad():
         loss = float(model(tokens, return_type="loss"))
     assert loss < 4.6  # a uniform guess is log(1024) = 6.93 nats
+
+
+def test_the_training_table_is_what_the_recipes_say():
+    table = training_table().set_index("name")
+    assert set(table.index) == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        row = table.loc[name]
+        assert (row["steps"], row["tokens"]) == (recipe.steps, recipe.tokens)
+        assert 1 < row["minutes"] < 90 and 2 < row["loss"] < 4.1
+        assert row["checkpoints"] == ", ".join(map(str, recipe.checkpoints))
+
+
+def test_the_loss_on_the_cards_is_the_loss_on_the_unseen_books(unseen_books):
+    model, table = ll.load("attn-1l"), ll.available_models().set_index("name")
+    stream = encode_stream(model.tokenizer.backend_tokenizer, unseen_books)
+    body = stream.long()[: len(stream) // 127 * 127].view(-1, 127)
+    rows = torch.cat([torch.zeros(len(body), 1, dtype=torch.long), body], dim=1)
+    with torch.no_grad():
+        losses = torch.stack([model(part, return_type="loss") for part in rows.split(61)])
+    assert len(rows) == 16 * 61
+    assert float(losses.mean()) == pytest.approx(table.loc["attn-1l", "loss"], abs=1e-4)
 
 
 def test_checkpoints_of_gpt_micro_improve():
@@ -60,8 +97,8 @@ def test_zero_layers_is_exactly_a_bigram_table():
 
 
 def test_unknown_names_get_the_nearest_without_the_network():
-    with pytest.raises(UnknownModelError, match="attn-2l"):
-        ll.load("attn-2L")
+    with pytest.raises(UnknownModelError, match=r"nearest names: attn-2l"):
+        ll.load("ATTN-2L")
     with pytest.raises(UnknownModelError, match="gpt2"):
         ll.load("gpt2-smal")
 
@@ -81,7 +118,13 @@ def test_folders_that_are_no_models(tmp_path):
     with pytest.raises(UnknownModelError, match=r"config\.json"):
         ll.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CorruptedFileError, match="no weights"):
+        ll.load(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match="could not open"):
+        ll.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type":')
+    with pytest.raises(CorruptedFileError, match=r"config\.json.*cannot be read"):
         ll.load(tmp_path)
     with pytest.raises(InvalidArgumentError, match="is a file"):
         ll.load(tmp_path / "config.json")
@@ -146,6 +189,29 @@ def test_text_to_tokens_and_back(attn_2l):
     assert [len(p) for p in prompts] == [len(p.tolist()) for p in prompts] and len(prompts) == 2
 
 
+def _sentencepiece_like(texts):
+    """A tokenizer that writes spaces as ▁ and whose decoder drops the first one, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = dict.fromkeys(["<unk>", "<s>", "▁", "▁▁", *texts])
+    tokenizer = Tokenizer(
+        models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def test_tokens_of_sentencepiece_keep_their_spaces(folder):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _sentencepiece_like(["▁and", "and", "▁Tim", ","])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    model = ll.load(folder)
+    assert model.tokenizer.decode([4]) == model.tokenizer.decode([5]) == "and"
+    assert token_strings(model, range(2, 8)) == [" ", "  ", " and", "and", " Tim", ","]
+
+
 def test_errors_about_text(attn_2l):
     with pytest.raises(NotEnoughDataError, match="empty"):
         tokenize(attn_2l, "")
@@ -160,3 +226,140 @@ def test_errors_about_text(attn_2l):
         require_model_tokens(attn_2l, torch.full((1, 5), 1024))
     with pytest.raises(InvalidArgumentError, match="whole token ids"):
         require_model_tokens(attn_2l, torch.zeros(1, 5))
+
+
+def _legacy_weights(model):
+    """A toy model's weights under the names that the old attention-only repositories use."""
+    weights = {"embed.W_E": model.W_E, "pos_embed.W_pos": model.W_pos, "unembed.W_U": model.W_U}
+    weights["unembed.b_U"] = torch.zeros(model.cfg.d_vocab)
+    for layer in range(model.cfg.n_layers):
+        attention = model.blocks[layer].attn
+        for kind in "QKVO":
+            weights[f"blocks.{layer}.attn.W_{kind}"] = getattr(attention, f"W_{kind}")
+            weights[f"blocks.{layer}.attn.b_{kind}"] = getattr(attention, f"b_{kind}")
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def test_old_attention_only_hub_names_go_through_the_legacy_loader(tmp_path, monkeypatch):
+    toy = ll.toy_model(n_layers=2, d_model=32, n_heads=4, d_vocab=50, n_ctx=24, seed=3)
+    shape = {"d_model": 32, "n_layers": 2, "d_mlp": 128, "d_head": 8, "n_heads": 4, "n_ctx": 24}
+    shape |= {"d_vocab": 50, "act_fn": "gelu", "attn_only": True, "normalization": None}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    torch.save(_legacy_weights(toy), tmp_path / "model_final.pth")
+    asked = []
+
+    def download(repository, file, **_):
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.list_repo_files", lambda *_: ["config.json", "model_final.pth"]
+    )
+    state = torch.get_rng_state()
+    model = ll.load("attn-only-2l")  # TransformerLens' alias of NeelNanda/Attn_Only_2L512W_C4_Code
+    assert torch.equal(torch.get_rng_state(), state)
+    repository = "NeelNanda/Attn_Only_2L512W_C4_Code"
+    assert asked == [(repository, "config.json"), (repository, "model_final.pth")]
+    assert not model.training
+    tokens = torch.arange(20)[None] % 50
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), toy(tokens))
+    halves = ll.load(repository, dtype=torch.bfloat16, device="cpu")
+    assert halves.W_E.dtype == torch.bfloat16
+    with pytest.raises(InvalidArgumentError, match="device_map"):
+        ll.load(repository, device_map="auto")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(save_random("gpt2", tmp_path / "gpt2"))
+
+
+def test_local_folders_open_as_stored_and_leave_the_global_generator_alone(folder):
+    import transformers
+
+    original = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    state = torch.get_rng_state()
+    model = ll.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training and model.tokenizer is None
+    tokens = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), original(tokens).logits)
+
+
+def test_shards_are_one_model_and_a_lost_one_is_noticed(folder, tmp_path):
+    import transformers
+
+    original = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    original.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
+    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    tokens = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ll.load(tmp_path / "shards")(tokens), original(tokens).logits)
+    shards[1].unlink()
+    with pytest.raises(CorruptedFileError, match=f"lacks 1 of the {len(shards)} files"):
+        ll.load(tmp_path / "shards")
+
+
+def test_weights_that_would_be_filled_up_at_random_are_refused(folder):
+    path = folder / "model.safetensors"
+    weights = {name: value for name, value in load_file(path).items() if ".h.1." not in name}
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(CorruptedFileError, match=r"lack 12 tensors.*h\.1\."):
+        ll.load(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    with pytest.raises(CorruptedFileError, match="other shapes"):
+        ll.load(folder)
+
+
+def test_pickles_are_refused_and_never_run(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CorruptedFileError, match="no weights"):
+        ll.load(folder)
+    (folder / "pytorch_model.bin").write_bytes(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.".encode())
+    with pytest.raises(UnsupportedModelError, match="pickled"):
+        ll.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_models_that_do_not_predict_the_next_token_are_refused(tmp_path):
+    import transformers
+
+    config = transformers.BertConfig(
+        num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM"):
+        ll.load(tmp_path / "bert")
+
+
+def test_a_path_means_the_folder_even_where_it_is_called_like_a_bundled_model(
+    copied, tmp_path, monkeypatch
+):
+    copied.rename(tmp_path / "attn-2l")  # holds one layer
+    monkeypatch.chdir(tmp_path)
+    assert ll.load("attn-2l").cfg.n_layers == 2
+    assert ll.load("./attn-2l").cfg.n_layers == 1
+    assert ll.load(Path("attn-2l")).cfg.n_layers == 1
+    assert ll.load(Path("attn-0l")).cfg.n_layers == 0  # no such folder: the bundled one
+
+
+@pytest.mark.parametrize(
+    "name", ["./nowhere/here", "/nowhere", "~nobody-here/x", "a" * 300, "gpt-micro@x", "x\0y"]
+)
+def test_paths_that_lead_nowhere_never_ask_the_network(name, monkeypatch):
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", None)
+    with pytest.raises(InvalidArgumentError):
+        ll.load(name)
+
+
+def test_device_maps_are_for_hugging_face_models():
+    with pytest.raises(InvalidArgumentError, match="device_map"):
+        ll.load("attn-1l", device_map="auto")
