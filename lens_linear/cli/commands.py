@@ -24,7 +24,7 @@ from lens_linear.dynamics.schedules import evaluate_schedules
 from lens_linear.dynamics.surrogates import fit_surrogate
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.linearity.profile import linearity_profile
-from lens_linear.models.bundled import available_models
+from lens_linear.models.bundled import available_models, training_table
 from lens_linear.models.capture import available_sites
 from lens_linear.models.load import load
 from lens_linear.reports.build import report
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command that was parsed."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    for name in ("top", "prompts", "order", "sequences"):
+    for name in ("top", "prompts", "order", "sequences", "limit"):
         value = getattr(options, name, None)
         if value is not None:
             require_int(f"--{name}", value, minimum=1)
@@ -77,9 +77,17 @@ def _tour(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    frame = available_models()
+    frame, training = available_models(), training_table()
+    minutes = training["minutes"].map("{:.1f}".format)
     shown = frame.assign(sha256=frame["sha256"].str[:12])
-    emit(options.json, envelope("models", frame), table(shown))
+    text = (
+        f"{table(shown)}\n\nHow they were trained (`lens-linear train NAME --corpus FILE` does it again; "
+        f"minutes on a machine with 2 cores, loss in nats per token on unseen books):\n\n"
+        f"{table(training.drop(columns='note').assign(minutes=minutes))}\n\n"
+        + "\n".join(f"{row['name']}: {row['note']}" for _, row in training.iterrows())
+        + "\n\nWeights at a checkpoint: lens_linear.load('gpt-micro@300')."
+    )
+    emit(options.json, envelope("models", frame.merge(training.drop(columns="loss"))), text)
 
 
 def _circuits(options: argparse.Namespace) -> None:

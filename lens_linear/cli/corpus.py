@@ -8,26 +8,27 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lens_linear._checks import require_file, require_path
+from lens_linear._files import require_folder
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.models.folder import TOKENIZER
 from lens_linear.models.tokenize import save_tokenizer, train_tokenizer
-from lens_linear.text.corpora import read_text
+from lens_linear.text.corpora import read_documents, read_text
 from lens_linear.text.huggingface import huggingface_text
 from lens_linear.training.recipes import Recipe
 
 
 def read_texts(options: argparse.Namespace) -> tuple[str, str, str]:
     """Return training text, validation text and a word on where they came from."""
-    if Path(options.corpus).exists():
-        text, source = (
-            read_text(require_file("--corpus", options.corpus)),
-            Path(options.corpus).name,
-        )
+    corpus = require_path("--corpus", options.corpus)
+    if corpus.is_file() and corpus.suffix.lower() not in (".parquet", ".arrow"):
+        texts, source = read_documents(corpus, column=options.column), corpus.name
+        texts = texts[: options.limit]
     else:
         texts = huggingface_text(
             options.corpus, split="train", column=options.column, limit=options.limit
         )
-        text, source = "\n".join(texts), options.corpus
+        source = options.corpus
+    text = "\n".join(texts)
     if options.valid is not None:
         return text, read_text(require_file("--valid", options.valid)), source
     lines = text.splitlines(keepends=True)
@@ -46,12 +47,9 @@ def read_texts(options: argparse.Namespace) -> tuple[str, str, str]:
 def out_folder(options: argparse.Namespace, name: str) -> Path:
     """The folder to write to, made if it is not there."""
     folder = require_path("--out", options.out or name)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidArgumentError(f"--out must be a folder, but {str(folder)!r} is a file")
     if not folder.parent.is_dir():
         raise InvalidArgumentError(f"--out lies in {str(folder.parent)!r}, which does not exist")
-    folder.mkdir(exist_ok=True)
-    return folder
+    return require_folder("--out", folder)
 
 
 def folder_tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:

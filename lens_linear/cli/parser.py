@@ -192,8 +192,9 @@ def _train(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-a
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
-        help=f"one of {', '.join(RECIPE_NAMES)}, or a JSON file; or a study of many small models and its "
-        f"tables: {', '.join(STUDY_NAMES)}, or a JSON file with variants",
+        help=f"one of {', '.join(RECIPE_NAMES)} (`lens-linear models` says what each costs and "
+        "reaches), or a JSON file; or a study of many small models and its tables: "
+        f"{', '.join(STUDY_NAMES)}, or a JSON file with variants",
     )
     parser.add_argument(
         "--corpus",

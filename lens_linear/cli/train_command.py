@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from lens_linear._checks import require_device, require_file, require_float
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
@@ -12,6 +13,7 @@ from lens_linear.cli.output import emit, envelope
 from lens_linear.cli.study_command import is_study, run_study_of_recipes
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.study import STUDIES
+from lens_linear.models.bundled import training_table
 from lens_linear.models.load import load
 from lens_linear.models.tokenize import encode_stream
 from lens_linear.training.bake import bake
@@ -35,7 +37,7 @@ def run_train(options: argparse.Namespace) -> None:
     stream, valid = encode_stream(tokenizer, corpus), encode_stream(tokenizer, valid_text)
     sys.stderr.write(
         f"{recipe.name}: {recipe.steps} steps, {recipe.tokens:,} tokens of training from {len(stream):,} "
-        f"tokens of text; checkpoint in {folder}\n"
+        f"tokens of text; checkpoint in {folder}, start again to go on from it\n{_before(recipe)}"
     )
     checkpoint = folder / "training.safetensors"
     finished = train(recipe, stream, checkpoint=checkpoint, device=options.device)
@@ -44,16 +46,41 @@ def run_train(options: argparse.Namespace) -> None:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     text = (
         f"{finished!r}\nvalidation loss {card['validation_loss']:.3f} nats per token on "
-        f"{card['validation_tokens']:,} tokens\nload it with lens_linear.load({str(folder)!r})"
+        f"{card['validation_tokens']:,} tokens\nload it with lens_linear.load({_shown(folder)!r})"
     )
     payload = envelope(
         "train",
         card,
         models={recipe.name: load(folder)},
         seed=recipe.seed,
-        settings={"corpus": source, "scale": options.scale, "out": str(folder)},
+        settings={
+            "corpus": source,
+            "valid": options.valid,
+            "column": options.column,
+            "limit": options.limit,
+            "scale": options.scale,
+            "device": options.device,
+            "out": str(folder),
+            "load": _shown(folder),
+        },
     )
     emit(options.json, payload, text)
+
+
+def _before(recipe: Recipe) -> str:
+    """Say what the bundled model of this recipe took and reached."""
+    if recipe != RECIPES.get(recipe.name):
+        return ""
+    row = training_table().set_index("name").loc[recipe.name]
+    return (
+        f"the bundled {recipe.name} took {row['minutes']:.1f} minutes on a machine with 2 cores "
+        f"({row['threads']} thread) and reached {row['loss']:.3f} nats per token on unseen books\n"
+    )
+
+
+def _shown(folder: Path) -> str:
+    """The folder as ``load`` takes it, also where it is called like a bundled model."""
+    return f"./{folder}" if len(folder.parts) == 1 else str(folder)
 
 
 def _recipe(name: str) -> Recipe:

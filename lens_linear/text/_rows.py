@@ -9,7 +9,6 @@ from typing import Any
 from lens_linear._checks import require_file
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 
-PLAIN_SUFFIXES = (".txt", ".md")
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
 Row = dict[str, Any]

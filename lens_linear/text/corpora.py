@@ -21,13 +21,7 @@ from torch import Tensor
 
 from lens_linear._checks import require_file, require_int
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.text._rows import (
-    PLAIN_SUFFIXES,
-    TABLE_SUFFIXES,
-    read_rows,
-    read_utf8,
-    require_column,
-)
+from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require_column
 from lens_linear.text._seeds import labelled_generator
 
 if TYPE_CHECKING:
@@ -60,26 +54,20 @@ def default_text() -> str:
 
 
 def read_documents(path: str | Path, *, column: str = "text") -> list[str]:
-    """Documents of a file: a whole .txt or .md, or one for each row of a .jsonl, .json, .csv, .tsv.
+    """Documents of a file: one for each row of a .jsonl, .json, .csv or .tsv, else the whole file.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8 text whatever its name ends in.
         column: the column that holds the text, for tables; rows with empty text are left out.
 
     Raises:
-        InvalidArgumentError: no such file, an unknown suffix, or no such column.
+        InvalidArgumentError: no such file, or no such column.
         CorruptedFileError: binary, not UTF-8, or not what the suffix says.
         NotEnoughDataError: no text in it.
     """
     path = require_file("path", path)
-    suffix = path.suffix.lower()
-    if suffix in PLAIN_SUFFIXES:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
         return [read_utf8(path)]
-    if suffix not in TABLE_SUFFIXES:
-        raise InvalidArgumentError(
-            f"path must end in {', '.join(PLAIN_SUFFIXES + TABLE_SUFFIXES)}, got {path.name!r}; "
-            "rename or convert it"
-        )
     texts = []
     for number, row in enumerate(read_rows(path), start=1):
         text = row[require_column(f"row {number} of {str(path)!r}", row, column)]

@@ -32,8 +32,10 @@ def save_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: RunState,
+    *,
+    corpus: str,
 ) -> None:
-    """Write weights, optimiser state, kept weights and history to ``path``."""
+    """Write weights, optimiser state, kept weights and history to ``path``; ``corpus`` is a checksum."""
     tensors = {f"model.{k}": v.detach().cpu() for k, v in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         for moment in _MOMENTS:
@@ -44,6 +46,7 @@ def save_checkpoint(
         tensors.update({f"kept.{step}.{k}": v for k, v in weights.items()})
     metadata = {
         "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
+        "corpus": corpus,
         "step": str(state.step),
         "minutes": repr(state.minutes),
         "history": json.dumps(state.history),
@@ -56,11 +59,13 @@ def load_checkpoint(
     recipe: Recipe,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
+    *,
+    corpus: str,
 ) -> RunState:
     """Restore a run from ``path`` in place; a fresh state if there is no such file.
 
     Raises:
-        CorruptedFileError: the file is damaged or belongs to another recipe.
+        CorruptedFileError: the file is damaged, or belongs to another recipe or corpus.
     """
     if path is None or not Path(path).exists():
         return RunState()
@@ -69,6 +74,11 @@ def load_checkpoint(
         raise CorruptedFileError(
             f"checkpoint {str(path)!r} was written by another recipe than {recipe.name!r}; "
             "remove it, or name another file"
+        )
+    if metadata.get("corpus", corpus) != corpus:
+        raise CorruptedFileError(
+            f"checkpoint {str(path)!r} was written while {recipe.name!r} was trained on another corpus; "
+            "remove it to begin anew, or name another file"
         )
     step = int(metadata["step"])
     module.load_state_dict(_strip(tensors, "model."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def train(
     Raises:
         NotEnoughDataError: the stream is shorter than one row.
         NonFiniteError: the loss left the finite numbers; lower the learning rate.
-        CorruptedFileError: the checkpoint is of another recipe, or damaged.
+        CorruptedFileError: the checkpoint is of another recipe or corpus, or damaged.
 
     Example:
         >>> from lens_linear.models.spec import ModelSpec
@@ -175,7 +176,8 @@ def train(
     module = native_module(recipe.spec, seed=recipe.seed).to(device)
     module.train()
     optimizer = _optimizer(module, recipe.weight_decay)
-    state = load_checkpoint(checkpoint, recipe, module, optimizer)
+    corpus = hashlib.sha256(stream.to(torch.int32).contiguous().numpy().tobytes()).hexdigest()
+    state = load_checkpoint(checkpoint, recipe, module, optimizer, corpus=corpus)
     states = _States(module) if recipe.cosine else None
     penalty = CosineRegularizer(recipe.cosine) if recipe.cosine else None
     autocast = recipe.precision == "bfloat16"
@@ -213,7 +215,7 @@ def train(
             state.step = step + 1
             state.minutes += (time.monotonic() - started) / 60
             started = time.monotonic()
-            save_checkpoint(checkpoint, recipe, module, optimizer, state)
+            save_checkpoint(checkpoint, recipe, module, optimizer, state, corpus=corpus)
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()
     return TrainingRun(recipe, module, state.history, state.kept, minutes, torch.get_num_threads())

@@ -107,7 +107,11 @@ class Recipe:
                 f"a phase has rows of {longest} tokens but n_ctx is {self.spec.n_ctx}; shorten it"
             )
         require_float("weight_decay", self.weight_decay, minimum=0.0)
-        require_float("cosine", self.cosine)
+        if require_float("cosine", self.cosine) and not self.spec.n_layers:
+            raise InvalidArgumentError(
+                f"cosine must be 0 for a model without layers, got {self.cosine}: there is no block to "
+                "regularise; leave it out"
+            )
         require_choice("precision", self.precision, ("float32", "bfloat16"))
 
     @property

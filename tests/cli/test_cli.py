@@ -11,6 +11,7 @@ import pytest
 from lens_linear.cli import main
 from lens_linear.cli.parser import RECIPE_NAMES, STUDY_NAMES, build_parser
 from lens_linear.linearity.study import STUDIES
+from lens_linear.models.bundled import training_table
 from lens_linear.training.recipes import RECIPES
 
 
@@ -96,7 +97,22 @@ def test_models_as_json(capsys):
     status, out, _ = run(capsys, "models", "--json")
     payload = json.loads(out)
     assert status == 0 and payload["command"] == "models"
-    assert {"attn-2l", "gpt-mini"} <= {row["name"] for row in payload["result"]}
+    rows = {row["name"]: row for row in payload["result"]}
+    assert {"attn-2l", "gpt-mini"} <= set(rows)
+    assert (
+        rows["attn-2l"]["steps"] == 6700 and rows["gpt-micro"]["checkpoints"] == "0, 100, 300, 1000"
+    )
+    assert len(rows["gpt-nano"]["sha256"]) == 64
+
+
+def test_models_says_what_every_recipe_costs_and_reaches(capsys):
+    status, out, _ = run(capsys, "models")
+    assert status == 0
+    training = out.split("How they were trained")[1]
+    for row in training_table().to_dict("records"):
+        line = next(line for line in training.splitlines() if line.split()[:1] == [row["name"]])
+        for value in (row["steps"], row["tokens"], f"{row['minutes']:.1f}", f"{row['loss']:.3f}"):
+            assert str(value) in line.split()
 
 
 def test_circuits_as_json_says_how_it_was_made(capsys):
@@ -173,6 +189,29 @@ def test_a_study_file_gives_its_tables_and_does_not_train_twice(tmp_path, capsys
     (row,) = [r for r in json.loads(text)["result"]["differences"] if r["measure"] == "ffn_r2"]
     means = frame.groupby("variant").ffn_r2.mean()
     assert row["difference"] == pytest.approx(means["relu"] - means["gelu"], abs=2e-6)
+
+
+def test_training_into_the_current_folder_loads_what_was_trained(tmp_path, capsys, monkeypatch):
+    """The folder is called like a bundled model: the hint and the checksum must be of the new one."""
+    import lens_linear as ll
+    from lens_linear.models.checksum import weights_sha256
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"story": f"The miller, and mill {i}, by the river."} for i in range(60)]
+    (tmp_path / "book.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_vocab": 270, "n_ctx": 8}
+    phases = [{"steps": 2, "rows": 2, "length": 8}]
+    (tmp_path / "r.json").write_text(
+        json.dumps({"name": "attn-1l", "spec": spec, "phases": phases})
+    )
+    words = "train r.json --corpus book.jsonl --column story --limit 50 --json".split()
+    status, out, _ = run(capsys, *words)
+    payload = json.loads(out)
+    assert status == 0 and payload["settings"]["corpus"].startswith("book.jsonl")
+    trained = ll.load("./attn-1l")
+    assert trained.cfg.d_model == 8
+    assert payload["models"] == {"attn-1l": weights_sha256(trained)}
+    assert payload["settings"]["load"] == "./attn-1l"
 
 
 def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):

@@ -104,7 +104,7 @@ class TestFiles:
             ("a.txt", b"abc\0def", CorruptedFileError, "zero byte at 3"),
             ("a.txt", b"abc\xff", CorruptedFileError, "at byte 3"),
             ("a.txt", "é".encode("latin-1"), CorruptedFileError, "UTF-8"),
-            ("a.bin", b"abc", InvalidArgumentError, r"must end in \.txt, \.md, \.jsonl"),
+            ("a.parquet", b"PAR1\0", CorruptedFileError, "binary"),
             ("a.jsonl", b'{"text": "a"}\n{oops\n', CorruptedFileError, "line 2"),
             ("a.jsonl", b'["a"]\n', CorruptedFileError, "JSON object"),
             ("a.jsonl", b'{"text": 3}\n', InvalidArgumentError, "must hold text, got int"),

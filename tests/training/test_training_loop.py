@@ -1,5 +1,6 @@
 """Training learns, resumes exactly, survives a kill, and writes folders that load."""
 
+import dataclasses
 import math
 
 import pytest
@@ -54,6 +55,14 @@ def test_another_recipes_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(CorruptedFileError, match="cannot be read"):
         train(recipe(4), STREAM, checkpoint=path, progress=False)
+
+
+def test_a_run_never_goes_on_with_another_corpus(tmp_path):
+    path = tmp_path / "run.safetensors"
+    train(recipe(4), STREAM, checkpoint=path, progress=False)
+    assert len(train(recipe(4), STREAM.int(), checkpoint=path, progress=False).history) == 4
+    with pytest.raises(CorruptedFileError, match="another corpus"):
+        train(recipe(4), STREAM.flip(0), checkpoint=path, progress=False)
 
 
 def test_training_learns_a_cycle():
@@ -125,6 +134,8 @@ def test_recipes_are_sound():
         assert one.tokens > 1e6
     with pytest.raises(InvalidArgumentError, match="unknown entry"):
         Recipe.from_dict({"name": "x"})
+    with pytest.raises(InvalidArgumentError, match="cosine must be 0"):
+        Recipe("x", dataclasses.replace(SPEC, n_layers=0), (Phase(steps=1, length=8),), cosine=0.3)
     with pytest.raises(InvalidArgumentError, match="n_ctx"):
         Recipe("x", SPEC, (Phase(steps=1, length=64),))
     with pytest.raises(NotEnoughDataError, match="stream"):
