@@ -30,6 +30,9 @@ from lens_linear.plots.style import (
 )
 
 _PANELS_TOP = 110
+_HEAD_TICKS = 12  # labels of heads that fit below a panel
+# Shares of attention lie in [0, 1]: drawn on that scale, so that little attention looks like little.
+_SHARES = ("prefix_matching", "positional_control", "duplicate", "prev_token", "offset_mass")
 _SHORT = {
     "induction": "ind",
     "duplicate-token": "dup",
@@ -99,6 +102,13 @@ def composition_map(
         )
         figure.add_trace(heat, row=1, col=index + 1)
         as_matrix(figure, rows=names[0], columns=names[1], row=1, col=index + 1)
+    if len(readers) > _HEAD_TICKS:  # three panels side by side: one tick a layer
+        step = -(-(n_layers - 1) // _HEAD_TICKS)
+        shown = range(0, n_layers - 1, step)
+        figure.update_xaxes(
+            tickvals=[n_heads * i + (n_heads - 1) / 2 for i in shown],
+            ticktext=[f"L{i + 1}" for i in shown],
+        )
     figure.update_xaxes(title_text="reads")
     figure.update_yaxes(title_text="writes", col=1)
     how = "norms folded" if scores.folded else "weights as stored"
@@ -142,6 +152,7 @@ def head_scores(
         row_name="layer",
         column_name="head",
         diverging=bool((grid < 0).any()),
+        limits=(0, 1) if column in _SHARES and not bool((grid < 0).any()) else None,
     )
     verdicts = scores.verdicts
     figure.data[0].text = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
@@ -18,6 +19,7 @@ from lens_linear.text.labels import token_label
 from lens_linear.text.random_tokens import repeated_tokens
 
 _WORDS = (" said", " little", " the", " once", " and", " was")
+_ROWS = 33  # drawn for the picture of a pattern; the one with the median stripe is shown
 _HEAD_COLUMNS = [
     "head",
     "prefix_matching",
@@ -54,7 +56,7 @@ def bigram_section(
         prose += (
             f" On two whole unseen books its loss is {loss:.3f} nats per token. A table of bigram counts "
             f"from the same training text reaches {floor:.3f} there: {abs(loss - floor):.3f} nats "
-            f"{'less' if loss > floor else 'more'}."
+            f"{'less' if loss > floor else 'more'}. (These two numbers are from the model's card.)"
         )
     prose += (
         "\n\nThe table lists the likeliest next tokens after a few words, with their probabilities; "
@@ -74,14 +76,18 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
     frame = table.to_dataframe()
     for column in ("source", "destination", "out"):
         frame[column] = [token_label(t) for t in token_strings(model, frame[column].tolist())]
-    copied = float((frame["source"] == frame["out"]).mean())
+    copied = int((frame["source"] == frame["out"]).sum())
+    itself = int((frame["source"] == frame["destination"]).sum())
     prose = (
         f"A head of one layer moves information from a source token to the destination and raises the "
         f"logits of some out tokens: a skip-trigram, source … destination → out. The table lists the "
         f"{len(frame)} strongest of head {head.name} of {name}, ranked by attention and output together. "
-        f"{100 * copied:.0f} % of these rows put the source token itself out.\n\nThe eigenvalues of the "
-        f"OV circuit say how much a head copies: 1 copies, -1 suppresses what it reads, near 0 neither. "
-        f"The heads score {', '.join(f'{one.name} {one.copying_score:+.2f}' for one in heads)}."
+        f"Copies, where the source token itself is raised: {_number(copied)} of these rows. Source and "
+        f"destination are one token in {_number(itself)}: there the head reads the current token, or an "
+        "earlier occurrence of it.\n\nThe eigenvalues of the OV circuit say how much a head copies "
+        "over all tokens, not only in its strongest rows: 1 copies, -1 suppresses what it reads, near 0 "
+        f"neither. The heads score {', '.join(f'{one.name} {one.copying_score:+.2f}' for one in heads)}; "
+        f"the table shows the highest."
     )
     columns = ["source", "destination", "out", "qk_score", "ov_score", "attention", "effect"]
     return Section(
@@ -118,7 +124,8 @@ def composition_section(
         [
             Figure(
                 figures.composition_map(scores),
-                "Rows: heads that write. Columns: heads that read. z: standard deviations above random.",
+                "Rows: heads that write. Columns: heads that read. Blue: the pair composes more than "
+                "random matrices do, red: less; z counts standard deviations.",
             ),
             Table(frame[columns].head(top), "The strongest pairs."),
         ],
@@ -143,12 +150,13 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
     found = scores.heads("induction")
     best = frame.iloc[int(frame["prefix_matching"].to_numpy().argmax())]
     if found:
+        best = frame[frame["head"] == "L{}H{}".format(*found[0])].iloc[0]  # ordered by the evidence
         named = ", ".join(f"L{layer}H{head}" for layer, head in found)
         prose = (
-            f"On random tokens that repeat with mixed periods {name} has {len(found)} heads that look for "
-            f"the previous occurrence of the current token and attend to what followed it: {named}. The "
-            f"clearest is {best['head']}: {best['prefix_matching']:.2f} of its attention is there, and only "
-            f"{best['positional_control']:.2f} at the same distance in rows with another period, so it "
+            f"On random tokens that repeat with mixed periods {name} has {_count(len(found), 'head')} "
+            f"that find the previous occurrence of the current token and attend to what followed: {named}. "
+            f"The clearest is {best['head']}: {best['prefix_matching']:.2f} of its attention is there, and "
+            f"only {best['positional_control']:.2f} at the same distance in rows with another period, so it "
             "follows the repeat and not the distance."
         )
     else:
@@ -165,6 +173,11 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
             + ", ".join(f"L{layer}H{head}" for layer, head in previous)
             + "."
         )
+        if any(layer < later for layer, _ in previous for later, _ in found):
+            prose += (
+                " An induction head needs one in an earlier layer: it looks, through its keys, for "
+                "positions that were told that the current token came before them."
+            )
     blocks.append(_pattern(model, scores, best, seed))
     return Section("Induction heads", prose, blocks)
 
@@ -176,32 +189,51 @@ def _pattern(
     period = min(10, (model.cfg.n_ctx - 2) // 2)
     bos = bos_token(model)
     ids = _words(model)
-    row = repeated_tokens(
-        1, period, 2 * period + (bos is not None), ids, seed, bos=bos, distinct=len(ids) > period
+    rows = repeated_tokens(
+        _ROWS,
+        period,
+        2 * period + (bos is not None),
+        ids,
+        seed,
+        bos=bos,
+        distinct=len(ids) > period,
     ).tokens
-    layer = int(best["layer"])
-    pattern = run(model, row, record=[(layer, "pattern")], logits=False)[(layer, "pattern")][0]
-    order = sorted(range(len(pattern)), key=lambda head: head != int(best["index"]))
-    if best["verdict"] == "induction":
-        what = (
-            f"{best['head']} is the induction head: in the second half its attention lies on the token "
-            "after the previous occurrence."
-        )
-    else:
-        what = f"{best['head']} has the highest prefix-matching score; it is not an induction head."
+    layer, index = int(best["layer"]), int(best["index"])
+    patterns = run(model, rows, record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
+    again = torch.arange(period + (bos is not None), rows.shape[1])
+    stripes = patterns[:, index, again, again - period + 1].float().mean(-1)
+    typical = int(stripes.argsort()[_ROWS // 2])
+    pattern, row, stripe = patterns[typical], rows[typical], float(stripes[typical])
+    order = sorted(range(len(pattern)), key=lambda head: head != index)
+    kind = "is an induction head" if best["verdict"] == "induction" else "is not an induction head"
     return Attention(
         pattern[order].float().numpy(),
-        [token_label(text) for text in token_strings(model, row[0])],
+        [token_label(text) for text in token_strings(model, row)],
         [f"L{layer}H{head}" for head in order],
-        f"Layer {layer} on {period} random words said twice. {what} Hover over a head, click to keep it.",
+        f"Layer {layer} on {period} random tokens said twice, rows attend to columns. {best['head']} {kind}: "
+        f"in the second half {stripe:.2f} of its attention lies on the stripe below the diagonal, that is on "
+        f"the token after the previous occurrence (shown: the middle one of {_ROWS} such rows). Hover over a "
+        "head, click to keep it.",
     )
 
 
 def _words(model: TransformerBridge) -> list[int]:
-    """Ids of tokens that read as words, or all ids where there are too few of them."""
+    """Ids of tokens that begin a word, or read as letters, or all ids where there are too few."""
     texts = vocabulary(model)
-    words = [i for i, text in enumerate(texts) if len(text.strip()) >= 3 and text.strip().isalpha()]
-    return words if len(words) >= 20 else list(range(len(texts)))
+    letters = [
+        i for i, text in enumerate(texts) if len(text.strip()) >= 3 and text.strip().isalpha()
+    ]
+    begins = [i for i in letters if texts[i].startswith(" ")]
+    return next((ids for ids in (begins, letters) if len(ids) >= 20), list(range(len(texts))))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{_number(number)} {noun}" + ("" if number == 1 else "s")
+
+
+def _number(number: int) -> str:
+    words = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[number] if number < len(words) else str(number)
 
 
 def path_section(
@@ -212,13 +244,15 @@ def path_section(
     importance = expansion.importance()
     frame = importance.to_dataframe()
     gains = ", ".join(
-        f"order {int(row['order'])}: {row['effect']:+.3f}" for _, row in frame.iterrows()
+        f"order {int(row['order'])} by {row['effect']:.3f}" for _, row in frame.iterrows()
     )
     prose = (
         f"With attention patterns and norm scales held as they are, {name} is an exact sum of "
         f"{len(expansion.terms)} end-to-end paths. Their sum differs from the model's logits by at most "
-        f"{expansion.max_error:.1e}. Adding the paths order by order (0 is the direct path, 1 goes "
-        f"through one head, 2 through two) changes the loss by, in nats: {gains} (positive: lower loss)."
+        f"{expansion.max_error:.1e}. A uniform guess has a loss of {importance.uniform:.2f} nats per token. "
+        f"Adding the paths order by order (0 is the direct path, 1 goes through one head, and so on) lowers "
+        f"it: {gains}. What is left is {importance.losses[-1]:.2f}, the model's own loss on these "
+        f"{importance.n_tokens} tokens."
     )
     return Section(
         "Paths, exactly",

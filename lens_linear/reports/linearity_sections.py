@@ -46,10 +46,10 @@ def _residual_sentences(table: pd.DataFrame, name: str) -> str:
     with_residual, without = table["block_r2"], table["block_r2_no_residual"]
     return (
         f"An affine map from the residual stream before a block to the stream after it explains "
-        f"{_span(with_residual)} of its variance in {name}. Most of that is the identity: the stream "
-        f"goes around the block. Of what the blocks add to the stream, a linear map explains "
-        f"{_span(without)}. A block adds a vector {_span(table['update_ratio'])} times as long as the stream "
-        f"it reads; the largest is layer {int(table['update_ratio'].to_numpy().argmax())}."
+        f"{_span(with_residual)} of its variance in {name}. Part of that comes for nothing, because the "
+        f"stream also goes around the block unchanged. Of what the blocks add to the stream, an affine map "
+        f"explains {_span(without)}. A block adds a vector {_span(table['update_ratio'])} times as long as "
+        f"the stream it reads; the largest is layer {int(table['update_ratio'].to_numpy().argmax())}."
     )
 
 

@@ -28,7 +28,8 @@ from lens_linear.stats.evaluation import evaluation_tokens
 _LEAD = (
     "Small transformers that were trained for this page, taken apart: what a model without layers knows, "
     "what one layer adds, how two layers make induction heads, and how linear the layers of a full model "
-    "are. Every number was computed when the page was made; nothing is loaded from the network."
+    "are. Every number was computed when the page was made, unless it says otherwise; nothing is loaded "
+    "from the network."
 )
 
 

@@ -1,0 +1,89 @@
+"""What the pages say: each number in a sentence is the number that was measured."""
+
+import re
+
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.models.capture import run
+from lens_linear.models.tokenize import token_strings
+from lens_linear.plots.circuits import composition_map, head_scores
+from lens_linear.reports.build import report
+from lens_linear.reports.circuit_sections import (
+    induction_section,
+    path_section,
+    skip_trigram_section,
+)
+from lens_linear.reports.linearity_sections import linearity_section
+from lens_linear.reports.page import Attention
+from lens_linear.text.labels import token_label
+
+
+def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
+    section = induction_section(attn_2l, name="attn-2l")
+    view = next(block for block in section.blocks if isinstance(block, Attention))
+    assert view.head_names[0] in section.prose and "is an induction head" in view.caption
+    said = float(re.search(r"second half (0\.\d\d)", view.caption).group(1))
+    pattern, period = view.pattern[0], 10
+    stripe = [pattern[q][q - period + 1] for q in range(1 + period, 1 + 2 * period)]
+    assert said == pytest.approx(sum(stripe) / period, abs=0.006) and said > 0.5
+    tokens = [str(token) for token in view.tokens[1:]]
+    assert tokens[:period] == tokens[period:] and all(token.startswith("␣") for token in tokens)
+    # The picture is the model's own pattern on the tokens that are shown.
+    labels = [token_label(text) for text in token_strings(attn_2l, range(1024))]
+    ids = torch.tensor([[labels.index(token) for token in view.tokens]])
+    layer, head = re.fullmatch(r"L(\d)H(\d)", view.head_names[0]).groups()
+    spot = (int(layer), "pattern")
+    again = run(attn_2l, ids, record=[spot], logits=False)[spot][0, int(head)]
+    torch.testing.assert_close(again, torch.as_tensor(pattern), atol=1e-5, rtol=0)
+
+
+def test_a_model_without_induction_heads_is_not_said_to_have_one():
+    section = induction_section(ll.toy_model(n_layers=1, seed=0), name="toy")
+    view = next(block for block in section.blocks if isinstance(block, Attention))
+    assert "no head of toy passes" in section.prose and "is not an induction head" in view.caption
+
+
+def test_paths_add_up_from_a_uniform_guess_to_the_models_loss(attn_2l):
+    tokens = ll.evaluation_tokens(attn_2l, n_sequences=4)
+    prose = path_section(ll.AttentionOnly(attn_2l), tokens, name="attn-2l").prose
+    start = float(re.search(r"loss of (\d\.\d\d) nats", prose).group(1))
+    gains = [float(gain) for gain in re.findall(r"order \d by (-?\d\.\d+)", prose)]
+    with torch.no_grad():
+        loss = float(attn_2l(tokens, return_type="loss"))
+    assert len(gains) == 3 and start - sum(gains) == pytest.approx(loss, abs=0.01)
+    assert f"What is left is {loss:.2f}" in prose
+
+
+def test_skip_trigrams_count_their_copies():
+    section = skip_trigram_section(ll.load("attn-1l"), name="attn-1l")
+    frame = section.blocks[0].frame
+    words = {0: "none", 7: "seven"}
+    copies = int((frame["source"] == frame["out"]).sum())
+    same = int((frame["source"] == frame["destination"]).sum())
+    assert f"raised: {words[copies]} of these rows" in section.prose
+    assert f"one token in {words[same]}" in section.prose
+
+
+def test_linearity_does_not_call_a_block_identity_that_overwrites_the_stream():
+    model = ll.load("gpt-nano")
+    tokens = ll.evaluation_tokens(model, n_sequences=12)
+    prose = linearity_section({0: ll.linearity_profile(model, tokens)}, name="gpt-nano").prose
+    assert "identity" not in prose and "affine map explains" in prose
+
+
+def test_a_page_about_a_local_folder_shows_its_name_and_not_its_path(stories_model, tmp_path):
+    page = report(stories_model, tmp_path / "page.html", n_sequences=20).read_text("utf-8")
+    assert "stories260K: a report" in page and "models/stories260K" not in page
+
+
+def test_maps_of_many_heads_can_be_read():
+    model = ll.toy_model(n_layers=5, n_heads=8, seed=0)
+    figure = composition_map(ll.composition_scores(model, n_random=5))
+    assert list(figure.layout.xaxis.ticktext) == ["L1", "L2", "L3", "L4"]
+    assert list(figure.layout.xaxis.tickvals) == [3.5, 11.5, 19.5, 27.5]
+    few = composition_map(ll.composition_scores(ll.toy_model(seed=0), n_random=5))
+    assert list(few.layout.xaxis.ticktext) == ["L1H0", "L1H1", "L1H2", "L1H3"]
+    heads = head_scores(ll.induction_scores(model, rows_per_period=2))
+    assert (heads.data[0].zmin, heads.data[0].zmax) == (0, 1)
