@@ -84,6 +84,8 @@ class TopPairs(Table):
         order: what "best" means.
         matrix_shape: of the whole matrix.
         row_labels, column_labels: text of every row and column, or None.
+        name: of the matrix.
+        sides: what rows and columns are.
     """
 
     row_ids: Int[Tensor, " k"]
@@ -93,6 +95,8 @@ class TopPairs(Table):
     matrix_shape: tuple[int, int]
     row_labels: Sequence[str] | None = None
     column_labels: Sequence[str] | None = None
+    name: str = "matrix"
+    sides: tuple[str, str] = ("row", "column")
 
     def __repr__(self) -> str:
         rows, columns = self.matrix_shape
@@ -123,6 +127,8 @@ def top_pairs(
     order: Order = "largest",
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    name: str = "matrix",
+    sides: tuple[str, str] = ("row", "column"),
     max_bytes: int = MAX_BYTES,
 ) -> TopPairs:
     """Find the k largest (smallest, or largest by size) entries without the whole matrix.
@@ -136,6 +142,8 @@ def top_pairs(
         order: which entries count as best.
         row_labels: text of the rows, carried into the table.
         column_labels: text of the columns.
+        name: of the matrix, for titles.
+        sides: what rows and columns are, for titles.
         max_bytes: size of one block of rows. The whole search takes about three times as much.
 
     Example:
@@ -161,6 +169,8 @@ def top_pairs(
         (matrix.ldim, matrix.rdim),
         row_labels,
         column_labels,
+        name,
+        sides,
     )
 
 

@@ -51,6 +51,7 @@ from lens_linear.models.shape import ModelShape, model_shape
 from lens_linear.models.weights import AttentionWeights, ModelWeights, read_weights
 
 Circuit = Literal["qk", "ov"]
+SIDES: dict[Circuit, tuple[str, str]] = {"qk": ("query", "key"), "ov": ("source", "output")}
 
 
 class QKCircuit(FactoredMatrix):
@@ -162,6 +163,8 @@ class HeadCircuit:
             k,
             row_labels=self.labels,
             column_labels=self.column_labels(circuit),
+            name=f"{self.name} {circuit.upper()}",
+            sides=SIDES[circuit],
             max_bytes=max_bytes,
         )
 
@@ -171,6 +174,7 @@ class HeadCircuit:
             self.circuit(circuit),
             k,
             name=f"{self.name} {circuit.upper()}",
+            sides=SIDES[circuit],
             top=top,
             row_labels=self.labels,
             column_labels=self.column_labels(circuit),
@@ -196,7 +200,9 @@ class HeadCircuit:
         scales = position_scales(self.weights, n)
         if rows is not None:
             queries, keys = self._queries(rows[:n], False), self._keys(rows[:n], False)
-            return PositionalQK(queries * self._attention.scale, keys.T, "position rows", scales)
+            return PositionalQK(
+                queries * self._attention.scale, keys.T, "position rows", scales, self.name
+            )
         rotary = self._rotary(n)
         if rotary is None:
             raise UnsupportedModelError(
@@ -207,7 +213,7 @@ class HeadCircuit:
         queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
         keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
         return PositionalQK(
-            queries * self._attention.scale, keys.T, "mean content, rotated", scales
+            queries * self._attention.scale, keys.T, "mean content, rotated", scales, self.name
         )
 
     def circuit(self, which: Circuit) -> FactoredMatrix:

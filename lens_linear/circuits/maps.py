@@ -19,13 +19,11 @@ from torch.nn import functional
 from lens_linear._checks import require_instance, require_int
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.factored import MAX_BYTES, row_blocks
-from lens_linear.circuits.heads import Circuit, HeadCircuit
+from lens_linear.circuits.heads import SIDES, Circuit, HeadCircuit
 from lens_linear.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_AXES = {"qk": ("query", "key"), "ov": ("source", "output")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +102,7 @@ def circuit_map(
     """
     require_instance("head", head, HeadCircuit, advice="take it from head_circuit(...)")
     matrix = head.circuit(circuit)
-    row_name, column_name = _AXES[circuit]
+    row_name, column_name = SIDES[circuit]
     return map_of(
         matrix,
         name=f"{head.name} {circuit.upper()}",

@@ -187,6 +187,23 @@ class PathExpansion:
             for index, name in enumerate(self.names)
         )
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns path, source, order, size: root mean square of its logits above their mean over tokens."""
+        import pandas as pd
+
+        sizes = []
+        for term in self.terms:
+            logits = term.logits
+            sizes.append(float((logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()))
+        return pd.DataFrame(
+            {
+                "path": [term.name for term in self.terms],
+                "source": [term.source for term in self.terms],
+                "order": [term.order for term in self.terms],
+                "size": sizes,
+            }
+        )
+
     def term_logits(self, index: int) -> Float[Tensor, "batch position vocab_out"]:
         """Return what one path adds to the logits."""
         index = require_int("index", index, minimum=0, maximum=len(self.names) - 1)

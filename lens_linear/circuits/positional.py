@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.factored import MAX_CELLS, dense
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PositionSource = Literal["position rows", "mean content, rotated"]
 
@@ -22,6 +25,7 @@ class PositionalQK(FactoredMatrix):
     their offset only.
 
     Attributes:
+        name: of the head.
         source: which of the two this is.
         scales: typical norm scale of each position at layer 0, used by :attr:`pattern`; ones without norm.
     """
@@ -32,13 +36,16 @@ class PositionalQK(FactoredMatrix):
         keys: Float[Tensor, "d_head position"],
         source: PositionSource,
         scales: Float[Tensor, " position"],
+        name: str = "head",
     ) -> None:
         super().__init__(queries, keys)
+        self.name = name
         self.source: PositionSource = source
         self.scales = scales
 
     def __repr__(self) -> str:
-        return f"PositionalQK: scores of {self.ldim} × {self.rdim} positions from {self.source}"
+        n, m = self.ldim, self.rdim
+        return f"PositionalQK of {self.name}: scores of {n} × {m} positions from {self.source}"
 
     @property
     def scores(self) -> Float[Tensor, "query key"]:
@@ -60,3 +67,16 @@ class PositionalQK(FactoredMatrix):
         """Mean attention at offset 0, 1, 2, ... over the queries that have such a key."""
         pattern = self.pattern
         return torch.stack([pattern.diagonal(-offset).mean() for offset in range(self.ldim)])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns query, key, score, attention (:attr:`pattern`) for keys up to their query."""
+        import pandas as pd
+
+        query, key = torch.tril_indices(self.ldim, self.rdim)
+        columns: dict[str, Any] = {
+            "query": query.numpy(),
+            "key": key.numpy(),
+            "score": self.scores[query, key].numpy(),
+            "attention": self.pattern[query, key].numpy(),
+        }
+        return pd.DataFrame(columns)

@@ -39,6 +39,7 @@ class CircuitSVD(Table):
         rtol: relative gap below which two singular values count as near-equal.
         top: tokens listed at each end of a direction.
         row_labels, column_labels: text of the tokens, or None.
+        sides: what rows and columns are.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CircuitSVD(Table):
     top: int
     row_labels: Sequence[str] | None = None
     column_labels: Sequence[str] | None = None
+    sides: tuple[str, str] = ("row", "column")
 
     @property
     def warning(self) -> str | None:
@@ -111,6 +113,7 @@ def svd_readout(
     rtol: float = 0.05,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    sides: tuple[str, str] = ("row", "column"),
 ) -> CircuitSVD:
     """Take the k largest singular directions of ``A @ B`` from two thin QR factorisations.
 
@@ -122,6 +125,7 @@ def svd_readout(
         rtol: relative gap below which singular values are reported as near-equal.
         row_labels: text of the rows.
         column_labels: text of the columns.
+        sides: what rows and columns are, for titles.
 
     Example:
         >>> import torch
@@ -145,5 +149,15 @@ def svd_readout(
         run[: k - run.start] for run in spectrum.degenerate_groups(rtol=rtol) if run.start < k
     )
     return CircuitSVD(
-        name, U * sign, s[:k], V * sign, spectrum, near, rtol, top, row_labels, column_labels
+        name,
+        U * sign,
+        s[:k],
+        V * sign,
+        spectrum,
+        near,
+        rtol,
+        top,
+        row_labels,
+        column_labels,
+        sides,
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 from lens_linear._checks import require_choice, require_instance
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.factored import copying_score
-from lens_linear.circuits.heads import HeadCircuit, require_attention
+from lens_linear.circuits.heads import SIDES, HeadCircuit, require_attention
 from lens_linear.circuits.svd import CircuitSVD, svd_readout
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
@@ -64,7 +64,13 @@ class VirtualHead:
         """Read the k largest singular directions of the virtual OV circuit in the vocabulary."""
         labels, columns = self.reader.labels, self.reader.column_labels("ov")
         return svd_readout(
-            self.ov, k, name=f"{self.name} OV", top=top, row_labels=labels, column_labels=columns
+            self.ov,
+            k,
+            name=f"{self.name} OV",
+            sides=SIDES["ov"],
+            top=top,
+            row_labels=labels,
+            column_labels=columns,
         )
 
     def pattern(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch query key"]:

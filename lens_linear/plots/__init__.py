@@ -27,6 +27,7 @@ _WHERE = {
     "composition_map": "circuits",
     "concept_separation": "dynamics",
     "covariance_shift": "constructions",
+    "diagonal_accuracy": "circuits",
     "ffn_compression": "linearity_replace",
     "gain_profiles": "dynamics",
     "hat_matrix": "constructions",
@@ -43,6 +44,7 @@ _WHERE = {
     "path_ablations": "circuits_paths",
     "path_importance": "circuits",
     "path_logits": "circuits_paths",
+    "positional_qk": "attention",
     "profile_comparison": "linearity",
     "qk_attribution": "circuits_paths",
     "replacement_curves": "linearity_replace",
@@ -59,6 +61,7 @@ _WHERE = {
     "study_measures": "linearity_study",
     "study_profiles": "linearity_study",
     "svd_directions": "circuits_tables",
+    "top_pairs": "circuits_tables",
 }
 
 __all__ = sorted(_WHERE)

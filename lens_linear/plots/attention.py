@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 
 from lens_linear._checks import require_int
 from lens_linear.circuits.patterns import AttentionPattern
+from lens_linear.circuits.positional import PositionalQK
 from lens_linear.plots.circuitsvis import NotebookView, attention_view
-from lens_linear.plots.style import MAX_CELLS, matrix, styled
+from lens_linear.plots.style import MAX_CELLS, escape, matrix, styled
 from lens_linear.text.labels import token_labels
 
 
@@ -66,4 +67,30 @@ def attention_pattern(
         x="key",
         y="query",
         height=max(420, 180 + 16 * len(labels)),
+    )
+
+
+def positional_qk(found: PositionalQK, *, max_cells: int = MAX_CELLS) -> go.Figure:
+    """Where a head would look if positions alone decided: rows are queries, columns keys.
+
+    Args:
+        found: what ``HeadCircuit.positional_qk`` returned; give it ``n_positions`` for long contexts.
+        max_cells: refuse more cells than this.
+    """
+    figure = matrix(
+        found.pattern,
+        value_name="attention",
+        row_name="query position",
+        column_name="key position",
+        diverging=False,
+        limits=(0.0, 1.0),
+        max_cells=max_cells,
+    )
+    return styled(
+        figure,
+        title=f"Positional attention of {escape(found.name)}",
+        subtitle=f"scores from {found.source}, causal softmax; {found.ldim} positions, rows sum to 1",
+        x="key position",
+        y="query position",
+        height=620,
     )

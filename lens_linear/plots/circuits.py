@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from lens_linear._checks import require_choice, require_float
 from lens_linear.circuits.ablation import AblationScores
 from lens_linear.circuits.composition import KINDS, CompositionScores, Kind
+from lens_linear.circuits.factored import DiagonalAccuracy
 from lens_linear.circuits.importance import PathImportance
 from lens_linear.circuits.induction import VERDICTS, InductionScores
 from lens_linear.errors import InvalidArgumentError
@@ -25,8 +26,10 @@ from lens_linear.plots.style import (
     as_matrix,
     check_cells,
     colour,
+    escape,
     matrix,
     styled,
+    tick_label,
 )
 
 _PANELS_TOP = 110
@@ -171,10 +174,12 @@ def head_scores(
                     borderpad=2,
                 )
     periods = ", ".join(map(str, scores.stats.periods))
+    how = f"random tokens repeated with periods {periods}"
+    how = "eigenvalues of each OV circuit" if column == "copying" else how
     return styled(
         figure,
         title=f"Heads: {name}",
-        subtitle=f"random tokens repeated with periods {periods}; labels are verdicts",
+        subtitle=f"{how}; labels are verdicts",
         x="head",
         y="layer",
         height=280 + 34 * layers,
@@ -200,6 +205,46 @@ def ablation_map(scores: AblationScores) -> go.Figure:
         x="head",
         y="layer",
         height=280 + 34 * layers,
+    )
+
+
+def diagonal_accuracy(found: dict[str, DiagonalAccuracy]) -> go.Figure:
+    """Bars: how often a token's own entry is among the k largest of its row, a group of bars a circuit.
+
+    Args:
+        found: what ``HeadCircuit.copying_accuracy`` (or ``circuits.diagonal_accuracy``) returned, by name.
+    """
+    figure = go.Figure()
+    frames = {name: accuracy.to_dataframe() for name, accuracy in found.items()}
+    for index, k in enumerate(dict.fromkeys(k for each in found.values() for k in each.ks)):
+        rows = [frame[frame["k"] == k] for frame in frames.values()]
+        figure.add_trace(
+            go.Bar(
+                x=list(range(len(rows))),
+                y=[float(row["accuracy"].iloc[0]) if len(row) else None for row in rows],
+                marker_color=colour(index),
+                name=f"top {k}",
+                customdata=[
+                    [escape(name), float(row["chance"].iloc[0]) if len(row) else 0.0]
+                    for name, row in zip(frames, rows, strict=True)
+                ],
+                hovertemplate="%{customdata[0]}: %{y:.1%}<br>by chance %{customdata[1]:.2%}"
+                f"<extra>top {k}</extra>",
+            )
+        )
+    figure.update_xaxes(
+        tickmode="array",
+        tickvals=list(range(len(frames))),
+        ticktext=[tick_label(name) for name in frames],
+    )
+    figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    sizes = sorted({len(each.ranks) for each in found.values()})
+    return styled(
+        figure,
+        title="How often a token's own entry stands out",
+        subtitle=f"share of {', '.join(map(str, sizes))} tokens whose diagonal entry is among the k largest",
+        x="circuit",
+        y="share of tokens",
     )
 
 

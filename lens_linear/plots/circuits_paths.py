@@ -37,7 +37,9 @@ def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
     )
     _names_beside(figure, names)
     # Room for the numbers outside the bars.
-    figure.update_xaxes(range=[1.2 * min(0.0, *values), 1.2 * max(0.0, *values)])
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.12 * (high - low)
+    figure.update_xaxes(range=[low - room * (low < 0), high + room * (high > 0)])
     token = tick_label(table.token_text) if table.token_text is not None else f"#{table.token}"
     return styled(
         figure,

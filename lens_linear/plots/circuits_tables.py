@@ -14,14 +14,21 @@ from plotly.subplots import make_subplots
 from lens_linear._checks import require_int
 from lens_linear.circuits.bigrams import BigramComparison, BigramTable, NextTokens
 from lens_linear.circuits.bugs import SkipTrigramBugs
+from lens_linear.circuits.factored import TopPairs
 from lens_linear.circuits.maps import CircuitMap
 from lens_linear.circuits.mechanism import InductionMechanism
 from lens_linear.circuits.svd import CircuitSVD
 from lens_linear.circuits.trigrams import SkipTrigrams
 from lens_linear.plots.style import MAX_CELLS, colour, escape, matrix, styled, tick_label
 
+_ROW = 32  # pixels; a cell with an escaped token takes 31
 _HEADER = {"fill_color": "#DCE6F0", "align": "left", "font": {"size": 13}, "height": 28}
-_CELLS = {"fill_color": "white", "align": "left", "font": {"size": 13}, "height": 26}
+_CELLS = {"fill_color": "white", "align": "left", "font": {"size": 13}, "height": _ROW}
+
+
+def _height(rows: int) -> int:
+    """Height of a figure that shows a whole table, with room for a few cells of two lines."""
+    return 240 + _ROW * rows
 
 
 def circuit_window(circuit: CircuitMap, *, max_cells: int = MAX_CELLS) -> go.Figure:
@@ -68,6 +75,26 @@ def circuit_overview(circuit: CircuitMap, *, max_cells: int = MAX_CELLS) -> go.F
     )
 
 
+def top_pairs(pairs: TopPairs, *, k: int = 20) -> go.Figure:
+    """A table: the entries of a circuit that stand out, with the tokens of their row and column."""
+    frame = pairs.to_dataframe().head(require_int("k", k, minimum=1))
+    rows, columns = pairs.matrix_shape
+    shown = [[_token(frame, name, i) for i in range(len(frame))] for name in ("row", "column")]
+    values = [f"{value:.3f}" for value in frame["value"]]
+    figure = go.Figure(
+        go.Table(
+            header={"values": [*pairs.sides, "entry"], **_HEADER},
+            cells={"values": [*shown, values], **_CELLS},
+        )
+    )
+    return styled(
+        figure,
+        title=f"{escape(pairs.name)}: pairs of tokens",
+        subtitle=f"the {len(frame)} {pairs.order} of {rows} × {columns} entries; norm scales left out",
+        height=_height(len(frame)),
+    )
+
+
 def bigram_table(table: BigramTable, tokens: Sequence[int], *, k: int = 8) -> go.Figure:
     """A table: the k next tokens the direct path favours after each of some tokens."""
     k = require_int("k", k, minimum=1)
@@ -85,7 +112,7 @@ def bigram_table(table: BigramTable, tokens: Sequence[int], *, k: int = 8) -> go
         figure,
         title="Bigrams of the direct path",
         subtitle="next tokens by probability (with the bias), W_E W_U alone",
-        height=190 + 28 * len(rows),
+        height=_height(len(rows)),
     )
 
 
@@ -94,7 +121,8 @@ def _next_cell(row: NextTokens, rank: int) -> str:
         return ""
     token = int(row.ids[rank])
     text = f"#{token}" if row.labels is None else row.labels[token]
-    return f"{tick_label(text, max_length=10)} {float(row.probabilities[rank]):.0%}"
+    share, text = float(row.probabilities[rank]), tick_label(text, max_length=8)
+    return f"{text} {share:.0%}" if share >= 0.095 else f"{text} {share:.1%}"
 
 
 def bigram_comparison(comparison: BigramComparison, *, k: int = 30) -> go.Figure:
@@ -160,7 +188,7 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
         title="Skip-trigrams",
         subtitle=f"{escape(', '.join(table.heads))}; effect: estimated rise of the logit above the average "
         f"token's, the source among {table.context} keys",
-        height=200 + 28 * len(frame),
+        height=_height(len(frame)),
     )
 
 
@@ -184,7 +212,7 @@ def skip_trigram_bugs(table: SkipTrigramBugs, *, k: int = 20) -> go.Figure:
         figure,
         title="Skip-trigram bugs",
         subtitle=f"{escape(', '.join(table.heads))}; crossed from two right skip-trigrams of one source",
-        height=200 + 28 * len(frame),
+        height=_height(len(frame)),
     )
 
 
@@ -224,6 +252,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
     frame = found.to_dataframe()
     text = "label" if "label" in frame else "token"
     rows: list[list[str]] = [[], [], [], []]
+    sides = [f"{escape(side)} tokens" for side in found.sides]
     for direction in range(n):
         for sign in (1, -1):
             chosen = frame[(frame["direction"] == direction) & (frame["sign"] == sign)]
@@ -236,7 +265,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
     figure.add_trace(
         go.Table(
             columnwidth=[0.9, 0.6, 5, 5],
-            header={"values": ["direction", "end", "rows (read)", "columns (written)"], **_HEADER},
+            header={"values": ["direction", "end", *sides], **_HEADER},
             cells={"values": rows, **_CELLS},
         ),
         row=2,
@@ -249,7 +278,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
         figure,
         title=f"Singular directions of {escape(found.name)}",
         subtitle=note,
-        height=430 + 70 * n,
+        height=430 + 2 * 45 * n,
     )
 
 

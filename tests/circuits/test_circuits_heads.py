@@ -123,6 +123,11 @@ def test_positional_qk_is_the_whole_score_where_content_says_nothing():
     torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-6)
     mean = torch.stack([pattern[0, 2].double().diagonal(-k).mean() for k in range(24)])
     torch.testing.assert_close(found.offset_pattern(), mean, rtol=1e-4, atol=1e-5)
+    frame = found.to_dataframe()
+    assert len(frame) == 24 * 25 / 2 and (frame["key"] <= frame["query"]).all()
+    for row in frame.sample(20, random_state=0).itertuples():
+        assert row.attention == pytest.approx(float(pattern[0, 2, row.query, row.key]), abs=1e-5)
+        assert row.score == pytest.approx(float(expected[row.query, row.key]), abs=1e-5)
 
 
 def test_positional_qk_of_a_rotary_model_is_the_score_of_the_average_token():

@@ -58,6 +58,16 @@ def test_every_chain_of_heads_is_one_term():
     assert len({t.name for t in terms}) == len(terms)
 
 
+def test_the_frame_says_how_large_each_path_is():
+    paths = ll.AttentionOnly(native()).paths(ids(native()))
+    frame = paths.to_dataframe()
+    assert frame["path"].tolist() == [term.name for term in paths.terms]
+    for row, term in list(zip(frame.itertuples(), paths.terms, strict=True))[::7]:
+        logits = term.logits.numpy()
+        spread = ((logits - logits.mean(-1, keepdims=True)) ** 2).mean() ** 0.5
+        assert row.size == pytest.approx(spread) and row.order == len(term.heads)
+
+
 def test_a_term_is_what_a_slow_loop_gives():
     model = native(normalization_type="LN", n_layers=2)
     tokens = ids(model, batch=1)

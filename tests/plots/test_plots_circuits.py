@@ -132,11 +132,37 @@ def test_tables_of_tokens(view):
     assert len(bars.data[0].x) == 10
 
 
+def test_pairs_of_tokens_and_the_share_that_copies(view):
+    head = view.head(0, 1)
+    pairs = head.top_pairs("qk", 12)
+    table = safe(plots.top_pairs(pairs, k=7)).data[0]
+    assert list(table.header["values"]) == ["query", "key", "entry"]
+    shown = [f"{v:.3f}" for v in head.qk.AB.flatten().topk(7).values.tolist()]
+    assert list(table.cells["values"][2]) == shown
+    found = {"L0H1": head.copying_accuracy(), "<b>x</b>": head.matching_accuracy(ks=(5, 9))}
+    bars = safe(plots.diagonal_accuracy(found)).data
+    assert [bar.name for bar in bars] == ["top 1", "top 5", "top 9"]
+    assert bars[0].y == (found["L0H1"].top1, None)
+    assert bars[1].y == (found["L0H1"].top5, found["<b>x</b>"].top5)
+
+
+def test_positional_attention(view):
+    found = view.head(1, 2).positional_qk(10)
+    figure = safe(plots.positional_qk(found))
+    np.testing.assert_allclose(np.asarray(figure.data[0].z), found.pattern, rtol=1e-5)
+    assert "L1H2" in figure.layout.title.text
+    with pytest.raises(FigureTooLargeError, match="max_cells"):
+        plots.positional_qk(found, max_cells=99)
+
+
 def test_singular_directions_with_their_warning(built, view):
     equal = ll.circuits.head_circuit(built.model, 1, 1).svd(4)
     figure = safe(plots.svd_directions(equal))
     assert "only the space they span" in figure.layout.title.subtitle.text
     assert figure.data[1].cells["values"][0][0] == "0 ≈"
+    assert list(figure.data[1].header["values"])[2:] == ["source tokens", "output tokens"]
+    query = plots.svd_directions(view.head(0, 0).svd(1, circuit="qk"))
+    assert list(query.data[1].header["values"])[2:] == ["query tokens", "key tokens"]
     assert (
         "no near-equal" in plots.svd_directions(view.head(0, 0).svd(1)).layout.title.subtitle.text
     )
@@ -151,6 +177,9 @@ def test_paths(view):
     bars = safe(plots.path_logits(table, k=5))
     assert len(bars.data[0].x) == 6 and "the other" in bars.layout.yaxis.ticktext[-1]
     assert sum(bars.data[0].x) == pytest.approx(table["relative"].sum())
+    (low, high), ends = bars.layout.xaxis.range, (min(bars.data[0].x), max(bars.data[0].x))
+    assert low <= ends[0] - 0.09 * (high - low) or ends[0] >= 0  # the numbers beside the bars
+    assert high >= ends[1] + 0.09 * (high - low) or ends[1] <= 0
     assert "&lt;b&gt;" in bars.layout.title.text
     ablations = safe(plots.path_ablations(paths.ablations(), k=7))
     assert len(ablations.data[0].x) == 7

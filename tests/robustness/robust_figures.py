@@ -177,6 +177,10 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "composition_map": lambda: ll.composition_scores(attention_only(), n_random=3),
     "concept_separation": lambda: {NAME: separation()},
     "covariance_shift": shift,
+    "diagonal_accuracy": lambda: {
+        NAME: head().copying_accuracy(),
+        HOSTILE[0]: head().copying_accuracy(),
+    },
     "ffn_compression": lambda: linearity.ffn_compression(gpt(), TOKENS, ranks=[2, None]),
     "gain_profiles": lambda: {NAME: gains()},
     "hat_matrix": lambda: ll.OLSAttention.from_data(X, Y).hat(),
@@ -195,6 +199,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "path_ablations": lambda: view().paths(TOKENS).ablations(),
     "path_importance": lambda: view().paths(TOKENS).importance(),
     "path_logits": lambda: view().paths(TOKENS).token_table(3),
+    "positional_qk": lambda: head().positional_qk(12),
     "profile_comparison": lambda: linearity.compare_profiles(
         {NAME: profile(), HOSTILE[0]: profile()}
     ),
@@ -217,6 +222,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "study_measures": study,
     "study_profiles": study,
     "svd_directions": lambda: head().svd(3, top=4),
+    "top_pairs": lambda: head().top_pairs("ov", 12),
 }
 
 
