@@ -14,7 +14,9 @@ source (OV) makes ``out`` likelier after the destination. Both circuits together
 
 ``qk_score`` and ``ov_score`` are the entries of the two circuits themselves. For models with norms the
 typical scale of the embedding is put back where attention and effect are estimated; at layers above the
-first the circuits see embeddings only, and the estimate is rougher. Positions are left out.
+first the circuits see embeddings only, and the estimate is rougher. Positions are left out. A row whose
+source is its destination is the head reading the current token, and one whose source begins every
+sequence reads what is always there: both belong to the bigrams, and say nothing about the context.
 
 Source: Elhage et al. 2021, "One-layer attention-only transformers as skip-trigrams".
 """

@@ -269,6 +269,8 @@ def _score_scale(model: TransformerBridge) -> float:
     scaling = getattr(original, "scaling", None)  # Hugging Face: a factor
     if isinstance(scaling, float) and scaling > 0:
         return scaling
+    if type(original).__name__ == "GPTNeoSelfAttention":
+        return 1.0  # GPT-Neo leaves its scores unscaled and has no attribute that says so
     divisor = getattr(original, "scale", None)  # native: a divisor
     if isinstance(divisor, (int, float)) and divisor > 0 and hasattr(original, "kv_repeats"):
         return 1.0 / float(divisor)

@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.models.load import load
 
-HF_KINDS = ("gpt2", "neox", "gemma2", "opt", "qwen2", "llama", "phi")
+HF_KINDS = ("gpt2", "neox", "gemma2", "opt", "qwen2", "llama", "phi", "gpt_neo")
 
 
 def native(*, seed=0, noise=0.3, **changes):
@@ -74,6 +74,15 @@ def hugging_face(kind, folder):
         "qwen3": lambda: transformers.Qwen3Config(head_dim=8, **llama),
         "llama": lambda: transformers.LlamaConfig(**{**llama, "num_key_value_heads": 1}),
         "phi": lambda: transformers.PhiConfig(**neox),
+        "gpt_neo": lambda: transformers.GPTNeoConfig(
+            num_layers=2,
+            num_heads=4,
+            hidden_size=32,
+            max_position_embeddings=40,
+            attention_types=[[["global", "local"], 1]],
+            window_size=16,
+            **common,
+        ),
         "bloom": lambda: transformers.BloomConfig(n_layer=2, n_head=2, hidden_size=32, **common),
         "mistral": lambda: transformers.MistralConfig(sliding_window=4, **llama),
     }

@@ -4,6 +4,7 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, ids, native
 
 import lens_linear as ll
+from lens_linear.circuits import heads
 from lens_linear.circuits.heads import head_circuit, summed_ov, summed_qk
 from lens_linear.circuits.virtual import composed_qk, virtual_head
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
@@ -211,3 +212,30 @@ def test_composed_qk_in_dense_matrices(kind):
     q, k = (E, moved) if kind == "K" else (moved, E)
     expected = q @ model.W_Q[1, 1].double() @ (k @ model.W_K[1, 1].double()).T / 10**0.5
     torch.testing.assert_close(composed_qk(writer, reader, kind).AB, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_scores_are_refused_where_attention_is_almost_even(monkeypatch):
+    model = native(n_layers=1)
+    with torch.no_grad():
+        for name in ("q", "k"):
+            for parameter in getattr(model.original_model.layers[0].attn, name).parameters():
+                parameter.mul_(0.03)
+    tokens = ids(model, 1, 10)
+    pattern = run(model, tokens, record=[(0, "pattern")])[(0, "pattern")]
+    scores = attention_scores(model, tokens, 0)
+    mask = torch.ones(10, 10, dtype=torch.bool).triu(1)
+    wrong = (scores / 2).masked_fill(mask, float("-inf")).softmax(-1)
+    assert (wrong - pattern).abs().max() < 1e-3  # no fixed limit would tell them apart
+    monkeypatch.setattr("lens_linear.models.scores._score_scale", lambda model: 0.5 / 10**0.5)
+    with pytest.raises(UnsupportedModelError, match="do not give back its attention"):
+        attention_scores(model, tokens, 0)
+
+
+def test_heads_of_a_view_check_a_layer_once(monkeypatch):
+    calls = []
+    own = heads.attention_scores
+    monkeypatch.setattr(heads, "attention_scores", lambda *a: calls.append(a[2]) or own(*a))
+    view = ll.AttentionOnly(native())
+    for head in view.heads():
+        _ = head.qk
+    assert calls == [0, 1]
