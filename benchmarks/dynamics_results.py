@@ -207,7 +207,9 @@ def main() -> None:
         if (options.folder / f"{first}.csv").exists():
             continue
         for name, frame in job().items():
-            frame.to_csv(options.folder / f"{name}.csv", index=False, float_format="%.6g")
+            # Columns that hold words beside numbers are not formatted by to_csv.
+            short = frame.map(lambda x: float(f"{x:.6g}") if isinstance(x, float) else x)
+            short.to_csv(options.folder / f"{name}.csv", index=False, float_format="%.6g")
             print(name, len(frame), flush=True)
 
 

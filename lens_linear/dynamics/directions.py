@@ -104,8 +104,9 @@ def concept_directions(
             :func:`~lens_linear.load_concept`. Keep the texts on which gains are measured out of it
             (``concept.split``).
         method: see above.
-        shrinkage: share of the mean variance mixed into S ("whitened"), or the ridge on weights for
-            standardised states, in units of 1/n ("logistic"); 0 to 1.
+        shrinkage: share of the mean variance mixed into S ("whitened"); for "logistic" the ridge on the
+            weights of standardised states, a multiple of d_model + 1 beside the summed loss
+            (scikit-learn's ``C = 1 / (shrinkage (d_model + 1))``). 0 to 1.
         truncate: keep the last tokens of texts longer than the context.
         batch_size: texts a forward pass.
         seed: of the folds.

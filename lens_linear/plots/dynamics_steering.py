@@ -13,6 +13,11 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG
 from lens_linear.plots.style import DASHES, GREY, check_cells, colour, escape, styled
 
+# Columns of the table of steered text (prompt, scale, continuation, perplexity, readout), and how many
+# characters of the text's size fit into one unit of their width.
+_WIDTHS = (3.0, 1.0, 6.0, 1.6, 1.3)
+_PER_UNIT = 9
+
 RULES = ("best layer", "last layer", "uniform", "middle", "early")
 
 
@@ -131,16 +136,16 @@ def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
     frame = result.to_dataframe()
     check_cells(frame.size, max_cells=max_cells)
     cells = [
-        [escape(repr(text)[1:-1]) for text in frame["prompt"]],
+        [_one_line(text) for text in frame["prompt"]],
         [f"{scale:+g}" if scale else "0" for scale in frame["scale"]],
-        [escape(repr(text)[1:-1]) for text in frame["text"]],
+        [_one_line(text) for text in frame["text"]],
         [f"{value:.3g}" for value in frame["perplexity"]],
         [f"{value:.3g}" for value in frame["readout"]],
     ]
     shade = ["#F4F4F4" if index % 2 else "white" for index in _groups(frame["prompt"].tolist())]
     figure = go.Figure(
         go.Table(
-            columnwidth=[3, 0.7, 6, 1.2, 1],
+            columnwidth=_WIDTHS,
             header={
                 "values": ["prompt", "scale", "continuation", "perplexity", "readout"],
                 "align": "left",
@@ -157,14 +162,19 @@ def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
         )
     )
     how = "greedy" if result.temperature == 0 else f"sampled at temperature {result.temperature:g}"
-    longest = max(len(text) for text in cells[2])
-    return styled(
+    lines = sum(
+        max(_lines(prompt, _WIDTHS[0]), _lines(text, _WIDTHS[2]))
+        for prompt, text in zip(cells[0], cells[2], strict=True)
+    )
+    styled(
         figure,
         title="What the steered model writes",
         subtitle=f"{how}, added at {result.where!r} tokens; scored by the model left alone",
         legend="none",
-        height=150 + (24 + 16 * (longest // 80)) * len(frame),
+        width=900,
+        height=190 + 10 * len(frame) + 18 * lines,
     )
+    return figure.update_layout(margin={"b": 20, "r": 30})
 
 
 def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure:
@@ -201,6 +211,16 @@ def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure
         y="loss (nats a token)",
         legend="right" if len(costs) > 1 else "none",
     )
+
+
+def _one_line(text: str) -> str:
+    """Show newlines and other control characters as their escapes, quotation marks as they are."""
+    return escape(repr(text)[1:-1].replace("\\'", "'"))
+
+
+def _lines(text: str, width: float) -> int:
+    """Lines that a cell's text takes when it is wrapped."""
+    return 1 + len(text) // int(_PER_UNIT * width)
 
 
 def _groups(values: list[str]) -> list[int]:
