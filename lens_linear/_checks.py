@@ -131,7 +131,7 @@ def require_layers(name: str, value: Any, n_layers: int) -> list[int]:
 def require_float_tensor(
     name: str, value: Any, *, ndim: int | None = None, finite: bool = True
 ) -> torch.Tensor:
-    """Accept a real floating tensor with ``ndim`` axes and, by default, only finite entries."""
+    """Accept a dense real floating tensor with ``ndim`` axes and, by default, only finite entries."""
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -142,6 +142,11 @@ def require_float_tensor(
         raise InvalidArgumentError(
             f"{name} must hold real floating numbers, got dtype {value.dtype}; call .float() on it"
         )
+    if value.layout is not torch.strided or value.is_meta:
+        kind, advice = ("sparse", "call .to_dense() on it")
+        if value.is_meta:
+            kind, advice = ("a shape without data on the meta device", "load its weights first")
+        raise InvalidArgumentError(f"{name} must hold its entries, got {kind}; {advice}")
     if ndim is not None and value.ndim != ndim:
         raise InvalidArgumentError(
             f"{name} must have {ndim} axes, got shape {tuple(value.shape)}; reshape it first"
@@ -155,8 +160,8 @@ def require_finite(name: str, value: torch.Tensor) -> torch.Tensor:
     """Accept a tensor without NaN or infinity; the error counts the bad entries."""
     import torch
 
-    # One reduction is enough in the good case: a sum is finite only if no entry is NaN, and
-    # abs-max catches infinities that would cancel.
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # torch has no isfinite for eight bits
     if value.numel() and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise NonFiniteError(
@@ -268,6 +273,15 @@ def require_device(name: str, value: Any) -> torch.device:
             f"({first})"
         ) from error
     return device
+
+
+def require_callable(name: str, value: Any, *, advice: str) -> Any:
+    """Accept a function or anything else that can be called."""
+    if not callable(value):
+        raise InvalidArgumentError(
+            f"{name} must be a function, got {shown(value)} ({type(value).__name__}); {advice}"
+        )
+    return value
 
 
 def require_file(name: str, value: Any) -> Path:

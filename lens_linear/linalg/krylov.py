@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._checks import (
+    require_callable,
     require_finite,
     require_float,
     require_float_tensor,
@@ -151,6 +152,7 @@ def krylov_basis(
     Source: Arnoldi 1951; Giraud et al. 2005, *The loss of orthogonality in the Gram-Schmidt
         orthogonalization process*, for "twice is enough".
     """
+    require_callable("apply", apply, advice="pass e.g. lambda rows: rows @ matrix")
     rows = _starts("start", start)
     batch, d = rows.shape
     order = require_int("order", order, minimum=1, maximum=d)

@@ -266,7 +266,11 @@ def fit_linear(
     ridge = require_float("ridge", ridge, minimum=0.0)
     n, d = x.shape
     require_overdetermined(n, d)
-    rtol = default_rtol(n, d) if rtol is None else require_float("rtol", rtol, minimum=0.0)
+    rtol = (
+        default_rtol(n, d)
+        if rtol is None
+        else require_float("rtol", rtol, minimum=0.0, maximum=1.0)
+    )
     xc, yc = to_compute(x), to_compute(y)
     mean_x, mean_y = xc.mean(0), yc.mean(0)
     xc, yc = xc - mean_x, yc - mean_y

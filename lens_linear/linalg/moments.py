@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_instance, require_int
+from lens_linear._checks import require_device, require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import _moments_io
 from lens_linear.linalg._distributed import agree_on_sizes, all_reduce_state, world_size
@@ -80,7 +80,7 @@ class Moments:
         self.d_in = None if d_in is None else require_int("d_in", d_in, minimum=1)
         self.d_out = None if d_out is None else require_int("d_out", d_out, minimum=1)
         self.keep_yy = bool(keep_yy)
-        self.device = None if device is None else compute_device(device)
+        self.device = None if device is None else compute_device(require_device("device", device))
         self._held = Held(None, ())
 
     def update(self, x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_out"]) -> Self:
@@ -385,7 +385,7 @@ class Moments:
             InvalidArgumentError: no such file.
         """
         n, tensors, keep_yy = _moments_io.read(path)
-        target = compute_device("cpu" if device is None else device)
+        target = compute_device(require_device("device", "cpu" if device is None else device))
         tensors = {name: tensor.to(target) for name, tensor in tensors.items()}
         moments = cls(keep_yy=keep_yy)
         if "x" in tensors:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float_tensor
+from lens_linear._checks import require_float_tensor, require_int
 
 COMPUTE_DTYPE = torch.float64
 EPS = torch.finfo(COMPUTE_DTYPE).eps
@@ -112,14 +112,17 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
             the plain product.
 
     Returns:
-        ``x^T x`` [d, d].
+        ``x^T x`` [d, d], in the dtype of x.
+
+    Raises:
+        InvalidArgumentError: ``x`` is no floating matrix, or ``block`` is below 1.
 
     Example:
         >>> gram(torch.eye(2, dtype=torch.float64)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    d = x.shape[1]
-    size = _block(d) if block is None else block
+    d = require_float_tensor("x", x, ndim=2, finite=False).shape[1]
+    size = _block(d) if block is None else require_int("block", block, minimum=1)
     if size >= d:
         product = x.T @ x
         return product.triu() + product.triu(1).T

@@ -122,6 +122,18 @@ def test_hat_matrix_is_the_projection(form, intercept):
     assert frame.query("query == 3 and context == 7")["weight"].item() == pytest.approx(want[3, 7])
 
 
+@settings(max_examples=60, deadline=None)
+@given(problems, st.booleans(), st.sampled_from(["in-context", "paper"]))
+def test_hat_matrix_is_a_projection_of_the_stated_rank(data, intercept, form):
+    x, y, _ = data
+    model = ll.OLSAttention.from_data(x, y, intercept=intercept, form=form)
+    hat, slack = model.hat(), 1e-9 * max(1.0, model.spectrum.condition / 1e5)
+    torch.testing.assert_close(hat.values @ hat.values, hat.values, atol=slack, rtol=0)
+    torch.testing.assert_close(hat.values.T, hat.values, atol=slack, rtol=0)
+    assert float(hat.values.trace()) == pytest.approx(model.spectrum.rank + intercept, abs=1e-8)
+    assert hat.rank == model.spectrum.rank
+
+
 def test_hooks_reach_every_step():
     x, y, new = problem("plain", 12, 3, 2, 1)
     model = ll.OLSAttention.from_data(x, y)

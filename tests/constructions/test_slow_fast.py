@@ -76,6 +76,20 @@ def test_gradient_step_is_one_step_of_autograd():
     assert "weights given by hand" in repr(layer)
 
 
+def test_gradient_step_is_the_token_construction_of_von_oswald():
+    """Their Proposition 1: tokens (x, y), one linear self-attention layer, minus the last entry."""
+    x, y, new = data(2)
+    tokens = np.hstack([x, y])
+    keep_x, minus_y = np.diag([1.0, 1, 1, 0]), np.diag([0.0, 0, 0, -1])
+    want = []
+    for row in new:
+        query = np.append(row, 0.0)
+        update = 0.3 / len(x) * (tokens @ minus_y).T @ (tokens @ keep_x) @ (keep_x @ query)
+        want.append(-update[3])
+    layer = gradient_step_attention(x, y, learning_rate=0.3)
+    np.testing.assert_allclose(layer.predict(new)[:, 0], want, atol=1e-14)
+
+
 def test_same_geometry_other_labels_only_the_context_matters():
     x, y, _ = data(3)
     other = x @ [[-1.0], [0.0], [5.0]]

@@ -2,8 +2,16 @@ import pytest
 import torch
 from linalg_data import normal
 
-from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import default_rtol, gram, scatter_rtol, to_compute
+from lens_linear._checks import require_float_tensor
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.linalg import (
+    Moments,
+    default_rtol,
+    gram,
+    krylov_basis,
+    scatter_rtol,
+    to_compute,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -31,3 +39,38 @@ def test_gram_is_the_plain_product_and_symmetric(d, block):
 def test_tolerances():
     assert default_rtol(1000, 10) == pytest.approx(2.220446e-13)
     assert scatter_rtol(768) == pytest.approx((2.220446e-16 * 192) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (None, "torch tensor"),
+        (torch.ones(3), "2 axes"),
+        (torch.ones(3, 2).long(), "real floating numbers"),
+        (torch.eye(3).to_sparse(), r"got sparse; call .to_dense\(\)"),
+        (torch.ones(3, 2, device="meta"), "without data on the meta device"),
+    ],
+)
+def test_gram_refuses_what_is_no_dense_floating_matrix(x, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        gram(x)
+
+
+@pytest.mark.parametrize("block", [0, -1, 1.5])
+def test_gram_refuses_blocks_below_one_column(block):
+    with pytest.raises(InvalidArgumentError, match="block must be"):
+        gram(torch.ones(3, 2), block=block)
+
+
+def test_eight_bit_floats_are_checked_for_infinities_like_the_others():
+    x = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
+    with pytest.raises(NonFiniteError, match="x holds 1 NaN"):
+        require_float_tensor("x", x)
+    torch.testing.assert_close(require_float_tensor("x", x[:1]), x[:1])
+
+
+def test_moments_and_krylov_refuse_devices_and_maps_that_are_none():
+    with pytest.raises(InvalidArgumentError, match="device must be a device of this machine"):
+        Moments(2, 2, device="nowhere")
+    with pytest.raises(InvalidArgumentError, match="apply must be a function"):
+        krylov_basis(torch.eye(2), torch.ones(1, 2), order=1)
