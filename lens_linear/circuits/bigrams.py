@@ -164,6 +164,7 @@ class BigramTable:
             dense(self.matrix, what="the bigram table")
             tokens = torch.arange(self.matrix.ldim)
         tokens = require_tokens("tokens", tokens, n_vocab=self.matrix.ldim).flatten()
+        tokens = tokens.to(self.matrix.A.device)
         scale = self.scales[tokens][:, None]
         rows = self.matrix.A[tokens] @ self.matrix.B + self.position_bias
         return (rows / scale + self.bias).log_softmax(-1)
@@ -234,7 +235,7 @@ class BigramTable:
             found = bigram_kl(self.log_probs, reference)
             shares = found.n_current.double() / found.n_current.sum()
             return BigramComparison("corpus", found.mean, found.per_token, shares, self.labels)
-        table = _require_probabilities(reference, n)
+        table = _require_probabilities(reference, n).to(self.matrix.A.device)
         per_token = torch.cat(
             [
                 (torch.special.xlogy(table[t], table[t]) - table[t] * self.log_probs(t)).sum(1)
@@ -242,7 +243,7 @@ class BigramTable:
             ]
         )
         shares = torch.full((n,), 1.0) if weights is None else weights
-        shares = require_float_tensor("weights", shares, ndim=1).double()
+        shares = require_float_tensor("weights", shares, ndim=1).double().to(per_token.device)
         if len(shares) != n or bool((shares < 0).any()) or float(shares.sum()) <= 0:
             raise InvalidArgumentError(
                 f"weights must hold {n} shares of at least 0 that do not sum to 0, got {len(shares)}"

@@ -9,6 +9,7 @@ the layers' mean unit ranks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -146,10 +147,11 @@ def compare_gains(
     predicted = predicted.to(exact.device).expand_as(exact)
     mean, mean_predicted = exact.mean(0), predicted.mean(0)
     rank = spearman(predicted, exact)
+    ranked = rank[~rank.isnan()]
     order = torch.arange(exact.shape[1], dtype=exact.dtype, device=exact.device)
     return Agreement(
         spearman=float(rank.nanmean()),
-        spearman_sd=float(rank[~rank.isnan()].std(correction=0)),
+        spearman_sd=float(ranked.std(correction=0)) if len(ranked) else math.nan,
         pearson=float(pearson(predicted, exact).nanmean()),
         relative_error=float((predicted - exact).norm() / exact.norm()),
         mean_spearman=float(spearman(mean_predicted, mean)),

@@ -78,6 +78,7 @@ class ConceptDirections(MadeTensor):
         return frame.rename_axis("boundary")
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def concept_directions(
     model: TransformerBridge,
     concept: Concept | ConceptSplit | str,
@@ -154,6 +155,7 @@ def concept_directions(
     )
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDirections:
     """Unit rows drawn at random: the control for every claim about a concept's direction.
 

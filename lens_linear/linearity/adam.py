@@ -82,6 +82,7 @@ class AdamBaseline(Table):
         )
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def adam_baseline(
     model: TransformerBridge,
     tokens: Int[Tensor, "sequence position"] | TokenRows,

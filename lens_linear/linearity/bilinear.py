@@ -105,6 +105,7 @@ class BilinearProbe(Table):
         )
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def bilinear_probe(
     model: TransformerBridge,
     tokens: Int[Tensor, "sequence position"] | TokenRows,

@@ -41,8 +41,8 @@ def ratio_interval(
     require_float("confidence", confidence, minimum=0.0, maximum=1.0)
     require_int("n_resamples", n_resamples, minimum=1)
     seed = require_int("seed", seed, minimum=0)
-    require_float_tensor("residual", residual, ndim=2)
-    require_float_tensor("total", total, ndim=2)
+    residual = require_float_tensor("residual", residual, ndim=2).cpu()
+    total = require_float_tensor("total", total, ndim=2).cpu()
     if residual.shape != total.shape:
         raise InvalidArgumentError(
             f"residual and total must have one shape [score, sequence], got {tuple(residual.shape)} and "

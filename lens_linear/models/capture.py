@@ -124,11 +124,8 @@ def run(
         mask = require_mask("attention_mask", attention_mask, tokens)
         arguments["attention_mask"] = mask.to(model_device(model))
     out: Tensor | None = None
-    with hooked(model, hooks), nullcontext() if grad else torch.no_grad():
-        try:
-            out = forward_logits(model, tokens, **arguments)
-        except _Stop:
-            out = None
+    with hooked(model, hooks), nullcontext() if grad else torch.no_grad(), suppress(_Stop):
+        out = forward_logits(model, tokens, **arguments)
     return Run(out, recorded)
 
 
@@ -217,7 +214,8 @@ def visit_sites(
 
     def leave(layer: int, site: Site) -> Callable[[Tensor], None]:
         def hook(tensor: Tensor) -> None:
-            x, y = waiting.pop((layer, site)), tensor.detach()
+            x = waiting.pop((layer, site))
+            y = tensor.detach().to(x.device)  # under a device map a block's ends can lie apart
             _require_finite(layer, site, x, y)
             visit(layer, site, x, y)
 
@@ -254,7 +252,7 @@ def residual_stream(
     n_layers = model.cfg.n_layers
     spots: list[Spot] = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(n_layers))]
     out = run(model, tokens, record=spots, attention_mask=attention_mask, logits=False)
-    return torch.stack([out[spot] for spot in spots])
+    return torch.stack([out[spot].to(model_device(model)) for spot in spots])
 
 
 def require_model_tokens(

@@ -160,6 +160,8 @@ def edited(model: TransformerBridge, edits: Iterable[Edit]) -> Iterator[None]:
 
 def _adapter(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
     def hook(tensor: Tensor, hook: Any = None) -> Tensor | None:
-        return function(tensor)
+        made = function(tensor)
+        # Under a device map what replaces a tensor may come from another device.
+        return None if made is None else made.to(tensor.device)
 
     return hook

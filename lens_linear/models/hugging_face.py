@@ -13,6 +13,7 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformer_lens.model_bridge.sources.transformers.helpers import (
     get_hf_model_class_for_architecture,
 )
+from transformer_lens.utilities import count_unique_devices
 
 from lens_linear.errors import (
     CorruptedFileError,
@@ -20,6 +21,7 @@ from lens_linear.errors import (
     LensLinearError,
     UnsupportedModelError,
 )
+from lens_linear.models.capture import model_device
 from lens_linear.models.spec import quiet_transformer_lens
 
 CONFIG = "config.json"
@@ -156,12 +158,17 @@ def _without_tokenizer(
     )
     if device is not None:
         hf_model = hf_model.to(device)
-    return build_bridge_from_module(
+    bridge = build_bridge_from_module(
         hf_model,
         type(hf_model).__name__,
         hf_config=hf_model.config,
         model_name=str(folder),
     )
+    if device_map is not None:
+        # What TransformerLens needs to know to gather the weights of layers on several devices.
+        bridge.cfg.device = str(model_device(bridge))
+        bridge.cfg.n_devices = count_unique_devices(hf_model)
+    return bridge
 
 
 def _local_error(folder: Path, error: Exception) -> LensLinearError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def toy_model(
     *,
     n_layers: int = 2,

@@ -367,7 +367,7 @@ def _require_ids(tokens: Int[Tensor, " n"], n_vocab: int) -> Int[Tensor, " n"]:
             f"tokens must be a list of at least one id, got shape {tuple(tokens.shape)}; "
             "pass e.g. torch.tensor([3])"
         )
-    return require_tokens("tokens", tokens, n_vocab=n_vocab)[0]
+    return require_tokens("tokens", tokens, n_vocab=n_vocab)[0].cpu()
 
 
 def _require_cells(n_vocab: int, max_cells: int) -> None:

@@ -123,6 +123,7 @@ def _optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.95))
 
 
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 @torch.enable_grad()  # notebooks often switch gradients off at the top
 def train(
     recipe: Recipe,
@@ -169,7 +170,7 @@ def train(
     require_instance("recipe", recipe, Recipe, advice="see lens_linear.training.recipes.RECIPES")
     checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
     device = require_device("device", device)
-    stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab)
+    stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab).cpu()
     longest = max(phase.length for phase in recipe.phases)
     require_rows("stream", len(stream), minimum=longest, why="one row of the longest phase")
     started = time.monotonic()

@@ -1,0 +1,43 @@
+"""Two answers hold the same numbers: for calls repeated in another mode or on another device."""
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+DURATIONS = {"adam_baseline", "train"}  # answers that hold seconds: these differ from run to run
+
+
+def numbers(found: object) -> list[float]:
+    """Every number an answer holds: tensors, tables, and the fields of results, in order."""
+    if isinstance(found, torch.Tensor):
+        values = torch.view_as_real(found) if found.is_complex() else found
+        return values.detach().double().flatten().tolist()
+    if isinstance(found, bool | int | float):
+        return [float(found)]
+    if isinstance(found, pd.DataFrame):
+        return found.select_dtypes("number").to_numpy(dtype="float64").flatten().tolist()
+    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+        return [
+            value
+            for field in dataclasses.fields(found)
+            if hasattr(found, field.name)
+            for value in numbers(getattr(found, field.name))
+        ]
+    if isinstance(found, dict):
+        return [value for part in found.values() for value in numbers(part)]
+    if isinstance(found, list | tuple):
+        return [value for part in found for value in numbers(part)]
+    return []
+
+
+def check_same(name: str, got: list[float], want: list[float], *, rel: float = 1e-6) -> None:
+    """Fail where an answer holds other numbers; of answers with durations only the count is compared."""
+    assert len(got) == len(want)
+    if name in DURATIONS:
+        return
+    for ours, theirs in zip(got, want, strict=True):
+        same = ours == theirs or (math.isnan(ours) and math.isnan(theirs))
+        assert same or ours == pytest.approx(theirs, rel=rel, abs=1e-9)

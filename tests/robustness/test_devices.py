@@ -1,0 +1,121 @@
+"""Every analysis of a model on another device, or laid over two: no tensors mixed, the same numbers."""
+
+import contextlib
+
+import pytest
+import robust_figures
+import torch
+from robust_calls import CALLS
+from robust_devices import SecondDevice, elsewhere, let_weights_be_read, split
+from robust_numbers import check_same, numbers
+from test_bad_input import REFUSED
+from transformer_lens.model_bridge import TransformerBridge
+
+import lens_linear as ll
+
+
+def takes(kind):
+    found = []
+    for call in CALLS:
+        # The function that krylov_basis is given here makes numbers of its own, on the processor.
+        if call.name in REFUSED or call.name == "krylov_basis":
+            continue
+        if any(isinstance(value, kind) for value in call.good().values()):
+            found.append(call)
+    return found
+
+
+MODELS = takes(TransformerBridge)
+DEEP = [
+    call
+    for call in MODELS
+    if all(len(v.blocks) > 1 for v in call.good().values() if isinstance(v, TransformerBridge))
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    let_weights_be_read(monkeypatch)
+
+
+def moved(value, move_model, *, tensors):
+    if isinstance(value, TransformerBridge):
+        return move_model(value)
+    if not tensors:
+        return value
+    if isinstance(value, torch.Tensor):
+        return elsewhere(value)
+    if isinstance(value, list | tuple) and value and all(map(torch.is_tensor, value)):
+        return type(value)(elsewhere(part) for part in value)
+    return value
+
+
+def check(call, move_model, *, tensors):
+    want = numbers(call.function(**call.arguments()))
+    with SecondDevice():
+        arguments = {
+            name: moved(value, move_model, tensors=tensors)
+            for name, value in call.arguments().items()
+        }
+        answer = call.function(**arguments)
+        got = numbers(answer)
+        repr(answer)
+        with contextlib.suppress(TypeError):  # frames that need an argument
+            getattr(answer, "to_dataframe", list)()
+    check_same(call.name, got, want, rel=1e-5)
+
+
+@pytest.mark.parametrize("call", MODELS, ids=lambda call: call.name)
+def test_a_model_on_another_device_gives_the_same_numbers(call):
+    check(call, elsewhere, tensors=False)
+
+
+@pytest.mark.parametrize("call", takes(torch.Tensor), ids=lambda call: call.name)
+def test_tensors_on_another_device_give_the_same_numbers(call):
+    check(call, elsewhere, tensors=True)
+
+
+@pytest.mark.parametrize("call", DEEP, ids=lambda call: call.name)
+def test_a_model_laid_over_two_devices_gives_the_same_numbers(call):
+    check(call, split, tensors=False)
+
+
+def test_figures_of_results_on_another_device(monkeypatch):
+    fresh = {
+        name: getattr(robust_figures, name).__wrapped__() for name in ("gpt", "attention_only")
+    }
+    with SecondDevice():
+        for name, model in fresh.items():
+            on_device = elsewhere(model)
+            monkeypatch.setattr(robust_figures, name, lambda m=on_device: m)
+        for name, value in vars(robust_figures).items():
+            if hasattr(value, "cache_clear"):
+                monkeypatch.setattr(robust_figures, name, value.__wrapped__)
+        for name in robust_figures.FIGURES:
+            robust_figures.draw(name)
+
+
+MISTAKES = {
+    "two devices": lambda x: x + torch.ones(3),
+    "a single number of the device": lambda x: torch.ones(3) * x.sum(),
+    "a list of both": lambda x: torch.cat([x, torch.ones(3)]),
+    "an index of the device": lambda x: torch.arange(9)[x.long()],
+    "numpy": lambda x: x.numpy(),
+    "a generator": lambda x: torch.randn(2, device=x.device, generator=torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_second_device_refuses_what_a_gpu_refuses(mistake):
+    with SecondDevice(), pytest.raises((RuntimeError, TypeError)):
+        MISTAKES[mistake](elsewhere(torch.ones(3)))
+
+
+def test_the_second_device_allows_what_a_gpu_allows():
+    with SecondDevice():
+        x = elsewhere(torch.arange(3.0))
+        assert x[torch.tensor([2, 0])].tolist() == [2.0, 0.0]
+        assert (x * torch.tensor(2.0)).cpu().tolist() == [0.0, 2.0, 4.0]
+        assert float(x.sum()) == 3.0 and x.device.type != "cpu"
+        assert ll.linalg.to_compute(x).device == x.device
