@@ -4,9 +4,8 @@
 
 Budgets: ``gain_profile(method="adjoint")`` at most 4 forward passes for all layers,
 ``fit_surrogate(order=32)`` at most 8. The empirical profile, 2 × layers passes, stands beside them. A
-forward pass is one over the same
-right-padded batches, unembedding included. Processor seconds are compared, best of several runs: on a busy
-machine elapsed ones mean nothing.
+forward pass is one over the same right-padded batches, unembedding included. Processor seconds are compared,
+best of several runs: on a busy machine elapsed ones mean nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +15,17 @@ import json
 import time
 
 import torch
+from reference import SMALL, random_model
 
 import lens_linear as ll
 from lens_linear.dynamics import as_prompts, random_directions
 from lens_linear.models.capture import run
-from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
-
-SMALL = {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_vocab": 50257, "n_ctx": 1024}
 
 
 def model_of(name):
     if name != "gpt2-shape":
         return ll.load(name)
-    spec = ModelSpec(**SMALL)
-    return bridge_from_module(native_module(spec), spec, name=name)
+    return random_model(SMALL)
 
 
 def prompts_of(model, name, n_prompts, length):

@@ -15,24 +15,13 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
+from reference import SMALL, random_model, random_tokens
 
 import lens_linear as ll
 from lens_linear.models.capture import batched, forward_logits
-from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
-
-SMALL = {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_vocab": 50257, "n_ctx": 1024}
-
-
-def random_model(**changes):
-    """A random model of GPT-2 small's shape, or with changes to it."""
-    spec = ModelSpec(**{**SMALL, **changes})
-    return bridge_from_module(native_module(spec), spec, name="random")
-
-
-def random_tokens(n, length, vocab):
-    return torch.randint(vocab, (n, length), generator=torch.Generator().manual_seed(0))
 
 
 def time_profile(*, n_sequences=8, length=512, batch_size=2, repeats=2, sites=("block", "ffn")):
@@ -40,8 +29,8 @@ def time_profile(*, n_sequences=8, length=512, batch_size=2, repeats=2, sites=("
 
     Processor seconds stand beside elapsed ones: on a machine that is busy only they mean something.
     """
-    model = random_model()
-    tokens = random_tokens(n_sequences, length, SMALL["d_vocab"])
+    model = random_model(SMALL)
+    tokens = random_tokens(SMALL, n_sequences, length)
     bare, profile = [], []
     with torch.no_grad():
         forward_logits(model, tokens[:1])
@@ -75,8 +64,9 @@ def since(start):
 
 def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
     """Peak resident memory (MiB) of this process after a profile over ``n_tokens``."""
-    model = random_model(n_layers=n_layers, d_model=d_model, n_heads=12, d_vocab=1024)
-    tokens = random_tokens(n_tokens // length, length, 1024)
+    spec = replace(SMALL, n_layers=n_layers, d_model=d_model, d_vocab=1024)
+    model = random_model(spec)
+    tokens = random_tokens(spec, n_tokens // length, length)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
