@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lens_linear as ll
 from lens_linear.circuits import attention_pattern
+from lens_linear.constructions import trained_head_memory
 from lens_linear.models.tokenize import tokenize_prompts
 
 HERE = Path(__file__).resolve().parent
@@ -46,8 +47,18 @@ def figures():
         "Affine maps between all layers.",
         ll.plots.layer_map(ll.layer_map(full, rows)),
     )
-    capacity = ll.memory_capacity()
-    yield "capacity", "Capacity against theory.", ll.plots.memory_capacity(capacity)
+    sizes = {"quadratic": (32, 64, 128, 256, 512), "polynomial-3": (32, 48, 64, 96, 128)}
+    capacity = ll.memory_capacity(dims=sizes)  # from the width of a head's keys on
+    memories = [
+        trained_head_memory(model, ll.evaluation_tokens(model)[:16], layer=layer, head=head)
+        for layer in range(model.cfg.n_layers)
+        for head in range(model.cfg.n_heads)
+    ]
+    yield (
+        "capacity",
+        "Capacity against theory, with the heads of attn-2l on the same picture.",
+        ll.plots.memory_capacity(capacity, heads=memories),
+    )
 
 
 def main() -> None:
