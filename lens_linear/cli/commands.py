@@ -15,7 +15,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.circuits.composition import composition_scores
 from lens_linear.circuits.induction import induction_scores
-from lens_linear.cli.output import emit, envelope, table
+from lens_linear.cli.output import emit, envelope, plain, table
 from lens_linear.cli.train_command import run_train
 from lens_linear.dynamics.directions import concept_directions
 from lens_linear.dynamics.gains import gain_profile
@@ -24,6 +24,7 @@ from lens_linear.dynamics.schedules import evaluate_schedules
 from lens_linear.dynamics.surrogates import fit_surrogate
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.linearity.profile import linearity_profile
+from lens_linear.linearity.published import published_beside_measured
 from lens_linear.models.bundled import available_models, training_table
 from lens_linear.models.capture import available_sites
 from lens_linear.models.load import load
@@ -127,7 +128,12 @@ def _linearity(options: argparse.Namespace) -> None:
     )
     settings = {"fit": options.fit, "skip": options.skip, "text": options.text or "own stories"}
     frame = profile.to_dataframe()
-    _emit(options, model, frame, [repr(profile), table(frame)], settings)
+    parts = [repr(profile), table(frame)]
+    published = published_beside_measured({_name(options): profile}).about(_name(options))
+    if len(published):
+        parts.append(f"Published beside measured:\n{table(published)}")
+        settings["published"] = plain(published)
+    _emit(options, model, frame, parts, settings)
 
 
 def _dynamics(options: argparse.Namespace) -> None:

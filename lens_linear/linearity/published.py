@@ -32,11 +32,12 @@ class Published:
     """One published number or claim.
 
     Attributes:
-        model: model or family it is about, in lower case, as its name begins.
+        model: model or family it is about, in lower case; of a family, how the names of its models begin.
         quantity: what was measured.
         value: as published, in words or digits.
         source: paper.
         conditions: under which; differences to ours belong here.
+        family: whether every model of that family is meant, not the one model of that name.
     """
 
     model: str
@@ -44,6 +45,16 @@ class Published:
     value: str
     source: str
     conditions: str = ""
+    family: bool = False
+
+    def concerns(self, name: str) -> bool:
+        """Say whether a model of this name (owner and folder do not count) is meant."""
+        short = name.rstrip("/").split("/")[-1].lower()
+        if self.model == "any" or short == self.model:
+            return True
+        # "opt" is not the beginning of "optimus": the family's name ends where its letters end.
+        rest = short.removeprefix(self.model)
+        return self.family and rest != short and not rest[0].isalpha()
 
 
 _BLOCK = "block R² with residual"
@@ -56,7 +67,7 @@ _IN_SAMPLE = "in-sample Procrustes score; ours held out unless asked"
 
 PUBLISHED: tuple[Published, ...] = (
     *(
-        Published(family, quantity, value, RAZZHIGAEV, _IN_SAMPLE)
+        Published(family, quantity, value, RAZZHIGAEV, _IN_SAMPLE, family=True)
         for family in ("gpt2", "llama", "opt", "bloom")
         for quantity, value in ((_BLOCK, "about 0.99"), (_BARE, "clearly lower"))
     ),
@@ -94,6 +105,17 @@ class PublishedTable(Table):
         names = ("model", "quantity", "published", "measured", "conditions", "source")
         return pd.DataFrame(list(self.rows), columns=list(names))
 
+    def about(self, name: str) -> pd.DataFrame:
+        """The rows of :meth:`to_dataframe` that a paper gives for this model, "not run" included."""
+        named = {
+            (entry.model, entry.quantity)
+            for entry in PUBLISHED
+            if entry.model != "any" and entry.concerns(name)
+        }
+        frame = self.to_dataframe()
+        kept = [pair in named for pair in zip(frame["model"], frame["quantity"], strict=True)]
+        return frame[kept].reset_index(drop=True)
+
     def __repr__(self) -> str:
         run = sum(row["measured"] != NOT_RUN for row in self.rows)
         return f"PublishedTable: {len(self.rows)} rows, {run} measured here, the rest not run"
@@ -104,9 +126,9 @@ def published_beside_measured(
 ) -> PublishedTable:
     """Put what was measured beside what was published about the same model.
 
-    A measured model belongs to a published row when its name (without owner and folder) begins with the
-    row's model; rows about "any" model take all. Rows without a match read "not run". Measured models that
-    no row names come after, with "none" published.
+    A measured model belongs to a published row when its name (without owner and folder) is the row's
+    model, or begins with the row's family; rows about "any" model take all. Rows without a match read
+    "not run". Measured models that no row names come after, with "none" published.
 
     Args:
         measured: model name to profile, compression table, profiles of checkpoints in training order
@@ -131,7 +153,7 @@ def published_beside_measured(
     for entry in PUBLISHED:
         found = []
         for name, result in measured.items():
-            if entry.model != "any" and not _short(name).startswith(entry.model):
+            if not entry.concerns(name):
                 continue
             text = _measure(entry.quantity, result)
             if text is not None:
@@ -144,10 +166,6 @@ def published_beside_measured(
             if text is not None and (name, quantity) not in used:
                 rows.append(_row(Published(name, quantity, "none", "", ""), text))
     return PublishedTable(tuple(rows))
-
-
-def _short(name: str) -> str:
-    return name.rstrip("/").split("/")[-1].lower()
 
 
 def _row(entry: Published, measured: str) -> dict[str, str]:

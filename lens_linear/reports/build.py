@@ -19,6 +19,7 @@ from lens_linear.linearity.profile import linearity_profile
 from lens_linear.models.capture import available_sites
 from lens_linear.models.checksum import weights_sha256
 from lens_linear.models.hooks import require_bridge
+from lens_linear.models.sizes import n_parameters
 from lens_linear.reports.circuit_sections import (
     bigram_section,
     composition_section,
@@ -93,11 +94,10 @@ def overview(model: TransformerBridge, tokens: Int[Tensor, "row position"], name
     cfg = model.cfg
     with torch.no_grad():
         losses = [float(model(rows, return_type="loss")) * len(rows) for rows in tokens.split(16)]
-    parameters = sum(p.numel() for p in model.original_model.parameters())
     prose = (
         f"{name} has {cfg.n_layers} layers of {cfg.n_heads} heads, a residual stream of {cfg.d_model} "
-        f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {parameters:,} parameters. On the text of "
-        f"this report ({tokens.numel():,} tokens in {len(tokens)} rows) its loss is "
+        f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {n_parameters(model):,} parameters. On the "
+        f"text of this report ({tokens.numel():,} tokens in {len(tokens)} rows) its loss is "
         f"{sum(losses) / len(tokens):.3f} nats per token."
     )
     return Section("The model", prose)

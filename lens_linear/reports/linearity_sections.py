@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from lens_linear.linearity.profile import LinearityProfile
+from lens_linear.linearity.published import published_beside_measured
 from lens_linear.plots import linearity as figures
 from lens_linear.reports.page import Block, Figure, Section, Table
 
@@ -35,6 +36,11 @@ def linearity_section(profiles: dict[int, LinearityProfile], *, name: str) -> Se
         ),
         Table(table[_SHOWN], f"The same numbers; n = {every.n_tokens:,} held-out tokens."),
     ]
+    published = published_beside_measured({name: every}).about(name)
+    if len(published):
+        blocks.append(
+            Table(published, "What papers give for this model, beside what was measured here.")
+        )
     prose = [_residual_sentences(table, name), _ffn_sentences(table)]
     later = {skip: profile for skip, profile in profiles.items() if skip}
     for skip, profile in later.items():

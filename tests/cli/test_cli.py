@@ -1,6 +1,8 @@
 """The command line: examples, JSON with its provenance, one sentence and status 2 for bad arguments."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -132,6 +134,18 @@ def test_linearity_and_report_of_a_foreign_model(stories_folder, tmp_path, capsy
     page = tmp_path / "page.html"
     status, out, _ = run(capsys, "report", folder, "--out", page, "--sequences", "60")
     assert status == 0 and page.stat().st_size > 1e6
+
+
+def test_a_model_that_papers_name_gets_their_numbers_beside_its_own(
+    stories_folder, tmp_path, capsys
+):
+    folder = tmp_path / "llama-160m"  # another model under a published name
+    shutil.copytree(stories_folder, folder, copy_function=shutil.copyfile)
+    status, text, _ = run(capsys, "linearity", folder)
+    assert status == 0 and "2606.19379" in text
+    assert re.search(r"about 0.99 +llama-160m: mean 0.\d", text)
+    status, text, _ = run(capsys, "linearity", stories_folder)
+    assert status == 0 and "Published" not in text
 
 
 def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):

@@ -117,3 +117,20 @@ def test_published_numbers_stand_beside_measured_and_nothing_is_filled_in():
     assert (frame[frame.quantity == "block R² during fine-tuning"].measured == NOT_RUN).all()
     with pytest.raises(InvalidArgumentError, match="must be a LinearityProfile"):
         published_beside_measured({"gpt2": 0.99})
+
+
+@pytest.mark.parametrize(
+    "name, rows, run",
+    [
+        ("owner/llama-160m", 3, 3),  # two of its family, one of its own
+        ("folder/GPT2", 4, 3),  # the perplexity after compression was not run
+        ("gpt2-xl", 2, 2),  # of the family, but not the model whose FFNs were published
+        ("Llama-2-7b", 2, 2),
+        ("optimus", 0, 0),
+        ("bloomz", 0, 0),
+    ],
+)
+def test_rows_about_one_model_are_those_a_paper_gives_for_it(name, rows, run):
+    profile = ll.linearity_profile(small(1), tokens())
+    frame = published_beside_measured({name: profile}).about(name)
+    assert len(frame) == rows and int((frame.measured != NOT_RUN).sum()) == run

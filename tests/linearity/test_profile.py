@@ -180,6 +180,23 @@ def test_intervals_equal_a_plain_bootstrap_and_widen_with_confidence():
     assert bool(ratio_interval(residual[None, :1], total[None, :1]).isnan().all())
 
 
+def test_intervals_cover_the_score_that_endless_text_would_give():
+    """Sequences of different size and with a common part, so that rows would not do as units."""
+    g = torch.Generator().manual_seed(0)
+    many = torch.rand(200_000, 2, generator=g, dtype=torch.float64)
+    total = 1 + 3 * many[:, 0]
+    residual = total * (0.2 + 0.4 * many[:, 1])  # the score is 0.6
+    truth = 1 - float(residual.sum() / total.sum())
+    inside = 0
+    for seed in range(300):
+        at = torch.randint(len(many), (40,), generator=g)
+        low, high = ratio_interval(residual[at][None], total[at][None], n_resamples=400, seed=seed)[
+            0
+        ]
+        inside += bool(low <= truth <= high)
+    assert truth == pytest.approx(0.6, abs=0.002) and 0.90 < inside / 300 < 0.985
+
+
 def test_too_few_sequences_are_refused_with_a_number_that_is_right():
     model, ids = small(d_model=32), tokens(100, 10)
     with pytest.raises(NotEnoughDataError, match="at least 7 sequences"):
