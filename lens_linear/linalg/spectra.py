@@ -13,13 +13,19 @@ True
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor, require_int, require_rows
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_float_tensor,
+    require_int,
+    require_rows,
+)
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg._solve import constant_columns
 from lens_linear.linalg.precision import default_rtol, gram, to_compute
@@ -198,6 +204,9 @@ def anisotropy(x: Float[Tensor, "... d"]) -> float:
     return min(1.0, float(torch.linalg.eigvalsh(scatter)[-1] / scatter.trace()))
 
 
+Coinciding = Literal["once", "reference"]
+
+_ZERO = 1e-8  # distances below this fraction of the mean length are none, as in the reference
 _SAME = 1e-6  # of the mean length: below the roundoff of float32 activations
 
 
@@ -274,6 +283,7 @@ def intrinsic_dimension(
     x: Float[Tensor, "... d"],
     *,
     keep: float = 0.2,
+    coinciding: Coinciding = "once",
     max_rows: int | None = 10_000,
     chunk: int = 256,
     seed: int = 0,
@@ -288,14 +298,17 @@ def intrinsic_dimension(
     Dimensionless, above 0; about d for a d-dimensional surface sampled densely, too low in high
     dimension. Its relative error is about ``1 / √(keep · n)``. Points that coincide (within 1e-6 of
     the mean length; the same token at the first position, say) count once. The reference
-    implementation of the linearity paper keeps them at the bottom of F instead, which biases it
-    upwards: 17.3 for a 5-dimensional surface of 1,000 points with 100 of them doubled, where this
-    gives 5.2. Without coinciding points the two agree.
+    implementation of the linearity paper keeps them at the bottom of F instead
+    (``coinciding="reference"``), which biases it upwards: 17.3 for a 5-dimensional surface of 1,000
+    points with 100 of them doubled, where counting them once gives 5.2. Without coinciding points
+    the two agree.
 
     Args:
         x: [n, d]; leading axes are flattened to rows.
         keep: fraction of the smallest ratios that enters the fit, in (0, 1]; the reference
             implementation of the linearity paper keeps one fifth.
+        coinciding: "once" leaves out points that coincide with an earlier one; "reference" keeps
+            them as the paper's reference implementation does, to compare with its numbers.
         max_rows: at most this many points, drawn without replacement; None uses all.
         chunk: points compared with all others at once; memory is ``chunk × n`` numbers. The result
             does not depend on it.
@@ -318,6 +331,7 @@ def intrinsic_dimension(
         True
     """
     keep = require_float("keep", keep, minimum=0.0, maximum=1.0)
+    require_choice("coinciding", coinciding, ("once", "reference"))
     chunk, seed = require_int("chunk", chunk, minimum=1), require_int("seed", seed, minimum=0)
     rows = _varying(_rows(x, 20, "TwoNN fits a line through many neighbour ratios"))
     sampled = max_rows is not None and len(rows) > require_int("max_rows", max_rows, minimum=20)
@@ -326,10 +340,13 @@ def intrinsic_dimension(
         chosen = torch.randperm(len(rows), generator=generator)[:max_rows].to(rows.device)
         rows = rows[chosen]
     n = len(rows)
-    distinct = _distinct(rows / rows.norm(dim=1).mean(), chunk)
+    distinct = rows / rows.norm(dim=1).mean()
+    if coinciding == "once":
+        distinct = _distinct(distinct, chunk)
     require_rows("x", len(distinct), minimum=20, why="distinct points")
     first, second = _neighbour_distances(distinct, chunk).unbind(1)
-    ratios = (second / first)[second > (1 + 1e-8) * first].sort().values
+    usable = (first >= _ZERO) & (second > (1 + _ZERO) * first)
+    ratios = (second / first)[usable].sort().values
     # Ties keep their place at the bottom of the empirical distribution.
     places = torch.arange(1, len(distinct) + 1, device=rows.device, dtype=rows.dtype)
     distribution = places[len(distinct) - len(ratios) :] / len(distinct)

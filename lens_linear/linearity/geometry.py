@@ -18,6 +18,7 @@ from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import LensLinearError
 from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
+from lens_linear.linalg.spectra import Coinciding
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.split import as_rows
 
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
+
+
 @dataclass(frozen=True, eq=False)
 class LayerGeometry(Table):
     """Shape of the cloud of residual-stream states, by layer boundary; acts as its table.
 
     Attributes:
-        intrinsic_dimension: [boundary], TwoNN estimate; NaN where too few points are distinct.
+        intrinsic_dimension: [boundary], TwoNN estimate, points that coincide counted once; NaN where too
+            few points are distinct.
+        reference_dimension: [boundary], the same as the paper's reference implementation takes it, with
+            coinciding points (the first token of every sequence, say), which make it larger.
         anisotropy: [boundary], share of variance on the first principal direction, 1/d to 1.
         effective_rank: [boundary], entropy rank of the singular values, 1 to d.
         norm: [boundary], mean length of a state.
@@ -41,6 +48,7 @@ class LayerGeometry(Table):
     """
 
     intrinsic_dimension: Float[Tensor, " boundary"]
+    reference_dimension: Float[Tensor, " boundary"]
     anisotropy: Float[Tensor, " boundary"]
     effective_rank: Float[Tensor, " boundary"]
     norm: Float[Tensor, " boundary"]
@@ -53,7 +61,13 @@ class LayerGeometry(Table):
         """One row per layer boundary (0 = embedding)."""
         import pandas as pd
 
-        names = ("intrinsic_dimension", "anisotropy", "effective_rank", "norm")
+        names = (
+            "intrinsic_dimension",
+            "anisotropy",
+            "effective_rank",
+            "norm",
+            "reference_dimension",
+        )
         columns = {name: getattr(self, name).numpy() for name in names}
         return pd.DataFrame({**columns, "n_rows": self.n_rows}).rename_axis("boundary")
 
@@ -121,12 +135,16 @@ def layer_geometry(
     )
 
 
-def _describe(cloud: Tensor, seed: int) -> tuple[float, float, float, float]:
+def _describe(cloud: Tensor, seed: int) -> tuple[float, float, float, float, float]:
+    once, reference = (_dimension(cloud, how, seed) for how in _COINCIDING)
+    norm = float(cloud.double().norm(dim=1).mean())
+    return once, reference, anisotropy(cloud), spectrum(cloud).effective_rank, norm
+
+
+def _dimension(cloud: Tensor, coinciding: Coinciding, seed: int) -> float:
     try:
-        dimension = intrinsic_dimension(cloud, seed=seed).dimension
+        return intrinsic_dimension(cloud, coinciding=coinciding, seed=seed).dimension
     except LensLinearError:
         if len(cloud) < 20:
             raise
-        dimension = float("nan")  # an embedding has only as many distinct states as tokens
-    norm = float(cloud.double().norm(dim=1).mean())
-    return dimension, anisotropy(cloud), spectrum(cloud).effective_rank, norm
+        return float("nan")  # an embedding has only as many distinct states as tokens

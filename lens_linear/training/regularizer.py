@@ -23,7 +23,8 @@ class CosineRegularizer:
         weight: the factor λ; finite, may be negative (then angles are rewarded).
 
     Returns:
-        (when called) a scalar tensor to add to the language-model loss; gradients flow into it.
+        (when called) a scalar tensor, float32 or wider, to add to the language-model loss; gradients flow
+        into it.
 
     Raises:
         InvalidArgumentError: fewer than two states, or states of different shapes.
@@ -59,8 +60,10 @@ class CosineRegularizer:
             raise InvalidArgumentError(
                 f"states must have one shape, got {sorted(shapes)}; pass whole layers"
             )
+        # In bfloat16 1 - cos comes in steps of 0.004 near cos = 1: float32 at least.
+        wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         turns = [
             1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
-            for before, after in pairwise(states)
+            for before, after in pairwise(wide)
         ]
         return self.weight * torch.stack(turns).sum()

@@ -118,6 +118,27 @@ def test_coinciding_points_count_once(noise):
     assert "150 removed" in repr(result)
 
 
+def test_coinciding_points_as_in_the_reference_implementation():
+    """Slow and plain: ratios of 0/0 and of 1 go, but keep their places at the bottom of F."""
+    x = torch.cat([manifold(600), manifold(600)[:60]])
+    z = x.double() - x.double().mean(0)
+    apart = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = apart.fill_diagonal_(torch.inf).sort(dim=1).values[:, :2] / z.norm(dim=1).mean()
+    ratios = sorted(float(b / a) for a, b in apart if a > 1e-8 and b > a * (1 + 1e-8))
+    places = [len(x) - len(ratios) + i + 1 for i in range(len(ratios) // 5)]
+    pairs = [(math.log(m), -math.log1p(-i / len(x))) for m, i in zip(ratios, places, strict=False)]
+    want = sum(a * b for a, b in pairs) / sum(a * a for a, b in pairs)
+    got = intrinsic_dimension(x, coinciding="reference")
+    assert (
+        got.dimension == pytest.approx(want, rel=1e-9)
+        and got.n_removed == len(x) - len(ratios) > 120
+    )
+    assert want > 1.5 * intrinsic_dimension(x).dimension
+    alone = manifold(600)
+    both = [intrinsic_dimension(alone, coinciding=how).dimension for how in ("once", "reference")]
+    assert both[0] == pytest.approx(both[1], rel=1e-12)
+
+
 def test_sampling_is_seeded_and_close():
     x = manifold(3000)
     first, again = (intrinsic_dimension(x, max_rows=1500, seed=3) for _ in range(2))

@@ -75,6 +75,8 @@ def test_geometry_is_that_of_the_residual_stream():
         assert frame.intrinsic_dimension[boundary] == pytest.approx(
             intrinsic_dimension(cloud).dimension, rel=1e-6
         )
+        reference = intrinsic_dimension(cloud, coinciding="reference").dimension
+        assert frame.reference_dimension[boundary] == pytest.approx(reference, rel=1e-6)
         assert frame.norm[boundary] == pytest.approx(float(cloud.double().norm(dim=1).mean()))
     few = layer_geometry(model, ids, max_rows=50, seed=1)
     assert few.n_rows == 50 and "n = 50 states" in repr(few)

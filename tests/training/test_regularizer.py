@@ -47,6 +47,16 @@ def test_lengths_do_not_matter_and_the_range_is_zero_to_two_per_layer(scales, se
     assert float(CosineRegularizer()(stretched)) == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_angles_of_half_precision_states_are_not_rounded_away(dtype):
+    before = normal(64, 32).to(dtype)
+    after = (before.double() + 0.05 * normal(64, 32, seed=1)).to(dtype)
+    want = CosineRegularizer()([before.double(), after.double()])
+    got = CosineRegularizer()([before, after])
+    assert got.dtype == torch.float32 and 0.0005 < float(want) < 0.002
+    assert float(got) == pytest.approx(float(want), rel=1e-3)
+
+
 def test_gradient_turns_the_stream_together():
     x, y = normal(2, 8), normal(2, 8, seed=1).requires_grad_()
     CosineRegularizer(2.0)([x, y]).backward()
