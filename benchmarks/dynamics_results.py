@@ -1,13 +1,15 @@
 """The measured tables of depth dynamics on bundled models.
 
-    python benchmarks/dynamics_results.py docs/results [--more NAME=FOLDER ...]
+    python benchmarks/dynamics_results.py docs/results [--more NAME=FOLDER ...] [--second FILE]
 
 Writes ``dynamics-agreement.csv`` (every basis and order), ``dynamics-reaching.csv`` (order at which
 Spearman passes 0.95), ``dynamics-published.csv``, ``dynamics-directions.csv``,
 ``dynamics-gains.csv``, ``dynamics-steps.csv``
 (central differences against the adjoint), ``dynamics-schedules.csv``, ``dynamics-joint.csv`` and
 ``dynamics-text*.csv``. Concept: the package's mood sentences, 200 texts for the directions, 100 operating
-and 200 evaluation prompts. A table that is there already is left alone.
+and 200 evaluation prompts. ``--second`` names a file of other labelled texts and writes
+``dynamics-second.csv``: whether what holds for mood holds for them. A table that is there already is
+left alone.
 """
 
 from __future__ import annotations
@@ -47,6 +49,20 @@ def agreement(models, split):
         "dynamics-reaching": pd.concat(reaching),
         "dynamics-published": pd.concat([paper, *published]),
     }
+
+
+def second(models, file):
+    """Agreement of small and order-32 surrogates on another concept."""
+    split = ll.load_concept(file).split(200, 100, 200, seed=0)
+    frames = [
+        dy.agreement_table(
+            [model], split, orders=(4, 8, 32), bases=("krylov", "balanced"), jacobians=JACOBIANS
+        )
+        .to_dataframe()
+        .assign(model=name)
+        for name, model in models.items()
+    ]
+    return {"dynamics-second": pd.concat(frames)}
 
 
 def directions_of(models, split):
@@ -186,6 +202,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--more", nargs="*", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--second", metavar="FILE", help="labelled texts of another concept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +220,8 @@ def main() -> None:
         "dynamics-joint": lambda: joint(models, split, directions),
         "dynamics-text": lambda: text(models, split, directions),
     }
+    if options.second:
+        jobs["dynamics-second"] = lambda: second(models, options.second)
     for first, job in jobs.items():
         if (options.folder / f"{first}.csv").exists():
             continue

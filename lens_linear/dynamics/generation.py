@@ -239,10 +239,11 @@ def _continuation_loss(
     out = run(model, tokens)
     if out.logits is None:
         raise InvalidArgumentError("model gave no logits; pass a causal language model")
-    scores = out.logits.double().cpu().log_softmax(-1)
-    before = scores.gather(1, (place - 1)[..., None].expand(-1, -1, scores.shape[-1]))
+    # Only the continuation's rows go to float64: a whole prompt's logits over a large vocabulary are many.
+    rows = torch.arange(len(place))[:, None].to(out.logits.device)
+    scores = out.logits[rows, (place - 1).to(out.logits.device)].double().cpu().log_softmax(-1)
     targets = tokens.gather(1, place)
-    return -before.gather(2, targets[..., None])[..., 0].mean(-1)
+    return -scores.gather(2, targets[..., None])[..., 0].mean(-1)
 
 
 @dataclass(frozen=True, eq=False)
