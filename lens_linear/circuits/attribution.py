@@ -238,7 +238,7 @@ def qk_attribution(
         head,
         tokens,
         tuple(names),
-        queries * attention.scale,
+        queries * attention.scale[layer],
         keys,
         own,
         attention.softcap,

@@ -123,7 +123,7 @@ class HeadCircuit:
         rotary = self._rotary(offset + 1)
         if rotary is not None:
             queries = queries @ rotary.relative(offset, queries.shape[1]).to(queries.dtype)
-        return FactoredMatrix(queries * self._attention.scale, keys.T)
+        return FactoredMatrix(queries * self._attention.scale[self.layer], keys.T)
 
     @cached_property
     def ov(self) -> FactoredMatrix:
@@ -190,8 +190,10 @@ class HeadCircuit:
             n_positions: how many; all of the context by default (256 at most in rotary models).
 
         Raises:
-            UnsupportedModelError: the model has neither kind of positions.
+            UnsupportedModelError: the model has neither kind of positions, or its scores are not
+                ``scale · q·k`` of these queries and keys.
         """
+        self._verify()
         limit = self.shape.n_ctx
         rows = self.weights.W_pos
         if n_positions is None:
@@ -201,7 +203,11 @@ class HeadCircuit:
         if rows is not None:
             queries, keys = self._queries(rows[:n], False), self._keys(rows[:n], False)
             return PositionalQK(
-                queries * self._attention.scale, keys.T, "position rows", scales, self.name
+                queries * self._attention.scale[self.layer],
+                keys.T,
+                "position rows",
+                scales,
+                self.name,
             )
         rotary = self._rotary(n)
         if rotary is None:
@@ -213,7 +219,11 @@ class HeadCircuit:
         queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
         keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
         return PositionalQK(
-            queries * self._attention.scale, keys.T, "mean content, rotated", scales, self.name
+            queries * self._attention.scale[self.layer],
+            keys.T,
+            "mean content, rotated",
+            scales,
+            self.name,
         )
 
     def circuit(self, which: Circuit) -> FactoredMatrix:

@@ -58,9 +58,9 @@ from lens_linear.circuits.factored import copying_of
 from lens_linear.circuits.heads import require_attention
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
-from lens_linear.models.hooks import Spot
+from lens_linear.models.hooks import Spot, has_spot, require_causal
 from lens_linear.models.shape import model_shape
-from lens_linear.models.weights import ModelWeights, norm_scale, read_attention, read_weights
+from lens_linear.models.weights import ModelWeights, norm_scale, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,8 @@ class InductionScores(Table):
     Attributes:
         stats: attention means per period and offset, [.., layer, head].
         copying: eigenvalue copying score of each OV circuit; NaN where input and output vocabularies
-            differ, or the embedding is no plain row (a norm or a projection follows it).
+            differ, or the weights do not say what heads write (a norm or a projection follows the
+            embedding, values are clipped or gated).
         target_logit: mean direct effect of the head on the logit of the token that really comes next in
             the second copy, minus its mean effect on all tokens (logits). NaN where it cannot be read.
         thresholds: behind the verdicts.
@@ -250,6 +251,7 @@ def induction_scores(
         True
     """
     shape = model_shape(model)
+    require_causal(model)
     weights = _weights(model)
     first = shape.bos if bos == "auto" else bos
     if first is not None:
@@ -275,8 +277,17 @@ def induction_scores(
 
 
 def _weights(model: TransformerBridge) -> ModelWeights | None:
-    """Read the weights; None where the embedding is no plain row, so that only patterns can be scored."""
-    read_attention(model)
+    """Read the weights; None where they do not say what heads write, so that only patterns can be scored."""
+    if not model.cfg.n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
+        )
+    bare = [layer for layer in range(model.cfg.n_layers) if not has_spot(model, (layer, "pattern"))]
+    if bare:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} must have attention in every layer, but layers {bare} show "
+            "none; its heads cannot be scored"
+        )
     try:
         return read_weights(model)
     except UnsupportedModelError:

@@ -125,7 +125,7 @@ def composed_qk(
     moved = writer.ov.A @ _out(writer)
     queries = (embedding if kind == "K" else moved) @ at.W_Q[here]
     keys = (moved if kind == "K" else embedding) @ at.W_K[here]
-    return FactoredMatrix(queries * at.scale, keys.T)
+    return FactoredMatrix(queries * at.scale[reader.layer], keys.T)
 
 
 def _out(head: HeadCircuit) -> Tensor:

@@ -14,6 +14,7 @@ from lens_linear.constructions.head_memory import HeadMemory, attention_head_mem
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.rotary import read_rotary
+from lens_linear.models.scores import attention_scores
 from lens_linear.models.weights import read_weights
 
 
@@ -47,7 +48,8 @@ def trained_head_memory(
         HeadMemory: retrieval from the head's keys and from random keys of the same size.
 
     Raises:
-        UnsupportedModelError: the model bounds its scores (softcap), so no single β exists.
+        UnsupportedModelError: the model bounds its scores (softcap), so no single β exists; or its scores
+            are not q·k over all earlier keys (position biases, norms on queries, sliding windows).
 
     Example:
         >>> from lens_linear.models.toy import toy_model
@@ -64,6 +66,8 @@ def trained_head_memory(
             f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
             "single inverse temperature; capture queries and keys and call attention_head_memory"
         )
+    # Refuses heads whose scores are not q·k over all earlier keys.
+    attention_scores(model, tokens, layer, windows=False)
     out = run(model, tokens, record=[(layer, "q"), (layer, "k")], logits=False)
     q = out[(layer, "q")].to("cpu", torch.float64).transpose(1, 2)
     k = out[(layer, "k")].to("cpu", torch.float64).transpose(1, 2)
@@ -74,7 +78,7 @@ def trained_head_memory(
     return attention_head_memory(
         k[:, head // group],
         q[:, head],
-        beta=attention.scale,
+        beta=float(attention.scale[layer]),
         energies=energies,
         n_patterns=n_patterns,
         causal=True,

@@ -38,7 +38,7 @@ from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import compute_device, to_compute
 from lens_linear.models.capture import model_device
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.hooks import require_blocks, require_bridge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,6 +208,7 @@ def _central_differences(
     batch_size: int,
 ) -> Float[Tensor, "prompt layer"]:
     n_layers = len(directions) - 1
+    require_blocks(model)
     steps = torch.cat([eps * torch.eye(n_layers), -eps * torch.eye(n_layers)]).double()
     found = directions.new_zeros(len(prompts), n_layers)
     # Copies (one a layer and sign) and prompts share the rows of a pass.

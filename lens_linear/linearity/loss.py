@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lens_linear._checks import require_int
 from lens_linear._tl import TransformerBridge
-from lens_linear.errors import NonFiniteError, NotEnoughDataError
+from lens_linear.errors import NonFiniteError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import batched, model_device, run
-from lens_linear.models.hooks import Edit
+from lens_linear.models.hooks import Edit, require_causal
 from lens_linear.stats.split import RowView
 
 
@@ -40,6 +40,7 @@ def sequence_loss(
         NonFiniteError: the logits are not finite.
     """
     require_int("batch_size", batch_size, minimum=1)
+    require_causal(model)
     if rows.length < 2:
         raise NotEnoughDataError("sequences need at least 2 tokens to have a next-token loss")
     parts = []
@@ -49,6 +50,11 @@ def sequence_loss(
             raise NonFiniteError(
                 "the logits hold NaN or infinity; load the model in a wider precision, or replace "
                 "fewer layers"
+            )
+        if int(tokens.max()) >= logits.shape[-1]:
+            raise UnsupportedModelError(
+                f"model {model.cfg.model_name!r} predicts {logits.shape[-1]} tokens but these go up to "
+                f"{int(tokens.max())}; a next-token loss needs one vocabulary for both"
             )
         target = tokens.long().to(model_device(model))[:, 1:].to(logits.device)
         nats = torch.nn.functional.cross_entropy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,12 @@ from lens_linear._checks import (
     require_tokens,
     shown,
 )
-from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    LensLinearError,
+    NonFiniteError,
+    UnsupportedModelError,
+)
 from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
 
 Site = Literal["block", "attn", "ffn"]
@@ -63,8 +68,51 @@ def model_device(model: TransformerBridge) -> torch.device:
 def forward_logits(
     model: TransformerBridge, tokens: Int[Tensor, "batch position"], **arguments: Any
 ) -> Float[Tensor, "batch position vocab"]:
-    """Return the logits of tokens (on the model's device, evaluation mode is the caller's)."""
-    return model(tokens.to(model_device(model)), return_type="logits", **arguments)
+    """Return the logits of tokens, without dropout, on the model's device."""
+    with evaluating(model):
+        return model(tokens.to(model_device(model)), return_type="logits", **arguments)
+
+
+@contextmanager
+def evaluating(model: TransformerBridge) -> Iterator[None]:
+    """Switch dropout off for the length of a block; every module's own mode comes back at the end."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _running(model: TransformerBridge, tokens: TokenRows) -> Iterator[None]:
+    """Say so if the model itself cannot run; whatever else is raised inside passes on unchanged."""
+    try:
+        yield
+    except LensLinearError:
+        raise
+    except Exception:
+        require_runs(model, tokens[:1])
+        raise  # the model runs: a visitor or an edit raised this
+
+
+def require_runs(model: TransformerBridge, tokens: Tensor) -> Tensor:
+    """Return the model's logits, or refuse a model whose forward pass fails.
+
+    Raises:
+        UnsupportedModelError: TransformerLens opened the model but cannot run it.
+    """
+    try:
+        with torch.no_grad():
+            return forward_logits(model, tokens)
+    except Exception as error:
+        first = str(error).splitlines()[0][:160] if str(error) else ""
+        raise UnsupportedModelError(
+            f"TransformerLens opened {model.cfg.model_name!r} but cannot run it ({type(error).__name__}: "
+            f"{first}); use another model, or one of this kind that TransformerLens runs"
+        ) from error
 
 
 def run(
@@ -115,8 +163,18 @@ def run(
 
         return hook
 
+    fired: set[Spot] = set()
+
+    def noted(spot: Spot, function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+        def hook(tensor: Tensor) -> Tensor | None:
+            fired.add(spot)
+            return function(tensor)
+
+        return hook
+
+    pairs = _edits(edits)
     hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
-        (hook_name(model, spot), function) for spot, function in _edits(edits)
+        (hook_name(model, spot), noted(spot, function)) for spot, function in pairs
     ]
     hooks += [(hook_name(model, spot), recorder(spot)) for spot in spots]
     arguments: dict[str, Any] = {}
@@ -124,9 +182,21 @@ def run(
         mask = require_mask("attention_mask", attention_mask, tokens)
         arguments["attention_mask"] = mask.to(model_device(model))
     out: Tensor | None = None
-    with hooked(model, hooks), nullcontext() if grad else torch.no_grad(), suppress(_Stop):
+    mode = nullcontext() if grad else torch.no_grad()
+    with _running(model, tokens), hooked(model, hooks), mode, suppress(_Stop):
         out = forward_logits(model, tokens, **arguments)
+    if out is not None:
+        _require_seen(model, [*spots, *(spot for spot, _ in pairs)], {*recorded, *fired})
     return Run(out, recorded)
+
+
+def _require_seen(model: TransformerBridge, asked: Iterable[Spot], seen: set[Spot]) -> None:
+    for layer, what in asked:
+        if (layer, what) not in seen:
+            raise UnsupportedModelError(
+                f"the hook point {hook_name(model, (layer, what))!r} of {model.cfg.model_name!r} was never "
+                f"reached, so {what!r} of layer {layer} cannot be read; use another site, or another model"
+            )
 
 
 def _edits(edits: Any) -> list[Edit]:
@@ -212,10 +282,15 @@ def visit_sites(
 
         return hook
 
+    left: set[Spot] = set()
+
     def leave(layer: int, site: Site) -> Callable[[Tensor], None]:
         def hook(tensor: Tensor) -> None:
-            x = waiting.pop((layer, site))
+            x = waiting.pop((layer, site), None)
+            if x is None:
+                return  # its input was never seen: refused after the pass
             y = tensor.detach().to(x.device)  # under a device map a block's ends can lie apart
+            left.add((layer, _ENDS[site][1]))
             _require_finite(layer, site, x, y)
             visit(layer, site, x, y)
 
@@ -232,11 +307,14 @@ def visit_sites(
             hooks.append((hook_name(model, (layer, end)), leave(layer, site)))
     if last >= 0:
         hooks.append((hook_name(model, (last, "resid_post")), stop))
-    with torch.no_grad(), hooked(model, hooks):
+    with _running(model, tokens), torch.no_grad(), hooked(model, hooks):
         for first, rows in batched(tokens, batch_size):
             waiting.clear()
+            left.clear()
+            rows = require_model_tokens(model, rows)
             with suppress(_Stop):
-                forward_logits(model, require_model_tokens(model, rows))
+                forward_logits(model, rows)
+            _require_seen(model, [(at, _ENDS[site][1]) for at in chosen for site in sites], left)
             if on_batch is not None:
                 on_batch(first + len(rows))
 

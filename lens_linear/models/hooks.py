@@ -9,6 +9,7 @@ resid_pre  residual stream at the input of the block                    [batch, 
 resid_post residual stream at the output of the block                   [batch, position, d_model]
 attn_in    what the attention reads (after its norm)                    [batch, position, d_model]
 attn_out   what the attention writes into the stream (after a post-norm) [batch, position, d_model]
+attn_raw   what W_O and b_O give, before a post-norm or a factor        [batch, position, d_model]
 ffn_in     what the FFN reads (after its norm)                          [batch, position, d_model]
 ffn_out    what the FFN writes into the stream (after a post-norm)      [batch, position, d_model]
 q, k, v    queries, keys, values before any rotation                    [batch, position, head, d_head]
@@ -35,6 +36,7 @@ What = Literal[
     "resid_post",
     "attn_in",
     "attn_out",
+    "attn_raw",
     "ffn_in",
     "ffn_out",
     "q",
@@ -51,6 +53,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "resid_post": ("hook_out",),
     "attn_in": ("attn.hook_in",),
     "attn_out": ("ln1_post.hook_out", "attn.hook_out"),
+    "attn_raw": ("attn.o.hook_out", "attn.hook_out"),
     "ffn_in": ("mlp.hook_in",),
     "ffn_out": ("ln2_post.hook_out", "mlp.hook_out"),
     "q": ("attn.hook_q", "attn.q.hook_out"),
@@ -74,12 +77,37 @@ def require_bridge(model: Any) -> TransformerBridge:
             f"model must be a TransformerBridge, got {type(model).__name__}; "
             "use lens_linear.load(name_or_folder) or TransformerBridge.boot_transformers(name)"
         )
+    name = getattr(model.cfg, "model_name", "?")
     if not hasattr(model, "blocks") or not hasattr(model, "embed"):
         raise UnsupportedModelError(
-            f"model {getattr(model.cfg, 'model_name', '?')!r} has no single stack of blocks; "
-            "only causal decoder models are supported"
+            f"model {name!r} has no single stack of blocks; only causal decoder models are supported"
         )
+    # A native model that looks both ways is still a sum of paths; an encoder is nothing we know.
+    if getattr(model.cfg, "architecture", None) != "TransformerLensNative":
+        require_causal(model)
     return model
+
+
+def require_causal(model: TransformerBridge) -> None:
+    """Refuse a model whose tokens see later ones.
+
+    Raises:
+        UnsupportedModelError: the configuration says so.
+    """
+    direction = getattr(model.cfg, "attention_dir", "causal")
+    if direction != "causal":
+        raise UnsupportedModelError(
+            f"model {getattr(model.cfg, 'model_name', '?')!r} must be causal, but its configuration says "
+            f"attention_dir={direction!r}: its tokens see later ones; use a decoder such as gpt2"
+        )
+
+
+def require_blocks(model: TransformerBridge) -> None:
+    """Refuse a model without layers."""
+    if not model.cfg.n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no blocks; depth dynamics need at least one layer"
+        )
 
 
 def hook_name(model: TransformerBridge, spot: Spot) -> str:
@@ -91,15 +119,13 @@ def hook_name(model: TransformerBridge, spot: Spot) -> str:
     require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
     if not isinstance(what, str) or what not in _NAMES:
         raise InvalidArgumentError(f"what must be one of {sorted(_NAMES)}, got {what!r}")
-    points = model.hook_dict
-    for ending in (*_special_names(model, layer, what), *_NAMES[what]):
-        name = f"blocks.{layer}.{ending}"
-        if name in points:
-            return name
-    raise UnsupportedModelError(
-        f"model {model.cfg.model_name!r} has no {what!r} in layer {layer}; "
-        f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}"
-    )
+    found = _find(model, layer, what)
+    if found is None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no {what!r} in layer {layer}; "
+            f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}"
+        )
+    return found
 
 
 def _special_names(model: TransformerBridge, layer: int, what: str) -> tuple[str, ...]:
@@ -119,9 +145,14 @@ def _special_names(model: TransformerBridge, layer: int, what: str) -> tuple[str
 
 def has_spot(model: TransformerBridge, spot: Spot) -> bool:
     """Say whether the model has a hook point at ``(layer, what)``."""
-    layer, what = spot
+    return _find(model, *spot) is not None
+
+
+def _find(model: TransformerBridge, layer: int, what: str) -> str | None:
+    endings = (*_special_names(model, layer, what), *_NAMES[what])
     points = model.hook_dict
-    return any(f"blocks.{layer}.{ending}" in points for ending in _NAMES[what])
+    names = (f"blocks.{layer}.{ending}" for ending in endings)
+    return next((name for name in names if name in points), None)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
@@ -21,7 +22,8 @@ from lens_linear.errors import (
     LensLinearError,
     UnsupportedModelError,
 )
-from lens_linear.models.capture import model_device
+from lens_linear.models.capture import model_device, require_runs
+from lens_linear.models.hooks import require_bridge
 from lens_linear.models.spec import quiet_transformer_lens
 
 CONFIG = "config.json"
@@ -31,10 +33,14 @@ _CAUSAL = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 
 class _WholeWeights:
-    """Stands for an ``AutoModel`` class; refuses weights that would be filled up at random."""
+    """Stands for an ``AutoModel`` class; refuses weights that would be filled up at random.
+
+    ``logits`` are what transformers alone computes for a few tokens, before a bridge takes the model over.
+    """
 
     def __init__(self, auto_class: Any) -> None:
         self.auto_class = auto_class
+        self.logits: Tensor | None = None
 
     def from_pretrained(self, folder: str, **arguments: Any) -> Any:
         model, loaded = self.auto_class.from_pretrained(
@@ -46,6 +52,7 @@ class _WholeWeights:
                 f"the weights in {folder!r} lack {len(missing)} tensors that config.json asks for (the "
                 f"first is {missing[0]!r}); copy the folder again, or mend its config.json"
             )
+        self.logits = _plain_logits(model)
         return model
 
 
@@ -79,19 +86,50 @@ def load_hugging_face_folder(
     _require_weights(folder)
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
-            auto_class = _causal_class(folder)
+            whole = _WholeWeights(_causal_class(folder))
             if any((folder / file).is_file() for file in _TOKENIZER_FILES):
                 model = TransformerBridge.boot_transformers(
-                    str(folder), **arguments, dtype=dtype, model_class=_WholeWeights(auto_class)
+                    str(folder), **arguments, dtype=dtype, model_class=whole
                 )
             else:
-                model = _without_tokenizer(folder, auto_class, device, dtype, device_map)
+                model = _without_tokenizer(folder, whole, device, dtype, device_map)
     except LensLinearError:
         raise
     except Exception as error:  # many libraries, many classes: one clear error for the caller
         raise _local_error(folder, error) from error
     model.cfg.model_name = folder.resolve().name  # for messages and titles: not the whole path
+    _require_faithful(model.eval(), whole.logits)
     return model
+
+
+def _plain_logits(hf_model: Any) -> Tensor | None:
+    """Return what transformers computes for a few tokens; None where it wants more than tokens."""
+    try:
+        tokens = _few_tokens(hf_model.get_input_embeddings().weight)
+        with torch.no_grad():
+            return hf_model.eval()(tokens, use_cache=False).logits.float().cpu()
+    except Exception:
+        return None
+
+
+def _few_tokens(table: Tensor) -> Tensor:
+    return torch.arange(8, device=table.device)[None] % len(table)
+
+
+def _require_faithful(model: TransformerBridge, expected: Tensor | None) -> None:
+    """Refuse a bridge that does not run, or gives other logits than transformers alone."""
+    require_bridge(model)
+    table = model.embed.weight if hasattr(model.embed, "weight") else torch.zeros(8)
+    logits = require_runs(model, _few_tokens(table)).float().cpu()
+    if expected is None or expected.shape != logits.shape:
+        return
+    gap = float((logits - expected).norm() / expected.norm().clamp_min(1e-30))
+    if gap > (1e-3 if model.cfg.dtype in (torch.float32, torch.float64) else 0.25):
+        raise UnsupportedModelError(
+            f"TransformerLens computes other logits for {model.cfg.model_name!r} than transformers itself "
+            f"(relative gap {gap:.2g}): it ignores something in {CONFIG}, so every number would be of "
+            "another model; use a model that it opens faithfully"
+        )
 
 
 def _require_weights(folder: Path) -> None:
@@ -145,7 +183,7 @@ def _causal_class(folder: Path) -> Any:
 
 def _without_tokenizer(
     folder: Path,
-    auto_class: Any,
+    whole: _WholeWeights,
     device: torch.device | None,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] | None,
@@ -153,9 +191,7 @@ def _without_tokenizer(
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
     if device_map is not None:
         arguments["device_map"] = device_map
-    hf_model = _WholeWeights(auto_class).from_pretrained(
-        str(folder), local_files_only=True, **arguments
-    )
+    hf_model = whole.from_pretrained(str(folder), local_files_only=True, **arguments)
     if device is not None:
         hf_model = hf_model.to(device)
     bridge = build_bridge_from_module(

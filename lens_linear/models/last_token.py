@@ -34,7 +34,14 @@ from lens_linear._checks import require_finite
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.block_maps import BlockMaps
 from lens_linear.models.capture import model_device, require_model_tokens, run
-from lens_linear.models.hooks import Edit, Spot, has_spot, require_bridge
+from lens_linear.models.hooks import (
+    Edit,
+    Spot,
+    has_spot,
+    require_blocks,
+    require_bridge,
+    require_causal,
+)
 from lens_linear.models.rotary import Rotary, read_rotary
 from lens_linear.models.weights import _score_scale, _softcap
 
@@ -215,7 +222,7 @@ class _Attention:
         q = q.unflatten(2, (groups, q.shape[2] // groups))
         past = torch.einsum("cpgrd,pjgd->cpgrj", q, keys)
         own = torch.einsum("cpgrd,cpgd->cpgr", q, k)[..., None]
-        scores = torch.cat([past, own], dim=-1) * _score_scale(model)
+        scores = torch.cat([past, own], dim=-1) * _score_scale(model, self.layer)
         softcap = _softcap(model.cfg)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -259,6 +266,7 @@ def freeze_context(
         NonFiniteError: the residual stream holds NaN or infinity.
     """
     model = require_bridge(model)
+    require_causal(model)
     tokens = require_model_tokens(model, tokens).to(model_device(model))
     lengths = lengths.to(tokens.device).long()
     if (
@@ -290,10 +298,7 @@ def _recorded(
 ) -> FrozenContext:
     """Run the prompts once; keep the last token's states and, if asked, keys and values."""
     n_layers = model.cfg.n_layers
-    if not n_layers:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no blocks; depth dynamics need at least one layer"
-        )
+    require_blocks(model)
     keep = keep and all(has_spot(model, (0, what)) for what in ("q", "k", "v", "z"))
     place = (lengths - 1)[:, None, None]
     found: dict[Spot, Tensor] = {}

@@ -93,5 +93,12 @@ def read_rotary(
     tokens = torch.zeros(1, n_positions, dtype=torch.long)
     with torch.no_grad(), hooked(model, [(name, keep(name)) for name in names]):
         forward_logits(model, tokens)
+    if any(name not in seen or seen[name].numel() % n_positions for name in names):
+        return (
+            None  # a layer without rotation (SmolLM3, Cohere 2), or one that rotates in its own way
+        )
     cos, sin = (seen[name].to(dtype).cpu().reshape(n_positions, -1) for name in names)
-    return Rotary(cos, sin, adjacent=bool(getattr(model.cfg, "rotary_adjacent_pairs", False)))
+    # Cohere lays its table out pair by pair, which says how it pairs dimensions.
+    paired = torch.equal(cos[:, 0::2], cos[:, 1::2]) and cos.shape[1] > 2
+    adjacent = paired or bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
+    return Rotary(cos, sin, adjacent=adjacent)

@@ -21,19 +21,19 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import run
 from lens_linear.models.hooks import require_bridge
+from lens_linear.models.probe import Probe, probe_model, require_attention_matrices
+from lens_linear.models.spec import quiet_transformer_lens
 
 NormKind = Literal["none", "layer", "rms"]
+_UNSCALED = ("GPTNeoSelfAttention",)  # takes q·k as it is
 
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
     """The matrices of a model's embedding, attention and unembedding, keys and values per query head.
 
-    ``scale`` is what scores are multiplied by (1/sqrt(d_head) as a rule), ``softcap`` the bound of
-    ``softcap * tanh(score / softcap)`` or None. Grouped-query keys and values are repeated to one per
-    head; ``n_key_value_heads`` says how many there really are.
+    Grouped-query keys and values are repeated to one per head. ``norm`` is what stands before the attention.
     """
 
     W_E: Float[Tensor, "vocab d_model"]
@@ -54,7 +54,11 @@ class ModelWeights:
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """Per-head matrices of all layers."""
+    """Per-head matrices of all layers.
+
+    ``scale`` is what scores of a layer are multiplied by (1/sqrt(d_head) as a rule), ``softcap`` the bound of
+    ``softcap * tanh(score / softcap)`` or None; ``n_key_value_heads`` says how many keys there really are.
+    """
 
     W_Q: Float[Tensor, "layer head d_model d_head"]
     W_K: Float[Tensor, "layer head d_model d_head"]
@@ -64,7 +68,7 @@ class AttentionWeights:
     b_K: Float[Tensor, "layer head d_head"]
     b_V: Float[Tensor, "layer head d_head"]
     b_O: Float[Tensor, "layer d_model"]
-    scale: float
+    scale: Float[Tensor, " layer"]
     softcap: float | None
     n_key_value_heads: int
 
@@ -79,6 +83,14 @@ def norm_kind(model: TransformerBridge) -> NormKind:
     if name.upper() in ("RMS", "RMSPRE"):
         return "rms"
     raise UnsupportedModelError(f"norm {name!r} is not supported; only LayerNorm, RMSNorm or none")
+
+
+def reading_norm_kind(model: TransformerBridge) -> NormKind:
+    """Say which norm stands before the attention: none where blocks have post-norms only (OLMo 2)."""
+    blocks = [model.blocks[layer] for layer in range(model.cfg.n_layers)]
+    if blocks and not any(hasattr(block, "ln1") for block in blocks):
+        return "none"
+    return norm_kind(model)
 
 
 def final_norm_kind(model: TransformerBridge) -> NormKind:
@@ -118,32 +130,27 @@ def read_weights(
         torch.Size([2, 4, 32, 8])
     """
     model = require_bridge(model)
-    kind = norm_kind(model)
-
-    get = _getter(model, dtype)
+    get, probe = _getter(model, dtype), probe_model(model)
     unembedding, unembedding_bias = get("W_U"), get("b_U")
-    embedding, positions = _embedding(model, get("W_E"), get("W_pos"))
+    embedding, positions = _embedding(model, probe, get("W_E"), get("W_pos"))
     if unembedding is None:
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} shows no unembedding W_U")
     if unembedding_bias is None:
         unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
     if fold:
-        unembedding, unembedding_bias = _fold(
-            unembedding,
-            unembedding_bias,
-            *_affine(model, model.ln_final, dtype),
-            final_norm_kind(model),
+        unembedding, unembedding_bias = _unembedding(
+            model, probe, unembedding, unembedding_bias, embedding, positions
         )
     attention = None
     if model.cfg.n_layers:
-        attention = _read_attention(model, get, kind if fold else None, dtype)
+        attention = _read_attention(model, probe, get, fold, dtype)
     return ModelWeights(
         embedding,
         positions,
         unembedding,
         unembedding_bias,
         attention,
-        kind,
+        reading_norm_kind(model),
         float(model.cfg.eps),
         fold,
         final_norm_kind(model),
@@ -163,71 +170,127 @@ def read_attention(
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
         )
-    kind = norm_kind(model) if fold else None
-    return _read_attention(model, _getter(model, dtype), kind, dtype)
+    return _read_attention(model, probe_model(model), _getter(model, dtype), fold, dtype)
 
 
 def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
     def get(name: str) -> Tensor | None:
         try:
             value = getattr(model, name)
-        except (AttributeError, ValueError):
-            return None
+        except (AttributeError, ValueError, NotImplementedError):
+            return None  # NotImplementedError: latent attention has no such matrices
         return None if value is None else value.detach().to("cpu", dtype)
 
     return get
 
 
 def _read_attention(
-    model: TransformerBridge, get: Any, kind: NormKind | None, dtype: torch.dtype
+    model: TransformerBridge,
+    probe: Probe,
+    get: Callable[[str], Tensor | None],
+    fold: bool,
+    dtype: torch.dtype,
 ) -> AttentionWeights:
-    cfg = model.cfg
-    found = {name: get(name) for name in ("W_Q", "W_K", "W_V", "W_O")}
-    missing = [name for name, value in found.items() if value is None]
-    if missing or len(found["W_Q"]) != cfg.n_layers:
-        raise UnsupportedModelError(
-            f"model {cfg.model_name!r} shows no {missing or 'attention in some layers'}; "
-            "head analyses need ordinary attention in every layer"
-        )
-    n_heads, groups = found["W_Q"].shape[1], found["W_K"].shape[1]
-    biases: dict[str, Tensor] = {}
-    for name in ("Q", "K", "V"):
-        weight, bias = found[f"W_{name}"], get(f"b_{name}")
-        biases[name] = (
-            weight.new_zeros(*weight.shape[:2], weight.shape[3]) if bias is None else bias
-        )
-    b_O = get("b_O")
-    if b_O is None:
-        b_O = found["W_O"].new_zeros(cfg.n_layers, found["W_O"].shape[-1])
-    if kind is not None:
-        for layer, block in enumerate(model.blocks):
-            affine = _affine(model, getattr(block, "ln1", None), dtype)
-            for name in ("Q", "K", "V"):
-                weight, bias = found[f"W_{name}"], biases[name]
-                weight[layer], bias[layer] = _fold(weight[layer], bias[layer], *affine, kind)
-            post = getattr(block, "ln1_post", None)
-            if post is not None:
-                # The post-norm's weight acts on what the head writes; its scale stays outside.
-                weight_post = _affine(model, post, dtype)[0]
-                found["W_O"][layer] = found["W_O"][layer] * weight_post
-                b_O[layer] = b_O[layer] * weight_post
-    repeat = n_heads // groups
+    found, biases = _stored_attention(model, get)
+    require_attention_matrices(probe, found, biases, n_layers=int(model.cfg.n_layers))
+    if fold:
+        for layer in range(model.cfg.n_layers):
+            _fold_layer(model, probe, layer, found, biases, dtype)
+    n_heads, groups = found["Q"].shape[1], found["K"].shape[1]
     for name in ("K", "V"):
-        found[f"W_{name}"] = found[f"W_{name}"].repeat_interleave(repeat, dim=1)
-        biases[name] = biases[name].repeat_interleave(repeat, dim=1)
+        found[name] = found[name].repeat_interleave(n_heads // groups, dim=1)
+        biases[name] = biases[name].repeat_interleave(n_heads // groups, dim=1)
     return AttentionWeights(
-        found["W_Q"],
-        found["W_K"],
-        found["W_V"],
-        found["W_O"],
+        found["Q"],
+        found["K"],
+        found["V"],
+        found["O"],
         biases["Q"],
         biases["K"],
         biases["V"],
-        b_O,
-        _score_scale(model),
-        _softcap(cfg),
+        biases["O"],
+        torch.tensor(
+            [_score_scale(model, layer) for layer in range(model.cfg.n_layers)],
+            dtype=torch.float64,
+        ),
+        _softcap(model.cfg),
         groups,
     )
+
+
+def _stored_attention(
+    model: TransformerBridge, get: Callable[[str], Tensor | None]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Matrices and biases by letter, as stored; zeros where there is no bias."""
+    n_layers = model.cfg.n_layers
+    with (
+        quiet_transformer_lens()
+    ):  # it warns where only some layers have attention, which is refused
+        stored = {letter: get(f"W_{letter}") for letter in "QKVO"}
+        given = {letter: get(f"b_{letter}") for letter in "QKVO"}
+    found = {letter: value for letter, value in stored.items() if value is not None}
+    missing = [f"W_{letter}" for letter in "QKVO" if letter not in found]
+    if missing or len(found["Q"]) != n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} shows no {missing or 'attention in some layers'}; "
+            "head analyses need ordinary attention in every layer"
+        )
+    biases = {}
+    for letter, weight in found.items():
+        shape = weight.shape[:2] + weight.shape[3:] if letter != "O" else weight.shape[::3]
+        bias = given[letter]
+        biases[letter] = weight.new_zeros(shape) if bias is None else bias
+    return found, biases
+
+
+def _fold_layer(
+    model: TransformerBridge,
+    probe: Probe,
+    layer: int,
+    found: dict[str, Tensor],
+    biases: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Multiply what stands before and behind the attention of one layer into its matrices, in place."""
+    block, eps = model.blocks[layer], float(model.cfg.eps)
+    kind = reading_norm_kind(model)
+    affine = _affine(model, getattr(block, "ln1", None), dtype)
+    expected = _normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
+    _require_norm(
+        probe, expected, probe.seen[layer, "attn_in"], f"before the attention of layer {layer}"
+    )
+    for name in ("Q", "K", "V"):
+        found[name][layer], biases[name][layer] = _fold(
+            found[name][layer], biases[name][layer], *affine, kind
+        )
+    raw, written = probe.seen[layer, "attn_raw"], probe.seen[layer, "attn_out"]
+    post = getattr(block, "ln1_post", None)
+    if post is None:
+        # Granite multiplies what is written by a constant.
+        factor = (raw * written).sum() / raw.square().sum().clamp_min(1e-30)
+        factor = torch.ones_like(factor) if probe.near(raw, written) else factor
+        expected, outer = raw * factor, factor.to(dtype)
+    else:
+        # The post-norm's weight acts on what the head writes; its scale stays outside.
+        outer, shift = _affine(model, post, dtype)
+        expected = _normed(raw, norm_kind(model), eps, outer, shift)
+    _require_norm(probe, expected, written, f"behind the attention of layer {layer}")
+    found["O"][layer] = found["O"][layer] * outer
+    biases["O"][layer] = biases["O"][layer] * outer
+
+
+def _normed(x: Tensor, kind: NormKind, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True) if kind == "layer" else x
+    return centred / norm_scale(x, kind, eps) * weight.double() + bias.double()
+
+
+def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None:
+    if not probe.near(found, seen):
+        raise UnsupportedModelError(
+            f"what stands {where} of {probe.name!r} is not the norm its configuration names (relative gap "
+            f"{probe.gap(found, seen):.2g}), so it cannot be folded into the weights; "
+            "composition_scores reads them as they are stored"
+        )
 
 
 def _affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -262,15 +325,16 @@ def _fold(
     return weight, bias
 
 
-def _score_scale(model: TransformerBridge) -> float:
+def _score_scale(model: TransformerBridge, layer: int) -> float:
     """Return the factor of q·k; asks the attention module before it trusts the configuration."""
-    attention = model.blocks[0].attn
+    attention = model.blocks[layer].attn
     original = getattr(attention, "original_component", attention)
-    scaling = getattr(original, "scaling", None)  # Hugging Face: a factor
-    if isinstance(scaling, float) and scaling > 0:
-        return scaling
-    if type(original).__name__ == "GPTNeoSelfAttention":
-        return 1.0  # GPT-Neo leaves its scores unscaled and has no attribute that says so
+    if type(original).__name__ in _UNSCALED:
+        return 1.0
+    for name in ("scaling", "softmax_scale", "inv_norm_factor"):  # Hugging Face: a factor
+        value = getattr(original, name, None)
+        if isinstance(value, float) and value > 0:
+            return value
     divisor = getattr(original, "scale", None)  # native: a divisor
     if isinstance(divisor, (int, float)) and divisor > 0 and hasattr(original, "kv_repeats"):
         return 1.0 / float(divisor)
@@ -283,27 +347,53 @@ def _softcap(cfg: Any) -> float | None:
 
 
 def _embedding(
-    model: TransformerBridge, tokens: Tensor | None, positions: Tensor | None
+    model: TransformerBridge, probe: Probe, tokens: Tensor | None, positions: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Check on the model itself that embedding = token row × factor + position row."""
     if tokens is None:
-        raise UnsupportedModelError(f"model {model.cfg.model_name!r} shows no embedding W_E")
+        raise UnsupportedModelError(f"model {probe.name!r} shows no embedding W_E")
     if not model.cfg.n_layers:
         return tokens, positions
-    length = min(4, model.cfg.n_ctx)
-    ids = torch.arange(length)[None] % model.cfg.d_vocab
-    seen = run(model, ids, record=[(0, "resid_pre")], logits=False)[(0, "resid_pre")]
-    seen = seen[0].to("cpu", tokens.dtype)
-    rows = tokens[ids[0]]
-    expected = rows if positions is None else rows + positions[:length]
-    tolerance = 2e-2 if seen.abs().max() == 0 or model.cfg.dtype != torch.float32 else 1e-4
-    if torch.allclose(seen, expected, rtol=tolerance, atol=tolerance * float(seen.abs().max())):
-        return tokens, positions
-    if positions is None:
-        factor = float((seen * rows).sum() / rows.pow(2).sum().clamp_min(1e-30))
-        if torch.allclose(seen, rows * factor, rtol=1e-2, atol=1e-2 * float(seen.abs().max())):
-            return tokens * factor, None  # Gemma multiplies its embedding by sqrt(d_model)
+    seen, rows = probe.seen[0, "resid_pre"], tokens[probe.tokens].double()
+    if rows.shape == seen.shape:
+        expected = rows if positions is None else rows + positions[: len(rows)].double()
+        if probe.near(expected, seen):
+            return tokens, positions
+        if positions is None:
+            factor = float((seen * rows).sum() / rows.pow(2).sum().clamp_min(1e-30))
+            if probe.near(rows * factor, seen):
+                return tokens * factor, None  # Gemma multiplies its embedding by sqrt(d_model)
     raise UnsupportedModelError(
-        f"the embedding of {model.cfg.model_name!r} is not a token row plus a position row (a norm or a "
+        f"the embedding of {probe.name!r} is not a token row plus a position row (a norm or a "
         "projection follows it); token-space circuits cannot be read exactly for this model"
+    )
+
+
+def _unembedding(
+    model: TransformerBridge,
+    probe: Probe,
+    weight: Tensor,
+    bias: Tensor,
+    embedding: Tensor,
+    positions: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fold the final norm into W_U, and check on the model itself that logits come from it alone."""
+    kind, norm = final_norm_kind(model), getattr(model, "ln_final", None)
+    weight, bias = _fold(weight, bias, *_affine(model, norm, weight.dtype), kind)
+    stream = probe.stream
+    if stream is None:
+        rows = embedding[probe.tokens]
+        stream = (rows if positions is None else rows + positions[: len(rows)]).double()
+    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    logits = stream / scale @ weight.double() + bias.double()
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
+    if probe.near(cap * torch.tanh(logits / cap) if cap > 0 else logits, probe.logits):
+        return weight, bias
+    if cap <= 0:
+        factor = float((probe.logits * logits).sum() / logits.square().sum().clamp_min(1e-30))
+        if probe.near(logits * factor, probe.logits):
+            return weight * factor, bias * factor  # Cohere and Granite scale their logits
+    raise UnsupportedModelError(
+        f"the logits of {probe.name!r} are not its last residual stream through one norm and W_U; "
+        "token-space circuits cannot be read exactly for this model"
     )

@@ -109,10 +109,20 @@ def test_induction_comes_from_the_previous_token_head(attn_2l):
 
 
 def test_what_cannot_be_attributed_is_refused(zoo_folder):
-    for kind in ("qwen3", "mistral"):  # norms on queries; a window of 4 tokens
-        model = hugging_face(kind, zoo_folder)
-        with pytest.raises(UnsupportedModelError, match="scores of layer"):
-            ll.qk_attribution(model, ids(model, 1, 12), 1, 0)
+    model = hugging_face("qwen3", zoo_folder)  # norms on queries and keys
+    with pytest.raises(UnsupportedModelError, match="scores of layer"):
+        ll.qk_attribution(model, ids(model, 1, 12), 1, 0)
+
+
+def test_a_sliding_window_changes_no_score_inside_it(zoo_folder):
+    model = hugging_face("mistral", zoo_folder)  # sees 4 tokens
+    tokens = ids(model, 1, 12)
+    found = ll.qk_attribution(model, tokens, 1, 0)
+    own = run(model, tokens, record=[(1, "pattern")])[(1, "pattern")][0, 0].double()
+    window = torch.ones(12, 12).tril() - torch.ones(12, 12).tril(-4)
+    rebuilt = found.total[0].masked_fill(window == 0, float("-inf")).softmax(-1)
+    torch.testing.assert_close(rebuilt, own, atol=1e-5, rtol=1e-4)
+    assert float((rebuilt - found.total[0].softmax(-1)).abs().max()) > 0.1
 
 
 def test_too_many_numbers_are_refused_before_they_are_made(attn_2l):
