@@ -76,7 +76,9 @@ def forward_logits(
 @contextmanager
 def evaluating(model: TransformerBridge) -> Iterator[None]:
     """Switch dropout off for the length of a block; every module's own mode comes back at the end."""
-    training = [module for module in model.modules() if module.training]
+    # The wrapped model is no registered part of its bridge, so its own dropout is looked for as well.
+    modules = (*model.modules(), *model.original_model.modules())
+    training = [module for module in modules if module.training]
     try:
         for module in training:
             module.training = False

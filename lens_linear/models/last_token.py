@@ -300,6 +300,8 @@ def _recorded(
     n_layers = model.cfg.n_layers
     require_blocks(model)
     keep = keep and all(has_spot(model, (0, what)) for what in ("q", "k", "v", "z"))
+    # Latent attention keeps its queries and keys head by head, not position by position.
+    keep = keep and "MLA" not in type(getattr(model.blocks[0], "attn", None)).__name__
     place = (lengths - 1)[:, None, None]
     found: dict[Spot, Tensor] = {}
 
