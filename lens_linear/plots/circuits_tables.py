@@ -294,7 +294,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
             orientation="h",
             marker_color=[colour(1) if e == "lost" else colour(0) for e in frame["expected"]],
             name="named heads",
-            text=[f"{value:.0%}" for value in frame["removed"]],
+            text=[f"{round(value, 2) + 0.0:.0%}" for value in frame["removed"]],  # no "-0%"
             textposition="outside",
             cliponaxis=False,
             customdata=frame[["intervention", "heads", "gain_before", "gain_after"]],
@@ -315,7 +315,9 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
         )
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(tickformat=".0%")
+    ends = [0.0, *frame["removed"], *frame["control_removed"].dropna()]
+    room = 0.1 * (max(ends) - min(ends))  # for the numbers beside the bars
+    figure.update_xaxes(tickformat=".0%", range=[min(ends) - room, max(ends) + room])
     return styled(
         figure,
         title="The induction mechanism, step by step",
