@@ -27,10 +27,13 @@ Side = Literal["q", "k", "v"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """In-context gain (nats a token) and prefix matching of the induction heads after an intervention."""
+    """What an intervention leaves: in-context gain and loss of the second copy (nats a token), and prefix
+    matching of the induction heads.
+    """
 
     gain: float
     prefix: float
+    second: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,7 @@ class Lab:
 
     def outcome(self, make: MakeEdits | None = None, change: LogitChange | None = None) -> Outcome:
         """Run all rows with edits (and a change of the logits) and measure gain and prefix matching."""
-        gains, prefixes = [], []
+        gains, prefixes, seconds = [], [], []
         layers = sorted({layer for layer, _ in self.induction})
         for batch in self.batches:
             out = run(
@@ -91,8 +94,10 @@ class Lab:
                 logits = logits + change(batch)
             first, second = copy_losses(token_losses(logits, batch.rows.tokens), batch.rows)
             gains.append(first - second)
+            seconds.append(second)
             prefixes.append(self._prefix(batch.rows, out))
-        return Outcome(float(torch.cat(gains).mean()), float(torch.cat(prefixes).mean()))
+        gain, prefix, second = (float(torch.cat(x).mean()) for x in (gains, prefixes, seconds))
+        return Outcome(gain, prefix, second)
 
     def without(self, heads: Sequence[Head]) -> MakeEdits:
         """Put the mean output of heads in their place."""

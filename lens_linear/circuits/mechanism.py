@@ -27,6 +27,7 @@ Sources: Elhage et al. 2021, "How induction heads work"; Olsson et al. 2022, abl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -82,6 +83,8 @@ class InductionMechanism(Table):
         induction, previous: the heads the story names.
         n_rows: random rows behind every number.
         seed: of the rows and of the control sets.
+        guess: loss of the second copy without help from the first (nats): that of an even guess, or of the
+            first copy where that is lower.
     """
 
     before: Outcome
@@ -90,21 +93,31 @@ class InductionMechanism(Table):
     previous: tuple[Head, ...]
     n_rows: int
     seed: int
+    guess: float
 
     def removed(self, outcome: Outcome) -> float:
         """Share of the gain that an intervention takes away; 0 none, 1 all."""
         return 1.0 - outcome.gain / self.before.gain
 
+    def forgotten(self, outcome: Outcome) -> float:
+        """How far the loss of the second copy rises towards :attr:`guess`; 0 not at all, 1 all the way.
+
+        Unlike :meth:`removed` it does not depend on how wrong the model is in the first copy: one that is
+        sure of tokens it has seen loses far more than a guess there, and keeps that part of its gain.
+        """
+        return (outcome.second - self.before.second) / (self.guess - self.before.second)
+
     @property
     def confirmed(self) -> bool:
-        """Whether every step did what the story says: "lost" at least half, "kept" at least half.
+        """Whether every step did what the story says, by :meth:`forgotten`: "lost" is at least half of it.
 
-        Where a step has controls, their mean must keep at least half of the gain too.
+        Where a step has controls, their mean must stay below half.
         """
         for step in self.steps:
-            if (self.removed(step.after) >= 0.5) != (step.expected == "lost"):
+            if (self.forgotten(step.after) >= 0.5) != (step.expected == "lost"):
                 return False
-            if step.controls and sum(map(self.removed, step.controls)) / len(step.controls) >= 0.5:
+            lost = [self.forgotten(outcome) for outcome in step.controls]
+            if lost and sum(lost) / len(lost) >= 0.5:
                 return False
         return bool(self.steps)
 
@@ -120,6 +133,8 @@ class InductionMechanism(Table):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a step: step, intervention, heads, expected, gain and prefix before, after, in control.
+
+        ``forgotten`` is how far the second copy's loss rises towards a guess: what ``confirmed`` looks at.
 
         ``removed`` is the share of the gain that is lost, ``control_removed`` the mean share over control
         sets, ``control_worst`` the largest; NaN where a step has no control of other heads.
@@ -146,6 +161,9 @@ class InductionMechanism(Table):
                     "control_size": step.control_size,
                     "prefix_before": self.before.prefix,
                     "prefix_after": step.after.prefix,
+                    "second_before": self.before.second,
+                    "second_after": step.after.second,
+                    "forgotten": self.forgotten(step.after),
                 }
             )
         return pd.DataFrame(rows)
@@ -212,7 +230,10 @@ def verify_induction(
         )
     bench = _Bench(lab, named, writers, require_int("n_controls", n_controls, minimum=0), seed)
     steps = tuple(bench.steps())
-    return InductionMechanism(before, steps, tuple(named), tuple(writers), len(rows.tokens), seed)
+    guess = min(before.gain + before.second, math.log(lab.weights.W_U.shape[1]))
+    return InductionMechanism(
+        before, steps, tuple(named), tuple(writers), len(rows.tokens), seed, guess
+    )
 
 
 class _Bench:

@@ -77,6 +77,21 @@ def test_the_hand_built_mechanism_has_known_outcomes():
     assert found.before.prefix == pytest.approx(float(prefix), abs=1e-5)
 
 
+@pytest.mark.parametrize("vocab, n_ctx", [(8, 16), (16, 32), (30, 90)])
+def test_the_hand_built_mechanism_is_confirmed_at_every_size(vocab, n_ctx):
+    # It is sure of tokens it has seen, so its first copy costs far more than a guess, and without the
+    # previous-token head half of the gain is left though nothing is remembered.
+    built = build_induction(vocab, n_ctx)
+    found = verify_induction(built.model, rows_per_period=2)
+    assert found.confirmed and found.guess == pytest.approx(np.log(vocab))
+    table = found.to_dataframe().set_index("step")
+    assert table.loc["K-composition", "removed"] < 0.5 < 0.8 < table["forgotten"]["K-composition"]
+    # Without the induction head's direct path every logit is 0: a guess exactly.
+    assert table.loc["copying", "second_after"] == pytest.approx(np.log(vocab), abs=1e-5)
+    assert table.loc["copying", "forgotten"] == pytest.approx(1.0, abs=1e-5)
+    assert table.loc["Q-path", "forgotten"] == pytest.approx(0.0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
