@@ -96,8 +96,7 @@ class Lab:
             gains.append(first - second)
             seconds.append(second)
             prefixes.append(self._prefix(batch.rows, out))
-        gain, prefix, second = (float(torch.cat(x).mean()) for x in (gains, prefixes, seconds))
-        return Outcome(gain, prefix, second)
+        return Outcome(*(float(torch.cat(x).mean()) for x in (gains, prefixes, seconds)))
 
     def without(self, heads: Sequence[Head]) -> MakeEdits:
         """Put the mean output of heads in their place."""
