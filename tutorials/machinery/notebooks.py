@@ -53,8 +53,9 @@ def _title_cell(master: Master, kind: str) -> NotebookNode:
     badge = "https://colab.research.google.com/assets/colab-badge.svg"
     note = {
         "exercises": "Figures and tables that you see before you run anything come from a reference "
-        "run. Your own run replaces them. Run the cells from top to bottom; a line that raises "
-        "`NotImplementedError` is yours to write. Below each exercise a cell checks your answer and says "
+        "run. Your own run replaces them. Run the cells from top to bottom, one by one: *Run All* "
+        "would clear them and stop at the first line that raises `NotImplementedError`. Those lines are yours to "
+        "write. Below each exercise a cell checks your answer and says "
         f'what is wrong; `ll.check.hint("{master.number}.1")` gives a hint.',
         "solutions": "This is the solution notebook.",
         "instructor": "This is the instructor's copy: the solutions, with notes for teaching.",
