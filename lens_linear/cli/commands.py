@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from lens_linear._checks import require_file, require_int
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.circuits.composition import composition_scores
 from lens_linear.circuits.induction import induction_scores
-from lens_linear.cli.output import emit, envelope, plain, table
+from lens_linear.cli.output import emit, envelope, plain, steps, table
 from lens_linear.cli.train_command import run_train
 from lens_linear.dynamics.directions import concept_directions
 from lens_linear.dynamics.gains import gain_profile
@@ -27,13 +25,17 @@ from lens_linear.linearity.profile import linearity_profile
 from lens_linear.linearity.published import published_beside_measured
 from lens_linear.models.bundled import available_models, training_table
 from lens_linear.models.capture import available_sites
+from lens_linear.models.checksum import weights_sha256
 from lens_linear.models.load import load
-from lens_linear.reports.build import report
+from lens_linear.reports.build import report, report_steps
 from lens_linear.reports.tour import tour
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.teaching.tutorials import copy_tutorials
 from lens_linear.text.concepts import load_concept
 from lens_linear.text.corpora import read_text
+
+# A table of more rows is nothing to read; seeds are added to inside, and torch takes 64 bits.
+_MOST = {"top": 1000, "seed": 2**62}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +45,9 @@ def run(options: argparse.Namespace) -> None:
     for name in ("top", "prompts", "order", "sequences", "limit"):
         value = getattr(options, name, None)
         if value is not None:
-            require_int(f"--{name}", value, minimum=1)
+            require_int(f"--{name}", value, minimum=1, maximum=_MOST.get(name))
+    if getattr(options, "seed", None) is not None:
+        require_int("--seed", options.seed, minimum=0, maximum=_MOST["seed"])
     _COMMANDS[options.command](options)
 
 
@@ -56,17 +60,8 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def _tour(options: argparse.Namespace) -> None:
-    with tqdm(total=4, desc="tour", unit="model", disable=None) as bar:
-        done = -1
-
-        def step(text: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(done > 0)
-            bar.set_description(text)
-
-        result = tour(options.out, seed=options.seed, on_step=step)
-        bar.update(1)
+    with steps(4, "tour", hide=options.json) as begin:
+        result = tour(options.out, seed=options.seed, on_step=begin)
     text = f"{result.summary()}\n\nThe page with figures: {result.path}"
     payload = {
         **envelope("tour", [], seed=options.seed),
@@ -93,15 +88,26 @@ def _models(options: argparse.Namespace) -> None:
 
 def _circuits(options: argparse.Namespace) -> None:
     model = load(options.model)
+    with steps(3, "circuits", hide=options.json) as begin:
+        result, parts = _circuit_tables(model, options, begin)
+    _emit(options, model, result, parts, {"top": options.top})
+
+
+def _circuit_tables(
+    model: TransformerBridge, options: argparse.Namespace, begin: Callable[[str], None]
+) -> tuple[dict[str, object], list[str]]:
+    begin("heads")
     scores = induction_scores(model, seed=options.seed)
     heads = scores.to_dataframe()
     parts = [repr(scores), table(heads)]
-    result = {"heads": heads}
+    result: dict[str, object] = {"heads": heads}
+    begin("composition")
     if model.cfg.n_layers > 1:
-        composition = composition_scores(model)
+        composition = composition_scores(model, seed=options.seed)
         pairs = composition.to_dataframe().sort_values("z", ascending=False).head(options.top)
         parts += [repr(composition), table(pairs)]
         result["composition"] = pairs
+    begin("skip-trigrams")
     try:
         view = AttentionOnly(model)
     except UnsupportedModelError as reason:
@@ -111,7 +117,7 @@ def _circuits(options: argparse.Namespace) -> None:
             trigrams = view.skip_trigrams(head.layer, head.head, k=options.top)
             parts += [repr(trigrams), table(trigrams.to_dataframe())]
             result[f"skip_trigrams {head.name}"] = trigrams.to_dataframe()
-    _emit(options, model, result, parts, {"top": options.top})
+    return result, parts
 
 
 def _linearity(options: argparse.Namespace) -> None:
@@ -126,7 +132,12 @@ def _linearity(options: argparse.Namespace) -> None:
         sites=available_sites(model, 0),
         progress=not options.json,
     )
-    settings = {"fit": options.fit, "skip": options.skip, "text": options.text or "own stories"}
+    settings: dict[str, object] = {
+        "fit": options.fit,
+        "skip": options.skip,
+        "text": options.text or "own stories",
+        "sequences": options.sequences,
+    }
     frame = profile.to_dataframe()
     parts = [repr(profile), table(frame)]
     published = published_beside_measured({_name(options): profile}).about(_name(options))
@@ -143,27 +154,32 @@ def _dynamics(options: argparse.Namespace) -> None:
     model = load(options.model)
     concept = load_concept(options.concept)
     split = concept.split(options.prompts, options.prompts, options.prompts, seed=options.seed)
-    directions = concept_directions(model, split.concept, truncate=True)
-    measured = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
     order = min(options.order, model.cfg.d_model)
-    surrogate = fit_surrogate(
-        model,
-        list(split.operating.texts),
-        directions,
-        order=order,
-        basis=options.basis,
-        truncate=True,
-        seed=options.seed,
-    )
+    with steps(4, "dynamics", hide=options.json) as begin:
+        begin("directions")
+        directions = concept_directions(model, split.concept, truncate=True)
+        begin("gains")
+        measured = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
+        begin("surrogate")
+        surrogate = fit_surrogate(
+            model,
+            list(split.operating.texts),
+            directions,
+            order=order,
+            basis=options.basis,
+            truncate=True,
+            seed=options.seed,
+        )
+        begin("schedules")
+        schedules = evaluate_schedules(
+            model,
+            list(split.evaluation.texts)[: min(20, options.prompts)],
+            directions,
+            surrogate,
+            truncate=True,
+            seed=options.seed,
+        )
     agreement = surrogate.agreement(measured)
-    schedules = evaluate_schedules(
-        model,
-        list(split.evaluation.texts)[: min(20, options.prompts)],
-        directions,
-        surrogate,
-        truncate=True,
-        seed=options.seed,
-    )
     gains = measured.to_dataframe()
     parts = [repr(measured), repr(surrogate), repr(agreement), repr(schedules)]
     parts.append(table(schedules.to_dataframe()))
@@ -184,15 +200,7 @@ def _dynamics(options: argparse.Namespace) -> None:
 
 def _dynamics_of_several(options: argparse.Namespace) -> None:
     names = [options.model, *options.more]
-    with tqdm(total=len(names), desc="dynamics", unit="model", disable=options.json or None) as bar:
-        done = -1
-
-        def step(name: str) -> None:
-            nonlocal done
-            bar.update(max(0, done + 1 - bar.n))
-            bar.set_postfix_str(name)
-            done += 1
-
+    with steps(len(names), "dynamics", hide=options.json) as begin:
         found = agreement_table(
             names,
             options.concept,
@@ -201,9 +209,8 @@ def _dynamics_of_several(options: argparse.Namespace) -> None:
             n_operating=options.prompts,
             n_evaluation=options.prompts,
             seed=options.seed,
-            on_model=step,
+            on_model=begin,
         )
-        bar.update(len(names) - bar.n)
     frame, published = found.to_dataframe(), found.published()
     shown = [
         "model",
@@ -222,14 +229,24 @@ def _dynamics_of_several(options: argparse.Namespace) -> None:
         seed=options.seed,
         settings={"models": names, "concept": options.concept, "prompts": options.prompts},
     )
+    payload["models"] = {Path(name).name: weights_sha256(load(name)) for name in names}
     emit(options.json, payload, "\n\n".join(parts))
 
 
 def _report(options: argparse.Namespace) -> None:
     model = load(options.model)
     out = options.out or f"{_name(options)}-report.html"
-    path = report(model, out, _text(options), n_sequences=options.sequences, seed=options.seed)
-    _emit(options, model, {"path": str(path)}, [f"The page: {path}"], {"out": str(path)})
+    text = _text(options)
+    with steps(report_steps(model), "report", hide=options.json) as begin:
+        path = report(
+            model, out, text, n_sequences=options.sequences, seed=options.seed, on_step=begin
+        )
+    settings = {
+        "out": str(path),
+        "text": options.text or "own stories",
+        "sequences": options.sequences,
+    }
+    _emit(options, model, {"path": str(path)}, [f"The page: {path}"], settings)
 
 
 def _tutorials(options: argparse.Namespace) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
@@ -32,6 +35,22 @@ def envelope(
         "settings": settings or {},
         "result": plain(result),
     }
+
+
+@contextmanager
+def steps(total: int, what: str, *, hide: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yield a function to call with a word on each step as it begins; a bar where a person looks on."""
+    with tqdm(total=total, desc=what, unit="step", disable=hide or None, leave=False) as bar:
+        begun = 0
+
+        def begin(text: str) -> None:
+            nonlocal begun
+            bar.update(begun - bar.n)
+            bar.set_postfix_str(text)
+            begun = min(begun + 1, total)
+
+        yield begin
+        bar.update(total - bar.n)
 
 
 def plain(value: Any) -> Any:

@@ -54,7 +54,8 @@ def require_tokenizer(model: TransformerBridge) -> Any:
     tokenizer = getattr(require_bridge(model), "tokenizer", None)
     if tokenizer is None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer; pass token tensors instead of text"
+            f"model {model.cfg.model_name!r} has no tokenizer; pass token tensors instead of text, or "
+            "put the tokenizer's files into the model's folder"
         )
     return tokenizer
 

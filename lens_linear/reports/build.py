@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -39,6 +39,7 @@ def report(
     *,
     n_sequences: int | None = None,
     seed: int = 0,
+    on_step: Callable[[str], None] | None = None,
 ) -> Path:
     """Write one self-contained HTML page that takes a model apart; it opens with the network off.
 
@@ -52,6 +53,7 @@ def report(
         text: text to measure on; the package's own stories by default.
         n_sequences: use only the first rows of tokens.
         seed: of random sequences and splits.
+        on_step: called with a word on what comes next.
 
     Returns:
         The path.
@@ -72,7 +74,10 @@ def report(
     seed = require_int("seed", seed, minimum=0)
     tokens = evaluation_tokens(model, text, n_sequences=n_sequences)
     name = Path(str(model.cfg.model_name)).name
-    sections = [overview(model, tokens, name), *model_sections(model, tokens, name, seed=seed)]
+    say = on_step or (lambda _text: None)
+    say("loss")
+    sections = [overview(model, tokens, name)]
+    sections += model_sections(model, tokens, name, seed=seed, on_step=say)
     settings = {
         "lens_linear": __version__,
         "model": name,
@@ -104,29 +109,47 @@ def overview(model: TransformerBridge, tokens: Int[Tensor, "row position"], name
 
 
 def model_sections(
-    model: TransformerBridge, tokens: Int[Tensor, "row position"], name: str, *, seed: int
+    model: TransformerBridge,
+    tokens: Int[Tensor, "row position"],
+    name: str,
+    *,
+    seed: int,
+    on_step: Callable[[str], None],
 ) -> list[Section]:
     """All sections that apply to a model; what is refused is said with its reason."""
     sections: list[Section] = []
     view = _attention_only(model)
-    if not model.cfg.n_layers:
-        return [bigram_section(model, name=name)]
-    if view is not None and model.cfg.n_layers == 1:
-        sections.append(skip_trigram_section(model, name=name))
-    attempts: list[tuple[str, Any]] = [
-        ("Induction heads", lambda: induction_section(model, name=name, seed=seed))
-    ]
-    if model.cfg.n_layers > 1:
-        attempts.append(("Composition", lambda: composition_section(model, name=name)))
-    if view is not None:
-        attempts.append(("Paths", lambda: path_section(view, tokens, name=name)))
-    attempts.append(("Linearity", lambda: measured_linearity(model, tokens, name, seed=seed)))
-    for title, attempt in attempts:
+    attempts: dict[str, Callable[[], Section]] = {
+        "Bigrams": lambda: bigram_section(model, name=name),
+        "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
+        "Induction heads": lambda: induction_section(model, name=name, seed=seed),
+        "Composition": lambda: composition_section(model, name=name),
+        "Paths": lambda: path_section(view, tokens, name=name),  # type: ignore[arg-type]
+        "Linearity": lambda: measured_linearity(model, tokens, name, seed=seed),
+    }
+    for title in _titles(model, attention_only=view is not None):
+        on_step(title.lower())
+        attempt = attempts[title]
         try:
             sections.append(attempt())
         except (UnsupportedModelError, NotEnoughDataError) as reason:
             sections.append(Section(f"{title}: not measured", str(reason)))
     return sections
+
+
+def _titles(model: TransformerBridge, *, attention_only: bool) -> list[str]:
+    """What applies to a model of this shape, in order."""
+    if not model.cfg.n_layers:
+        return ["Bigrams"]
+    titles = ["Skip-trigrams"] if attention_only and model.cfg.n_layers == 1 else []
+    titles += ["Induction heads"] + ["Composition"] * (model.cfg.n_layers > 1)
+    return titles + ["Paths"] * attention_only + ["Linearity"]
+
+
+def report_steps(model: TransformerBridge) -> int:
+    """How often :func:`report` calls ``on_step`` for this model."""
+    model = require_bridge(model)
+    return 1 + len(_titles(model, attention_only=_attention_only(model) is not None))
 
 
 def measured_linearity(

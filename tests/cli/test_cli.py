@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from lens_linear.cli import main
+from lens_linear.cli.output import steps
 from lens_linear.cli.parser import RECIPE_NAMES, STUDY_NAMES, build_parser
 from lens_linear.linearity.study import STUDIES
 from lens_linear.models.bundled import training_table
@@ -86,7 +87,9 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, capsys):
 def test_several_models_make_one_table_beside_the_published_numbers(capsys):
     words = ["dynamics", "gpt-nano", "gpt-micro", "--prompts", "20", "--json"]
     status, out, _ = run(capsys, *words)
-    result = json.loads(out)["result"]
+    payload = json.loads(out)
+    result, checksums = payload["result"], payload["models"]
+    assert set(checksums) == {"gpt-nano", "gpt-micro"} and len(set(checksums.values())) == 2
     assert status == 0 and len(result["agreement"]) == 2 * 4 * 3 * 3
     assert {row["order"] for row in result["agreement"]} == {8, 16, 32}
     lines = {row["model"]: row for row in result["published"]}
@@ -244,3 +247,32 @@ def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):
         assert words in out
     text = page.read_text(encoding="utf-8")
     assert text.count("var CircuitsVis") == 1 and text.count("plotly.js v") == 1
+
+
+def test_the_step_bar_ends_full_whatever_was_begun(capsys, monkeypatch):
+    drawn = []
+
+    class Bar:
+        n = 0
+
+        def __init__(self, **settings):
+            self.total = settings["total"]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            drawn.append(self.n)
+
+        def update(self, count):
+            self.n += count
+            drawn.append(self.n)
+
+        def set_postfix_str(self, text):
+            drawn.append(text)
+
+    monkeypatch.setattr("lens_linear.cli.output.tqdm", Bar)
+    with steps(3, "x") as begin:
+        begin("a")
+        begin("b")
+    assert drawn == [0, "a", 1, "b", 3, 3]

@@ -9,7 +9,7 @@ import lens_linear as ll
 from lens_linear.models.capture import run
 from lens_linear.models.tokenize import token_strings
 from lens_linear.plots.circuits import composition_map, head_scores
-from lens_linear.reports.build import report
+from lens_linear.reports.build import report, report_steps
 from lens_linear.reports.circuit_sections import (
     induction_section,
     path_section,
@@ -76,6 +76,23 @@ def test_linearity_does_not_call_a_block_identity_that_overwrites_the_stream():
 def test_a_page_about_a_local_folder_shows_its_name_and_not_its_path(stories_model, tmp_path):
     page = report(stories_model, tmp_path / "page.html", n_sequences=20).read_text("utf-8")
     assert "stories260K: a report" in page and "models/stories260K" not in page
+
+
+@pytest.mark.parametrize(
+    "model, titles",
+    [
+        (lambda: ll.load("attn-0l"), ["loss", "bigrams"]),
+        (
+            lambda: ll.load("attn-1l"),
+            ["loss", "skip-trigrams", "induction heads", "paths", "linearity"],
+        ),
+        (lambda: ll.load("gpt-nano"), ["loss", "induction heads", "composition", "linearity"]),
+    ],
+)
+def test_a_report_says_its_steps_and_how_many_they_are(model, titles, tmp_path):
+    model, said = model(), []
+    report(model, tmp_path / "page.html", n_sequences=12, on_step=said.append)
+    assert said == titles and report_steps(model) == len(titles)
 
 
 def test_maps_of_many_heads_can_be_read():
