@@ -16,7 +16,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.linearity.profile import linearity_profile
-from lens_linear.models.capture import available_sites
+from lens_linear.models.capture import available_sites, evaluating
 from lens_linear.models.checksum import weights_sha256
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.sizes import n_parameters
@@ -97,7 +97,7 @@ def report(
 def overview(model: TransformerBridge, tokens: Int[Tensor, "row position"], name: str) -> Section:
     """What the model is, and its loss on the text."""
     cfg = model.cfg
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         losses = [float(model(rows, return_type="loss")) * len(rows) for rows in tokens.split(16)]
     prose = (
         f"{name} has {cfg.n_layers} layers of {cfg.n_heads} heads, a residual stream of {cfg.d_model} "
