@@ -13,6 +13,7 @@ attn_raw   what W_O and b_O give, before a post-norm or a factor        [batch, 
 ffn_in     what the FFN reads (after its norm)                          [batch, position, d_model]
 ffn_out    what the FFN writes into the stream (after a post-norm)      [batch, position, d_model]
 q, k, v    queries, keys, values before any rotation                    [batch, position, head, d_head]
+rot_q, _k  queries, keys as scores take them: after norms and rotation  [batch, position, head, d_head]
 z          pattern-weighted values, before W_O                          [batch, position, head, d_head]
 pattern    attention after softmax                                      [batch, head, query, key]
 ========== ============================================================ ========================
@@ -42,6 +43,8 @@ What = Literal[
     "q",
     "k",
     "v",
+    "rot_q",
+    "rot_k",
     "z",
     "pattern",
 ]
@@ -59,6 +62,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "q": ("attn.hook_q", "attn.q.hook_out"),
     "k": ("attn.hook_k", "attn.k.hook_out"),
     "v": ("attn.hook_v", "attn.v.hook_out"),
+    "rot_q": ("attn.hook_rot_q",),
+    "rot_k": ("attn.hook_rot_k",),
     "z": ("attn.hook_z", "attn.o.hook_in"),
     "pattern": ("attn.hook_pattern",),
 }

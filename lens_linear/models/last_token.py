@@ -9,8 +9,7 @@ How the one-token run works, for any architecture: the model itself runs on the 
 each. Norms, projections, MLP, post-norms and biases are the model's own modules. Only what is written at
 ``z`` is computed here: the last query against the recorded keys and values, and its own. The result is
 compared with the recorded run, block by block; a model that attends in another way (position biases,
-sliding windows, norms on queries) fails this check and is run on whole prompts instead (``path="full"``:
-slower, as exact).
+sliding windows) fails this check and is run on whole prompts instead (``path="full"``: slower, as exact).
 
 >>> import torch
 >>> from lens_linear.models.toy import toy_model
@@ -37,6 +36,7 @@ from lens_linear.models.capture import model_device, require_model_tokens, run
 from lens_linear.models.hooks import (
     Edit,
     Spot,
+    What,
     has_spot,
     require_blocks,
     require_bridge,
@@ -198,14 +198,24 @@ class _Attention:
             return hook
 
         def write(z: Tensor) -> Tensor:
-            return self._mixed(seen["q"], seen["k"], seen["v"]).reshape(z.shape).to(z.dtype)
+            # A one-token run stands at position 0, where rotation does nothing: what the model scores with
+            # there differs from q and k by its own norms alone.
+            q, k = (_like(seen.get(f"rot_{name}"), seen[name]) for name in ("q", "k"))
+            return self._mixed(q, k, seen["v"]).reshape(z.shape).to(z.dtype)
 
-        return [
+        edits: list[Edit] = [
             ((self.layer, "q"), keep("q")),
             ((self.layer, "k"), keep("k")),
             ((self.layer, "v"), keep("v")),
             ((self.layer, "z"), write),
         ]
+        model = self.context.model
+        if has_spot(model, (self.layer, "rot_q")) and has_spot(model, (self.layer, "rot_k")):
+            edits += [
+                ((self.layer, "rot_q"), keep("rot_q")),
+                ((self.layer, "rot_k"), keep("rot_k")),
+            ]
+        return edits
 
     def _mixed(
         self,
@@ -241,6 +251,11 @@ class _Attention:
         place = self.context.lengths.to(rotary.cos.device) - 1
         at = Rotary(rotary.cos[place].to(x), rotary.sin[place].to(x), rotary.adjacent)
         return at.rotate(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _like(x: Tensor | None, usual: Tensor) -> Tensor:
+    """Return x where the model gave it in the usual shape."""
+    return x if x is not None and x.shape == usual.shape else usual
 
 
 def freeze_context(
@@ -320,7 +335,10 @@ def _recorded(
     edits = [last((layer, "resid_pre")) for layer in range(n_layers)]
     edits.append(last((n_layers - 1, "resid_post")))
     if keep:
-        edits += [whole((layer, what)) for layer in range(n_layers) for what in ("k", "v")]
+        wanted: tuple[What, ...] = (
+            ("k", "v", "rot_k") if has_spot(model, (0, "rot_k")) else ("k", "v")
+        )
+        edits += [whole((layer, what)) for layer in range(n_layers) for what in wanted]
     run(model, tokens, record=[(n_layers - 1, "resid_post")], edits=edits, logits=False)
     spots: list[Spot] = [(layer, "resid_pre") for layer in range(n_layers)]
     device = tokens.device
@@ -332,7 +350,10 @@ def _recorded(
     rotaries = _rotaries(model, tokens.shape[1], device)
     keys = [found[(layer, "k")].to(device) for layer in range(n_layers)]
     for layer, rotary in enumerate(rotaries):
-        if rotary is not None:
+        ready = found.get((layer, "rot_k"))
+        if ready is not None and ready.shape == keys[layer].shape:
+            keys[layer] = ready.to(device)
+        elif rotary is not None:
             keys[layer] = rotary.rotate(keys[layer].transpose(1, 2)).transpose(1, 2)
     values = tuple(found[(layer, "v")].to(device) for layer in range(n_layers))
     return FrozenContext(model, tokens, lengths, states, tuple(keys), values, rotaries, "cache")

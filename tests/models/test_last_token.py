@@ -164,6 +164,29 @@ def test_a_sliding_window_is_noticed(tmp_path):
     assert freeze_context(model, tokens[:, :4], inside).path == "cache"
 
 
+@pytest.mark.parametrize("kind", ["Qwen3", "Olmo2"])
+def test_norms_on_queries_and_keys_are_the_models_own(kind, tmp_path):
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = getattr(transformers, f"{kind}ForCausalLM")(config)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        network.save_pretrained(tmp_path)
+    check_against_whole_prompts(ll.load(tmp_path))
+
+
 def test_bad_lengths_and_models_are_refused():
     model = toy_model()
     with pytest.raises(InvalidArgumentError, match="lengths must lie between"):
