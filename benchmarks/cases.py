@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import linearity_profile
 import torch
-from meter import Row, in_process, medians, once, wall
+from meter import HERE, Row, in_process, medians, wall
 from reference import (
     SMALL,
     bare_forward,
@@ -27,6 +28,8 @@ TINY = ModelSpec(n_layers=3, d_model=48, n_heads=4, d_vocab=200, n_ctx=256)
 
 NOTES = """
 - *Bare forward*: the same model on the same tokens in the same batches, logits computed.
+- Times are medians of three runs taken in turn after one that is not counted. What takes minutes (top
+  pairs of 50,000 × 50,000, the tour) runs once.
 - *Reference*: keep every activation in memory, one singular value decomposition of [tokens, width] for
   every layer and site (the method of `llm-microscope`, written here as the obvious loop in
   `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
@@ -47,7 +50,7 @@ def profile_time(quick: bool, _folder: Path) -> list[Row]:
             spec, n, length, batch, budget = TINY, 16, 64, 8, None
         model = random_model(spec)
         tokens = random_tokens(spec, n, length)
-        taken = _bare_and_profile(model, tokens, batch, repeats=1 if quick or spec is SMALL else 3)
+        taken = _bare_and_profile(model, tokens, batch, repeats=1 if quick else 3)
         rows.append(
             Row(
                 "linearity_profile, block + FFN, all layers",
@@ -77,7 +80,7 @@ def profile_memory(quick: bool, _folder: Path) -> list[Row]:
     return [
         Row(
             "linearity_profile, peak memory at 64k against 8k tokens",
-            "2 layers, width 256",
+            "2 layers, width 768",
             f"{large:.0f} MiB against {small:.0f} MiB",
             large / small,
             "×",
@@ -89,13 +92,14 @@ def profile_memory(quick: bool, _folder: Path) -> list[Row]:
 def profile_reference(quick: bool, _folder: Path) -> list[Row]:
     n_tokens = 4096 if quick else 65_536
     shape = f"gpt-mini shape, {n_tokens:,} tokens"
-    ours = in_process("reference.py", "profile", n_tokens)
+    repeats = 1 if quick else 3
+    ours = in_process("reference.py", "profile", n_tokens, repeats)
     rows = []
     for name, words in (
         ("cached", "caching everything + SVD"),
         ("sklearn", "scikit-learn per layer"),
     ):
-        other = in_process("reference.py", name, n_tokens)
+        other = in_process("reference.py", name, n_tokens, repeats)
         apart = max(abs(ours["scores"][k] - v) for k, v in other["scores"].items())
         added = [entry["peak_mib"] - entry["before_mib"] for entry in (ours, other)]
         rows += [
@@ -135,17 +139,22 @@ def dynamics(quick: bool, _folder: Path) -> list[Row]:
     directions = random_directions(model)
     layers = spec.n_layers
     shape = f"{'small' if quick else 'GPT-2-small'} shape, {n} prompts of {length} tokens"
+    repeats = 1 if quick else 3
     taken = medians(
-        2,
+        repeats,
         bare=lambda: bare_forward(model, prompts, n),
         adjoint=lambda: ll.gain_profile(model, prompts, directions),
         surrogate=lambda: ll.fit_surrogate(model, prompts, directions, order=32),
     )
     bare = taken["bare"]
     few = prompts[:2]
-    bare_few = medians(1, bare=lambda: bare_forward(model, few, len(few)))["bare"]
-    empirical = once(lambda: ll.gain_profile(model, few, directions, "empirical"))
-    product = medians(1, one=lambda: _one_product(model, prompts, directions, layers // 2))["one"]
+    some = medians(
+        repeats,
+        bare=lambda: bare_forward(model, few, len(few)),
+        empirical=lambda: ll.gain_profile(model, few, directions, "empirical"),
+        product=lambda: _one_product(model, prompts, directions, layers // 2),
+    )
+    bare_few, empirical, product = some["bare"], some["empirical"], some["product"]
     naive = product * 32 * layers
     return [
         Row(
@@ -174,7 +183,7 @@ def dynamics(quick: bool, _folder: Path) -> list[Row]:
         ),
         Row(
             "fit_surrogate(order=32) against naive Jacobian products",
-            f"{shape}, 32 × {layers} products, 1 timed",
+            f"{shape}, 32 × {layers} products, one of them timed",
             f"{taken['surrogate']:.2f} s against {naive:.0f} s",
             taken["surrogate"] / naive,
             "×",
@@ -202,8 +211,9 @@ def _one_product(model, prompts, directions, layer: int) -> torch.Tensor:
 
 def circuits(quick: bool, _folder: Path) -> list[Row]:
     large, both = (3000, 2000) if quick else (50_000, 12_000)
-    top = in_process("reference.py", "pairs", large)
-    ours, dense = (in_process("reference.py", name, both) for name in ("pairs", "dense"))
+    top = in_process("reference.py", "pairs", large, 1)
+    repeats = 1 if quick else 3
+    ours, dense = (in_process("reference.py", name, both, repeats) for name in ("pairs", "dense"))
     if abs(ours["checksum"] - dense["checksum"]) > 1e-6 * abs(dense["checksum"]):
         raise RuntimeError("top pairs and the dense way disagree")
     added = [entry["peak_mib"] - entry["before_mib"] for entry in (ours, dense)]
@@ -265,7 +275,7 @@ def paths(quick: bool, _folder: Path) -> list[Row]:
                 f"{taken['ours']:.2f} s against {taken['naive']:.2f} s, one forward pass in both",
                 taken["ours"] / taken["naive"],
                 "×",
-                None,
+                None if quick else 1.0,
             )
         )
     return rows
@@ -284,7 +294,7 @@ def start(quick: bool, _folder: Path) -> list[Row]:
             f"{imported:.3f} s, of which the interpreter {empty:.3f} s",
             max(imported - empty, 0.0),
             "s",
-            None if quick else 0.2,
+            None if quick else 0.1,
         ),
         Row(
             "lens-linear --help",
@@ -292,7 +302,7 @@ def start(quick: bool, _folder: Path) -> list[Row]:
             f"{helped:.3f} s",
             helped,
             "s",
-            None if quick else 0.5,
+            None if quick else 0.25,
         ),
     ]
 
@@ -345,6 +355,18 @@ def gpu(_quick: bool, _folder: Path) -> list[Row]:
     ]
 
 
+def tests(_quick: bool, _folder: Path) -> list[Row]:
+    """The test command takes minutes: only where LENS_LINEAR_BENCHMARK_TESTS=1 asks for it."""
+    value = None
+    if os.environ.get("LENS_LINEAR_BENCHMARK_TESTS") == "1":
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "pytest", "-n", "2"]
+        subprocess.run(command, check=True, capture_output=True, cwd=HERE.parent)
+        value = (time.perf_counter() - begun) / 60
+    measured = "not asked for" if value is None else f"{value:.1f} minutes"
+    return [Row("pytest -n 2", "the test command of the README", measured, value, "minutes", 10)]
+
+
 CASES = {
     "start": start,
     "profile time": profile_time,
@@ -355,4 +377,5 @@ CASES = {
     "paths": paths,
     "tour": tour,
     "gpu": gpu,
+    "tests": tests,
 }

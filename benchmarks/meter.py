@@ -1,4 +1,4 @@
-"""How things are measured here: medians of wall time taken in turn, and peaks of processes of their own."""
+"""How things are measured here: medians of elapsed time taken in turn, peaks of processes of their own."""
 
 from __future__ import annotations
 
@@ -52,16 +52,19 @@ def medians(repeats: int, **jobs: Callable[[], object]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def once(job: Callable[[], object]) -> float:
-    """Seconds of one call, for jobs of minutes."""
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
-
-
 def peak_mib() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def median_seconds(repeats: int, job: Callable[[], Any]) -> tuple[float, Any]:
+    """Median seconds of several calls, and what the last one returned."""
+    taken, found = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        found = job()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken), found
 
 
 def in_process(script: str, *arguments: object) -> dict[str, Any]:

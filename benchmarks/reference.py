@@ -2,18 +2,17 @@
 
 Run as a script, one job in a process of its own, it prints time and peak memory as JSON:
 
-    python benchmarks/reference.py profile|cached|sklearn N_TOKENS
-    python benchmarks/reference.py pairs|dense SIZE
+    python benchmarks/reference.py profile|cached|sklearn N_TOKENS REPEATS
+    python benchmarks/reference.py pairs|dense SIZE REPEATS
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 
 import torch
-from meter import peak_mib
+from meter import median_seconds, peak_mib
 
 import lens_linear as ll
 from lens_linear._tl import FactoredMatrix
@@ -89,14 +88,12 @@ def profile(model, tokens):
 METHODS = {"profile": profile, "cached": cached_svd, "sklearn": cached_sklearn}
 
 
-def measure_method(name, n_tokens):
+def measure_method(name, n_tokens, repeats):
     model = random_model(MINI)
     tokens = random_tokens(MINI, n_tokens // MINI.n_ctx, MINI.n_ctx)
     METHODS[name](model, tokens[: max(4, 2048 // MINI.n_ctx)])
     before = peak_mib()
-    start = time.perf_counter()
-    scores = METHODS[name](model, tokens)
-    seconds = time.perf_counter() - start
+    seconds, scores = median_seconds(repeats, lambda: METHODS[name](model, tokens))
     named = {f"{layer}.{site}": value for (layer, site), value in scores.items()}
     return {"seconds": seconds, "before_mib": before, "peak_mib": peak_mib(), "scores": named}
 
@@ -115,15 +112,17 @@ def dense_pairs(matrix, k):
     return found.values
 
 
-def measure_pairs(name, size, k=1000):
+def our_pairs(matrix, k):
+    """Ours: block by block, through the factors."""
+    return torch.as_tensor(top_pairs(matrix, k).to_dataframe()["value"].to_numpy().copy())
+
+
+def measure_pairs(name, size, repeats, k=1000):
     matrix = factored(size)
     before = peak_mib()
-    start = time.perf_counter()
-    if name == "pairs":
-        values = torch.as_tensor(top_pairs(matrix, k).to_dataframe()["value"].to_numpy().copy())
-    else:
-        values = dense_pairs(matrix, k)
-    seconds = time.perf_counter() - start
+    seconds, values = median_seconds(
+        repeats, lambda: our_pairs(matrix, k) if name == "pairs" else dense_pairs(matrix, k)
+    )
     return {
         "seconds": seconds,
         "before_mib": before,
@@ -166,7 +165,7 @@ def bare_forward(model, tokens, batch_size):
 
 
 if __name__ == "__main__":
-    what, size = sys.argv[1], int(sys.argv[2])
+    what, size, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(2)
     job = measure_method if what in METHODS else measure_pairs
-    print(json.dumps(job(what, size)))
+    print(json.dumps(job(what, size, repeats)))

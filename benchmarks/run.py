@@ -1,11 +1,14 @@
 """One command, one table: what the package costs beside the obvious way, all taken in this run.
 
-    python benchmarks/run.py                       # about six minutes on two cores
-    python benchmarks/run.py --quick               # small shapes, to see that it runs; no budget is claimed
-    python benchmarks/run.py --json table.json --write-docs
+    python benchmarks/run.py                 # the whole table: 10 to 15 minutes on two quiet cores
+    python benchmarks/run.py --quick         # small shapes, to see that it runs: about 2 minutes, no budgets
+    python benchmarks/run.py --only dynamics # some cases
 
-Times are medians over repeats, taken in turn; peak memory is that of processes of their own. What needs a
-GPU says "not run" where there is none.
+The whole table is printed and written to docs/results/benchmarks.json and docs/results/benchmarks.md; other
+runs write only where --out says. How long the run took stands on the page. The exit status is 1 where a
+budget is missed. Times are medians over repeats, taken in turn; peak memory is that of processes of their
+own. What needs a GPU says "not run" where there is none; LENS_LINEAR_BENCHMARK_TESTS=1 times the test command
+too.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from meter import Row
 
 import lens_linear
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/run.py --write-docs` from one run; do not edit by hand. A ratio compares two
+Written by `python benchmarks/run.py` from one run; do not edit by hand. A ratio compares two
 things measured in that run, so it carries over to other machines better than seconds do.
 
 """
@@ -94,37 +97,32 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
     parser.add_argument("--only", metavar="WORD", help="cases whose name holds this word")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the table as JSON")
-    parser.add_argument(
-        "--from-json", metavar="FILE", type=Path, help="measure nothing, take this table"
-    )
-    parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the two files")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.from_json:
-        found = json.loads(options.from_json.read_text(encoding="utf-8"))
-    else:
-        started, rows = time.monotonic(), []
-        for name, case in cases.CASES.items():
-            if options.only and options.only not in name:
-                continue
-            sys.stderr.write(f"{name} ...\n")
-            at = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder:
-                rows += case(options.quick, Path(folder))
-            sys.stderr.write(f"  {time.monotonic() - at:.0f} s\n")
-        found = {
-            "machine": machine(),
-            "quick": options.quick,
-            "minutes": (time.monotonic() - started) / 60,
-            "rows": [row.to_dict() for row in rows],
-        }
-        print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.write_docs:
-        DOCS.write_text(markdown(found), encoding="utf-8")
+    started, rows = time.monotonic(), []
+    for name, case in cases.CASES.items():
+        if options.only and options.only not in name:
+            continue
+        sys.stderr.write(f"{name} ...\n")
+        at = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            rows += case(options.quick, Path(folder))
+        sys.stderr.write(f"  {time.monotonic() - at:.0f} s\n")
+    found = {
+        "machine": machine(),
+        "quick": options.quick,
+        "minutes": (time.monotonic() - started) / 60,
+        "rows": [row.to_dict() for row in rows],
+    }
+    print(table(rows))
+    out = options.out or (None if options.quick or options.only else RESULTS)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found, indent=1) + "\n"
+        (out / "benchmarks.json").write_text(text, encoding="utf-8")
+        (out / "benchmarks.md").write_text(markdown(found), encoding="utf-8")
     failed = [entry["name"] for entry in found["rows"] if entry["ok"] is False]
     return 1 if failed and not found["quick"] else 0
 

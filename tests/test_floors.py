@@ -85,6 +85,18 @@ def test_outside_libraries_stay_in_their_rooms(path):
             assert here in ("plots", "reports", "teaching"), f"{path}:{line} imports {top}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_names_stay_in_their_file(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lens_linear."):
+            for name in (alias.name for alias in node.names):
+                private = name.startswith("_") and not name.startswith("__")
+                is_module = (
+                    PACKAGE.parent / node.module.replace(".", "/") / f"{name}.py"
+                ).is_file()
+                assert not private or is_module, f"{path}:{node.lineno} imports {name}"
+
+
 def test_no_file_is_too_long():
     long = {
         str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400

@@ -30,6 +30,16 @@ def test_the_table_of_models_is_the_cards():
         assert f"{row['loss']:.3f}" in line and f"{row['parameters']:,}" in line
 
 
+def test_one_version_everywhere():
+    root = Path(__file__).resolve().parent.parent
+    for name, pattern in [
+        ("pyproject.toml", rf'^version = "{ll.__version__}"$'),
+        ("CITATION.cff", rf"^version: {ll.__version__}$"),
+        ("CHANGELOG.md", rf"^## {ll.__version__} \("),
+    ]:
+        assert re.search(pattern, (root / name).read_text(encoding="utf-8"), re.M), name
+
+
 def test_the_blocks_a_newcomer_runs():
     for heading, last in [("Quickstart", "lens-linear tour"), ("Test", "pytest -n 2")]:
         block = re.search(rf"## {heading}\n+```bash\n(.*?)```", README, re.S).group(1)

@@ -43,7 +43,7 @@ from torch import Tensor
 from lens_linear._checks import require_float, require_int, require_ints, require_list, require_rows
 from lens_linear._frames import Table
 from lens_linear.constructions.energies import Energy, parse_energy
-from lens_linear.constructions.memory import _crossing
+from lens_linear.constructions.memory import crossing
 from lens_linear.constructions.spectral import as_float64
 from lens_linear.errors import InvalidArgumentError
 
@@ -131,7 +131,7 @@ class HeadMemory(Table):
                 seen = ~missed.isnan()
                 grid = tuple(k for k, ok in zip(self.n_patterns, seen, strict=True) if ok)
                 missed = missed[seen]
-                capacity = _crossing(grid, missed, 1 - min_recall)
+                capacity = crossing(grid, missed, 1 - min_recall)
                 if math.isnan(capacity):
                     capacity = 0.0 if float(missed[0]) >= 1 - min_recall else math.inf
                 row[f"capacity_{energy}"] = capacity

@@ -323,7 +323,7 @@ def _curve(
     expected, grid = around
     runs = [_one_memory(kind, d, grid, knobs, knobs.seed + s) for s in range(knobs.seeds)]
     errors, recall = (torch.stack(side, dim=1) for side in zip(*runs, strict=True))
-    capacity = [_crossing(grid, errors[:, s], knobs.max_bit_error) for s in range(knobs.seeds)]
+    capacity = [crossing(grid, errors[:, s], knobs.max_bit_error) for s in range(knobs.seeds)]
     return CapacityCurve(
         energy=kind.name,
         d=d,
@@ -354,7 +354,7 @@ def _one_memory(
     return torch.stack(errors), torch.stack(recall)
 
 
-def _crossing(grid: tuple[int, ...], errors: Float[Tensor, " k"], level: float) -> float:
+def crossing(grid: tuple[int, ...], errors: Float[Tensor, " k"], level: float) -> float:
     """Number of patterns where the rising error passes the level; NaN when it does not."""
     rising = _isotonic(errors.tolist())
     if rising[0] >= level or rising[-1] < level:

@@ -102,6 +102,21 @@ def downstream_scores(
     return DownstreamScores(tuple(rows), str(model.cfg.model_name), limit)
 
 
+def _prefix_token(model: TransformerBridge) -> int:
+    """Return the token that a text without context begins with."""
+    if model.tokenizer is None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no tokenizer; downstream tasks are text"
+        )
+    first = bos_token(model)
+    first = model.tokenizer.eos_token_id if first is None else first
+    if first is None:
+        raise UnsupportedModelError(
+            f"the tokenizer of {model.cfg.model_name!r} has neither a beginning nor an end token"
+        )
+    return int(first)
+
+
 def lm_eval_adapter(model: TransformerBridge, *, batch_size: int = 8) -> Any:
     """Return an ``lm_eval.api.model.LM`` that scores text with ``model``.
 
@@ -118,19 +133,7 @@ def lm_eval_adapter(model: TransformerBridge, *, batch_size: int = 8) -> Any:
         raise OfflineError(
             f"lm-eval is not installed ({error}); pip install 'transformer-lens[evals]'"
         ) from error
-    tokenizer, first = model.tokenizer, bos_token(model)
-    if tokenizer is None:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer; downstream tasks are text"
-        )
-    if first is None:
-        first = tokenizer.eos_token_id
-    if first is None:
-        raise UnsupportedModelError(
-            f"the tokenizer of {model.cfg.model_name!r} has neither a beginning nor an end token"
-        )
-
-    prefix = int(first)
+    tokenizer, prefix = model.tokenizer, _prefix_token(model)
 
     class BridgeLM(TemplateLM):  # type: ignore[misc]
         """A bridge as lm-eval sees it."""

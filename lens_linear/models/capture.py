@@ -268,13 +268,7 @@ def visit_sites(
             f"tokens must be ids [sequence, position] or rows on disk, got {type(tokens).__name__}; "
             "use lens_linear.tokenize(model, text)"
         )
-    for site in sites:
-        for layer in chosen:
-            if site not in available_sites(model, layer):
-                raise UnsupportedModelError(
-                    f"layer {layer} of {model.cfg.model_name!r} has no {site!r} site; "
-                    f"choose among {available_sites(model, layer)}"
-                )
+    _require_sites(model, sites, chosen)
     waiting: dict[tuple[int, Site], Tensor] = {}
     last = max(chosen, default=-1)
 
@@ -319,6 +313,16 @@ def visit_sites(
             _require_seen(model, [(at, _ENDS[site][1]) for at in chosen for site in sites], left)
             if on_batch is not None:
                 on_batch(first + len(rows))
+
+
+def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequence[int]) -> None:
+    for site in sites:
+        for layer in layers:
+            if site not in available_sites(model, layer):
+                raise UnsupportedModelError(
+                    f"layer {layer} of {model.cfg.model_name!r} has no {site!r} site; "
+                    f"choose among {available_sites(model, layer)}"
+                )
 
 
 def residual_stream(

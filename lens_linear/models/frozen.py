@@ -23,7 +23,7 @@ from lens_linear.models.spec import quiet_transformer_lens
 from lens_linear.models.weights import (
     ModelWeights,
     NormKind,
-    _affine,
+    norm_affine,
     norm_scale,
     read_weights,
 )
@@ -152,7 +152,7 @@ def norm_gap(
         read: what it gave.
         kind: of the norm.
     """
-    weight, bias = _affine(model, norm, stream.dtype)
+    weight, bias = norm_affine(model, norm, stream.dtype)
     centred = stream - stream.mean(-1, keepdim=True) if kind == "layer" else stream
     scale = norm_scale(stream, kind, float(model.cfg.eps))
     return read - (centred / scale * weight + bias)

@@ -43,7 +43,7 @@ from lens_linear.models.hooks import (
     require_causal,
 )
 from lens_linear.models.rotary import Rotary, read_rotary
-from lens_linear.models.weights import _score_scale, _softcap
+from lens_linear.models.weights import score_scale, score_softcap
 
 Path = Literal["cache", "full"]
 
@@ -232,8 +232,8 @@ class _Attention:
         q = q.unflatten(2, (groups, q.shape[2] // groups))
         past = torch.einsum("cpgrd,pjgd->cpgrj", q, keys)
         own = torch.einsum("cpgrd,cpgd->cpgr", q, k)[..., None]
-        scores = torch.cat([past, own], dim=-1) * _score_scale(model, self.layer)
-        softcap = _softcap(model.cfg)
+        scores = torch.cat([past, own], dim=-1) * score_scale(model, self.layer)
+        softcap = score_softcap(model.cfg)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         columns = torch.arange(past.shape[-1], device=q.device)

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.rotary import read_rotary
-from lens_linear.models.weights import _score_scale, _softcap
+from lens_linear.models.weights import score_scale, score_softcap
 
 
 def attention_scores(
@@ -53,8 +53,8 @@ def attention_scores(
             "(latent attention), so its scores cannot be rebuilt; its patterns and outputs can be read"
         )
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.transpose(-2, -1) * _score_scale(model, layer)
-    softcap = _softcap(model.cfg)
+    scores = q @ k.transpose(-2, -1) * score_scale(model, layer)
+    softcap = score_softcap(model.cfg)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

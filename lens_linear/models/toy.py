@@ -35,6 +35,9 @@ def toy_model(
         **shape: ``norm``, ``activation``, ``gated``, ``d_mlp``, ``positions`` of
             :class:`~lens_linear.models.spec.ModelSpec` (norm is "none" unless given).
 
+    Returns:
+        TransformerBridge in evaluation mode, without a tokenizer.
+
     Example:
         >>> toy_model(n_layers=1, d_vocab=10).W_E.shape
         torch.Size([10, 32])

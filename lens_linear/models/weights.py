@@ -210,10 +210,10 @@ def _read_attention(
         biases["V"],
         biases["O"],
         torch.tensor(
-            [_score_scale(model, layer) for layer in range(model.cfg.n_layers)],
+            [score_scale(model, layer) for layer in range(model.cfg.n_layers)],
             dtype=torch.float64,
         ),
-        _softcap(model.cfg),
+        score_softcap(model.cfg),
         groups,
     )
 
@@ -254,7 +254,7 @@ def _fold_layer(
     """Multiply what stands before and behind the attention of one layer into its matrices, in place."""
     block, eps = model.blocks[layer], float(model.cfg.eps)
     kind = reading_norm_kind(model)
-    affine = _affine(model, getattr(block, "ln1", None), dtype)
+    affine = norm_affine(model, getattr(block, "ln1", None), dtype)
     expected = _normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
     _require_norm(
         probe, expected, probe.seen[layer, "attn_in"], f"before the attention of layer {layer}"
@@ -272,7 +272,7 @@ def _fold_layer(
         expected, outer = raw * factor, factor.to(dtype)
     else:
         # The post-norm's weight acts on what the head writes; its scale stays outside.
-        outer, shift = _affine(model, post, dtype)
+        outer, shift = norm_affine(model, post, dtype)
         expected = _normed(raw, norm_kind(model), eps, outer, shift)
     _require_norm(probe, expected, written, f"behind the attention of layer {layer}")
     found["O"][layer] = found["O"][layer] * outer
@@ -293,7 +293,7 @@ def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None
         )
 
 
-def _affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def norm_affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the norm's effective weight and bias (ones and zeros where it has none)."""
     d_model = model.cfg.d_model
     weight = bias = None
@@ -325,7 +325,7 @@ def _fold(
     return weight, bias
 
 
-def _score_scale(model: TransformerBridge, layer: int) -> float:
+def score_scale(model: TransformerBridge, layer: int) -> float:
     """Return the factor of q·k; asks the attention module before it trusts the configuration."""
     attention = model.blocks[layer].attn
     original = getattr(attention, "original_component", attention)
@@ -341,7 +341,8 @@ def _score_scale(model: TransformerBridge, layer: int) -> float:
     return float(model.cfg.d_head) ** -0.5
 
 
-def _softcap(cfg: Any) -> float | None:
+def score_softcap(cfg: Any) -> float | None:
+    """Return the bound c of ``c * tanh(score / c)`` (Gemma 2), or None where scores are unbounded."""
     value = float(getattr(cfg, "attn_scores_soft_cap", -1.0) or -1.0)
     return value if value > 0 else None
 
@@ -379,7 +380,7 @@ def _unembedding(
 ) -> tuple[Tensor, Tensor]:
     """Fold the final norm into W_U, and check on the model itself that logits come from it alone."""
     kind, norm = final_norm_kind(model), getattr(model, "ln_final", None)
-    weight, bias = _fold(weight, bias, *_affine(model, norm, weight.dtype), kind)
+    weight, bias = _fold(weight, bias, *norm_affine(model, norm, weight.dtype), kind)
     stream = probe.stream
     if stream is None:
         rows = embedding[probe.tokens]

@@ -202,11 +202,7 @@ def train(
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the training loss of {recipe.name!r} became {value} at step {step}; "
-                "lower learning_rate in the recipe; the last checkpoint is kept"
-            )
+        _require_finite_loss(value, recipe, step)
         state.history.append((step, value, optimizer.param_groups[0]["lr"]))
         if on_step is not None:
             on_step(step, value)
@@ -220,6 +216,14 @@ def train(
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()
     return TrainingRun(recipe, module, state.history, state.kept, minutes, torch.get_num_threads())
+
+
+def _require_finite_loss(value: float, recipe: Recipe, step: int) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"the training loss of {recipe.name!r} became {value} at step {step}; "
+            "lower learning_rate in the recipe; the last checkpoint is kept"
+        )
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -226,9 +226,7 @@ def test_wrong_scores_are_refused_where_attention_is_almost_even(monkeypatch):
     mask = torch.ones(10, 10, dtype=torch.bool).triu(1)
     wrong = (scores / 2).masked_fill(mask, float("-inf")).softmax(-1)
     assert (wrong - pattern).abs().max() < 1e-3  # no fixed limit would tell them apart
-    monkeypatch.setattr(
-        "lens_linear.models.scores._score_scale", lambda model, layer: 0.5 / 10**0.5
-    )
+    monkeypatch.setattr("lens_linear.models.scores.score_scale", lambda model, layer: 0.5 / 10**0.5)
     with pytest.raises(UnsupportedModelError, match="do not give back its attention"):
         attention_scores(model, tokens, 0)
 
