@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
+from lens_linear._checks import require_instance
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.adam import AdamBaseline
 from lens_linear.linearity.bilinear import BilinearProbe
@@ -18,7 +19,8 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     Bands are bootstrap intervals over test sequences; the dashed line is the gain on the training half,
     so the distance between the two is what overfitting adds.
     """
-    named = {probes.where: probes} if isinstance(probes, BilinearProbe) else dict(probes)
+    named = {probes.where: probes} if isinstance(probes, BilinearProbe) else probes
+    require_instance("probes", named, Mapping, advice="pass one probe, or {name: probe}")
     if not named:
         raise InvalidArgumentError("probes must hold at least one BilinearProbe")
     figure = go.Figure()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_choice
+from lens_linear._checks import require_choice, require_instance
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.compression import CompressionTable
 from lens_linear.linearity.curve import ReplacementCurve
@@ -25,7 +25,8 @@ def replacement_curves(
         curves: one curve, or several by name.
         perplexity: show the exponential of the loss on a logarithmic axis, without error bars.
     """
-    named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else dict(curves)
+    named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else curves
+    require_instance("curves", named, Mapping, advice="pass one curve, or {name: curve}")
     if not named:
         raise InvalidArgumentError("curves must hold at least one ReplacementCurve")
     figure = go.Figure()

@@ -168,3 +168,9 @@ def test_study_figures():
     assert "<b>" not in figure.layout.xaxis.ticktext[1]
     figure = whole(linearity_study.study_profiles(result))
     assert len(figure.data) == 8 and sum(bool(t.showlegend) for t in figure.data) == 2
+
+
+@pytest.mark.parametrize("figure", [ll.plots.replacement_curves, ll.plots.bilinear_gain])
+def test_a_list_where_names_are_needed_is_refused_in_a_sentence(figure):
+    with pytest.raises(InvalidArgumentError, match=r"\{name: "):
+        figure([1, 2])
