@@ -38,7 +38,7 @@ class HeadOutputs:
         self.weights = weights
         self._raw: ModelWeights | None = None
         if self.shape.n_post_norm:
-            if weights.norm != "rms":
+            if weights.final_norm != "rms":
                 raise UnsupportedModelError(
                     f"model {self.shape.name!r} centres its attention output with another norm; single "
                     "heads' outputs cannot be told apart exactly"
