@@ -26,6 +26,20 @@ def require_int(
     return int(_in_range(name, int(value), minimum, maximum))
 
 
+def require_seed(value: Any) -> int:
+    """Accept a seed in ``[0, 2³²)``, the range in which the seeds derived from it fit every generator."""
+    return require_int("seed", value, minimum=0, maximum=2**32 - 1)
+
+
+def require_bool(name: str, value: Any) -> bool:
+    """Accept True or False, also NumPy's; anything else that Python calls true is refused."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise InvalidArgumentError(
+            f"{name} must be True or False, got {shown(value)} ({type(value).__name__}); pass a bool"
+        )
+    return bool(value)
+
+
 def require_float(
     name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None
 ) -> float:
@@ -142,9 +156,11 @@ def require_float_tensor(
         raise InvalidArgumentError(
             f"{name} must hold real floating numbers, got dtype {value.dtype}; call .float() on it"
         )
-    if value.layout is not torch.strided or value.is_meta:
+    # A subclass may report any device: where it keeps its entries is its own affair.
+    empty = value.is_meta and type(value) in (torch.Tensor, torch.nn.Parameter)
+    if value.layout is not torch.strided or empty:
         kind, advice = ("sparse", "call .to_dense() on it")
-        if value.is_meta:
+        if empty:
             kind, advice = ("a shape without data on the meta device", "load its weights first")
         raise InvalidArgumentError(f"{name} must hold its entries, got {kind}; {advice}")
     if ndim is not None and value.ndim != ndim:

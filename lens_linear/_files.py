@@ -10,9 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lens_linear._checks import require_path
 from lens_linear.errors import InvalidArgumentError, LensLinearError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class WriteError(LensLinearError, OSError):
@@ -94,15 +98,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"cannot write {str(path)!r}: {error.strerror or error}; nothing was left behind; "
             "choose another folder or free some space"
         ) from error
-    except Exception as error:
-        if (
-            type(error).__name__ != "SafetensorError"
-        ):  # its class is no OSError, whatever it reports
-            raise
-        raise WriteError(
-            f"cannot write {str(path)!r}: {error}; nothing was left behind; choose another folder or "
-            "free some space"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -130,6 +125,17 @@ def require_folder(name: str, value: str | Path) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text atomically; returns the path."""
     return write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file atomically; returns the path.
+
+    Its bytes are made in memory: safetensors' own writer goes through a temporary file with a name of its
+    own, which a kill leaves behind for good.
+    """
+    from safetensors.torch import save
+
+    return write_with(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
 
 
 def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:

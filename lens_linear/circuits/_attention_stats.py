@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_ints
+from lens_linear._checks import require_int, require_ints, require_seed
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import batched, run
@@ -121,7 +121,7 @@ def probe_rows(
     require_int("rows_per_period", rows_per_period, minimum=1)
     if bos is not None:
         require_int("bos", bos, minimum=0, maximum=shape.d_vocab - 1)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     allowed = torch.tensor([i for i in range(shape.d_vocab) if i != bos])
     start = int(bos is not None)
     chosen = choose_periods(shape, periods, start, len(allowed))

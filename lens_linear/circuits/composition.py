@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear._checks import require_choice, require_int, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.models.weights import AttentionWeights, read_attention
@@ -139,7 +139,7 @@ def composition_scores(
     """
     require_choice("baseline", baseline, ("rotated", "gaussian"))
     n_random = require_int("n_random", n_random, minimum=2)
-    generator = torch.Generator().manual_seed(require_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     attention = read_attention(model, fold=fold)
     writers, readers = _writer(attention), [_reader(attention, kind) for kind in KINDS]
     n_layers, n_heads, d_model = attention.W_Q.shape[:3]

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_int, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits._attention_stats import ProbeRows, probe_rows
@@ -127,7 +127,7 @@ def in_context_loss(
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
         bos=first,
-        seed=require_int("seed", seed, minimum=0),
+        seed=require_seed(seed),
     ).repeating()
     return _by_copy(row_losses(model, probe.tokens, batch_size=batch_size), probe)
 

@@ -50,7 +50,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_instance, require_int
+from lens_linear._checks import require_float, require_instance, require_int, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits._attention_stats import AttentionStats, ProbeRows, measure, probe_rows
@@ -266,7 +266,7 @@ def induction_scores(
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
         bos=first,
-        seed=require_int("seed", seed, minimum=0),
+        seed=require_seed(seed),
     )
     stats = measure(model, rows, batch_size=batch_size)
     copying = torch.full((shape.n_layers, shape.n_heads), float("nan"), dtype=torch.float64)

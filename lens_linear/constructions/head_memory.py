@@ -40,7 +40,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_ints, require_list, require_rows
+from lens_linear._checks import (
+    require_float,
+    require_int,
+    require_ints,
+    require_list,
+    require_rows,
+    require_seed,
+)
 from lens_linear._frames import Table
 from lens_linear.constructions.energies import Energy, parse_energy
 from lens_linear.constructions.memory import crossing
@@ -188,7 +195,7 @@ def attention_head_memory(
     n, d = k.shape[1:]
     beta = d**-0.5 if beta is None else require_float("beta", beta, minimum=1e-9)
     noise = require_float("noise", noise, minimum=0.0)
-    draws, seed = require_int("draws", draws, minimum=1), require_int("seed", seed, minimum=0)
+    draws, seed = require_int("draws", draws, minimum=1), require_seed(seed)
     max_queries = require_int("max_queries", max_queries, minimum=1)
     names = [energies] if isinstance(energies, str) else energies
     names = require_list("energies", names, of="names of energies")

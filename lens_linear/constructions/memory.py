@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_ints, require_list
+from lens_linear._checks import require_float, require_int, require_ints, require_list, require_seed
 from lens_linear._frames import Table
 from lens_linear.constructions._binary import (
     draw_signs,
@@ -235,7 +235,7 @@ def memory_capacity(
     beta = require_float("beta", beta, minimum=1e-6)
     max_patterns = require_int("max_patterns", max_patterns, minimum=2)
     queries = require_int("queries", queries, minimum=1)
-    seeds, seed = require_int("seeds", seeds, minimum=1), require_int("seed", seed, minimum=0)
+    seeds, seed = require_int("seeds", seeds, minimum=1), require_seed(seed)
     if not kinds:
         raise InvalidArgumentError("energies must name at least one, got none; pass 'quadratic'")
     knobs = _Knobs(noise, max_bit_error, beta, queries, seeds, seed)

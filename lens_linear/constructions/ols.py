@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_linear._checks import require_choice
+from lens_linear._checks import require_bool, require_choice
 from lens_linear._frames import Table
 from lens_linear._tl import HookedRootModule, HookPoint
 from lens_linear.constructions.spectral import (
@@ -191,13 +191,15 @@ class OLSAttention(HookedRootModule):
             OLSAttention: ``predict(x_new)`` is one forward pass.
 
         Raises:
-            InvalidArgumentError: shapes that do not fit, an unknown form, a negative ridge.
+            InvalidArgumentError: shapes that do not fit, an unknown form, a negative ridge, an
+                ``intercept`` that is no bool.
             NonFiniteError: NaN or infinity in ``x`` or ``y``.
             NotEnoughDataError: no rows or no columns.
         """
         x = as_design("x", x)
         y, vector = as_outputs("y", y, len(x))
         require_choice("form", form, FORMS)
+        intercept = require_bool("intercept", intercept)
         design = centred(x) if intercept else x
         noise = rounding(x) if intercept else None
         spectrum = spectral_root(design, ridge=ridge, rtol=rtol, noise=noise)
@@ -218,7 +220,7 @@ class OLSAttention(HookedRootModule):
             context_x=x,
             context_y=y,
             form=form,
-            intercept=bool(intercept),
+            intercept=intercept,
             spectrum=spectrum,
             vector_output=vector,
         )

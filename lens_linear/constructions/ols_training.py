@@ -35,7 +35,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int, require_rows
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_rows,
+    require_seed,
+)
 from lens_linear._frames import Table
 from lens_linear.constructions.ols import FORMS, Form, OLSAttention
 from lens_linear.constructions.spectral import as_design, as_outputs, spectral_root
@@ -155,7 +161,7 @@ def regression_data(
         noise: standard deviation of ε, in units of y.
         seed: of the local generator.
     """
-    generator = torch.Generator().manual_seed(require_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     n, d = require_int("n", n, minimum=1), require_int("d", d, minimum=1)
     outputs = require_int("outputs", outputs, minimum=1)
     noise = require_float("noise", noise, minimum=0.0)
@@ -232,7 +238,7 @@ def train_ols_attention(
     else:
         rate = require_float("learning_rate", learning_rate, minimum=0.0)
     x_scale, y_scale = x.square().mean().sqrt(), y.square().mean().sqrt()
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     start = _random_weights(form, x.shape[1], y.shape[1], seeds=seeds, seed=seed)
     weights, curves = _descend(x / x_scale, y / y_scale, start, epochs, rate, optimizer)
     loss, prediction_error, geometry_error = curves

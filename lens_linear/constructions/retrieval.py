@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_int, require_ints, require_list
+from lens_linear._checks import require_float, require_int, require_ints, require_list, require_seed
 from lens_linear._frames import Table
 from lens_linear.constructions._binary import draw_signs, field, flip
 from lens_linear.constructions.energies import Energy, parse_energy
@@ -119,7 +119,7 @@ def retrieval_curve(
         )
     d, steps = require_int("d", d, minimum=2), require_int("steps", steps, minimum=1)
     queries = require_int("queries", queries, minimum=1)
-    seeds, seed = require_int("seeds", seeds, minimum=1), require_int("seed", seed, minimum=0)
+    seeds, seed = require_int("seeds", seeds, minimum=1), require_seed(seed)
     beta = require_float("beta", beta, minimum=1e-6)
     shape = (len(kinds), len(counts), len(levels), seeds)
     overlap = torch.zeros(shape, dtype=torch.float64)

@@ -30,7 +30,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int, require_list
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_list,
+    require_seed,
+)
 from lens_linear._frames import Table
 from lens_linear.constructions.newton_schulz import NewtonSchulzAttention
 from lens_linear.constructions.ols import FORMS, Form, OLSAttention
@@ -261,7 +267,7 @@ def covariance_shift(
     layers = require_int("layers", layers, minimum=1)
     d, queries = require_int("d", d, minimum=1), require_int("queries", queries, minimum=1)
     n, seeds = require_int("n", n, minimum=d), require_int("seeds", seeds, minimum=1)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     noise = require_float("noise", noise, minimum=0.0)
     base_condition = require_float("base_condition", base_condition, minimum=1.0)
     base_rows = require_int("base_rows", base_rows, minimum=d)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int
+from lens_linear._checks import require_choice, require_float, require_seed
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics._made import MadeTensor
 from lens_linear.dynamics.linearization import frozen_batches
@@ -132,7 +132,7 @@ def concept_directions(
     """
     require_choice("method", method, ("mean-difference", "whitened", "logistic"))
     shrinkage = require_float("shrinkage", shrinkage, minimum=0.0, maximum=1.0)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     model = require_bridge(model)
     concept = _concept(concept)
     labels = torch.tensor(concept.labels, dtype=torch.bool)
@@ -167,7 +167,7 @@ def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDire
         ConceptDirections named "random", with NaN for the separation.
     """
     cfg = require_bridge(model).cfg
-    generator = torch.Generator().manual_seed(require_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     rows = torch.randn(cfg.n_layers + 1, cfg.d_model, generator=generator, dtype=torch.float64)
     unknown = torch.full((cfg.n_layers + 1,), float("nan"), dtype=torch.float64)
     return ConceptDirections(

@@ -23,6 +23,7 @@ from lens_linear._checks import (
     require_float_tensor,
     require_floats,
     require_int,
+    require_seed,
 )
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
@@ -145,7 +146,7 @@ def steer_text(
         )
     offsets = _offsets(schedule, directions)
     factors = _factors(scales)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     written, losses, readouts = [], [], []
     for scale in factors:
         tokens, lengths = _continued(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lens_linear._checks import require_instance, require_int
+from lens_linear._checks import require_bool, require_instance, require_int
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import require_model_tokens
@@ -78,6 +78,7 @@ def as_prompts(
     if isinstance(prompts, Prompts):
         return prompts
     model = require_bridge(model)
+    truncate = require_bool("truncate", truncate)
     if isinstance(prompts, str):
         prompts = [prompts]
     if attention_mask is not None and not isinstance(prompts, Tensor):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_instance, require_int
+from lens_linear._checks import require_float, require_instance, require_int, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains import adjoint_profile, require_directions
@@ -189,7 +189,7 @@ def evaluate_schedules(
         True
     """
     model = require_bridge(model)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     require_int("batch_size", batch_size, minimum=1)
     require_int("refine_steps", refine_steps, minimum=1)
     schedules = {} if schedules is None else schedules

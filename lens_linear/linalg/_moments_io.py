@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_linear._checks import require_file
-from lens_linear._files import write_with
+from lens_linear._files import write_tensors
 from lens_linear.errors import CorruptedFileError
 
 FORMAT = "lens_linear.moments"
@@ -38,7 +37,7 @@ def write(path: str | Path, n: int, tensors: dict[str, Tensor], *, keep_yy: bool
         "keep_yy": str(int(keep_yy)),
         "sha256": _checksum(n, keep_yy, ready),
     }
-    return write_with(path, lambda temporary: save_file(ready, temporary, metadata=metadata))
+    return write_tensors(path, ready, metadata)
 
 
 def read(path: str | Path) -> tuple[int, dict[str, Tensor], bool]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lens_linear._files import write_with
+from lens_linear._files import write_tensors
 from lens_linear.errors import CorruptedFileError
 
 _SEAL = "sha256"
@@ -34,7 +33,7 @@ def write_sealed(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     words = {**metadata, _SEAL: checksum(ready, metadata)}
-    return write_with(path, lambda temporary: save_file(ready, temporary, metadata=words))
+    return write_tensors(path, ready, words)
 
 
 def read_sealed(path: str | Path, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -25,6 +25,7 @@ from lens_linear._checks import (
     require_float,
     require_float_tensor,
     require_int,
+    require_seed,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
@@ -157,7 +158,7 @@ def krylov_basis(
     batch, d = rows.shape
     order = require_int("order", order, minimum=1, maximum=d)
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     basis, products = rows.new_zeros(batch, d, order), rows.new_zeros(batch, d, order)
     exact = torch.full((batch,), order, device=rows.device)
     scale = rows.new_zeros(batch)
@@ -222,7 +223,7 @@ def complete_basis(
     order = k if order is None else order
     order = require_int("order", order, minimum=1, maximum=d)
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     basis = given.new_zeros(batch, d, order)
     basis[:, :, 0] = _starts("columns[..., 0]", given[:, :, 0])
     for j in range(1, order):

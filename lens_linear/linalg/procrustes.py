@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float_tensor, require_rows
+from lens_linear._checks import require_bool, require_float_tensor, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg._solve import constant_columns
 from lens_linear.linalg.least_squares import fit_linear, require_pair
@@ -170,6 +170,7 @@ def orthogonal_procrustes(
             )
     u, s, vt = torch.linalg.svd(xc.T @ yc)
     size_x, size_y, overlap = float(xc.square().sum()), float(yc.square().sum()), float(s.sum())
+    scale = require_bool("scale", scale)
     factor = overlap / size_x if scale else 1.0
     residual = factor**2 * size_x + size_y - 2 * factor * overlap
     return OrthogonalProcrustes(

@@ -20,11 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._checks import (
+    require_bool,
     require_choice,
     require_float,
     require_float_tensor,
     require_int,
     require_rows,
+    require_seed,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg._solve import constant_columns
@@ -166,7 +168,7 @@ def spectrum(x: Float[Tensor, "... d"], *, center: bool = True) -> Spectrum:
     Source: Roy & Vetterli 2007, *The effective rank*, definition 1.
     """
     rows = _rows(x, 2, "a spectrum of differences")
-    matrix = _varying(rows) if center else rows
+    matrix = _varying(rows) if require_bool("center", center) else rows
     if not bool(matrix.any()):
         raise InvalidArgumentError("x must not be zero everywhere; check the data")
     return Spectrum(torch.linalg.svdvals(matrix), rows.shape[0], rows.shape[1], center)
@@ -332,7 +334,7 @@ def intrinsic_dimension(
     """
     keep = require_float("keep", keep, minimum=0.0, maximum=1.0)
     require_choice("coinciding", coinciding, ("once", "reference"))
-    chunk, seed = require_int("chunk", chunk, minimum=1), require_int("seed", seed, minimum=0)
+    chunk, seed = require_int("chunk", chunk, minimum=1), require_seed(seed)
     rows = _varying(_rows(x, 20, "TwoNN fits a line through many neighbour ratios"))
     sampled = max_rows is not None and len(rows) > require_int("max_rows", max_rows, minimum=20)
     if sampled:

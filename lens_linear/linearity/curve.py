@@ -21,7 +21,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int, require_ints
+from lens_linear._checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_ints,
+    require_seed,
+)
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
@@ -166,7 +172,7 @@ def replacement_curve(
     """
     require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
     require_int("distill_steps", distill_steps, minimum=0)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     require_float("ridge", ridge, minimum=0.0)
     if max_replaced is not None:
         require_int("max_replaced", max_replaced, minimum=1)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_int, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import LensLinearError
@@ -113,7 +113,7 @@ def layer_geometry(
     rows = as_rows(model, tokens, skip=skip)
     require_int("max_rows", max_rows, minimum=20)
     require_int("batch_size", batch_size, minimum=1)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     width = rows.length - skip
     order = torch.randperm(len(rows) * width, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(len(rows) * width, dtype=torch.bool)

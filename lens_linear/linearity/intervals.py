@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor, require_int
+from lens_linear._checks import require_float, require_float_tensor, require_int, require_seed
 from lens_linear.errors import InvalidArgumentError
 
 _CELLS = 4_000_000  # numbers of resampling weights held at once (32 MB)
@@ -41,7 +41,7 @@ def ratio_interval(
     """
     require_float("confidence", confidence, minimum=0.0, maximum=1.0)
     require_int("n_resamples", n_resamples, minimum=1)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     residual = require_float_tensor("residual", residual, ndim=2).cpu()
     total = require_float_tensor("total", total, ndim=2).cpu()
     if residual.shape != total.shape:

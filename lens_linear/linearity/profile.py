@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_float, require_int, require_list
+from lens_linear._checks import require_choice, require_float, require_list, require_seed
 from lens_linear._frames import Table
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
@@ -211,7 +211,7 @@ def linearity_profile(
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
     require_float("ridge", ridge, minimum=0.0)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     held_out = fit == "held-out"
     rows = as_rows(model, tokens, skip=skip)
     sites = _usable(model, sites)

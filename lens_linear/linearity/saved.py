@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lens_linear._checks import require_instance, require_path
-from lens_linear._files import require_folder, write_text, write_with
+from lens_linear._files import require_folder, write_tensors, write_text
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.linearity.maps import AffineMap, Linearization, require_disjoint
@@ -115,7 +115,7 @@ def save_linearized(
                 "n": m.n,
             }
         )
-    path = write_with(folder / MAPS, lambda t: save_file(tensors, t, {"format": "pt"}))
+    path = write_tensors(folder / MAPS, tensors, {"format": "pt"})
     card = {
         "format": FORMAT,
         "model": linearization.model_name,

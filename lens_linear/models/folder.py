@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._files import atomic_path, write_text
+from lens_linear._files import write_tensors, write_text
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
 from lens_linear.models.tokenize import END_OF_TEXT
@@ -43,9 +43,7 @@ def write_weights(folder: Path, state: dict[str, Tensor], *, step: int | None = 
     """Write weights in half precision; returns the checksum for the card."""
     path = folder / weights_name(step)
     halves = {name: value.detach().cpu().half().contiguous() for name, value in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(halves, temporary, {"format": "pt"})
-    return file_sha256(path)
+    return file_sha256(write_tensors(path, halves, {"format": "pt"}))
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> Path:

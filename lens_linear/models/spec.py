@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
 
-from lens_linear._checks import require_choice, require_instance, require_int
+from lens_linear._checks import require_choice, require_instance, require_int, require_seed
 from lens_linear.errors import InvalidArgumentError
 
 Norm = Literal["none", "LN", "LNPre", "RMS"]
@@ -120,7 +120,7 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     The global random generator is left as it was. With no layers TransformerLens' own initialiser
     divides by zero, so embedding and unembedding are drawn here from the same N(0, 0.64/d_model).
     """
-    seed = require_int("seed", seed, minimum=0, maximum=2**63 - 1)
+    seed = require_seed(seed)
     config = spec.config(seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

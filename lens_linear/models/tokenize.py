@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lens_linear.models.hooks import require_bridge
 
 END_OF_TEXT = "<|endoftext|>"
 _SPACE = "▁"  # how SentencePiece writes a space inside its pieces
+_UNDECODED = "\ufffd"  # what decoders put for bytes that are no whole character
 
 
 def train_tokenizer(text: str, *, n_vocab: int = 1024) -> Tokenizer:
@@ -187,10 +189,33 @@ def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list
 def _piece_text(tokenizer: Any, value: int, piece: object) -> str:
     """Text of one token, with the space that SentencePiece decoders drop at the start of a text."""
     text = str(tokenizer.decode([value], clean_up_tokenization_spaces=False))
+    if _UNDECODED in text and isinstance(piece, str):
+        text = _bytes_text(piece) or text
     spaces = len(piece) - len(piece.lstrip(_SPACE)) if isinstance(piece, str) else 0
     return (
         text if text.startswith(_SPACE) else " " * spaces + (text.lstrip(" ") if spaces else text)
     )
+
+
+def _bytes_text(piece: str) -> str | None:
+    """Text of a token that holds part of a character, stray bytes written out; None if unknown."""
+    fallback = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece)  # SentencePiece
+    if fallback:
+        return bytes.fromhex(fallback[1]).decode("utf-8", "backslashreplace")
+    values = [_BYTE_OF.get(character) for character in piece]
+    if None in values:
+        return None
+    return bytes(v for v in values if v is not None).decode("utf-8", "backslashreplace")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte behind each character of a byte-level vocabulary: printable ones stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 
 
 def vocabulary(model: TransformerBridge) -> list[str]:

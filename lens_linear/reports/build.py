@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear import __version__
-from lens_linear._checks import require_int
+from lens_linear._checks import require_seed
 from lens_linear._files import require_target, write_text
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention_only import AttentionOnly
@@ -71,7 +71,7 @@ def report(
     """
     model = require_bridge(model)
     path = require_target("path", path)  # before the work, not after it
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     tokens = evaluation_tokens(model, text, n_sequences=n_sequences)
     name = Path(str(model.cfg.model_name)).name
     say = on_step or (lambda _text: None)

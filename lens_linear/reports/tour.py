@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
-from lens_linear._checks import require_int
+from lens_linear._checks import require_seed
 from lens_linear._files import require_target, write_text
 from lens_linear.circuits.attention_only import AttentionOnly
 from lens_linear.models.bundled import available_models
@@ -70,7 +70,7 @@ def tour(
         >>> from lens_linear.reports.tour import tour  # about half a minute
     """
     path = require_target("path", path)
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     say = on_step or (lambda _text: None)
     cards = available_models().set_index("name")
     models = {}

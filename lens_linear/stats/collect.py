@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear._checks import require_int, require_seed
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, to_compute
@@ -286,7 +286,7 @@ def gather_rows(
             f"site must be one that layer {layer} has, got {site!r}; it has "
             f"{available_sites(model, layer)}"
         )
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     if max_rows is not None:
         require_int("max_rows", max_rows, minimum=1)
     width = rows.length - skip

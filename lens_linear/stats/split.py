@@ -18,7 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_tokens
+from lens_linear._checks import require_int, require_seed, require_tokens
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import TokenRows, require_model_tokens
@@ -114,7 +114,7 @@ def as_rows(
 
 def halves(rows: RowView, *, seed: int) -> tuple[RowView, RowView]:
     """Two seeded random halves of the sequences; the first has one more when the number is odd."""
-    seed = require_int("seed", seed, minimum=0)
+    seed = require_seed(seed)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     middle = (len(rows) + 1) // 2
     return (

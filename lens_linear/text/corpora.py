@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_file, require_int
+from lens_linear._checks import require_bool, require_file, require_int
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require_column
 from lens_linear.text._seeds import labelled_generator
@@ -118,7 +118,7 @@ def pack(
     length = require_int("length", length, minimum=1)
     flat = flat_ids("ids", ids)
     rest = len(flat) % length
-    if rest and not drop_last:
+    if rest and not require_bool("drop_last", drop_last):
         if pad is None:
             raise InvalidArgumentError(
                 f"pad must be given when drop_last=False and the last row is short: it has {rest} "

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_ints
+from lens_linear._checks import require_bool, require_int, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._seeds import labelled_generator
 
@@ -76,7 +76,7 @@ def repeated_tokens(
             f"pass length > {max(choices) + (bos is not None)} or shorter periods"
         )
     allowed = _allowed(vocab)
-    if distinct and len(allowed) < max(choices):
+    if require_bool("distinct", distinct) and len(allowed) < max(choices):
         raise InvalidArgumentError(
             f"vocab must have at least {max(choices)} ids for distinct tokens in a period, got "
             f"{len(allowed)}; pass distinct=False or shorter periods"

@@ -16,7 +16,7 @@ from lens_linear.constructions._binary import (
     wrong_bits,
 )
 from lens_linear.constructions.energies import hopfield_energy, hopfield_update, parse_energy
-from lens_linear.constructions.memory import _crossing, _isotonic, theory_slopes
+from lens_linear.constructions.memory import _isotonic, crossing, theory_slopes
 from lens_linear.constructions.retrieval import retrieval_curve, settle
 from lens_linear.errors import InvalidArgumentError
 
@@ -227,10 +227,10 @@ def test_expected_capacity_of_the_exponential_memory_at_other_temperatures(d, no
     assert row["capacity"] == pytest.approx(row["expected"], rel=0.2)
 
 
-def test_crossing_is_interpolated_in_the_logarithm():
-    assert _crossing((10, 100), torch.tensor([0.0, 0.2]), 0.1) == pytest.approx(math.sqrt(1000))
-    assert math.isnan(_crossing((10, 100), torch.tensor([0.0, 0.05]), 0.1))
-    assert math.isnan(_crossing((10, 100), torch.tensor([0.3, 0.5]), 0.1))
+def testcrossing_is_interpolated_in_the_logarithm():
+    assert crossing((10, 100), torch.tensor([0.0, 0.2]), 0.1) == pytest.approx(math.sqrt(1000))
+    assert math.isnan(crossing((10, 100), torch.tensor([0.0, 0.05]), 0.1))
+    assert math.isnan(crossing((10, 100), torch.tensor([0.3, 0.5]), 0.1))
     assert _isotonic([1.0, 3.0, 2.0, 4.0]) == [1.0, 2.5, 2.5, 4.0]
     assert _isotonic([3.0, 2.0, 1.0]) == [2.0, 2.0, 2.0]
 

@@ -233,7 +233,7 @@ def test_a_disk_that_fills_while_a_run_is_baked_leaves_no_model(tmp_path, monkey
     def full(*_args, **_named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lens_linear.models.folder.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save", full)
     with pytest.raises(WriteError, match="No space left"):
         bake(run, tmp_path / "model", train=ids(100), valid=ids(60, seed=1), data="test")
     count("full disks")

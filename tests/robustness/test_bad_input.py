@@ -202,6 +202,12 @@ def test_sentences_say_what_to_do():
         (UnsupportedModelError, "tokenizer", lambda: ll.tokenize(ATTN(), "text")),
         (UnknownModelError, "attn-2l", lambda: ll.load("attn-2")),
         (NotEnoughDataError, "empty", lambda: ll.tokenize(NATURAL(), "")),
+        (InvalidArgumentError, "4294967295", lambda: ll.layer_map(GPT(), TOKENS, seed=2**64)),
+        (
+            InvalidArgumentError,
+            "intercept must be True or False",
+            lambda: ll.OLSAttention.from_data([[1.0], [2.0]], [1.0, 2.0], intercept="no"),
+        ),
         (InvalidArgumentError, "room for", lambda: ll.tokenize_prompts(NATURAL(), ["word " * 500])),
     ]
     for kind, words, function in cases:

@@ -81,7 +81,18 @@ def test_a_model_laid_over_two_devices_gives_the_same_numbers(call):
     check(call, split, tensors=False)
 
 
-def test_figures_of_results_on_another_device(monkeypatch):
+@pytest.fixture
+def forgetful():
+    """Results are made anew in the test, and none of them is kept for other tests."""
+    kept = [value for value in vars(robust_figures).values() if hasattr(value, "cache_clear")]
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+def test_figures_of_results_on_another_device(monkeypatch, forgetful):
     fresh = {
         name: getattr(robust_figures, name).__wrapped__() for name in ("gpt", "attention_only")
     }
@@ -89,9 +100,6 @@ def test_figures_of_results_on_another_device(monkeypatch):
         for name, model in fresh.items():
             on_device = elsewhere(model)
             monkeypatch.setattr(robust_figures, name, lambda m=on_device: m)
-        for name, value in vars(robust_figures).items():
-            if hasattr(value, "cache_clear"):
-                monkeypatch.setattr(robust_figures, name, value.__wrapped__)
         for name in robust_figures.FIGURES:
             robust_figures.draw(name)
 

@@ -63,8 +63,8 @@ def test_moments_equal_those_of_all_activations_at_once():
         assert torch.allclose(found.sxy, (x - x.mean(0)).T @ (y - y.mean(0)), atol=1e-9)
 
 
-class Killed(Exception):
-    pass
+class Killed(BaseException):
+    """As an interrupt from the keyboard, no error of the model."""
 
 
 def kill_after(monkeypatch, batches):

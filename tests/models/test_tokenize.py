@@ -1,0 +1,25 @@
+"""Tokens as text: each its own, also those that hold only part of a character."""
+
+import torch
+
+import lens_linear as ll
+from lens_linear.models.tokenize import token_strings, vocabulary
+
+
+def test_every_token_of_a_byte_level_vocabulary_has_a_text_of_its_own():
+    strings = vocabulary(ll.load("attn-1l"))
+    assert len(set(strings)) == len(strings)
+
+
+def test_parts_of_a_character_are_shown_as_their_bytes():
+    model = ll.load("attn-1l")
+    for text in ("ß", "日本", "a€b", "🙂"):
+        ids = model.tokenizer.encode(text, add_special_tokens=False)
+        shown = "".join(token_strings(model, torch.tensor(ids)))
+        written = shown.encode().decode("unicode_escape").encode("latin-1")
+        assert written == text.encode() and "�" not in shown
+
+
+def test_bytes_that_sentencepiece_falls_back_to(stories_model):
+    strings = token_strings(stories_model, range(3 + 0xE2, 3 + 0xE4))
+    assert strings == [r"\xe2", r"\xe3"]
