@@ -19,12 +19,25 @@ from lens_linear.text.labels import token_labels
 def attention_heads(pattern: AttentionPattern, *, height: int = 700) -> NotebookView:
     """All heads of a layer in CircuitsVis' view, for a notebook: hover a head, click to keep it.
 
+    Rows are queries, columns keys, colours shares of attention from 0 to 1. A head that looks nowhere in
+    particular spreads evenly over all tokens so far.
+
     Args:
         pattern: what ``circuits.attention_pattern`` returned.
-        height: of the frame, pixels.
+        height: of the frame, pixels, at least 50.
+
+    Returns:
+        NotebookView that a notebook shows; ``.page()`` is its HTML. No network is asked.
 
     Raises:
         FigureTooLargeError: more than 400,000 cells; pass fewer tokens.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> pattern = ll.circuits.attention_pattern(ll.toy_model(), torch.arange(6), 1)
+        >>> ll.plots.attention_heads(pattern, height=400)
+        NotebookView: 400 pixels high; shown as HTML in a notebook
     """
     names = [f"L{pattern.layer}H{head}" for head in range(len(pattern.pattern))]
     view = attention_view(
@@ -41,10 +54,28 @@ def attention_pattern(
 ) -> go.Figure:
     """One head's pattern as a figure: rows are queries, columns keys.
 
+    Colours are shares of attention, 0 to 1; each row sums to 1 and later keys are 0. A head that looks
+    nowhere in particular gives every key up to query q the share 1 / (q + 1).
+
     Args:
         pattern: what ``circuits.attention_pattern`` returned.
         head: which head.
         max_cells: refuse more cells than this.
+
+    Returns:
+        Figure with one heatmap; equal tokens stay separate rows and columns.
+
+    Raises:
+        InvalidArgumentError: no such head.
+        FigureTooLargeError: more than ``max_cells`` cells.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> pattern = ll.circuits.attention_pattern(ll.toy_model(), torch.arange(6), 1)
+        >>> figure = ll.plots.attention_pattern(pattern, 2)
+        >>> figure.layout.title.text, figure.data[0].z.sum(1).round(3).tolist()
+        ('Attention of L1H2', [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
     head = require_int("head", head, minimum=0, maximum=len(pattern.pattern) - 1)
     labels = list(pattern.token_text)
@@ -73,9 +104,26 @@ def attention_pattern(
 def positional_qk(found: PositionalQK, *, max_cells: int = MAX_CELLS) -> go.Figure:
     """Where a head would look if positions alone decided: rows are queries, columns keys.
 
+    Colours are shares of attention after a causal softmax, 0 to 1; rows sum to 1. Positions that do not
+    matter give every key up to query q the share 1 / (q + 1). A previous-token head shows a bright line
+    just below the diagonal.
+
     Args:
         found: what ``HeadCircuit.positional_qk`` returned; give it ``n_positions`` for long contexts.
         max_cells: refuse more cells than this.
+
+    Returns:
+        Figure with one heatmap.
+
+    Raises:
+        FigureTooLargeError: more than ``max_cells`` cells.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> found = ll.AttentionOnly(ll.toy_model()).head(1, 2).positional_qk(10)
+        >>> figure = ll.plots.positional_qk(found)
+        >>> figure.layout.title.text, figure.data[0].z.shape
+        ('Positional attention of L1H2', (10, 10))
     """
     figure = matrix(
         found.pattern,

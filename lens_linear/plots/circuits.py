@@ -1,23 +1,24 @@
-"""Figures of circuits: composition between heads, scores of heads, what paths are worth, circuit graphs.
+"""Figures of circuits: composition between heads, scores of heads, what paths are worth.
 
 Each function takes a result of :mod:`lens_linear.circuits` and returns a figure; nothing is computed here.
-More figures of the room: :mod:`~lens_linear.plots.circuits_tables` (circuits over tokens and tables),
-:mod:`~lens_linear.plots.circuits_paths` (paths, score attribution, loss curves).
+More figures of the room: :mod:`~lens_linear.plots.circuits_graph` (heads and composition as a graph),
+:mod:`~lens_linear.plots.circuits_gain` (in-context gain, with and without heads),
+:mod:`~lens_linear.plots.circuits_maps` (circuits over tokens), :mod:`~lens_linear.plots.circuits_tables`
+(tables of tokens), :mod:`~lens_linear.plots.circuits_paths` (paths, score attribution).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_choice, require_float
-from lens_linear.circuits.ablation import AblationScores
-from lens_linear.circuits.composition import KINDS, CompositionScores, Kind
+from lens_linear._checks import require_choice
+from lens_linear.circuits.composition import KINDS, CompositionScores
 from lens_linear.circuits.factored import DiagonalAccuracy
 from lens_linear.circuits.importance import PathImportance
-from lens_linear.circuits.induction import VERDICTS, InductionScores
+from lens_linear.circuits.induction import InductionScores
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots.style import (
     DIVERGING,
@@ -50,14 +51,28 @@ def composition_map(
 ) -> go.Figure:
     """Composition of every pair of heads, one panel a kind: rows write, columns read.
 
+    Each cell is one pair; cells whose reader does not stand above the writer stay blank. Unrelated heads
+    lie about 0 in "z" (standard deviation 1) and in "excess", and are drawn nearly white. A "score" says
+    little alone, because unrelated heads have one too: the hover gives each pair's baseline.
+
     Args:
         scores: what ``ll.composition_scores`` returned.
-        value: "z" (standard deviations above the random baseline), "score", or "excess" (score minus
-            baseline mean).
+        value: "z" (standard deviations above the random baseline), "score" (dimensionless, 0 to 1), or
+            "excess" (score minus baseline mean).
+
+    Returns:
+        Figure with three heatmaps, Q, K and V, on one scale of colours.
 
     Raises:
-        InvalidArgumentError: the model has one layer, so there are no pairs.
+        InvalidArgumentError: an unknown value, or a model of one layer, which has no pairs.
         FigureTooLargeError: more than 13,000 pairs of heads.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> found = ll.composition_scores(ll.toy_model(), n_random=20)
+        >>> figure = ll.plots.composition_map(found)
+        >>> figure.layout.title.text, [panel.text for panel in figure.layout.annotations]
+        ('Composition of heads', ['Q-composition', 'K-composition', 'V-composition'])
     """
     require_choice("value", value, ("z", "score", "excess"))
     n_layers, n_heads = scores.scores.shape[1:3]
@@ -81,21 +96,10 @@ def composition_map(
             [float(table[index, w, i, r, j]) if w < r else None for r, j in readers]
             for w, i in writers
         ]
-        hover = [
-            [
-                f"{KINDS[index]}: {writer} → {reader}<br>score "
-                f"{float(scores.scores[index][w + r]):.3f}, baseline "
-                f"{float(scores.baseline_mean[index][w + r]):.3f} ± "
-                f"{float(scores.baseline_sd[index][w + r]):.3f}<br>z "
-                f"{float(scores.z[index][w + r]):.1f}"
-                for r, reader in zip(readers, names[1], strict=True)
-            ]
-            for w, writer in zip(writers, names[0], strict=True)
-        ]
         signed = value != "score"
         heat = go.Heatmap(
             z=z,
-            text=hover,
+            text=_pairs(scores, index, writers, readers),
             hovertemplate="%{text}<extra></extra>",
             colorscale=DIVERGING if signed else SEQUENTIAL,
             zmin=-largest if signed else 0,
@@ -105,13 +109,8 @@ def composition_map(
         )
         figure.add_trace(heat, row=1, col=index + 1)
         as_matrix(figure, rows=names[0], columns=names[1], row=1, col=index + 1)
-    if len(readers) > _HEAD_TICKS:  # three panels side by side: one tick a layer
-        step = -(-(n_layers - 1) // _HEAD_TICKS)
-        shown = range(0, n_layers - 1, step)
-        figure.update_xaxes(
-            tickvals=[n_heads * i + (n_heads - 1) / 2 for i in shown],
-            ticktext=[f"L{i + 1}" for i in shown],
-        )
+    if len(readers) > _HEAD_TICKS:
+        _tick_layers(figure, n_layers, n_heads)
     figure.update_xaxes(title_text="reads")
     figure.update_yaxes(title_text="writes", col=1)
     how = "norms folded" if scores.folded else "weights as stored"
@@ -125,6 +124,35 @@ def composition_map(
     return figure.update_layout(margin_t=_PANELS_TOP)
 
 
+def _pairs(
+    scores: CompositionScores,
+    kind: int,
+    writers: list[tuple[int, int]],
+    readers: list[tuple[int, int]],
+) -> list[list[str]]:
+    """What the hover says of every pair of heads: score, baseline and z."""
+    parts = (scores.scores, scores.baseline_mean, scores.baseline_sd, scores.z)
+    score, mean, sd, z = (part[kind] for part in parts)
+    return [
+        [
+            f"{KINDS[kind]}: L{w[0]}H{w[1]} → L{r[0]}H{r[1]}<br>score {float(score[w + r]):.3f}, "
+            f"baseline {float(mean[w + r]):.3f} ± {float(sd[w + r]):.3f}<br>z {float(z[w + r]):.1f}"
+            for r in readers
+        ]
+        for w in writers
+    ]
+
+
+def _tick_layers(figure: go.Figure, n_layers: int, n_heads: int) -> None:
+    """One tick a reading layer: three panels side by side have no room for every head."""
+    step = -(-(n_layers - 1) // _HEAD_TICKS)
+    shown = range(0, n_layers - 1, step)
+    figure.update_xaxes(
+        tickvals=[n_heads * i + (n_heads - 1) / 2 for i in shown],
+        ticktext=[f"L{i + 1}" for i in shown],
+    )
+
+
 def head_scores(
     scores: InductionScores,
     *,
@@ -133,10 +161,28 @@ def head_scores(
 ) -> go.Figure:
     """A layers × heads map of one column of the induction table, with every head's verdict.
 
+    Rows are layers, columns heads. Shares of attention are drawn on a scale from 0 to 1, signed columns
+    centred at 0. A head that only keeps a fixed distance scores as high on its control as on the column:
+    with ``subtract_control`` such heads, and random ones, lie near 0.
+
     Args:
         scores: what ``ll.induction_scores`` returned.
-        column: prefix_matching, positional_control, copying, prev_token, duplicate, offset_mass, ...
-        subtract_control: draw prefix_matching or duplicate minus its control.
+        column: a column of numbers of the table: prefix_matching, positional_control, copying, prev_token,
+            duplicate, offset_mass, ...
+        subtract_control: draw prefix_matching or duplicate minus its control; other columns have none.
+
+    Returns:
+        Figure with one heatmap; a short label (ind, prev, dup, pos) on each head that has a verdict.
+
+    Raises:
+        InvalidArgumentError: no such column of numbers; the message lists them.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> built = ll.constructions.build_induction(16, 32)
+        >>> figure = ll.plots.head_scores(ll.induction_scores(built.model, rows_per_period=2))
+        >>> [label.text for label in figure.layout.annotations]
+        ['prev', 'ind']
     """
     frame = scores.to_dataframe()
     numbers = [name for name in frame.columns if name not in ("head", "layer", "index", "verdict")]
@@ -186,33 +232,24 @@ def head_scores(
     )
 
 
-def ablation_map(scores: AblationScores) -> go.Figure:
-    """A layers × heads map of the in-context gain that is lost without each head (nats a token)."""
-    layers, heads = scores.gain_without.shape
-    figure = matrix(
-        scores.lost,
-        rows=[f"L{i}" for i in range(layers)],
-        columns=[f"H{j}" for j in range(heads)],
-        value_name="gain lost (nats)",
-        row_name="layer",
-        column_name="head",
-    )
-    return styled(
-        figure,
-        title="In-context gain lost without one head",
-        subtitle=f"{scores.how} ablation; whole model gains {scores.gain:.2f} nats a token over "
-        f"{scores.n_rows} rows",
-        x="head",
-        y="layer",
-        height=280 + 34 * layers,
-    )
-
-
 def diagonal_accuracy(found: dict[str, DiagonalAccuracy]) -> go.Figure:
     """Bars: how often a token's own entry is among the k largest of its row, a group of bars a circuit.
 
+    The y axis is the share of tokens, 0 to 1. By chance it is k over the number of tokens, far below one
+    per cent for a real vocabulary; the hover gives it.
+
     Args:
         found: what ``HeadCircuit.copying_accuracy`` (or ``circuits.diagonal_accuracy``) returned, by name.
+
+    Returns:
+        Figure with one set of bars for each k; a circuit that was not measured at a k has no bar there.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> head = ll.circuits.head_circuit(ll.constructions.build_induction(16, 32).model, 1, 1)
+        >>> figure = ll.plots.diagonal_accuracy({"L1H1": head.copying_accuracy()})
+        >>> [(bars.name, bars.y[0]) for bars in figure.data]
+        [('top 1', 1.0), ('top 5', 1.0)]
     """
     figure = go.Figure()
     frames = {name: accuracy.to_dataframe() for name, accuracy in found.items()}
@@ -249,7 +286,25 @@ def diagonal_accuracy(found: dict[str, DiagonalAccuracy]) -> go.Figure:
 
 
 def path_importance(importance: PathImportance) -> go.Figure:
-    """Bars: by how much the paths of each order lower the loss, given all lower orders."""
+    """Bars: by how much the paths of each order lower the loss, given all lower orders.
+
+    The x axis is the number of heads on a path, the y axis nats a token. 0 (the grey line) is an order that
+    adds nothing; bars below it, in the second colour, are orders that make the loss worse. All bars
+    together are the fall from a uniform guess to the loss with every path.
+
+    Args:
+        importance: what ``PathExpansion.importance`` or ``AttentionOnly.importance`` returned.
+
+    Returns:
+        Figure with one bar an order.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> found = ll.AttentionOnly(ll.toy_model()).importance(torch.arange(8))
+        >>> ll.plots.path_importance(found).data[0].x
+        ('direct path', 'one head', 'two heads')
+    """
     frame = importance.to_dataframe()
     names = ["direct path", "one head", "two heads", "three heads"]
     labels = [names[i] if i < len(names) else f"{i} heads" for i in frame["order"]]
@@ -276,91 +331,3 @@ def path_importance(importance: PathImportance) -> go.Figure:
         y="loss lowered by (nats a token)",
         legend="none",
     )
-
-
-def circuit_graph(
-    composition: CompositionScores,
-    heads: InductionScores | None = None,
-    *,
-    min_z: float = 4.0,
-    kinds: tuple[Kind, ...] = KINDS,
-    max_edges: int = 60,
-) -> go.Figure:
-    """Heads as nodes by layer, composition well above its baseline as edges.
-
-    Args:
-        composition: what ``ll.composition_scores`` returned.
-        heads: verdicts that colour the nodes.
-        min_z: draw edges of at least this many standard deviations above the baseline.
-        kinds: which kinds of composition.
-        max_edges: the strongest edges drawn.
-    """
-    require_float("min_z", min_z)
-    for kind in kinds:
-        require_choice("kinds", kind, KINDS)
-    n_layers, n_heads = composition.scores.shape[1:3]
-    frame = composition.to_dataframe()
-    frame = frame[(frame["z"] >= min_z) & frame["kind"].isin(kinds)]
-    frame = frame.sort_values("z", ascending=False, kind="stable").head(max_edges)
-    figure = go.Figure()
-    inks = {kind: colour(index) for index, kind in enumerate(KINDS)}
-    strongest = max(float(frame["z"].max()) if len(frame) else 1.0, 1e-12)
-    shown: set[str] = set()
-    edges: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]
-    for edge in edges:
-        kind = edge["kind"]
-        # Kinds of one pair of heads leave a little beside each other.
-        shift = 0.05 * (KINDS.index(kind) - 1)
-        x = [edge["writer_head"] + shift, edge["reader_head"] + shift]
-        y = [edge["writer_layer"], edge["reader_layer"]]
-        figure.add_trace(
-            go.Scatter(
-                x=[x[0], sum(x) / 2, x[1]],
-                y=[y[0], sum(y) / 2, y[1]],
-                mode="lines",
-                line={"color": inks[kind], "width": 1 + 5 * edge["z"] / strongest},
-                opacity=0.75,
-                name=f"{kind}-composition",
-                legendgroup=kind,
-                showlegend=kind not in shown,
-                hovertext=f"{kind}: {edge['writer']} → {edge['reader']}<br>score {edge['score']:.3f}, "
-                f"z {edge['z']:.1f}",
-                hoverinfo="text",
-            )
-        )
-        shown.add(kind)
-    _nodes(figure, n_layers, n_heads, heads)
-    figure.update_yaxes(tickmode="array", tickvals=list(range(n_layers)), showgrid=False)
-    figure.update_yaxes(
-        ticktext=[f"layer {i}" for i in range(n_layers)], range=[-0.5, n_layers - 0.5]
-    )
-    figure.update_xaxes(visible=False, range=[-0.6, n_heads - 0.4])
-    return styled(
-        figure,
-        title="Heads and what they read from each other",
-        subtitle=f"{len(frame)} edges with z of at least {min_z:g}; width is z",
-        height=240 + 130 * n_layers,
-    )
-
-
-def _nodes(figure: go.Figure, n_layers: int, n_heads: int, heads: InductionScores | None) -> None:
-    every = [(i, j) for i in range(n_layers) for j in range(n_heads)]
-    verdicts = {at: "head" if heads is None else heads.verdicts[at[0]][at[1]] for at in every}
-    for name in dict.fromkeys(["head", *VERDICTS]):
-        chosen = [at for at in every if verdicts[at] == name]
-        if not chosen:
-            continue
-        ink = GREY if name in ("head", "none") else colour(3 + VERDICTS.index(name))  # type: ignore[arg-type]
-        figure.add_trace(
-            go.Scatter(
-                x=[j for _, j in chosen],
-                y=[i for i, _ in chosen],
-                mode="markers+text",
-                marker={"size": 46, "color": "white", "line": {"color": ink, "width": 4}},
-                text=[f"{i}.{j}" for i, j in chosen],
-                hovertext=[f"L{i}H{j}: {name}" for i, j in chosen],
-                hoverinfo="text",
-                name="no verdict" if name == "none" else name,
-                showlegend=name != "head",
-            )
-        )

@@ -1,4 +1,4 @@
-"""Figures of paths and scores: which paths wrote a logit, which components made a score, loss curves."""
+"""Figures of paths and scores: which paths wrote a logit, which components made a score."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ import plotly.graph_objects as go
 
 from lens_linear._checks import require_int
 from lens_linear.circuits.attribution import QKAttribution
-from lens_linear.circuits.in_context import InContextLoss
 from lens_linear.circuits.paths import PathAblation, PathTable
-from lens_linear.plots.style import GREY, colour, escape, faded, matrix, styled, tick_label
+from lens_linear.plots.style import GREY, colour, escape, matrix, styled, tick_label
 
 
 def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
-    """Bars: what each path adds to one logit (above the path's mean over tokens), largest first."""
+    """Bars: what each path adds to one logit (above the path's mean over tokens), largest first.
+
+    The x axis is in logits, the y axis names the paths, colours count the heads on a path. 0 is a path that
+    raises this token as much as the mean token, which the softmax cannot see. All bars together are the
+    logit above the mean token's.
+
+    Args:
+        table: what ``PathExpansion.token_table`` returned.
+        k: paths shown, at least 1; the others are one grey bar at the end.
+
+    Returns:
+        Figure with one horizontal bar a path.
+
+    Raises:
+        InvalidArgumentError: k is below 1.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> table = ll.AttentionOnly(ll.toy_model()).paths(torch.arange(8)).token_table(3, 1)
+        >>> figure = ll.plots.path_logits(table, k=5)
+        >>> bool(abs(sum(figure.data[0].x) - table["relative"].sum()) < 1e-4), len(figure.data[0].x)
+        (True, 6)
+    """
     frame = table.to_dataframe()
     shown = frame.head(require_int("k", k, minimum=1))
     rest = float(frame["relative"].iloc[len(shown) :].sum())
@@ -53,7 +75,30 @@ def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
 
 
 def path_ablations(ablation: PathAblation, *, k: int = 20) -> go.Figure:
-    """Bars: how much the loss rises without each path's logits; the largest effects of either sign."""
+    """Bars: how much the loss rises without each path's logits; the largest effects of either sign.
+
+    The x axis is nats a token, the y axis names the paths, colours count the heads on a path. 0 is a path
+    that the loss does not need; bars to the left are paths that harm. Attention patterns and norm scales
+    stay those of the whole model, so this is the path's direct effect alone.
+
+    Args:
+        ablation: what ``PathExpansion.ablations`` returned.
+        k: paths shown, at least 1.
+
+    Returns:
+        Figure with one horizontal bar a path, most helpful on top.
+
+    Raises:
+        InvalidArgumentError: k is below 1.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> found = ll.AttentionOnly(ll.toy_model()).paths(torch.arange(8)).ablations()
+        >>> figure = ll.plots.path_ablations(found, k=5)
+        >>> figure.layout.title.text, len(figure.data[0].x)
+        ('What the loss becomes without one path', 5)
+    """
     frame = ablation.to_dataframe()
     k = require_int("k", k, minimum=1)
     chosen = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:k]
@@ -89,13 +134,33 @@ def qk_attribution(
 ) -> go.Figure:
     """Which components of the query and of the key make an attention score.
 
+    Rows are components of the query, columns of the key, cells their product in units of the score before
+    the softmax, centred at 0; all cells together are the score. What all keys have in common moves no
+    attention: with ``contrast`` only the difference to the other keys is left, near 0 for a key that is
+    like the others.
+
     Args:
         attribution: what ``ll.qk_attribution`` returned.
         query: position of the query; with ``key`` one score, else the mean over all keys up to their
             query.
-        key: position of the key.
+        key: position of the key. Negative positions count from the end.
         batch: which sequence.
-        contrast: subtract the mean over the query's other keys, which the softmax cannot see.
+        contrast: subtract the mean over the query's other keys, which the softmax cannot see; only with
+            ``query`` and ``key``.
+
+    Returns:
+        Figure with one heatmap; the subtitle gives the sum.
+
+    Raises:
+        InvalidArgumentError: a position or a sequence that is not there.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> found = ll.qk_attribution(ll.toy_model(), torch.arange(6), 1, 0)
+        >>> figure = ll.plots.qk_attribution(found, 5, 2)
+        >>> figure.layout.title.text, bool(abs(figure.data[0].z.sum() - found.total[0, 5, 2]) < 1e-4)
+        ('Where the scores of L1H0 come from', True)
     """
     names = list(attribution.components)
     if query is None or key is None:
@@ -127,47 +192,6 @@ def qk_attribution(
         x="component of the key",
         y="component of the query",
         height=260 + 22 * len(names),
-    )
-
-
-def in_context_loss(curve: InContextLoss) -> go.Figure:
-    """The loss along the sequence with its standard error, and the two halves or copies."""
-    frame = curve.to_dataframe()
-    high, low = frame["loss"] + frame["se"].fillna(0), frame["loss"] - frame["se"].fillna(0)
-    figure = go.Figure()
-    figure.add_trace(
-        go.Scatter(
-            x=[*frame["index"], *frame["index"][::-1]],
-            y=[*high, *low[::-1]],
-            fill="toself",
-            fillcolor=faded(colour(0), 0.2),
-            line={"width": 0},
-            hoverinfo="skip",
-            name="± one standard error",
-        )
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=frame["index"],
-            y=frame["loss"],
-            mode="lines",
-            line={"color": colour(0)},
-            name="loss",
-            customdata=frame["n"],
-            hovertemplate="%{x}: %{y:.3f} nats over %{customdata} rows<extra></extra>",
-        )
-    )
-    copies = curve.aligned == "second copy"
-    if copies:
-        figure.add_vline(x=0, line={"color": GREY, "dash": "dot"})
-    names = ("first copy", "second copy") if copies else ("first half", "second half")
-    return styled(
-        figure,
-        title="Loss along the sequence",
-        subtitle=f"{names[0]} {curve.first:.3f}, {names[1]} {curve.second:.3f} nats: gain {curve.gain:+.3f}; "
-        f"{curve.n_rows} rows",
-        x="token, counted from the start of the second copy" if copies else "token index",
-        y="loss (nats)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of circuits over tokens: QK and OV maps, bigram and skip-trigram tables, singular directions.
+"""Tables of tokens: pairs of a circuit, bigrams, skip-trigrams, and ends of singular directions.
 
 Token text may hold anything; every label is escaped and made printable before it reaches a figure.
 """
@@ -12,14 +12,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lens_linear._checks import require_int
-from lens_linear.circuits.bigrams import BigramComparison, BigramTable, NextTokens
+from lens_linear.circuits.bigrams import BigramTable, NextTokens
 from lens_linear.circuits.bugs import SkipTrigramBugs
 from lens_linear.circuits.factored import TopPairs
-from lens_linear.circuits.maps import CircuitMap
-from lens_linear.circuits.mechanism import InductionMechanism
 from lens_linear.circuits.svd import CircuitSVD
 from lens_linear.circuits.trigrams import SkipTrigrams
-from lens_linear.plots.style import MAX_CELLS, colour, escape, matrix, styled, tick_label
+from lens_linear.plots.style import colour, escape, styled, tick_label
 
 _ROW = 32  # pixels; a cell with an escaped token takes 31
 _HEADER = {"fill_color": "#DCE6F0", "align": "left", "font": {"size": 13}, "height": 28}
@@ -31,52 +29,30 @@ def _height(rows: int) -> int:
     return 240 + _ROW * rows
 
 
-def circuit_window(circuit: CircuitMap, *, max_cells: int = MAX_CELLS) -> go.Figure:
-    """The rows and columns of a QK or OV circuit with the largest entries, token by token."""
-    figure = matrix(
-        circuit.window,
-        rows=list(circuit.row_labels),
-        columns=list(circuit.column_labels),
-        value_name="score" if circuit.column_name == "key" else "logit",
-        row_name=circuit.row_name,
-        column_name=circuit.column_name,
-        max_cells=max_cells,
-    )
-    rows, columns = circuit.matrix_shape
-    return styled(
-        figure,
-        title=f"{escape(circuit.name)}: strongest tokens",
-        subtitle=f"{len(circuit.rows)} × {len(circuit.columns)} of {rows} × {columns} tokens, by their "
-        "largest entry; norm scales left out",
-        x=f"{circuit.column_name} token",
-        y=f"{circuit.row_name} token",
-        height=180 + 13 * len(circuit.rows),
-    )
-
-
-def circuit_overview(circuit: CircuitMap, *, max_cells: int = MAX_CELLS) -> go.Figure:
-    """The whole circuit in blocks: each block's entry of largest size, with its sign."""
-    rows, columns = circuit.block_shape
-    figure = matrix(
-        circuit.overview,
-        value_name="largest entry",
-        row_name=f"{circuit.row_name} block",
-        column_name=f"{circuit.column_name} block",
-        max_cells=max_cells,
-    )
-    return styled(
-        figure,
-        title=f"{escape(circuit.name)}: overview",
-        subtitle=f"{circuit.matrix_shape[0]} × {circuit.matrix_shape[1]} tokens in blocks of {rows} × "
-        f"{columns}; the entry of largest size in each",
-        x=f"{circuit.column_name} tokens (block)",
-        y=f"{circuit.row_name} tokens (block)",
-        height=620,
-    )
-
-
 def top_pairs(pairs: TopPairs, *, k: int = 20) -> go.Figure:
-    """A table: the entries of a circuit that stand out, with the tokens of their row and column."""
+    """A table: the entries of a circuit that stand out, with the tokens of their row and column.
+
+    One line a pair, best first: the two tokens and the entry (scores of a QK circuit, logits of an OV
+    circuit, norm scales left out). Every circuit has a largest entry, so the list alone proves no
+    structure.
+
+    Args:
+        pairs: what ``HeadCircuit.top_pairs`` or ``circuits.top_pairs`` returned.
+        k: lines shown, at least 1.
+
+    Returns:
+        Figure with one table.
+
+    Raises:
+        InvalidArgumentError: k is below 1.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> pairs = ll.AttentionOnly(ll.toy_model()).head(0, 1).top_pairs("qk", 10)
+        >>> table = ll.plots.top_pairs(pairs, k=3).data[0]
+        >>> list(table.header.values), len(table.cells.values[0])
+        (['query', 'key', 'entry'], 3)
+    """
     frame = pairs.to_dataframe().head(require_int("k", k, minimum=1))
     rows, columns = pairs.matrix_shape
     shown = [[_token(frame, name, i) for i in range(len(frame))] for name in ("row", "column")]
@@ -96,7 +72,29 @@ def top_pairs(pairs: TopPairs, *, k: int = 20) -> go.Figure:
 
 
 def bigram_table(table: BigramTable, tokens: Sequence[int], *, k: int = 8) -> go.Figure:
-    """A table: the k next tokens the direct path favours after each of some tokens."""
+    """A table: the k next tokens the direct path favours after each of some tokens.
+
+    One line a token; columns are the first to the k-th guess with its probability (with the bias). A model
+    without a trained direct path gives about one over the vocabulary's size everywhere.
+
+    Args:
+        table: what ``AttentionOnly.bigrams`` returned.
+        tokens: ids of the current tokens.
+        k: guesses shown, at least 1.
+
+    Returns:
+        Figure with one table.
+
+    Raises:
+        InvalidArgumentError: k is below 1, or a token is not in the vocabulary.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> bigrams = ll.AttentionOnly(ll.toy_model()).bigrams()
+        >>> table = ll.plots.bigram_table(bigrams, [3, 5], k=2).data[0]
+        >>> list(table.header.values), list(table.cells.values[0])
+        (['after', '1.', '2.'], ['#3', '#5'])
+    """
     k = require_int("k", k, minimum=1)
     rows = [table.top(int(token), k) for token in tokens]
     labels = table.labels
@@ -125,36 +123,29 @@ def _next_cell(row: NextTokens, rank: int) -> str:
     return f"{text} {share:.0%}" if share >= 0.095 else f"{text} {share:.1%}"
 
 
-def bigram_comparison(comparison: BigramComparison, *, k: int = 30) -> go.Figure:
-    """Bars: the tokens after which the direct path misses most, by their share of the mean KL."""
-    frame = comparison.to_dataframe().head(require_int("k", k, minimum=1))
-    texts = frame["label"] if "label" in frame else [f"#{token}" for token in frame["token"]]
-    labels = [tick_label(text) for text in texts]
-    figure = go.Figure(
-        go.Bar(
-            x=list(range(len(frame))),
-            y=frame["kl"] * frame["weight"],
-            marker_color=colour(0),
-            text=labels,
-            textposition="none",
-            customdata=frame[["kl", "weight"]],
-            hovertemplate="after %{text}<br>KL %{customdata[0]:.3f} nats<br>share of tokens "
-            "%{customdata[1]:.3%}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(tickmode="array", tickvals=list(range(len(frame))), ticktext=labels)
-    return styled(
-        figure,
-        title="Where the direct path misses bigrams",
-        subtitle=f"KL({comparison.reference} || direct path) = {comparison.mean:.3f} nats a token in all",
-        x="current token",
-        y="share of the KL (nats)",
-        legend="none",
-    )
-
-
 def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
-    """A table of skip-trigrams: source … destination → out, with their scores."""
+    """A table of skip-trigrams: source … destination → out, with their scores.
+
+    One line a triple: the QK score and the OV score of the strongest head, its estimated attention, the
+    estimated effect on the logit of ``out`` (0 raises it no more than the average token) and on its
+    probability. These are estimates from the weights; no text was run.
+
+    Args:
+        table: what ``AttentionOnly.skip_trigrams`` or ``circuits.skip_trigrams`` returned.
+        k: lines shown, at least 1.
+
+    Returns:
+        Figure with one table.
+
+    Raises:
+        InvalidArgumentError: k is below 1.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> found = ll.AttentionOnly(ll.toy_model()).skip_trigrams(0, 0, 5)
+        >>> list(ll.plots.skip_trigram_table(found).data[0].header.values)[:3]
+        ['source …', 'destination →', 'out']
+    """
     frame = table.to_dataframe().head(require_int("k", k, minimum=1))
     shown = [
         [_token(frame, name, i) for i in range(len(frame))]
@@ -193,7 +184,30 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
 
 
 def skip_trigram_bugs(table: SkipTrigramBugs, *, k: int = 20) -> go.Figure:
-    """A table of crossed skip-trigrams: what the heads also raise because QK and OV are separate."""
+    """A table of crossed skip-trigrams: what the heads also raise because QK and OV are separate.
+
+    One line a crossed triple: the wrong output, the right one, whom the wrong one belongs to, and both
+    effects in logits. A head without this fault has effects near or below 0 in the first column of numbers.
+    With a corpus the last columns say how often the triple occurs, and how often it would by chance.
+
+    Args:
+        table: what ``circuits.skip_trigram_bugs`` returned.
+        k: lines shown, at least 1.
+
+    Returns:
+        Figure with one table.
+
+    Raises:
+        InvalidArgumentError: k is below 1.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> head = ll.circuits.head_circuit(ll.toy_model(n_layers=1), 0, 0)
+        >>> found = ll.circuits.skip_trigram_bugs(head, torch.tensor([[5, 1, 2], [5, 3, 4]]))
+        >>> sorted(ll.plots.skip_trigram_bugs(found).data[0].cells.values[2])
+        ['#2', '#4']
+    """
     frame = table.to_dataframe().head(require_int("k", k, minimum=1))
     names = ("source", "destination", "out", "wanted_out", "other_destination")
     columns = [[_token(frame, name, i) for i in range(len(frame))] for name in names]
@@ -225,8 +239,27 @@ def _token(frame: pd.DataFrame, name: str, row: int) -> str:
 def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
     """Singular values of a circuit, and the tokens at both ends of its first directions.
 
-    Directions whose singular values nearly equal a neighbour's are marked ≈: only the space they span
-    together is determined.
+    Above: bars over directions, in units of the circuit (scores or logits, norm scales left out); a circuit
+    without structure falls off slowly. Below: the tokens furthest out on either end. Directions whose
+    singular values nearly equal a neighbour's are marked ≈: only the space they span together is
+    determined.
+
+    Args:
+        found: what ``HeadCircuit.svd`` or ``circuits.svd_readout`` returned.
+        directions: directions listed in the table, at least 1; at most those that were computed.
+
+    Returns:
+        Figure with bars and a table.
+
+    Raises:
+        InvalidArgumentError: directions is below 1.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> found = ll.AttentionOnly(ll.toy_model()).head(0, 0).svd(2)
+        >>> figure = ll.plots.svd_directions(found)
+        >>> figure.layout.title.text, [part.type for part in figure.data]
+        ('Singular directions of L0H0 OV', ['bar', 'table'])
     """
     n = min(require_int("directions", directions, minimum=1), len(found.S))
     figure = make_subplots(
@@ -279,51 +312,4 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
         title=f"Singular directions of {escape(found.name)}",
         subtitle=note,
         height=430 + 2 * 45 * n,
-    )
-
-
-def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
-    """Bars: the share of the in-context gain each intervention takes away, beside its control."""
-    frame = mechanism.to_dataframe()
-    labels = [f"{step} ({expected})" for step, expected in zip(frame["step"], frame["expected"])]
-    figure = go.Figure()
-    figure.add_trace(
-        go.Bar(
-            y=labels,
-            x=frame["removed"],
-            orientation="h",
-            marker_color=[colour(1) if e == "lost" else colour(0) for e in frame["expected"]],
-            name="named heads",
-            text=[f"{round(value, 2) + 0.0:.0%}" for value in frame["removed"]],  # no "-0%"
-            textposition="outside",
-            cliponaxis=False,
-            customdata=frame[["intervention", "heads", "gain_before", "gain_after"]],
-            hovertemplate="%{customdata[1]}: %{customdata[0]}<br>gain %{customdata[2]:.2f} → "
-            "%{customdata[3]:.2f} nats<extra></extra>",
-        )
-    )
-    figure.add_trace(
-        go.Bar(
-            y=labels,
-            x=frame["control_removed"],
-            orientation="h",
-            marker_color="#BBBBBB",
-            name="as many other heads",
-            customdata=frame[["n_controls", "control_size", "control_worst"]],
-            hovertemplate="%{customdata[0]} sets of %{customdata[1]} other heads<br>mean %{x:.0%}, worst "
-            "%{customdata[2]:.0%}<extra></extra>",
-        )
-    )
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    ends = [0.0, *frame["removed"], *frame["control_removed"].dropna()]
-    room = 0.1 * (max(ends) - min(ends))  # for the numbers beside the bars
-    figure.update_xaxes(tickformat=".0%", range=[min(ends) - room, max(ends) + room])
-    return styled(
-        figure,
-        title="The induction mechanism, step by step",
-        subtitle=f"in-context gain of the whole model {mechanism.before.gain:.2f} nats a token, "
-        f"{mechanism.n_rows} rows; in brackets what the story expects",
-        x="share of the in-context gain taken away",
-        legend="bottom",
-        height=180 + 46 * len(frame),
     )

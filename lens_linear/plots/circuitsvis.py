@@ -28,8 +28,20 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 def bundle_script() -> str:
     """Return CircuitsVis' JavaScript as one classic ``<script>``, to be put on a page once.
 
+    Views of this file show nothing on a page without it. The installed package holds it; no network is
+    asked.
+
+    Returns:
+        HTML of about 1.3 MB, with no closing tag but its own.
+
     Raises:
-        OfflineError: the installed circuitsvis does not hold its bundle (broken installation).
+        OfflineError: the installed circuitsvis does not hold its bundle (broken installation), or another
+            bundle than the views know.
+
+    Example:
+        >>> script = bundle_script()
+        >>> script.startswith("<script>"), script.count("</script")
+        (True, 1)
     """
     try:
         source = (resources.files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text("utf-8")
@@ -46,7 +58,23 @@ def bundle_script() -> str:
 
 
 def safe_json(value: Any) -> str:
-    """Return JSON that cannot end a script: no ``<``, no U+2028 or U+2029."""
+    """Return JSON that cannot end a script: no ``<``, ``>`` or ``&``, no U+2028 or U+2029.
+
+    Args:
+        value: anything that JSON can hold; numbers must be finite.
+
+    Returns:
+        JSON of ASCII characters, which reads back as the same value.
+
+    Raises:
+        ValueError: NaN or an infinite number.
+
+    Example:
+        >>> import json
+        >>> text = safe_json(["</script>"])
+        >>> "<" in text, json.loads(text)
+        (False, ['</script>'])
+    """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -71,16 +99,28 @@ def attention_view(
 ) -> str:
     """Return HTML of CircuitsVis' attention view of several heads (the bundle must be on the page).
 
+    Rows are queries, columns keys, colours shares of attention; a head that looks nowhere in particular
+    spreads evenly over all tokens so far.
+
     Args:
         pattern: [head, query, key], dimensionless, rows sum to 1.
         tokens: printable tokens, one a position.
-        element_id: unique on the page.
-        head_names: one a head.
+        element_id: unique on the page: a letter, then letters, digits, ``_`` or ``-``.
+        head_names: one a head; numbers by default.
         max_cells: refuse more cells than this.
 
+    Returns:
+        HTML: one closed element and the script that fills it.
+
     Raises:
-        InvalidArgumentError: shapes and tokens disagree.
+        InvalidArgumentError: shapes, tokens and names disagree, or ``element_id`` is not a plain word.
+        NonFiniteError: the pattern holds NaN or infinite entries.
         FigureTooLargeError: too many cells.
+
+    Example:
+        >>> view = attention_view([[[1.0, 0.0], [0.5, 0.5]]], ["a", "</script>"], element_id="heads")
+        >>> "AttentionHeads" in view, view.count("</script>")  # its own end, not the token's
+        (True, 1)
     """
     values = as_array("pattern", pattern).astype(np.float64)
     tokens = require_list("tokens", tokens, of="strings")
@@ -108,7 +148,26 @@ def attention_view(
 
 
 def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, element_id: str) -> str:
-    """Return HTML of CircuitsVis' coloured tokens, which sets tokens as markup: they are escaped."""
+    """Return HTML of CircuitsVis' coloured tokens, which sets tokens as markup: they are escaped.
+
+    The text runs along, each token's background coloured by its value: blue above 0, red below, 0 white.
+
+    Args:
+        values: one number a token, in any unit.
+        tokens: printable tokens, any text.
+        element_id: unique on the page: a letter, then letters, digits, ``_`` or ``-``.
+
+    Returns:
+        HTML: one closed element and the script that fills it (the bundle must be on the page).
+
+    Raises:
+        InvalidArgumentError: values and tokens are not as many, or ``element_id`` is not a plain word.
+
+    Example:
+        >>> view = colored_tokens_view([0.5, -1.0], ["a", "<b>"], element_id="losses")
+        >>> "ColoredTokens" in view, "<b>" in view
+        (True, False)
+    """
     tokens = require_list("tokens", tokens, of="strings")
     values = [require_float("values", v) for v in require_list("values", values, of="numbers")]
     if len(values) != len(tokens):
@@ -123,7 +182,20 @@ def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, eleme
 
 
 class NotebookView:
-    """A view for notebooks: a frame of fixed height with everything inside, no network asked."""
+    """A view for notebooks: a frame of fixed height with everything inside, no network asked.
+
+    Args:
+        view: HTML of one or several views of this file.
+        height: of the frame, pixels, at least 50.
+
+    Raises:
+        InvalidArgumentError: a height below 50.
+
+    Example:
+        >>> view = NotebookView(colored_tokens_view([0.5], ["a"], element_id="one"), height=100)
+        >>> view, view.page().count("<body>")
+        (NotebookView: 100 pixels high; shown as HTML in a notebook, 1)
+    """
 
     def __init__(self, view: str, *, height: int = 480) -> None:
         self.view = view

@@ -1,26 +1,23 @@
-"""Figures of the constructions: least-squares attention, slow and fast memory, capacity."""
+"""Figures of the constructions: least-squares attention, slow and fast memory.
+
+Figures of associative memories stand in :mod:`~lens_linear.plots.constructions_memory`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear.constructions.head_memory import HeadMemory
-from lens_linear.constructions.memory import MemoryCapacity
 from lens_linear.constructions.ols import HatMatrix
 from lens_linear.constructions.ols_training import TrainingRun
-from lens_linear.constructions.retrieval import RetrievalCurve
 from lens_linear.constructions.slow_fast import MemorySwap, ShiftCurve
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.plots._marks import FLOOR, LOG, band, level, mean_sd, quartiles
+from lens_linear.plots._marks import FLOOR, LOG, band, level, quartiles
 from lens_linear.plots.style import DASHES, GREY, MAX_CELLS, as_matrix, colour, matrix, styled
 
-_ENERGY_COLOURS = {"quadratic": 0, "polynomial-3": 2, "polynomial-4": 3, "exponential": 1}
 _QUANTITIES = {  # axis title, figure title
     "prediction_error": (
         "distance to least squares (relative)",
@@ -41,9 +38,26 @@ def ols_convergence(
 ) -> go.Figure:
     """Convergence to least squares over epochs: median over seeds, band from best to worst.
 
+    The x axis is full-batch steps, the y axis logarithmic: a relative distance, or the squared error in
+    squared units of y. Distances are 0 for the construction and about 1 for unrelated weights, where random
+    starts begin. A dotted line marks the distance that counts as converged, or the loss that least squares
+    leaves.
+
     Args:
         run: from :func:`~lens_linear.constructions.ols_training.train_ols_attention`.
-        quantity: which curve.
+        quantity: which curve: "prediction_error", "geometry_error" or "loss".
+
+    Returns:
+        Figure with a band and a line; the subtitle counts the seeds that converged or diverged.
+
+    Raises:
+        InvalidArgumentError: an unknown quantity.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> figure = ll.plots.ols_convergence(ll.train_ols_attention(epochs=200, seeds=2))
+        >>> [curve.name for curve in figure.data], figure.layout.yaxis.type
+        (['all seeds', 'median'], 'log')
     """
     if quantity not in _QUANTITIES:
         raise InvalidArgumentError(
@@ -90,8 +104,26 @@ def ols_convergence(
 def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
     """The hat matrix as a heatmap: row q says what each label of the context counts for.
 
+    Rows are queries, columns the context's rows, cells weights without unit, centred at 0: a label that
+    does not count. On the context's own rows the diagonal is the leverage, between 0 and 1, which sums to
+    the rank.
+
+    Args:
+        hat: from ``OLSAttention.hat``.
+        max_cells: largest number of cells drawn.
+
+    Returns:
+        Figure with one heatmap, query 0 on top.
+
     Raises:
         FigureTooLargeError: more than ``max_cells`` cells.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> model = ll.OLSAttention.from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [1.0, 2.0, 3.0])
+        >>> figure = ll.plots.hat_matrix(model.hat())
+        >>> round(float(figure.data[0].z.trace()), 3)  # the rank
+        2.0
     """
     queries, n = hat.values.shape
     figure = matrix(
@@ -116,7 +148,27 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
 
 
 def memory_swap(swap: MemorySwap) -> go.Figure:
-    """Two 2 × 2 tables: error to the context's regression and to the weights' regression."""
+    """Two 2 × 2 tables: error to the context's regression and to the weights' regression.
+
+    Rows say which data the weights come from, columns which data the context. Cells are relative errors: 0
+    answers exactly with that regression, about 1 has nothing to do with it; colours end at 2. The memory
+    that the layer answers from is the table that is 0.
+
+    Args:
+        swap: from :func:`~lens_linear.constructions.slow_fast.swap_memories`.
+
+    Returns:
+        Figure with two heatmaps, each number written in its cell.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> x = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> first, second = (x, torch.tensor([4.0, 5.0])), (x, torch.tensor([3.0, 0.0]))
+        >>> figure = ll.plots.memory_swap(ll.constructions.swap_memories(first, second))
+        >>> [list(row) for row in figure.data[0].text]  # the same x: the labels were only in the context
+        [['0', '0'], ['0', '0']]
+    """
     titles = ("to least squares on the context", "to least squares on the weights' data")
     figure = make_subplots(cols=2, subplot_titles=titles, horizontal_spacing=0.2)
     for i, values in enumerate((swap.to_context_ols, swap.to_weights_ols), start=1):
@@ -154,9 +206,24 @@ def memory_swap(swap: MemorySwap) -> go.Figure:
 def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 13)) -> go.Figure:
     """Error against covariance shift: fixed weights, one gradient step, Newton-Schulz by depth.
 
+    Both axes are logarithmic: the condition number of the shift (1 is none), and the relative error to
+    least squares on the context (0 is exact; 1 is as wrong as predicting 0). Even without a shift the fixed
+    layer is off by about √(d/n), because n rows do not have exactly the covariance in the weights.
+
     Args:
         curve: from :func:`~lens_linear.constructions.slow_fast.covariance_shift`.
-        layers: depths (readout included) of the Newton-Schulz stacks that are drawn.
+        layers: depths (readout included) of the Newton-Schulz stacks that are drawn; those that were not
+            measured are left out.
+
+    Returns:
+        Figure with one line a method and depth: medians, with quartiles over seeds as bars.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> curve = ll.constructions.covariance_shift(conditions=(1, 16), layers=3, seeds=2)
+        >>> figure = ll.plots.covariance_shift(curve, layers=(3,))
+        >>> [line.name.split(" (")[0] for line in figure.data]
+        ['fixed L', 'one gradient step', 'Newton-Schulz, 3 layers']
     """
     frame = curve.summary()
     figure = go.Figure()
@@ -184,7 +251,28 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
 
 
 def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figure:
-    """Error against the number of attention layers, at one shift (the largest by default)."""
+    """Error against the number of attention layers, at one shift (the largest by default).
+
+    The x axis counts attention layers, the readout included; the y axis is logarithmic, the relative error
+    to least squares (0 is exact, drawn at 1e-16). Diamonds are the one-layer baselines: fixed weights and
+    one gradient step.
+
+    Args:
+        curve: from :func:`~lens_linear.constructions.slow_fast.covariance_shift`.
+        condition: the shift's condition number, one that was measured.
+
+    Returns:
+        Figure with three lines and two diamonds: medians, with quartiles over seeds as bars.
+
+    Raises:
+        InvalidArgumentError: a condition that was not measured; the message lists those that were.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> curve = ll.constructions.covariance_shift(conditions=(1, 16), layers=3, seeds=2)
+        >>> [mark.name for mark in ll.plots.shift_cost(curve).data][:2]
+        ['Newton-Schulz from L', 'Newton-Schulz from I']
+    """
     condition = max(curve.conditions) if condition is None else condition
     frame = curve.summary()
     frame = frame[frame["condition"] == condition]
@@ -211,177 +299,3 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
         width=900,
     )
     return figure.update_yaxes(**LOG)
-
-
-def memory_capacity(
-    result: MemoryCapacity, *, heads: HeadMemory | Sequence[HeadMemory] = ()
-) -> go.Figure:
-    """Measured capacity with error bars beside theory: powers of d left, exponential right.
-
-    Args:
-        result: from :func:`~lens_linear.constructions.memory.memory_capacity`.
-        heads: attention heads to put on the picture, at the width of their keys. Their capacity is
-            another one: keys among which the target still holds half of the weight.
-    """
-    table, slopes = result.capacity(), result.slopes().set_index("energy").to_dict("index")
-    exponential = table["energy"] == "exponential"
-    parts = [part for part in (table[~exponential], table[exponential]) if len(part)]
-    figure = make_subplots(cols=len(parts), horizontal_spacing=0.1)
-    for column, part in enumerate(parts, start=1):
-        for name, group in part.groupby("energy", sort=False):
-            _capacities(figure, str(name), group, slopes[name], column)
-        linear = part["energy"].iloc[0] == "exponential"
-        ticks = sorted(set(part["d"])) if linear else [2**i for i in range(1, 20)]
-        scale = "linear" if linear else "log"
-        figure.update_xaxes(type=scale, tickvals=ticks, row=1, col=column)
-    heads = [heads] if isinstance(heads, HeadMemory) else list(heads)
-    if heads:
-        _heads(figure, heads)
-    styled(
-        figure,
-        title="Memory capacity, from linear to exponential",
-        subtitle=f"patterns held at {100 * result.max_bit_error:g} % wrong bits after one update, "
-        f"noise {result.noise:g}; {result.seeds} seeds (± sd); dashed: theory at this d",
-        x="bits d (heads: width of a key)" if heads else "bits d",
-        legend="bottom",
-        height=600 if heads else 560,
-        width=950,
-    )
-    figure.update_yaxes(title_text="stored patterns", row=1, col=1)
-    return figure.update_yaxes(dtick=1, **LOG)
-
-
-def _capacities(
-    figure: go.Figure, name: str, group: pd.DataFrame, slope: dict[Hashable, float], column: int
-) -> None:
-    """One energy: measured points with error bars, and the theory as a dashed line."""
-    ink = colour(_ENERGY_COLOURS.get(name, 4))
-    theory = f"{slope['theory_low']:.3g}"
-    if slope["theory_high"] > slope["theory_low"]:
-        theory += f" to {slope['theory_high']:.3g}"
-    figure.add_scatter(
-        x=group["d"],
-        y=group["capacity"],
-        error_y={"array": group["sd"], "thickness": 1.5, "width": 4},
-        mode="markers",
-        marker={"color": ink, "size": 8},
-        name=f"{name}: slope {slope['slope']:.2f} ± {slope['se']:.2f} (theory {theory})",
-        hovertemplate="d %{x}<br>%{y:.3g} patterns<extra>" + name + "</extra>",
-        row=1,
-        col=column,
-    )
-    figure.add_scatter(
-        x=group["d"],
-        y=group["expected"],
-        mode="lines",
-        line={"color": ink, "dash": "dash", "width": 1.5},
-        showlegend=False,
-        hovertemplate="d %{x}<br>expected %{y:.3g}<extra></extra>",
-        row=1,
-        col=column,
-    )
-
-
-def _heads(figure: go.Figure, heads: Sequence[HeadMemory]) -> None:
-    """Heads in the first panel: their softmax, random keys under it, and linear attention."""
-    rows = [head.position().set_index("source") for head in heads]
-    lines = [
-        ("head, softmax (predicted)", "head", "predicted_capacity", 1, "star"),
-        ("random keys, softmax (predicted)", "random keys", "predicted_capacity", 1, "star-open"),
-        ("head, linear attention (measured)", "head", "capacity_quadratic", 0, "star"),
-    ]
-    for name, source, column, ink, symbol in lines:
-        held = [float(r[column][source]) if column in r else math.nan for r in rows]
-        figure.add_scatter(
-            x=[head.d for head in heads],
-            y=[h if math.isfinite(h) and h > 0 else None for h in held],
-            mode="markers",
-            marker={"color": colour(ink), "size": 9, "symbol": symbol},
-            name=name,
-            hovertemplate="d %{x}<br>%{y:.3g} keys<extra>" + name + "</extra>",
-            row=1,
-            col=1,
-        )
-
-
-def bit_error(result: MemoryCapacity) -> go.Figure:
-    """Bit error against the number of stored patterns, at the largest d of each energy."""
-    frame = result.summary()
-    figure = go.Figure()
-    for name, part in frame.groupby("energy", sort=False):
-        group = part[part["d"] == part["d"].max()]
-        ink = colour(_ENERGY_COLOURS.get(str(name), 4))
-        label = f"{name}, d = {group['d'].iloc[0]}"
-        figure.add_trace(mean_sd(group, "n_patterns", "bit_error", label, ink))
-    level(figure, result.max_bit_error, f"criterion {100 * result.max_bit_error:g} %", log=True)
-    styled(
-        figure,
-        title="Wrong bits against stored patterns",
-        subtitle=f"one update, noise {result.noise:g}, {result.queries} queries × "
-        f"{result.seeds} seeds (± sd)",
-        x="stored patterns",
-        y="fraction of wrong bits",
-        width=900,
-    )
-    figure.update_yaxes(range=[-4, 0], **LOG)
-    return figure.update_xaxes(dtick=1, **LOG)
-
-
-def retrieval(
-    curve: RetrievalCurve, *, quantity: Literal["recall", "overlap"] = "recall"
-) -> go.Figure:
-    """Retrieval against the number of stored patterns, one panel an energy, one line a noise."""
-    if quantity not in ("recall", "overlap"):
-        raise InvalidArgumentError(f"quantity must be 'recall' or 'overlap', got {quantity!r}")
-    frame = curve.summary()
-    figure = make_subplots(
-        cols=len(curve.energies), subplot_titles=curve.energies, shared_yaxes=True
-    )
-    for column, energy in enumerate(curve.energies, start=1):
-        for i, noise in enumerate(curve.noise):
-            part = frame[(frame["energy"] == energy) & (frame["noise"] == noise)]
-            name = f"{100 * noise:g} % of bits flipped"
-            trace = mean_sd(part, "n_patterns", quantity, name, colour(i), dash=DASHES[i % 5])
-            figure.add_trace(trace.update(showlegend=column == 1), row=1, col=column)
-    styled(
-        figure,
-        title="Retrieval from a Hopfield memory",
-        subtitle=f"d = {curve.d} bits, {curve.steps} updates, {curve.queries} queries × "
-        f"{curve.overlap.shape[-1]} seeds (± sd)",
-        x="stored patterns",
-        legend="bottom",
-        width=1000,
-    )
-    words = {"recall": "fraction recovered bit for bit", "overlap": "overlap with the target"}
-    figure.update_yaxes(title_text=words[quantity], row=1, col=1)
-    figure.update_layout(margin_t=110)
-    return figure.update_xaxes(dtick=1, **LOG)
-
-
-def head_memory(result: HeadMemory) -> go.Figure:
-    """Recall of one key against the number stored: the head solid, random keys dashed."""
-    frame, position = result.summary(), result.position().set_index("source")
-    figure = go.Figure()
-    for energy in result.energies:
-        for dash, source in zip(("solid", "dash"), ("head", "random keys"), strict=True):
-            part = frame[(frame["energy"] == energy) & (frame["source"] == source)]
-            ink = colour(_ENERGY_COLOURS.get(energy, 4))
-            figure.add_trace(
-                mean_sd(part, "n_patterns", "recall", f"{energy}, {source}", ink, dash=dash)
-            )
-    for dash, source in zip(("solid", "dash"), ("head", "random keys"), strict=True):
-        where = float(position["predicted_capacity"][source])
-        if where <= 4 * max(result.n_patterns):
-            figure.add_vline(x=where, line={"color": GREY, "dash": dash, "width": 1.5})
-    head = position.loc["head"]
-    whose = "its own queries" if result.own_queries else f"keys with noise {result.noise:g}"
-    styled(
-        figure,
-        title="An attention head as an associative memory",
-        subtitle=f"{result.n_keys} keys of d = {result.d}, {whose}, β = {result.beta:.3g}; signal "
-        f"{head['signal']:.1f} nats, spread {head['spread']:.1f}; grey: predicted capacity",
-        x="stored keys",
-        y="recall: target holds over half",
-        width=950,
-    )
-    return figure.update_xaxes(type="log", tickvals=list(result.n_patterns))

@@ -1,41 +1,25 @@
-"""Figures of depth dynamics: directions, gain profiles, agreement of surrogates, step size.
+"""Figures of depth dynamics: directions, gain profiles, step size.
 
 Each function takes results of :mod:`lens_linear.dynamics` and returns a figure; nothing is computed here.
+More figures of the room: :mod:`~lens_linear.plots.dynamics_agreement` (surrogates),
+:mod:`~lens_linear.plots.dynamics_steering` (schedules and steered text).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_choice
 from lens_linear.dynamics.directions import ConceptDirections
 from lens_linear.dynamics.gains import GainProfile
-from lens_linear.dynamics.scaling import AgreementTable
 from lens_linear.dynamics.step_size import StepSizeTable
 from lens_linear.dynamics.surrogates import Surrogate
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG
 from lens_linear.plots.style import DASHES, GREY, colour, escape, faded, styled
-
-_BASIS_INK = {
-    basis: colour(index)
-    for index, basis in enumerate(("krylov", "balanced", "pca", "random", "krylov-stationary"))
-}
-_READINGS: Mapping[str, str] = {
-    "prompt": "each prompt's own Jacobian",
-    "mean": "one mean Jacobian",
-    "state": "gains read off each prompt's state",
-}
-_SCORES: Mapping[str, str] = {
-    "spearman": "Spearman over layers, mean of prompts",
-    "mean_spearman": "Spearman of the mean profiles",
-    "pearson": "Pearson over layers, mean of prompts",
-    "relative_error": "relative error",
-}
 
 
 def concept_separation(
@@ -43,8 +27,26 @@ def concept_separation(
 ) -> go.Figure:
     """How well each layer's direction tells held-out texts apart, one line a set of directions.
 
+    The x axis is the layer boundary (0 is the embedding), the y axis the AUC: the chance that a text of
+    class 1 projects higher than one of class 0. The dotted line at 0.5 is chance; 1 is perfect. The hover
+    gives d′ too.
+
     Args:
         directions: what ``ll.concept_directions`` returned, or several by name.
+
+    Returns:
+        Figure with one line a set of directions and the line of chance.
+
+    Raises:
+        InvalidArgumentError: no directions.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> split = ll.load_concept("mood").split(20, 10, 10, seed=0)
+        >>> found = ll.concept_directions(ll.load("gpt-nano"), split.concept)
+        >>> figure = ll.plots.concept_separation(found)
+        >>> [line.name for line in figure.data], len(figure.data[0].x)
+        (['mood, mean-difference', 'chance'], 5)
     """
     if isinstance(directions, ConceptDirections):
         directions = {f"{directions.concept}, {directions.method}": directions}
@@ -91,12 +93,31 @@ def gain_profiles(
     *,
     bands: bool = True,
 ) -> go.Figure:
-    """Mean gain of every layer, with the 5th to the 95th percentile over prompts (a band, or bars of
-    several).
+    """Mean gain of every layer over prompts, with the spread from the 5th to the 95th percentile.
+
+    The x axis is the layer of the push, the y axis the change of the readout for each unit added there. 0
+    (the grey line) is a layer whose push does not reach the readout; directions drawn at random scatter
+    about it.
 
     Args:
         profiles: gain profiles or surrogates by name; or one of them.
-        bands: draw the spread over prompts.
+        bands: draw the spread over prompts: a band, or bars where there are several profiles.
+
+    Returns:
+        Figure with one line a profile.
+
+    Raises:
+        InvalidArgumentError: no profiles.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> model = ll.toy_model(n_layers=3)
+        >>> prompts = [torch.arange(5), torch.arange(9)]
+        >>> exact = ll.gain_profile(model, prompts, ll.dynamics.random_directions(model))
+        >>> figure = ll.plots.gain_profiles({"random": exact})
+        >>> figure.layout.yaxis.title.text, len(figure.data[-1].x)
+        ('gain (readout per unit added)', 3)
     """
     if isinstance(profiles, (GainProfile, Surrogate)):
         profiles = {"gains": profiles}
@@ -112,31 +133,13 @@ def gain_profiles(
         # Bands of several profiles hide each other: bars, side by side.
         several = len(profiles) > 1
         shift = 0.07 * (index - (len(profiles) - 1) / 2)
-        bars = {
-            "array": (frame["q95"] - frame["mean"]).tolist(),
-            "arrayminus": (frame["mean"] - frame["q05"]).tolist(),
-            "symmetric": False,
-            "thickness": 1.5,
-            "width": 3,
-        }
         if bands and not several and len(profile.gains) > 1:
-            figure.add_trace(
-                go.Scatter(
-                    x=[*layers, *reversed(layers)],
-                    y=[*frame["q95"], *reversed(frame["q05"].tolist())],
-                    mode="lines",
-                    line={"width": 0},
-                    fill="toself",
-                    fillcolor=faded(colour(index), 0.13),
-                    showlegend=False,
-                    hoverinfo="skip",
-                )
-            )
+            figure.add_trace(_spread_band(frame, colour(index)))
         figure.add_trace(
             go.Scatter(
                 x=[layer + shift for layer in layers],
                 y=frame["mean"].tolist(),
-                error_y=bars if bands and several else None,
+                error_y=_spread_bars(frame) if bands and several else None,
                 customdata=frame["sd"].tolist(),
                 text=layers,
                 mode="lines+markers",
@@ -158,119 +161,53 @@ def gain_profiles(
     )
 
 
-def agreement_by_order(
-    table: AgreementTable, *, score: str = "spearman", jacobian: str = "prompt"
-) -> go.Figure:
-    """Agreement against order, one panel a model and one line a basis, with the ceiling of any one profile.
-
-    Args:
-        table: what ``ll.dynamics.agreement_table`` returned.
-        score: "spearman", "mean_spearman", "pearson" or "relative_error".
-        jacobian: "prompt", "mean" or "state".
-    """
-    frame = _chosen(table, score, jacobian)
-    models = list(dict.fromkeys(frame["model"]))
-    titles = [escape(_short(model)) for model in models]
-    figure = make_subplots(rows=1, cols=len(models), subplot_titles=titles, shared_yaxes=True)
-    for column, model in enumerate(models, start=1):
-        part = frame[frame["model"] == model]
-        for basis in dict.fromkeys(part["basis"]):
-            line = part[part["basis"] == basis].sort_values("order")
-            figure.add_trace(
-                go.Scatter(
-                    x=line["order"].tolist(),
-                    y=line[score].tolist(),
-                    mode="lines+markers",
-                    name=basis,
-                    legendgroup=basis,
-                    showlegend=column == 1,
-                    line={"color": _BASIS_INK[basis], "width": 2.5},
-                    hovertemplate=f"{basis}, order %{{x}}<br>%{{y:.4f}}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        if score == "spearman":
-            _reference_lines(figure, part, column)
-    figure.update_xaxes(type="log", tickvals=sorted(set(frame["order"])))
-    if score == "relative_error":
-        figure.update_yaxes(rangemode="tozero")
-    which = _READINGS[jacobian]
-    height, width = 480, max(640, 320 * len(models) + 200)
-    styled(
-        figure,
-        title=f"Agreement of surrogates with the full model, {which}",
-        subtitle=f"n = {table.n_evaluation} evaluation prompts, identified on {table.n_operating}",
-        x="order (reduced coordinates)",
-        height=height,
-        width=width,
+def _spread_band(frame: pd.DataFrame, ink: str) -> go.Scatter:
+    """The 5th to the 95th percentile over prompts as an area."""
+    layers = list(frame.index)
+    return go.Scatter(
+        x=[*layers, *reversed(layers)],
+        y=[*frame["q95"], *reversed(frame["q05"].tolist())],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=faded(ink, 0.13),
+        showlegend=False,
+        hoverinfo="skip",
     )
-    figure.update_yaxes(title_text=_SCORES[score], row=1, col=1)
-    return figure.update_layout(margin={"t": 110})
 
 
-def agreement_by_size(
-    table: AgreementTable, *, order: int = 32, score: str = "spearman", jacobian: str = "prompt"
-) -> go.Figure:
-    """Agreement at one order against model size (layers × width), one line a basis.
-
-    Args:
-        table: agreement of several models.
-        order: of the surrogates.
-        score: see :func:`agreement_by_order`.
-        jacobian: "prompt", "mean" or "state".
-    """
-    frame = _chosen(table, score, jacobian)
-    frame = frame[frame["order"] == order]
-    if frame.empty:
-        raise InvalidArgumentError(
-            f"order must be one of the table's {sorted(set(table['order']))}, got {order}"
-        )
-    frame = frame.assign(size=frame["n_layers"] * frame["d_model"]).sort_values("size")
-    sizes = frame.drop_duplicates("model")
-    figure = go.Figure()
-    for basis in dict.fromkeys(frame["basis"]):
-        line = frame[frame["basis"] == basis]
-        figure.add_trace(
-            go.Scatter(
-                x=line["size"].tolist(),
-                y=line[score].tolist(),
-                text=[escape(_short(model)) for model in line["model"]],
-                mode="lines+markers",
-                name=basis,
-                line={"color": _BASIS_INK[basis], "width": 2.5},
-                marker={"size": 9},
-                hovertemplate=f"%{{text}}<br>{basis}: %{{y:.4f}}<extra></extra>",
-            )
-        )
-    if score == "spearman":
-        figure.add_trace(
-            go.Scatter(
-                x=sizes["size"].tolist(),
-                y=sizes["ceiling"].tolist(),
-                mode="lines+markers",
-                name="ceiling of one profile",
-                line={"color": GREY, "dash": "dash"},
-                hovertemplate="ceiling %{y:.4f}<extra></extra>",
-            )
-        )
-    names = [f"{escape(_short(m))}<br>{n} × {d}" for m, n, d in _shapes(sizes)]
-    figure.update_xaxes(type="log", tickvals=sizes["size"].tolist(), ticktext=names)
-    which = _READINGS[jacobian]
-    return styled(
-        figure,
-        title=f"Order-{order} surrogates against model size, {which}",
-        subtitle=f"n = {table.n_evaluation} evaluation prompts; sizes are layers × width",
-        x="model",
-        y=_SCORES[score],
-    )
+def _spread_bars(frame: pd.DataFrame) -> dict[str, Any]:
+    """The same as error bars."""
+    return {
+        "array": (frame["q95"] - frame["mean"]).tolist(),
+        "arrayminus": (frame["mean"] - frame["q05"]).tolist(),
+        "symmetric": False,
+        "thickness": 1.5,
+        "width": 3,
+    }
 
 
 def step_size(table: StepSizeTable) -> go.Figure:
     """Relative error of central differences against the exact gains, over the step.
 
+    Both axes are logarithmic: the step in units added, and the relative error, 0 for exact gains and 1 for
+    predicting 0. From right to left the error falls with the square of the step, until rounding takes over
+    and it rises again: the lowest point is the step to use.
+
     Args:
         table: what ``ll.dynamics.step_size_table`` returned.
+
+    Returns:
+        Figure with one line.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> model = ll.toy_model(d_model=16)
+        >>> directions = ll.dynamics.random_directions(model)
+        >>> table = ll.dynamics.step_size_table(model, [torch.arange(5)], directions, steps=(0.1, 0.01))
+        >>> list(ll.plots.step_size(table).data[0].x)
+        [0.01, 0.1]
     """
     frame = table.to_dataframe().sort_values("eps")
     figure = go.Figure(
@@ -293,47 +230,3 @@ def step_size(table: StepSizeTable) -> go.Figure:
         y="relative error of the gains",
         legend="none",
     )
-
-
-def _chosen(table: AgreementTable, score: str, jacobian: str) -> pd.DataFrame:
-    require_choice("score", score, _SCORES)
-    require_choice("jacobian", jacobian, _READINGS)
-    frame = table.to_dataframe()
-    frame = frame[frame["jacobian"] == jacobian]
-    if frame.empty:
-        raise InvalidArgumentError(
-            f"jacobian must be one that the table holds, got {jacobian!r}; make the table with it"
-        )
-    return frame
-
-
-def _reference_lines(figure: go.Figure, part: pd.DataFrame, column: int) -> None:
-    """The ceiling of any one profile, and what the layer's number alone scores."""
-    span = [int(part["order"].min()), int(part["order"].max())]
-    for key, name, dash in (
-        ("ceiling", "ceiling of one profile", "dash"),
-        ("layer_order", "layer number alone", "dot"),
-    ):
-        value = float(part[key].iloc[0])
-        figure.add_trace(
-            go.Scatter(
-                x=span,
-                y=[value, value],
-                mode="lines",
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                line={"color": GREY, "dash": dash, "width": 1.5},
-                hovertemplate=f"{name}: %{{y:.3f}}<extra></extra>",
-            ),
-            row=1,
-            col=column,
-        )
-
-
-def _short(model: str) -> str:
-    return str(model).rstrip("/").split("/")[-1]
-
-
-def _shapes(sizes: pd.DataFrame) -> Sequence[tuple[str, int, int]]:
-    return list(zip(sizes["model"], sizes["n_layers"], sizes["d_model"], strict=True))

@@ -24,11 +24,25 @@ RULES = ("best layer", "last layer", "uniform", "middle", "early")
 def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
     """Energy of each schedule over that of minimum energy at the same prompt, on a log axis.
 
-    Points are medians, lines quartiles over prompts. Schedules that reach the target at fewer than all
-    prompts say so; unreached prompts count as infinite.
+    Points are medians, lines quartiles over prompts; the ratio has no unit. The dashed line at 1 is the
+    minimum-energy schedule itself; left of it a schedule needs less. Schedules that reach the target at
+    fewer than all prompts say so; unreached prompts count as infinite.
 
     Args:
         comparison: what ``ll.evaluate_schedules`` returned.
+
+    Returns:
+        Figure with one point a schedule, minimum energy on top.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> model, prompts = ll.toy_model(d_model=16), [torch.arange(5)]
+        >>> directions, quick = ll.dynamics.random_directions(model), {"tolerance": 0.1, "refine_steps": 1}
+        >>> found = ll.evaluate_schedules(model, prompts, directions, target=0.05, **quick)
+        >>> figure = ll.plots.schedule_energies(found)
+        >>> figure.layout.xaxis.type, figure.data[0].y[-1].startswith("minimum energy")
+        ('log', True)
     """
     frame = comparison.to_dataframe().iloc[::-1]
     figure = go.Figure()
@@ -84,8 +98,24 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
 def schedule_shapes(schedules: Mapping[str, Schedule] | ScheduleComparison) -> go.Figure:
     """Amplitudes over layers, one line a schedule; of a comparison the mean shapes, scaled to energy 1.
 
+    The x axis is the layer, the y axis the units added along its direction; 0 (the grey line) leaves a
+    layer alone. Thin grey lines are rules of thumb, against which computed schedules are held.
+
     Args:
-        schedules: what ``ll.min_energy`` returned, by name; or a comparison.
+        schedules: what ``ll.min_energy`` returned, by name; or what ``ll.evaluate_schedules`` returned.
+
+    Returns:
+        Figure with one line a schedule; of several prompts the mean.
+
+    Raises:
+        InvalidArgumentError: no schedules.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> schedule = ll.min_energy(torch.tensor([1.0, 2.0]), 5.0)
+        >>> list(ll.plots.schedule_shapes({"two layers": schedule}).data[0].y)
+        [1.0, 2.0]
     """
     if isinstance(schedules, ScheduleComparison):
         means = schedules.shapes.mean(1)
@@ -129,9 +159,28 @@ def schedule_shapes(schedules: Mapping[str, Schedule] | ScheduleComparison) -> g
 def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
     """Continuations as a table: prompt, scale, text, perplexity and readout of the model left alone.
 
+    One line a prompt and scale; lines of one prompt share a shade. Scale 0 is the model left alone: hold
+    the readout and the perplexity of the other lines against it. The readout has the units of C, the
+    perplexity none.
+
     Args:
         result: what ``ll.dynamics.steer_text`` returned.
         max_cells: largest number of cells drawn.
+
+    Returns:
+        Figure with one table; text is shown as text, never as markup.
+
+    Raises:
+        FigureTooLargeError: more than ``max_cells`` cells.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> ids, ones = torch.zeros(2, 1, 1, dtype=torch.long), torch.ones(2, 1)
+        >>> texts, scales = ((" <b>sat",), (" ran",)), (0.0, 1.0)
+        >>> found = ll.dynamics.SteeredText(("A cat",), texts, ids, scales, ones, ones, "prompt", 0.0, 0)
+        >>> list(ll.plots.steered_text(found).data[0].cells.values[2])
+        [' &lt;b&gt;sat', ' ran']
     """
     frame = result.to_dataframe()
     check_cells(frame.size, max_cells=max_cells)
@@ -180,8 +229,26 @@ def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
 def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure:
     """Loss on ordinary text over the scale of a schedule.
 
+    The x axis is the multiple of the schedule, the y axis the loss in nats a token. Scale 0 is the model
+    left alone, the baseline: how far a line rises on either side of it is the price of steering.
+
     Args:
         costs: what ``ll.dynamics.steering_cost`` returned, or several by name.
+
+    Returns:
+        Figure with one line a schedule; the hover gives the perplexity.
+
+    Raises:
+        InvalidArgumentError: no costs.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> model, tokens = ll.toy_model(), torch.arange(8)[None]
+        >>> directions, schedule = ll.dynamics.random_directions(model), torch.ones(2)
+        >>> cost = ll.dynamics.steering_cost(model, tokens, directions, schedule, scales=(1, 0, -1))
+        >>> list(ll.plots.steering_cost(cost).data[0].x)
+        [-1.0, 0.0, 1.0]
     """
     if isinstance(costs, SteeringCost):
         costs = {"schedule": costs}

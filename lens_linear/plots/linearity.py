@@ -36,12 +36,24 @@ SCORE_NAMES: Mapping[str, str] = {
 def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Figure:
     """R² by layer for blocks (with and without residual), FFNs and attention, with the null.
 
-    Bands are bootstrap intervals over test sequences; an in-sample profile has none. The grey line is what
-    an output independent of its input would score. Scores below −0.1 are cut off; the hover shows them.
+    The x axis is the layer, the y axis the fraction of variance explained, at most 1. Bands are bootstrap
+    intervals over test sequences; an in-sample profile has none. The grey line is what an output
+    independent of its input would score. Scores below −0.1 are cut off; the hover shows them.
 
     Args:
         profile: what ``ll.linearity_profile`` returned.
         bands: draw the intervals.
+
+    Returns:
+        Figure with one line a score that the model has, and the null.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> profile = ll.linearity_profile(ll.toy_model(d_model=16, attn_only=False), tokens)
+        >>> [line.name for line in ll.plots.linearity_profile(profile, bands=False).data]
+        ['block', 'block, without residual', 'FFN', 'attention', 'independent noise']
     """
     figure = go.Figure()
     layers = list(range(profile.n_layers))
@@ -89,7 +101,29 @@ def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Fi
 
 
 def layer_map(result: LayerMap) -> go.Figure:
-    """Heatmap of the R² of the best affine map from one layer boundary (row) to a later one (column)."""
+    """Heatmap of the R² of the best affine map from one layer boundary (row) to a later one (column).
+
+    Cells are fractions of variance explained, colours from 0 to 1; the diagonal is 1, below it nothing is
+    drawn. A later state that is independent of the earlier one gives about 0, held out a little less, which
+    is shown as 0.
+
+    Args:
+        result: what ``ll.layer_map`` returned.
+
+    Returns:
+        Figure with one heatmap; up to 14 boundaries the numbers are written in the cells.
+
+    Raises:
+        FigureTooLargeError: more than 200 boundaries.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> figure = ll.plots.layer_map(ll.layer_map(ll.toy_model(d_model=16), tokens))
+        >>> figure.layout.xaxis.ticktext, figure.data[0].z.shape
+        (('embedding', 'after 0', 'after 1'), (3, 3))
+    """
     values = result.values.clamp(min=0).numpy()
     names = ["embedding" if b == 0 else f"after {b - 1}" for b in result.boundaries]
     figure = matrix(
@@ -124,10 +158,31 @@ def profile_comparison(
 ) -> go.Figure:
     """One panel per score, one line per profile, over relative depth.
 
+    The x axis runs from 0 (first layer) to 1 (last), so that models of any depth lie over each other. The y
+    axis is R² (at most 1, about 0 for an output independent of its input), or a ratio of lengths for
+    update_ratio.
+
     Args:
         comparison: what ``compare_profiles`` returned.
-        scores: columns of the profiles to show.
+        scores: columns of the profiles to show: block_r2, block_r2_no_residual, ffn_r2, attn_r2,
+            update_ratio.
         ordered: the names have an order (training steps, sizes): colours run from light to dark.
+
+    Returns:
+        Figure with one panel a score.
+
+    Raises:
+        InvalidArgumentError: an unknown score.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> profile = ll.linearity_profile(ll.toy_model(d_model=16), tokens)
+        >>> both = ll.linearity.compare_profiles({"one": profile, "again": profile})
+        >>> figure = ll.plots.profile_comparison(both, scores=("block_r2", "update_ratio"))
+        >>> [panel.text for panel in figure.layout.annotations], len(figure.data)
+        (['block R²', '‖update‖ / ‖stream‖'], 4)
     """
     frame = comparison.to_dataframe()
     for score in scores:
@@ -171,7 +226,27 @@ def profile_comparison(
 
 
 def layer_geometry(geometry: LayerGeometry) -> go.Figure:
-    """Anisotropy and intrinsic dimension of the residual stream at every layer boundary."""
+    """Anisotropy and intrinsic dimension of the residual stream at every layer boundary.
+
+    Three panels over the layer boundary (0 is the embedding). Anisotropy is the share of variance on the
+    first direction: 1/d for a round cloud of width d, 1 for a line. The intrinsic dimension has no upper
+    bound but the sample's reach; the effective rank goes from 1 to d, which a round cloud has.
+
+    Args:
+        geometry: what ``linearity.layer_geometry`` returned.
+
+    Returns:
+        Figure with one line a panel.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> geometry = ll.linearity.layer_geometry(ll.toy_model(d_model=16), tokens)
+        >>> figure = ll.plots.layer_geometry(geometry)
+        >>> [line.name for line in figure.data][2], len(figure.data[2].x)
+        ('effective rank', 3)
+    """
     frame = geometry.to_dataframe().reset_index()
     names = {
         "anisotropy": "anisotropy (share of first direction)",

@@ -19,11 +19,28 @@ def replacement_curves(
 ) -> go.Figure:
     """Held-out loss (or perplexity) against the number of blocks replaced, one line per curve.
 
-    Error bars are standard errors over test sequences of the difference to the whole model.
+    The x axis counts blocks, the y axis is nats per token. The dotted line is the whole model, where every
+    curve begins; a uniform guess costs the logarithm of the vocabulary's size. Error bars are standard
+    errors over test sequences of the difference to the whole model.
 
     Args:
-        curves: one curve, or several by name.
+        curves: one curve of ``ll.replacement_curve``, or several by name.
         perplexity: show the exponential of the loss on a logarithmic axis, without error bars.
+
+    Returns:
+        Figure with one line a curve, and the whole model's.
+
+    Raises:
+        InvalidArgumentError: no curves, or something that is neither a curve nor {name: curve}.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> curve = ll.replacement_curve(ll.toy_model(d_model=16), tokens, "remove")
+        >>> figure = ll.plots.replacement_curves(curve)
+        >>> [line.name for line in figure.data], len(figure.data[0].x)
+        (['remove', 'whole model'], 3)
     """
     named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else curves
     require_instance("curves", named, Mapping, advice="pass one curve, or {name: curve}")
@@ -79,9 +96,28 @@ def replacement_curves(
 def run_table(table: RunTable, *, method: str = "linear") -> go.Figure:
     """Heatmap of the loss increase when blocks first (row) to last (column) become one map.
 
+    Cells are nats per token above the whole model's loss: 0 is a run that is replaced for free. The
+    diagonal is one block alone; below it nothing is drawn. Hold "linear" against "remove", which leaves the
+    blocks out: only what the map saves over it is owed to the map.
+
     Args:
-        table: what ``run_table`` returned.
+        table: what ``linearity.run_table`` returned.
         method: "linear" or "remove".
+
+    Returns:
+        Figure with one heatmap; up to 200 cells the numbers are written in.
+
+    Raises:
+        InvalidArgumentError: an unknown method.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = ll.linearity.run_table(ll.toy_model(d_model=16), tokens)
+        >>> figure = ll.plots.run_table(table, method="remove")
+        >>> figure.layout.xaxis.title.text, figure.data[0].z.shape
+        ('last block of the run', (2, 2))
     """
     require_choice("method", method, ("linear", "remove"))
     frame = table.to_dataframe()
@@ -110,9 +146,26 @@ def run_table(table: RunTable, *, method: str = "linear") -> go.Figure:
 
 
 def ffn_compression(table: CompressionTable) -> go.Figure:
-    """Perplexity increase of each single-FFN replacement against its parameters saved.
+    """Loss increase of each single-FFN replacement against how many times fewer parameters it has.
 
-    Colour is the layer, size grows with the parameters kept; the hover names rank and held-out R².
+    The x axis is logarithmic: the FFN's parameters over the map's, low ranks to the right. The y axis is
+    nats per token above the whole model; 0 (the dotted line) is a replacement that costs nothing. Bars are
+    standard errors over test sequences. The hover names rank, perplexity and held-out R².
+
+    Args:
+        table: what ``linearity.ffn_compression`` returned.
+
+    Returns:
+        Figure with one line a layer.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> model = ll.toy_model(d_model=16, attn_only=False)
+        >>> figure = ll.plots.ffn_compression(ll.linearity.ffn_compression(model, tokens, ranks=(None, 2)))
+        >>> [line.name for line in figure.data]
+        ['layer 0', 'layer 1']
     """
     frame = table.to_dataframe()
     figure = go.Figure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -20,7 +21,29 @@ def study_measures(
 ) -> go.Figure:
     """One panel per measure: final models by variant, a dot per seed, a bar at their mean.
 
-    Scores are means over layers. The dotted line is the baseline's mean.
+    The x axis names the variants. The loss is in nats per token; scores are R² (at most 1) or a ratio of
+    lengths, means over layers. The dotted line is the baseline's mean: a difference smaller than the
+    scatter of the dots is no effect.
+
+    Args:
+        result: what ``linearity.run_study`` returned.
+        measures: any of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
+
+    Returns:
+        Figure with one panel a measure.
+
+    Raises:
+        InvalidArgumentError: an unknown measure.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> study = ll.linearity.load_study("cosine")
+        >>> one = {"step": 9, "final": True, "layer": 0, "loss": 2.5, "ffn_r2": 0.9}
+        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
+        >>> result = ll.linearity.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
+        >>> figure = ll.plots.study_measures(result, measures=("loss", "ffn_r2"))
+        >>> [panel.text for panel in figure.layout.annotations], float(figure.data[1].y[0])
+        (['validation loss (nats per token)', 'FFN R²'], 2.5)
     """
     for measure in measures:
         require_choice("measures", measure, MEASURES)
@@ -31,23 +54,7 @@ def study_measures(
     figure = make_subplots(rows=1, cols=len(measures), subplot_titles=[_NAMES[m] for m in measures])
     for column, measure in enumerate(measures, start=1):
         means = final.groupby("variant", sort=False)[measure].mean()
-        figure.add_trace(
-            go.Scatter(
-                x=[variants.index(v) for v in final["variant"]],
-                y=final[measure],
-                mode="markers",
-                marker={
-                    "color": [colour(variants.index(v)) for v in final["variant"]],
-                    "size": 9,
-                    "opacity": 0.75,
-                },
-                customdata=[[escape(v), s] for v, s in zip(final["variant"], final["seed"])],
-                hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}<extra></extra>",
-                showlegend=False,
-            ),
-            row=1,
-            col=column,
-        )
+        figure.add_trace(_dots(final, measure, variants), row=1, col=column)
         figure.add_trace(
             go.Scatter(
                 x=list(range(len(variants))),
@@ -81,8 +88,49 @@ def study_measures(
     ).update_layout(margin_t=PANELS_TOP)
 
 
+def _dots(final: pd.DataFrame, measure: str, variants: list[str]) -> go.Scatter:
+    """One dot a final model, by variant and seed."""
+    return go.Scatter(
+        x=[variants.index(v) for v in final["variant"]],
+        y=final[measure],
+        mode="markers",
+        marker={
+            "color": [colour(variants.index(v)) for v in final["variant"]],
+            "size": 9,
+            "opacity": 0.75,
+        },
+        customdata=[[escape(v), s] for v, s in zip(final["variant"], final["seed"])],
+        hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}<extra></extra>",
+        showlegend=False,
+    )
+
+
 def study_profiles(result: StudyResult, *, measure: str = "ffn_r2") -> go.Figure:
-    """One panel per variant: the measure by layer, a line per seed; thin lines are earlier checkpoints."""
+    """One panel per variant: the measure by layer, a line per seed; thin lines are earlier checkpoints.
+
+    All panels share the y axis: R² (at most 1), a ratio of lengths, or nats per token for the loss. The
+    panel of the baseline is what the others are held against; lines of one panel differ by the seed alone.
+
+    Args:
+        result: what ``linearity.run_study`` returned.
+        measure: one of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
+
+    Returns:
+        Figure with one panel a variant.
+
+    Raises:
+        InvalidArgumentError: an unknown measure.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> study = ll.linearity.load_study("cosine")
+        >>> one = {"step": 9, "final": True, "layer": 0, "ffn_r2": 0.9}
+        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
+        >>> result = ll.linearity.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
+        >>> figure = ll.plots.study_profiles(result)
+        >>> figure.layout.yaxis.title.text, len(figure.data) == len(study.runs())
+        ('FFN R²', True)
+    """
     require_choice("measure", measure, MEASURES)
     frame = result.to_dataframe()
     variants = list(result.study.variants)

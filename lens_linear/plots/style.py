@@ -4,11 +4,6 @@ A figure function takes a result and returns a :class:`plotly.graph_objects.Figu
 nothing, calls no ``show`` and sets no global renderer or template. Readers with a colour vision
 deficiency can tell the colours apart: Okabe & Ito's eight for categories, red to blue centred at
 zero for signed values, viridis for unsigned ones.
-
->>> import plotly.graph_objects as go
->>> from lens_linear.plots.style import colour, styled
->>> line = go.Scatter(x=[0, 1, 2], y=[0.9, 0.7, 0.8], line_color=colour(0), name="block")
->>> figure = styled(go.Figure(line), title="Linearity", x="layer", y="R²")
 """
 
 from __future__ import annotations
@@ -20,7 +15,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lens_linear._checks import require_float, require_instance, require_int, require_list
-from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.plots._cells import MAX_CELLS, as_array, check_cells
 
 # Okabe & Ito 2008, "Color universal design", black last: grid text is already dark.
 OKABE_ITO = (
@@ -37,7 +33,6 @@ GREY = "#7F7F7F"  # nulls, baselines, theory
 DIVERGING = "RdBu"  # red below zero, blue above: the convention of TransformerLens' own lessons
 SEQUENTIAL = "Viridis"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-MAX_CELLS = 40_000
 MAX_TICKS = 40  # more tick labels than this overlap; the hover still names every cell
 
 _AXIS = {
@@ -67,12 +62,41 @@ TEMPLATE = go.layout.Template(
 
 
 def colour(index: int) -> str:
-    """The ``index``-th categorical colour; the palette repeats after eight."""
+    """The ``index``-th categorical colour; the palette repeats after eight.
+
+    Args:
+        index: from 0.
+
+    Returns:
+        ``#RRGGBB``.
+
+    Raises:
+        InvalidArgumentError: below 0.
+
+    Example:
+        >>> colour(0), colour(8)
+        ('#0072B2', '#0072B2')
+    """
     return OKABE_ITO[require_int("index", index, minimum=0) % len(OKABE_ITO)]
 
 
 def faded(hex_colour: str, alpha: float) -> str:
-    """``#RRGGBB`` as an ``rgba`` string, for bands around a line."""
+    """``#RRGGBB`` as an ``rgba`` string, for bands around a line.
+
+    Args:
+        hex_colour: ``#RRGGBB``.
+        alpha: 0 (nothing is seen) to 1 (opaque).
+
+    Returns:
+        ``rgba(red,green,blue,alpha)``.
+
+    Raises:
+        InvalidArgumentError: alpha outside 0 to 1.
+
+    Example:
+        >>> faded(colour(0), 0.25)
+        'rgba(0,114,178,0.25)'
+    """
     alpha = require_float("alpha", alpha, minimum=0.0, maximum=1.0)
     red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha:g})"
@@ -91,8 +115,8 @@ def styled(
 ) -> go.Figure:
     """Give ``fig`` the package's look, a title and axis titles; returns the same figure.
 
-    Titles may hold plotly's own markup (``<sub>``, ``<br>``), so text that comes from a user or a
-    tokenizer goes through :func:`escape` first.
+    Titles may hold plotly's own markup (``<sub>``, ``<br>``), so text that comes from a user or a tokenizer
+    goes through :func:`escape` first.
 
     Args:
         fig: the figure, changed in place.
@@ -103,6 +127,15 @@ def styled(
         legend: where the legend stands.
         height: pixels.
         width: pixels; None lets the page decide.
+
+    Returns:
+        ``fig`` itself.
+
+    Example:
+        >>> line = go.Scatter(x=[0, 1, 2], y=[0.9, 0.7, 0.8], line_color=colour(0), name="block")
+        >>> figure = styled(go.Figure(line), title="Linearity", x="layer", y="R²")
+        >>> figure.layout.title.text, figure.layout.xaxis.title.text
+        ('Linearity', 'layer')
     """
     layout: dict[str, Any] = {"template": TEMPLATE, "height": height, "width": width}
     layout["title"] = {"text": title}
@@ -123,12 +156,35 @@ def styled(
 
 
 def escape(text: object) -> str:
-    """Text as plotly will show it literally: ``<b>`` stays three characters, never markup."""
+    """Text as plotly will show it literally: ``<b>`` stays three characters, never markup.
+
+    Args:
+        text: anything; its ``str`` is taken.
+
+    Returns:
+        The text with ``&``, ``<`` and ``>`` as entities.
+
+    Example:
+        >>> escape("<b>")
+        '&lt;b&gt;'
+    """
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def tick_label(label: object, *, max_length: int = 16) -> str:
-    """A label fit for an axis: escaped, control characters spelled out, outer spaces as ``·``."""
+    """A label fit for an axis: escaped, control characters spelled out, outer spaces as ``·``.
+
+    Args:
+        label: anything; its ``str`` is taken.
+        max_length: characters shown; a longer label ends in ``…``.
+
+    Returns:
+        The label; ``''`` for empty text.
+
+    Example:
+        >>> tick_label(" the"), tick_label("unbelievable", max_length=5)
+        ('·the', 'unbe…')
+    """
     text = str(label)
     if not text:
         return "''"
@@ -142,39 +198,19 @@ def tick_label(label: object, *, max_length: int = 16) -> str:
 
 
 def hover_label(label: object) -> str:
-    """A label fit for a hover box: the ``repr`` of text, escaped; numbers as they are."""
-    return escape(repr(label) if isinstance(label, str) else label)
+    """A label fit for a hover box: the ``repr`` of text, escaped; numbers as they are.
 
+    Args:
+        label: anything.
 
-def check_cells(n_cells: int, *, max_cells: int = MAX_CELLS) -> int:
-    """Accept at most ``max_cells`` cells.
+    Returns:
+        The label as text.
 
-    Raises:
-        FigureTooLargeError: too many for a browser; the message says what to do.
+    Example:
+        >>> hover_label("<s>"), hover_label(3)
+        ("'&lt;s&gt;'", '3')
     """
-    if require_int("n_cells", n_cells, minimum=0) > require_int("max_cells", max_cells, minimum=1):
-        raise FigureTooLargeError(
-            f"the figure would have {n_cells} cells but max_cells is {max_cells}; "
-            "show fewer rows and columns, or pass a larger max_cells"
-        )
-    return n_cells
-
-
-def as_array(name: str, values: Any) -> np.ndarray:
-    """Accept real numbers as an array or a tensor of any shape and precision."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype.itemsize == 2 else values
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"its numbers are {array.dtype}")
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"{name} must be an array of real numbers, got {type(values).__name__} ({error}); "
-            "pass a tensor or a numpy array"
-        ) from error
-    return array
+    return escape(repr(label) if isinstance(label, str) else label)
 
 
 def matrix(
@@ -191,8 +227,8 @@ def matrix(
 ) -> go.Figure:
     """A heatmap drawn like a matrix: row 0 on top, integer axes, labels as ticks.
 
-    Positions are integers, so two equal labels stay two rows; the hover shows each label's
-    ``repr``. Call :func:`styled` on what comes back.
+    Positions are integers, so two equal labels stay two rows; the hover shows each label's ``repr``. Call
+    :func:`styled` on what comes back.
 
     Args:
         values: ``[rows, columns]`` array or tensor; NaN cells stay blank.
@@ -205,9 +241,17 @@ def matrix(
         limits: lowest and highest value of the colour bar; None takes the data's.
         max_cells: largest number of cells drawn.
 
+    Returns:
+        Figure with one heatmap, without a title.
+
     Raises:
         FigureTooLargeError: more than ``max_cells`` cells.
         InvalidArgumentError: labels that do not fit the shape.
+
+    Example:
+        >>> figure = matrix([[1.0, -2.0], [0.0, 3.0]], rows=[" the", " the"])
+        >>> figure.layout.yaxis.ticktext, figure.data[0].zmid
+        (('·the', '·the'), 0.0)
     """
     z = as_array("values", values).astype(np.float32)
     if z.ndim != 2:
@@ -223,10 +267,7 @@ def matrix(
     for name, value in (("value_name", value_name), ("row_name", row_name)):
         require_instance(name, value, str, advice="pass the words to be shown")
     require_instance("column_name", column_name, str, advice="pass the words to be shown")
-    names = [
-        _labels("rows", rows, z.shape[0]),
-        _labels("columns", columns, z.shape[1]),
-    ]
+    names = [_labels("rows", rows, z.shape[0]), _labels("columns", columns, z.shape[1])]
     # One hover string a cell; only where there are labels, since it is most of the figure's size.
     where = f"{row_name} %{{y}}<br>{column_name} %{{x}}"
     text = None
@@ -260,7 +301,22 @@ def as_matrix(
     row: int | None = None,
     col: int | None = None,
 ) -> go.Figure:
-    """Turn a figure's (or one subplot's) axes into matrix axes: row 0 on top, labels as ticks."""
+    """Turn a figure's (or one subplot's) axes into matrix axes: row 0 on top, labels as ticks.
+
+    Args:
+        fig: the figure, changed in place.
+        rows: labels of the rows.
+        columns: labels of the columns.
+        row: of the subplot, from 1; None for all axes.
+        col: of the subplot.
+
+    Returns:
+        ``fig`` itself.
+
+    Example:
+        >>> as_matrix(go.Figure(), rows=["a", "b"], columns=["x"]).layout.yaxis.autorange
+        'reversed'
+    """
     below, beside = _ticks(columns), _ticks(rows)
     fig.update_xaxes(**below, showgrid=False, constrain="domain", row=row, col=col)
     fig.update_yaxes(**beside, showgrid=False, autorange="reversed", row=row, col=col)

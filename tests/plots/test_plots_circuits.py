@@ -235,7 +235,8 @@ def test_attention_in_a_notebook_runs_no_token_and_asks_no_network(view):
 def test_every_circuit_figure_has_a_name_in_the_room():
     import importlib
 
-    for name in ("circuits", "circuits_tables", "circuits_paths", "attention"):
+    rooms = ("", "_gain", "_graph", "_maps", "_paths", "_tables")
+    for name in (*(f"circuits{room}" for room in rooms), "attention"):
         module = importlib.import_module(f"lens_linear.plots.{name}")
         for function in [
             f for f in vars(module) if getattr(vars(module)[f], "__module__", "") == module.__name__
