@@ -260,59 +260,83 @@ def visit_sites(
     n_layers = model.cfg.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
-    sites = [site for site in SITES if site in asked]
+    kept = [site for site in SITES if site in asked]
+    tokens = _require_rows(model, tokens)
+    _require_sites(model, kept, chosen)
+    outputs: list[Spot] = [(layer, _ENDS[site][1]) for layer in chosen for site in kept]
+    watch = _SiteWatch(visit)
+    with _running(model, tokens), torch.no_grad(), hooked(model, watch.hooks(model, chosen, kept)):
+        for first, rows in batched(tokens, batch_size):
+            watch.start()
+            rows = require_model_tokens(model, rows)
+            with suppress(_Stop):
+                forward_logits(model, rows)
+            _require_seen(model, outputs, watch.left)
+            if on_batch is not None:
+                on_batch(first + len(rows))
+
+
+class _SiteWatch:
+    """The hooks of ``visit_sites``: an input waits until its output comes, then both go to the visitor."""
+
+    def __init__(self, visit: Callable[[int, Site, Tensor, Tensor], None]) -> None:
+        self.visit = visit
+        self.waiting: dict[tuple[int, Site], Tensor] = {}
+        self.left: set[Spot] = set()
+
+    def start(self) -> None:
+        """Forget the batch before."""
+        self.waiting.clear()
+        self.left.clear()
+
+    def hooks(
+        self, model: TransformerBridge, layers: Sequence[int], sites: Sequence[Site]
+    ) -> list[tuple[str, Callable[[Tensor], None]]]:
+        """Two hooks a site, and one that ends the pass after the last block asked for."""
+        hooks: list[tuple[str, Callable[[Tensor], None]]] = []
+        for layer in layers:
+            for site in sites:
+                start, end = _ENDS[site]
+                hooks.append((hook_name(model, (layer, start)), self._enter(layer, site)))
+                hooks.append((hook_name(model, (layer, end)), self._leave(layer, site)))
+        if layers:
+            hooks.append((hook_name(model, (max(layers), "resid_post")), _stop))
+        return hooks
+
+    def _enter(self, layer: int, site: Site) -> Callable[[Tensor], None]:
+        def hook(tensor: Tensor) -> None:
+            self.waiting[(layer, site)] = tensor.detach()
+
+        return hook
+
+    def _leave(self, layer: int, site: Site) -> Callable[[Tensor], None]:
+        def hook(tensor: Tensor) -> None:
+            x = self.waiting.pop((layer, site), None)
+            if x is None:
+                return  # its input was never seen: refused after the pass
+            y = tensor.detach().to(x.device)  # under a device map a block's ends can lie apart
+            self.left.add((layer, _ENDS[site][1]))
+            _require_finite(layer, site, x, y)
+            self.visit(layer, site, x, y)
+
+        return hook
+
+
+def _stop(_tensor: Tensor) -> None:
+    raise _Stop
+
+
+def _require_rows(model: TransformerBridge, tokens: Any) -> TokenRows:
+    """Accept ids, or rows on disk, which are checked batch by batch."""
     if isinstance(tokens, (Tensor, str, bytes, list, tuple, dict)):
-        tokens = require_model_tokens(model, tokens)
-    elif not (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__")):
+        return require_model_tokens(model, tokens)
+    if not (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__")):
         raise InvalidArgumentError(
             f"tokens must be ids [sequence, position] or rows on disk, got {type(tokens).__name__}; "
             "use lens_linear.tokenize(model, text)"
         )
-    _require_sites(model, sites, chosen)
-    waiting: dict[tuple[int, Site], Tensor] = {}
-    last = max(chosen, default=-1)
-
-    def enter(layer: int, site: Site) -> Callable[[Tensor], None]:
-        def hook(tensor: Tensor) -> None:
-            waiting[(layer, site)] = tensor.detach()
-
-        return hook
-
-    left: set[Spot] = set()
-
-    def leave(layer: int, site: Site) -> Callable[[Tensor], None]:
-        def hook(tensor: Tensor) -> None:
-            x = waiting.pop((layer, site), None)
-            if x is None:
-                return  # its input was never seen: refused after the pass
-            y = tensor.detach().to(x.device)  # under a device map a block's ends can lie apart
-            left.add((layer, _ENDS[site][1]))
-            _require_finite(layer, site, x, y)
-            visit(layer, site, x, y)
-
-        return hook
-
-    def stop(_tensor: Tensor) -> None:
-        raise _Stop
-
-    hooks = []
-    for layer in chosen:
-        for site in sites:
-            start, end = _ENDS[site]
-            hooks.append((hook_name(model, (layer, start)), enter(layer, site)))
-            hooks.append((hook_name(model, (layer, end)), leave(layer, site)))
-    if last >= 0:
-        hooks.append((hook_name(model, (last, "resid_post")), stop))
-    with _running(model, tokens), torch.no_grad(), hooked(model, hooks):
-        for first, rows in batched(tokens, batch_size):
-            waiting.clear()
-            left.clear()
-            rows = require_model_tokens(model, rows)
-            with suppress(_Stop):
-                forward_logits(model, rows)
-            _require_seen(model, [(at, _ENDS[site][1]) for at in chosen for site in sites], left)
-            if on_batch is not None:
-                on_batch(first + len(rows))
+    rows: TokenRows = tokens
+    return rows
 
 
 def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequence[int]) -> None:
