@@ -25,6 +25,7 @@ from lens_linear.dynamics.gains import require_directions
 from lens_linear.dynamics.linearization import frozen_batches
 from lens_linear.dynamics.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.steering import Gains, Schedule, gains_of, min_energy, require_target
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.last_token import FrozenContext
@@ -62,13 +63,37 @@ def refined_min_energy(
 
     Returns:
         Schedule [prompt, layer] whose ``gains`` are those at the schedule itself.
+
+    Raises:
+        InvalidArgumentError: a target of 0, gains that are all 0 or do not fit, or ``steps`` below 1.
+
+    Source: Hasofer & Lind 1974; Rackwitz & Fiessler 1978 (the iteration); Liu & Der Kiureghian 1991 (the
+        merit).
+
+    Example:
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.dynamics.gains import gain_profile
+        >>> from lens_linear.models.toy import toy_model
+        >>> model, prompts = toy_model(n_layers=3), [torch.arange(6)]
+        >>> directions = random_directions(model)
+        >>> gains = gain_profile(model, prompts, directions)
+        >>> found = refined_min_energy(model, prompts, directions, gains, 2.0)
+        >>> cosine = torch.cosine_similarity(found.plain(), found.gains)  # at the least, u ∝ ∇y(u)
+        >>> cosine.round(decimals=3).tolist()
+        [1.0]
     """
     steps = require_int("steps", steps, minimum=1)
     target = require_target(target)
     directions, readout = require_directions(require_bridge(model), directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     start = min_energy(gains_of(gains).to(directions.device), target).plain()
-    start = start.expand(len(prompts), len(directions) - 1)
+    shape = (len(prompts), len(directions) - 1)
+    if start.shape[-1] != shape[1] or (start.ndim == 2 and len(start) not in (1, shape[0])):
+        raise InvalidArgumentError(
+            f"gains must have shape [layer] or [prompt, layer] for {shape[0]} prompts and {shape[1]} "
+            f"layers, got {tuple(start.shape)}; take them from gain_profile with the same prompts"
+        )
+    start = start.expand(shape)
     schedule, slopes = torch.zeros_like(start), torch.zeros_like(start)
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
         found = refine(context, directions, readout, start[rows], target, steps=steps)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
 
 
@@ -38,10 +40,19 @@ def toy_model(
     Returns:
         TransformerBridge in evaluation mode, without a tokenizer.
 
+    Raises:
+        InvalidArgumentError: sizes that do not fit, or an unknown word in ``shape``.
+
     Example:
         >>> toy_model(n_layers=1, d_vocab=10).W_E.shape
         torch.Size([10, 32])
     """
     values = {"norm": "none", **shape}
+    words = {field.name for field in dataclasses.fields(ModelSpec)}
+    if unknown := sorted(set(values) - words):
+        raise InvalidArgumentError(
+            f"shape must be words of ModelSpec, got {', '.join(unknown)}; choose among "
+            "norm, activation, gated, d_mlp and positions"
+        )
     spec = ModelSpec(n_layers, d_model, n_heads, d_vocab, n_ctx, attn_only=attn_only, **values)
     return bridge_from_module(native_module(spec, seed=seed), spec, name="toy")

@@ -156,3 +156,10 @@ def test_bad_schedules_are_refused(linear, oracle):
         ll.evaluate_schedules(linear, rows, directions, schedules={"x": torch.ones(2)})
     with pytest.raises(InvalidArgumentError, match="all zeros"):
         ll.evaluate_schedules(linear, rows, directions, schedules={"x": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 3), (2, 2)])
+def test_gains_of_other_layers_or_prompts_are_refused(linear, oracle, shape):
+    rows, directions = oracle.rows_of(linear, [5, 4]), random_directions(linear)
+    with pytest.raises(InvalidArgumentError, match="for 2 prompts and 3 layers"):
+        refined_min_energy(linear, rows, directions, torch.ones(shape), 0.4)

@@ -363,3 +363,8 @@ def test_paths_that_lead_nowhere_never_ask_the_network(name, monkeypatch):
 def test_device_maps_are_for_hugging_face_models():
     with pytest.raises(InvalidArgumentError, match="device_map"):
         ll.load("attn-1l", device_map="auto")
+
+
+def test_a_toy_model_refuses_words_that_are_no_shape():
+    with pytest.raises(InvalidArgumentError, match="got d_head; choose among"):
+        ll.toy_model(d_head=8)
