@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,73 @@ def test_public_names_are_importable_documented_and_annotated(name):
     if not inspect.isclass(value):
         assert signature.return_annotation is not inspect.Signature.empty, name
         assert ">>>" in text, f"{name} has no runnable example"
+
+
+ROOMS = (
+    "circuits constructions dynamics linalg linearity models stats teaching text training"
+).split()
+
+
+def exported_functions():
+    """(where, function) for the functions in ``__all__`` of the package and of its rooms."""
+    seen = {}
+    for room in (ll, *(getattr(ll, room) for room in ROOMS)):
+        for name in getattr(room, "__all__", ()):
+            value = getattr(room, name)
+            if inspect.isfunction(value) and value.__module__.startswith("lens_linear."):
+                seen[f"{value.__module__.removeprefix('lens_linear.')}.{name}"] = value
+    return seen
+
+
+FUNCTIONS = exported_functions()
+
+
+def sections(function) -> dict[str, str]:
+    """The parts of a docstring, by the word at the left margin that opens them."""
+    found, here = {}, "head"
+    for line in inspect.getdoc(function).splitlines():
+        word, colon, rest = line.partition(":")
+        if colon and word in ("Args", "Returns", "Yields", "Raises", "Source", "Example"):
+            here, line = word, rest.strip()
+        found[here] = found.get(here, "") + line + "\n"
+    return found
+
+
+def missing_sections(function) -> list[str]:
+    """What the docstring of a function should hold and does not."""
+    found = sections(function)
+    signature = inspect.signature(function)
+    listed = re.findall(r"^    ((?:[*]*\w+(?:, )?)+):", found.get("Args", ""), flags=re.MULTILINE)
+    described = {name.lstrip("*") for names in listed for name in names.split(", ")}
+    missing = [name for name in signature.parameters if name not in described]
+    gives = signature.return_annotation not in ("None", None)
+    if gives and not {"Returns", "Yields"} & set(found):
+        missing.append("Returns")
+    if ">>> " not in found.get("Example", ""):
+        missing.append("Example")
+    order = [part for part in found if part != "head"]
+    wanted = ["Args", "Returns", "Yields", "Raises", "Source", "Example"]
+    return missing + [f"order {order}"] * (order != [part for part in wanted if part in order])
+
+
+def test_the_rooms_export_functions():
+    assert len(FUNCTIONS) > 100
+
+
+@pytest.mark.parametrize("where", sorted(FUNCTIONS))
+def test_exported_functions_say_arguments_result_and_an_example(where):
+    assert not missing_sections(FUNCTIONS[where])
+
+
+def test_a_docstring_without_its_parts_is_noticed():
+    def bare(x: int, y: int) -> int:
+        """Add.
+
+        Args:
+            x: a number.
+        """
+
+    assert missing_sections(bare) == ["y", "Returns", "Example"]
 
 
 def _modules():

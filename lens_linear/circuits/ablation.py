@@ -93,6 +93,13 @@ def ablate_heads(
         how: "mean" puts the head's mean output over ``tokens`` in its place, "zero" nothing.
         tokens: reference for the means; random tokens by default.
 
+    Yields:
+        The model itself, whose listed heads are replaced while the block lasts.
+
+    Raises:
+        InvalidArgumentError: no such head, or an unknown ``how``.
+        UnsupportedModelError: the model has no attention that can be read.
+
     Example:
         >>> from lens_linear.models.toy import toy_model
         >>> model, tokens = toy_model(), torch.arange(8)[None]
@@ -177,6 +184,34 @@ def ablation_scores(
 
     One forward pass over the rows for each head. See :func:`ablate_heads` for ``how`` and
     :func:`~lens_linear.circuits.induction.induction_scores` for the rows.
+
+    ``lost = gain - gain_without``, nats a token; the gain is the loss of the first copy minus that of the
+    second. Around 0 for a head that copying does not need, negative for one that hinders it.
+
+    Args:
+        model: a bridge, with or without MLPs.
+        how: "mean" puts the head's mean output in its place, "zero" nothing.
+        periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.induction_scores`.
+        rows_per_period: random rows for each period.
+        bos: token put in front of every row; "auto" takes the tokenizer's.
+        batch_size: rows a forward pass.
+        seed: of the rows.
+
+    Returns:
+        AblationScores: ``.lost`` [layer, head]; acts as a table with one row a head.
+
+    Raises:
+        InvalidArgumentError: an unknown ``how``, or periods that do not fit.
+        UnsupportedModelError: no attention, or a context or vocabulary too small.
+
+    Source: Olsson et al. 2022, *In-context Learning and Induction Heads* (ablations of single heads).
+
+    Example:
+        >>> from lens_linear.constructions.induction import build_induction
+        >>> built = build_induction(vocab=12, n_ctx=24)  # L0H0 and L1H1 do it, the others write nothing
+        >>> found = ablation_scores(built.model, how="zero", periods=(4, 6))
+        >>> (found.lost > 1).tolist()
+        [[True, False], [False, True]]
     """
     shape = model_shape(model)
     require_choice("how", how, ("mean", "zero"))

@@ -206,6 +206,9 @@ def qk_attribution(
         UnsupportedModelError: the attributed scores do not sum to the model's own (queries or keys pass
             another norm, positions enter in another way).
 
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "Splitting
+        attention head terms into circuits" (scores as a bilinear form); components with norms are ours.
+
     Example:
         >>> import torch
         >>> from lens_linear.models.toy import toy_model

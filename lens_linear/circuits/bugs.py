@@ -107,8 +107,14 @@ def skip_trigram_bugs(
         context: as in :func:`~lens_linear.circuits.trigrams.skip_trigrams`.
         k: rows.
 
+    Returns:
+        SkipTrigramBugs: the crossed triples that the heads raise most, with how far the wanted ones are
+        raised, in logits; acts as a table.
+
     Raises:
         InvalidArgumentError: no two wanted triples share a source with different destinations and outs.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, skip-trigram "bugs".
 
     Example:
         >>> import torch

@@ -113,6 +113,9 @@ def composition_scores(
 ) -> CompositionScores:
     """Score Q-, K- and V-composition of every pair of heads, each with its random baseline.
 
+    ``score = ‖W_OV W_in‖_F / (‖W_OV‖_F ‖W_in‖_F)``, dimensionless, 0 to 1; about ``1 / sqrt(d_model)`` for
+    unrelated heads, where z is about 0.
+
     Args:
         model: a bridge, with or without MLPs; grouped-query keys and values count once a query head.
         fold: fold norm weights and centring into the readers first. The default reads the weights as they
@@ -130,6 +133,9 @@ def composition_scores(
 
     Raises:
         UnsupportedModelError: the model has no attention that can be read.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "Two-layer
+        attention-only transformers" (composition scores); the baselines are ours.
 
     Example:
         >>> from lens_linear.models.toy import toy_model

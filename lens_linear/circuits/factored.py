@@ -146,6 +146,12 @@ def top_pairs(
         sides: what rows and columns are, for titles.
         max_bytes: size of one block of rows. The whole search takes about three times as much.
 
+    Returns:
+        TopPairs: ids and values of the entries, best first; acts as a table.
+
+    Raises:
+        InvalidArgumentError: ``k`` below 1, an unknown ``order``, or ``matrix`` is no factored matrix.
+
     Example:
         >>> import torch
         >>> from lens_linear._tl import FactoredMatrix
@@ -228,6 +234,9 @@ def copying_score(matrix: FactoredMatrix) -> float:
     Args:
         matrix: ``A [vocab, m] @ B [m, vocab]``.
 
+    Returns:
+        The score, a float.
+
     Raises:
         InvalidArgumentError: the matrix is not square, so it has no eigenvalues.
 
@@ -263,7 +272,23 @@ def eigenvalues(matrix: FactoredMatrix) -> Tensor:
 
 
 def sum_of(matrices: Sequence[FactoredMatrix]) -> FactoredMatrix:
-    """Return ``Σ A_i B_i`` as one factored matrix, e.g. the OV circuit of several heads together."""
+    """Return ``Σ A_i B_i`` as one factored matrix, e.g. the OV circuit of several heads together.
+
+    Args:
+        matrices: factored matrices, all [rows, columns]; their inner sizes may differ.
+
+    Returns:
+        FactoredMatrix [rows, columns] whose inner size is the sum of theirs.
+
+    Raises:
+        InvalidArgumentError: no matrix, or something that is none.
+
+    Example:
+        >>> one = FactoredMatrix(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0]]))
+        >>> two = FactoredMatrix(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0, 1.0]]))
+        >>> sum_of([one, two]).AB.tolist()
+        [[1.0, 0.0], [5.0, 1.0]]
+    """
     matrices = require_list("matrices", matrices, of="factored matrices")
     for matrix in matrices:
         require_instance("matrices", matrix, FactoredMatrix, advice="e.g. head.ov")
@@ -328,8 +353,23 @@ def diagonal_accuracy(
     For an OV circuit ``by="row"`` asks: is the token itself what reading it raises most? Equal entries
     count against the diagonal, so a constant matrix scores 0. By chance k / vocabulary.
 
+    Args:
+        matrix: ``A [vocab, m] @ B [m, vocab]``; never multiplied out.
+        ks: how many of the largest entries count, for the table.
+        by: "row" or "column".
+        max_bytes: size of one block of rows.
+
+    Returns:
+        DiagonalAccuracy: the rank of every diagonal entry, ``.top1``, ``.accuracy(k)`` (0 to 1).
+
     Raises:
-        InvalidArgumentError: the matrix is not square.
+        InvalidArgumentError: the matrix is not square, or ``ks`` or ``by`` is not one of the above.
+
+    Example:
+        >>> table = torch.tensor([[3.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> found = diagonal_accuracy(FactoredMatrix(table, torch.eye(3)))
+        >>> found.ranks.tolist(), round(found.top1, 3)
+        ([0, 1, 0], 0.667)
     """
     require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     if matrix.ldim != matrix.rdim:

@@ -98,6 +98,9 @@ def in_context_loss(
 ) -> InContextLoss:
     """Measure the loss along sequences: given ones by token index, or random repeats by copy.
 
+    Nats a token. ``gain = first - second``: 0 for a model that does not use its context; on random repeats a
+    model that copies perfectly gains about the log of the vocabulary.
+
     Args:
         model: a bridge.
         tokens: sequences of text; None draws random tokens that repeat with mixed periods.
@@ -106,6 +109,17 @@ def in_context_loss(
         bos: token put in front of random rows; "auto" takes the tokenizer's.
         batch_size: rows a forward pass.
         seed: of the random tokens.
+
+    Returns:
+        InContextLoss: the loss by index with its standard error, ``.gain``; acts as a table.
+
+    Raises:
+        UnsupportedModelError: the model predicts fewer tokens than it reads, or its context is too small for
+            two periods.
+        NotEnoughDataError: rows of fewer than 3 tokens.
+        InvalidArgumentError: ids that do not fit the model.
+
+    Source: Elhage et al. 2021, "Induction heads"; Olsson et al. 2022 for the loss by token index.
 
     Example:
         >>> from lens_linear.models.load import load

@@ -244,6 +244,9 @@ def induction_scores(
     Raises:
         UnsupportedModelError: no attention, or a context or vocabulary too small for two periods.
 
+    Source: Elhage et al. 2021, "Induction heads"; Olsson et al. 2022 for prefix matching and copying; mixed
+        periods and controls are ours.
+
     Example:
         >>> from lens_linear.models.load import load
         >>> scores = induction_scores(load("attn-2l"))

@@ -94,6 +94,12 @@ def circuit_map(
         blocks: blocks a side of the overview, at most.
         max_bytes: size of one block of rows while reading the matrix.
 
+    Returns:
+        CircuitMap: ``.window`` [k, k] with its token ids, ``.overview``; scores for QK, logits for OV.
+
+    Raises:
+        InvalidArgumentError: an unknown circuit, ``k`` or ``blocks`` below 1, or no head.
+
     Example:
         >>> from lens_linear.circuits.heads import head_circuit
         >>> from lens_linear.models.toy import toy_model
@@ -124,7 +130,29 @@ def map_of(
     blocks: int = 200,
     max_bytes: int = MAX_BYTES,
 ) -> CircuitMap:
-    """Cut any factored matrix down to a window and an overview; see :func:`circuit_map`."""
+    """Cut any factored matrix down to a window and an overview; see :func:`circuit_map`.
+
+    Args:
+        matrix: ``A [rows, m] @ B [m, columns]``; never multiplied out.
+        name: of the matrix, for titles.
+        axes: what rows and columns are.
+        labels: text of every row and of every column, or None.
+        k: rows and columns of the window: those with the largest entries.
+        blocks: blocks a side of the overview, at most; each keeps its entry of largest size.
+        max_bytes: size of one block of rows while reading the matrix.
+
+    Returns:
+        CircuitMap, in units of the matrix.
+
+    Raises:
+        InvalidArgumentError: labels that do not fit, ``k`` or ``blocks`` below 1, or no factored matrix.
+
+    Example:
+        >>> column, row = torch.tensor([[1.0], [2.0], [-3.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> found = map_of(FactoredMatrix(column, row), name="example", k=1, blocks=1)
+        >>> found.window.tolist(), found.overview.tolist()
+        ([[4.0]], [[-6.0]])
+    """
     require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
     for pair, words in ((axes, "axes"), (labels, "labels")):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:

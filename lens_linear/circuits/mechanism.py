@@ -195,8 +195,14 @@ def verify_induction(
         batch_size: rows a forward pass.
         seed: of the rows and of the control sets.
 
+    Returns:
+        InductionMechanism: one step a row with its controls, nats a token; ``.confirmed``,
+        ``.to_dataframe()``.
+
     Raises:
         UnsupportedModelError: no induction head, or an in-context gain below 0.1 nats: nothing to explain.
+
+    Source: Elhage et al. 2021, "How induction heads work"; Olsson et al. 2022, ablations.
 
     Example:
         >>> from lens_linear.models.load import load

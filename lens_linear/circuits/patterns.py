@@ -70,6 +70,20 @@ def attention_pattern(
         tokens: ids of one sequence.
         layer: whose heads.
         labels: text of the vocabulary; the tokenizer's by default.
+
+    Returns:
+        AttentionPattern: ``.pattern`` [head, query, key], each row a distribution; acts as a table.
+
+    Raises:
+        InvalidArgumentError: several sequences, ids beyond the vocabulary, or no such layer.
+        UnsupportedModelError: the model does not show its pattern.
+
+    Example:
+        >>> from lens_linear.constructions.induction import build_induction
+        >>> model = build_induction(vocab=6, n_ctx=12).model  # L0H0 looks one token back
+        >>> found = attention_pattern(model, torch.tensor([0, 3, 5, 1]), 0)
+        >>> found.pattern[0].argmax(-1).tolist()
+        [0, 0, 1, 2]
     """
     shape = model_shape(model)
     rows = require_model_tokens(model, tokens)

@@ -127,6 +127,12 @@ def svd_readout(
         column_labels: text of the columns.
         sides: what rows and columns are, for titles.
 
+    Returns:
+        CircuitSVD: ``.U``, ``.S``, ``.V`` with the tokens at each end, and which directions are near-equal.
+
+    Raises:
+        InvalidArgumentError: ``k`` or ``top`` below 1, or ``matrix`` is no factored matrix.
+
     Example:
         >>> import torch
         >>> from lens_linear._tl import FactoredMatrix

@@ -201,6 +201,9 @@ def skip_trigrams(
     Exact for ``by="effect"``: every triple of the vocabulary is considered. ``by="probability"`` ranks anew
     the 20 k (at least 2,000) triples of largest effect.
 
+    ``effect = attention · (OV[s, out] - mean OV[s, ·])`` in logits, ``probability_gain`` between -1 and 1;
+    both 0 for a head that writes nothing.
+
     Args:
         head: from ``AttentionOnly.head`` or :func:`~lens_linear.circuits.heads.head_circuit`.
         k: rows.
@@ -209,6 +212,15 @@ def skip_trigrams(
         per_pair: at most this many outputs for each (source, destination).
         context: keys a query is assumed to choose among; more keys, less attention to each.
         offset: positions from source to destination, for rotary heads.
+
+    Returns:
+        SkipTrigrams, strongest first; acts as a table.
+
+    Raises:
+        InvalidArgumentError: no head, ``k`` below 1, ``context`` below 2, or an unknown ``by``.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "One-layer attention-only
+        transformers" (skip-trigrams); the estimate of attention is ours.
 
     Example:
         >>> from lens_linear.circuits.heads import head_circuit
@@ -238,6 +250,32 @@ def all_skip_trigrams(
     Candidates are the 20 k (at least 2,000) of largest effect in every single head; a triple that is weak
     in each head alone is not found. Scores are those of the head that contributes most to the triple.
     Arguments as in :func:`skip_trigrams`.
+
+    Units and formulas as in :func:`skip_trigrams`; all effects are 0 for heads that write nothing.
+
+    Args:
+        heads: of one model, from :func:`~lens_linear.circuits.heads.head_circuit`.
+        k: rows.
+        by: the column that ranks.
+        context: keys a query is assumed to choose among; more keys, less attention to each.
+        offset: positions from source to destination, for rotary heads.
+
+    Returns:
+        SkipTrigrams, strongest first; acts as a table, whose column ``head`` names the strongest head.
+
+    Raises:
+        InvalidArgumentError: no head, ``k`` below 1, ``context`` below 2, or an unknown ``by``.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "One-layer attention-only
+        transformers" (skip-trigrams).
+
+    Example:
+        >>> from lens_linear.circuits.heads import head_circuit
+        >>> from lens_linear.models.toy import toy_model
+        >>> head = head_circuit(toy_model(n_layers=1), 0, 0)
+        >>> twice = all_skip_trigrams([head, head], 3, by="effect")
+        >>> (twice["effect"] / skip_trigrams(head, 3, by="effect")["effect"]).round(6).tolist()
+        [2.0, 2.0, 2.0]
     """
     heads = require_list("heads", heads, of="heads")
     if not heads:

@@ -92,8 +92,20 @@ class VirtualHead:
 def virtual_head(writer: HeadCircuit, reader: HeadCircuit) -> VirtualHead:
     """Return the V-composition of two heads of one model as a head of its own.
 
+    ``OV = W_E W_OV(writer) W_OV(reader) W_U``, logits.
+
+    Args:
+        writer: the earlier head, from :func:`~lens_linear.circuits.heads.head_circuit`.
+        reader: a head of a later layer of the same model.
+
+    Returns:
+        VirtualHead: ``.ov`` as a factored matrix, its copying score and singular directions.
+
     Raises:
         InvalidArgumentError: the reader does not stand above the writer.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "Virtual attention
+        heads".
 
     Example:
         >>> from lens_linear.circuits.heads import head_circuit
@@ -115,8 +127,27 @@ def composed_qk(
     the key, so the column is the writer's source token. ``kind="Q"`` is the other way round. Norm scales
     and rotations are left out.
 
+    Args:
+        writer: the earlier head, from :func:`~lens_linear.circuits.heads.head_circuit`.
+        reader: a head of a later layer of the same model.
+        kind: "K" or "Q": the side of the reader that reads what was written.
+
+    Returns:
+        FactoredMatrix [query token, key token], scores before the softmax.
+
     Raises:
-        InvalidArgumentError: the reader does not stand above the writer.
+        InvalidArgumentError: the reader does not stand above the writer, or an unknown kind.
+
+    Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*, "How induction
+        heads work".
+
+    Example:
+        >>> from lens_linear.circuits.heads import head_circuit
+        >>> from lens_linear.constructions.induction import build_induction
+        >>> model = build_induction(vocab=6, n_ctx=12).model  # scores 12 where the previous token matches
+        >>> scores = composed_qk(head_circuit(model, 0, 0), head_circuit(model, 1, 1)).AB
+        >>> scores[2].abs().round(decimals=3).tolist()
+        [0.0, 0.0, 12.0, 0.0, 0.0, 0.0]
     """
     _require_order(writer, reader)
     require_choice("kind", kind, ("K", "Q"))

@@ -99,6 +99,22 @@ def hopfield_energy(
         patterns: ``[k, d]`` stored patterns.
         energy: name of the energy, see :func:`parse_energy`.
         beta: inverse temperature; only the exponential energy has one.
+
+    Returns:
+        ``[q]`` energies, float64, in units of ``F``.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, an unknown energy, or ``beta`` not above 0.
+
+    Source: Krotov & Hopfield 2016 (polynomial); Demircigil et al. 2017 and Ramsauer et al. 2020
+        (exponential).
+
+    Example:
+        >>> state, patterns = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        >>> hopfield_energy(state, patterns, energy="quadratic").tolist()  # both overlaps are 2
+        [-4.0]
+        >>> round(hopfield_energy(state, patterns).item(), 4)  # -(2 + log 2)
+        -2.6931
     """
     kind, overlaps, beta = _scores(state, patterns, energy, beta)
     if kind.degree is None:
@@ -123,6 +139,18 @@ def hopfield_update(
 
     Returns:
         ``[q, d]``; for binary patterns take its sign.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, an unknown energy, or ``beta`` not above 0.
+
+    Source: Ramsauer et al. 2020, Eq. 3 (softmax attention); Krotov & Hopfield 2016 (polynomial).
+
+    Example:
+        >>> import math
+        >>> patterns = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        >>> state = torch.tensor([[0.0, math.log(3) / 2]])  # softmax weights 3/4 and 1/4
+        >>> hopfield_update(state, patterns).round(decimals=6).tolist()
+        [[1.0, 0.5]]
     """
     kind, overlaps, beta = _scores(state, patterns, energy, beta)
     if kind.degree is None:

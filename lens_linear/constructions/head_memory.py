@@ -167,6 +167,9 @@ def attention_head_memory(
     centred on their visible mean: softmax does not notice, and the linear memory is not charged for
     it.
 
+    Recall, similarity and weight lie between 0 and 1 (similarity from -1); the random keys show what no
+    learning gives.
+
     Args:
         keys: ``[n, d]`` stored patterns, or ``[batch, n, d]``: one memory a sequence.
         queries: ``[m, d]`` or ``[batch, m, d]``; None uses noisy keys.
@@ -187,6 +190,15 @@ def attention_head_memory(
     Raises:
         InvalidArgumentError: shapes that do not fit together.
         NotEnoughDataError: fewer than two keys.
+
+    Source: Ramsauer et al. 2020 (heads as Hopfield memories); Lucibello & Mézard 2024 (capacity by the random
+        energy model).
+
+    Example:
+        >>> keys = math.log(15) ** 0.5 * torch.eye(16)  # one key weighs as much as the other 15
+        >>> found = attention_head_memory(keys, beta=1.0, noise=0.0)
+        >>> round(found.signal[0].item(), 4), round(found.effective_patterns[0].item() ** 2, 4)
+        (2.7081, 60.0)
     """
     k = _batched("keys", keys)
     v = k if values is None else _batched("values", values)
@@ -197,16 +209,7 @@ def attention_head_memory(
     noise = require_float("noise", noise, minimum=0.0)
     draws, seed = require_int("draws", draws, minimum=1), require_seed(seed)
     max_queries = require_int("max_queries", max_queries, minimum=1)
-    names = [energies] if isinstance(energies, str) else energies
-    names = require_list("energies", names, of="names of energies")
-    kinds = list(dict.fromkeys(parse_energy(name) for name in names))
-    if n_patterns is None:
-        # Under a causal mask few queries see nearly all keys: stop where half of them do.
-        most = max(2, n // 2 if causal else n)
-        n_patterns = [2**i for i in range(1, int(math.log2(most)) + 1)]
-    grid = tuple(sorted(set(require_ints("n_patterns", n_patterns, minimum=2, maximum=n))))
-    if not kinds or not grid:
-        raise InvalidArgumentError("energies and n_patterns must each name at least one value")
+    kinds, grid = _kinds_and_grid(energies, n_patterns, n, causal)
     generator = torch.Generator().manual_seed(seed)
     given = [
         _Memory(k[b], None if q is None else q[b], v[b], beta, noise, causal, generator)
@@ -347,6 +350,23 @@ def _measure(
         for _ in range(draws):
             cells.append(torch.stack([memory.retrieve(kinds, count) for count in grid], dim=1))
     return torch.stack(cells, dim=-1), torch.stack(stats).mean(0)
+
+
+def _kinds_and_grid(
+    energies: str | Sequence[str], n_patterns: Sequence[int] | None, n: int, causal: bool
+) -> tuple[list[Energy], tuple[int, ...]]:
+    """The energies by name, each once, and the numbers of stored keys in rising order."""
+    names = [energies] if isinstance(energies, str) else energies
+    names = require_list("energies", names, of="names of energies")
+    kinds = list(dict.fromkeys(parse_energy(name) for name in names))
+    if n_patterns is None:
+        # Under a causal mask few queries see nearly all keys: stop where half of them do.
+        most = max(2, n // 2 if causal else n)
+        n_patterns = [2**i for i in range(1, int(math.log2(most)) + 1)]
+    grid = tuple(sorted(set(require_ints("n_patterns", n_patterns, minimum=2, maximum=n))))
+    if not kinds or not grid:
+        raise InvalidArgumentError("energies and n_patterns must each name at least one value")
+    return kinds, grid
 
 
 def _batched(name: str, value: Any) -> Float[Tensor, "batch n d"]:

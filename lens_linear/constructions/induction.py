@@ -115,8 +115,13 @@ def build_induction(
             full match; large values make both patterns sharp.
         strength: logits that full attention to a token gives it.
 
+    Returns:
+        InductionConstruction: ``.model``, and ``.logits(tokens)`` in closed form.
+
     Raises:
         InvalidArgumentError: sizes that do not fit.
+
+    Source: the mechanism of Elhage et al. 2021, "How induction heads work"; the weights are ours.
 
     Example:
         >>> build_induction(vocab=8, n_ctx=16)

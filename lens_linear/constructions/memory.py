@@ -201,6 +201,8 @@ def memory_capacity(
     pass. Each query's own pattern is stored beside K - 1 others, which the queries of one seed
     share.
 
+    Capacity: the number of patterns at which the bit error (0 to 1/2) passes ``max_bit_error``.
+
     Args:
         energies: one name or several: ``"quadratic"`` (``"linear"``), ``"polynomial-n"``,
             ``"exponential"``.
@@ -221,6 +223,9 @@ def memory_capacity(
     Raises:
         InvalidArgumentError: an unknown energy, or a size given in ``dims`` whose curve needs more
             than ``max_patterns``.
+
+    Source: Hopfield 1982; Amit et al. 1985 (0.138 d); Krotov & Hopfield 2016, section 2 (polynomial);
+        Demircigil et al. 2017 (exponential).
 
     Example:
         >>> result = memory_capacity(energies="linear", dims=(128, 256), seeds=3)

@@ -167,8 +167,20 @@ def gradient_step_attention(x: Any, y: Any, *, learning_rate: float) -> OLSAtten
         y: ``[n]`` or ``[n, m]`` labels.
         learning_rate: η, at least 0; inverse squared units of x.
 
+    Returns:
+        OLSAttention with that geometry; ``.predict(rows)`` gives ŷ in units of y, 0 for η = 0.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, or a negative ``learning_rate``.
+
     Source: von Oswald et al. 2023, *Transformers learn in-context by gradient descent*,
     Proposition 1.
+
+    Example:
+        >>> x, y = torch.eye(2), torch.tensor([2.0, 4.0])
+        >>> layer = gradient_step_attention(x, y, learning_rate=1.0)
+        >>> round(layer.predict(torch.tensor([[1.0, 1.0]])).item(), 6)  # (2 + 4) / n
+        3.0
     """
     x = as_design("x", x)
     y, vector = as_outputs("y", y, len(x))

@@ -172,6 +172,13 @@ def spectral_root(
 
     Raises:
         InvalidArgumentError: wrong shape, negative ``ridge`` or ``rtol``, NaN or infinity.
+
+    Source: Tan & Zhao 2026, arXiv 2604.13656 (L = V Λ^{-1/2}); the numerics are ours.
+
+    Example:
+        >>> found = spectral_root(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+        >>> (9 * found.root @ found.root.T).round(decimals=6).tolist()  # 9 (XᵀX)^{-1}
+        [[5.0, -4.0], [-4.0, 5.0]]
     """
     x = as_design("x", x)
     ridge = require_float("ridge", ridge, minimum=0.0)

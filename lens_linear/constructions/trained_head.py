@@ -51,6 +51,9 @@ def trained_head_memory(
         UnsupportedModelError: the model bounds its scores (softcap), so no single β exists; or its scores
             are not q·k over all earlier keys (position biases, norms on queries, sliding windows).
 
+    Source: Ramsauer et al. 2020 (heads as Hopfield memories); the measurement is that of
+        :func:`~lens_linear.constructions.head_memory.attention_head_memory`.
+
     Example:
         >>> from lens_linear.models.toy import toy_model
         >>> tokens = torch.randint(0, 32, (2, 16), generator=torch.Generator().manual_seed(0))

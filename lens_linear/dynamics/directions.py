@@ -164,7 +164,15 @@ def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDire
         seed: of the draw.
 
     Returns:
-        ConceptDirections named "random", with NaN for the separation.
+        ConceptDirections [boundary, d_model] named "random", with NaN for the separation.
+
+    Raises:
+        InvalidArgumentError: ``model`` is no bridge, or a negative seed.
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> random_directions(toy_model(n_layers=3), seed=0).norm(dim=-1).round(decimals=6).tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     cfg = require_bridge(model).cfg
     generator = torch.Generator().manual_seed(require_seed(seed))
@@ -189,7 +197,32 @@ def last_states(
     truncate: bool = False,
     batch_size: int = 64,
 ) -> Float[Tensor, "boundary prompt d_model"]:
-    """Return x_0 ... x_L of the last real token of every prompt, float64."""
+    """Return x_0 ... x_L of the last real token of every prompt, float64.
+
+    x_0 is the embedding, x_l the residual stream at the input of block l, x_L what the final norm reads.
+
+    Args:
+        model: a causal bridge.
+        prompts: texts, rows of ids, or a padded tensor.
+        attention_mask: for a padded tensor, 1 for real tokens, 0 for padding.
+        truncate: keep the last tokens of prompts longer than the context.
+        batch_size: prompts a forward pass.
+
+    Returns:
+        States [boundary, prompt, d_model], prompts in the order given.
+
+    Raises:
+        NotEnoughDataError: no prompts, or an empty one.
+        InvalidArgumentError: a prompt does not fit the context or the vocabulary.
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> model, long = toy_model(n_layers=3), torch.arange(8)
+        >>> states = last_states(model, [torch.arange(5), long])
+        >>> logits = states[-1, 1].float() @ model.W_U
+        >>> states.shape, torch.allclose(logits, model(long[None])[0, -1], atol=1e-5)
+        (torch.Size([4, 2, 32]), True)
+    """
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     index, states = [], []
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):

@@ -126,10 +126,24 @@ def steer_text(
         seed: of the sampling.
 
     Returns:
-        SteeredText.
+        SteeredText: ``.texts``, ``.loss`` (nats a token), ``.readout``, [scale, prompt]; acts as a table.
 
     Raises:
-        InvalidArgumentError: prompt and continuation do not fit the context.
+        InvalidArgumentError: prompt and continuation do not fit the context, or the schedule has not one
+            entry a layer.
+        UnsupportedModelError: the model has no tokenizer.
+
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (steering by a schedule); the score
+        by the model left alone is ours.
+
+    Example:
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.models.load import load
+        >>> model, push = load("attn-2l"), torch.tensor([20.0, 20.0])
+        >>> many = {"n_tokens": 4, "scales": (0, 1)}
+        >>> found = steer_text(model, ["Once upon a"], random_directions(model), push, **many)
+        >>> found.tokens.shape, bool(found.loss[1] > found.loss[0])  # pushed far, the text turns odd
+        (torch.Size([2, 1, 4]), True)
     """
     n_tokens = require_int("n_tokens", n_tokens, minimum=1)
     temperature = require_float("temperature", temperature, minimum=0.0)
@@ -307,7 +321,20 @@ def steering_cost(
         batch_size: sequences a forward pass.
 
     Returns:
-        SteeringCost.
+        SteeringCost: ``.losses``, one a scale; acts as a table.
+
+    Raises:
+        NotEnoughDataError: rows of one token.
+        InvalidArgumentError: a schedule or scales that do not fit.
+
+    Example:
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.models.toy import toy_model
+        >>> model, tokens = toy_model(n_layers=2), torch.arange(12)[None]
+        >>> cost = steering_cost(model, tokens, random_directions(model), torch.ones(2), scales=(0.0,))
+        >>> alone = torch.nn.functional.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:])
+        >>> abs(cost.losses[0] - alone.item()) < 1e-5
+        True
     """
     model = require_bridge(model)
     tokens = require_model_tokens(model, tokens, min_length=2)

@@ -108,10 +108,22 @@ def steer_concepts(
         batch_size: prompts a forward pass.
 
     Returns:
-        JointSteering.
+        JointSteering: ``.vectors`` [layer, d_model] to add, ``.achieved`` beside ``.targets``, ``.energy``.
 
     Raises:
         InvalidArgumentError: numbers of concepts and targets differ, or the targets contradict each other.
+
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 for one readout of the linear
+        model; the Newton steps on the model itself are ours.
+
+    Example:
+        >>> from lens_linear.dynamics.directions import random_directions
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=3)
+        >>> both = [random_directions(model, seed=seed) for seed in (0, 1)]
+        >>> found = steer_concepts(model, [torch.arange(6)], both, [0.5, -0.25])
+        >>> found.achieved.round(decimals=3).tolist()
+        [0.5, -0.25]
     """
     model = require_bridge(model)
     corrections = require_int("corrections", corrections, minimum=0)

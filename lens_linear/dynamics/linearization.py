@@ -174,6 +174,14 @@ def linearize(
     Returns:
         Linearization; its memory grows with prompts × layers, not with tokens.
 
+    Raises:
+        NotEnoughDataError: no prompts, or an empty one.
+        InvalidArgumentError: a prompt does not fit the context or the vocabulary.
+        UnsupportedModelError: the model is not causal, or its blocks cannot be rerun at one token.
+
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (Jacobians at the last token); exact
+        products by automatic differentiation are ours.
+
     Example:
         >>> from lens_linear.models.toy import toy_model
         >>> linearize(toy_model(n_layers=3), [torch.arange(5), torch.arange(8)])

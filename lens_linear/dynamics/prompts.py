@@ -71,9 +71,20 @@ def as_prompts(
         attention_mask: for a padded tensor, 1 (True) for real tokens, 0 for padding on either side.
         truncate: keep only the last ``n_ctx`` tokens of rows that are longer than the context.
 
+    Returns:
+        Prompts: ``.tokens`` [prompt, position] padded on the right, ``.lengths`` [prompt].
+
     Raises:
         InvalidArgumentError: a row does not fit the context or the vocabulary, or the mask has holes.
         NotEnoughDataError: no prompts, or an empty one.
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> left = torch.tensor([[0, 0, 7, 8], [1, 2, 3, 4]])
+        >>> mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+        >>> found = as_prompts(toy_model(n_layers=1), left, attention_mask=mask)
+        >>> found.lengths.tolist(), found.tokens[0, :2].tolist()
+        ([2, 4], [7, 8])
     """
     if isinstance(prompts, Prompts):
         return prompts

@@ -90,6 +90,8 @@ def min_energy(gains: Gains, target: float | Tensor) -> Schedule:
     Raises:
         InvalidArgumentError: all gains of a row are 0, so nothing moves the readout.
 
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (minimum-energy schedule).
+
     Example:
         >>> float(min_energy(torch.tensor([3.0, 4.0]), 5.0).energy)
         1.0
@@ -130,6 +132,9 @@ def joint_min_energy(
 
     Raises:
         InvalidArgumentError: the targets contradict each other (G has dependent rows).
+
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 for one readout
+        (minimum-energy schedule).
 
     Example:
         >>> joint_min_energy(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), [2.0, 0.0]).tolist()

@@ -152,6 +152,13 @@ def krylov_basis(
 
     Source: Arnoldi 1951; Giraud et al. 2005, *The loss of orthogonality in the Gram-Schmidt
         orthogonalization process*, for "twice is enough".
+
+    Example:
+        >>> import torch
+        >>> matrix = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 5.0]], dtype=torch.float64)
+        >>> found = krylov_basis(lambda rows: rows @ matrix.T, torch.tensor([1.0, 0.0, 0.0]), order=3)
+        >>> int(found.exact_order), found.projected.diagonal().round(decimals=9).tolist()
+        (2, [2.0, 2.0, 5.0])
     """
     require_callable("apply", apply, advice="pass e.g. lambda rows: rows @ matrix")
     rows = _starts("start", start)

@@ -305,6 +305,13 @@ def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFi
         InvalidArgumentError: bad ``rank``; and whatever ``moments.fit`` raises.
 
     Source: Izenman 1975, *Reduced-rank regression for the multivariate linear model*.
+
+    Example:
+        >>> from lens_linear.linalg.moments import Moments
+        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> moments = Moments().update(x, x * torch.tensor([3.0, 1.0]))  # variances 9 and 1
+        >>> round(reduced_rank(moments, 1).r_squared, 6)
+        0.9
     """
     if not hasattr(moments, "fit"):  # Moments lies above this file and cannot be named here
         raise InvalidArgumentError(

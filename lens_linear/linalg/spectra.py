@@ -166,6 +166,12 @@ def spectrum(x: Float[Tensor, "... d"], *, center: bool = True) -> Spectrum:
         InvalidArgumentError: every row is equal (or zero, without centring).
 
     Source: Roy & Vetterli 2007, *The effective rank*, definition 1.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> found = spectrum(x * torch.tensor([3.0, 1.0]))
+        >>> found.values.round(decimals=6).tolist(), round(found.anisotropy, 6)
+        ([6.0, 2.0], 0.9)
     """
     rows = _rows(x, 2, "a spectrum of differences")
     matrix = _varying(rows) if require_bool("center", center) else rows

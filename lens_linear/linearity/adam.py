@@ -123,6 +123,16 @@ def adam_baseline(
 
     Raises:
         NotEnoughDataError: too few rows.
+
+    Source: Whipp 2026, arXiv 2606.19379 (a linear layer trained by Adam beside the closed form).
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> found = adam_baseline(model, tokens, 0, steps=100)
+        >>> 0 < float(found.r2[-1]) < found.closed_form  # on its way
+        True
     """
     rows = as_rows(model, tokens, skip=skip)
     require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)

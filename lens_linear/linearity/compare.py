@@ -72,14 +72,22 @@ def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileCompari
     Args:
         profiles: name to profile, for example of one model at several training steps.
 
+    Returns:
+        ProfileComparison: ``.summary()``, ``.profiles``; acts as a table with one row a name and layer.
+
     Raises:
         InvalidArgumentError: nothing to compare, or something that is no profile.
 
+    Source: Razzhigaev et al. 2024, arXiv 2405.12250 (linearity along pretraining).
+
     Example:
-        >>> compare_profiles({})
-        Traceback (most recent call last):
-        ...
-        lens_linear.errors.InvalidArgumentError: profiles must hold at least one LinearityProfile by name
+        >>> import torch
+        >>> from lens_linear.linearity.profile import linearity_profile
+        >>> from lens_linear.models.toy import toy_model
+        >>> tokens = torch.randint(64, (20, 32), generator=torch.Generator().manual_seed(0))
+        >>> one = linearity_profile(toy_model(n_layers=3, d_model=16), tokens)
+        >>> compare_profiles({"one": one, "again": one})["depth"].tolist()
+        [0.0, 0.5, 1.0, 0.0, 0.5, 1.0]
     """
     if not isinstance(profiles, Mapping) or not profiles:
         raise InvalidArgumentError("profiles must hold at least one LinearityProfile by name")

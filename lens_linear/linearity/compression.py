@@ -90,6 +90,9 @@ def ffn_compression(
 ) -> CompressionTable:
     """Replace one FFN at a time by its affine fit, at several ranks, and take the held-out loss.
 
+    The loss is in nats a token; its rise is near 0 for an FFN that is linear, or that the model does not
+    need.
+
     Args:
         model: a bridge with FFNs; unchanged.
         tokens: ids [sequence, position]; one half fits, the other gives R² and loss.
@@ -109,6 +112,14 @@ def ffn_compression(
         UnsupportedModelError: a layer has no FFN.
 
     Source: Whipp 2026, arXiv 2606.19379 (FFN to one linear layer).
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = ffn_compression(model, tokens, ranks=(None, 2), layers=[1])
+        >>> table["map_parameters"].tolist()  # 16 · 16 + 16, and 2 · 32 + 16
+        [272, 80]
     """
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)

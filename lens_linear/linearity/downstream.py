@@ -75,6 +75,13 @@ def downstream_scores(
     Raises:
         OfflineError: lm-eval is not installed.
         UnsupportedModelError: the task generates text, or the model has no tokenizer.
+
+    Source: Gao et al., the Language Model Evaluation Harness (``lm-eval``).
+
+    Example:
+        >>> from lens_linear.models.load import load
+        >>> downstream_scores(load("attn-2l"), ["boolq"], limit=100)  # doctest: +SKIP
+        DownstreamScores of attn-2l: 1 tasks (boolq acc ...), lm-eval
     """
     adapter = lm_eval_adapter(model, batch_size=batch_size)
     from lm_eval import simple_evaluate

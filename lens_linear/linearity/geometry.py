@@ -109,6 +109,16 @@ def layer_geometry(
         NotEnoughDataError: fewer than 20 states.
 
     Source: Razzhigaev et al. 2024, arXiv 2311.05928, section 3; Facco et al. 2017 (TwoNN).
+
+    Example:
+        >>> from lens_linear.models.capture import residual_stream
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2)
+        >>> tokens = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0))
+        >>> found = layer_geometry(model, tokens)
+        >>> lengths = residual_stream(model, tokens).norm(dim=-1).mean(dim=(1, 2))
+        >>> torch.allclose(found.norm, lengths.double(), rtol=1e-5), found.n_rows
+        (True, 128)
     """
     rows = as_rows(model, tokens, skip=skip)
     require_int("max_rows", max_rows, minimum=20)

@@ -139,6 +139,13 @@ def published_beside_measured(
 
     Raises:
         InvalidArgumentError: a value is none of these.
+
+    Source: each row's own, in the column ``source``.
+
+    Example:
+        >>> table = published_beside_measured({})
+        >>> sorted(set(table["measured"])), "gpt2" in set(table["model"])
+        (['not run'], True)
     """
     require_instance("measured", measured, Mapping, advice="pass {model name: result}, or {}")
     kinds = (LinearityProfile, CompressionTable, ProfileComparison, StudyResult)

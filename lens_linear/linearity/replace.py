@@ -133,7 +133,42 @@ def fit_linearization(
     skip: int = 0,
     batch_size: int = 16,
 ) -> Linearization:
-    """Fit the maps of :func:`linearize` without applying them; arguments as there."""
+    """Fit the maps of :func:`linearize` without applying them.
+
+    ``y ≈ x @ weight + bias`` by least squares; the in-sample R² of a map is between 0 and 1.
+
+    Args:
+        model: a bridge; its weights do not change.
+        tokens: what the maps are fitted on. Judge the result on other tokens.
+        layers: layers replaced one by one; all when None and no runs are given.
+        site: "block", or "ffn" for the FFN alone (reads after its norm).
+        rank: rank of each map; full when None.
+        runs: pairs (first, last) of blocks that one map replaces together.
+        sequential: fit each map on what reaches it *after* the earlier ones are in place.
+        ridge: penalty of the fits.
+        skip: leading positions left out of the fit.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        Linearization: ``.maps``, ``.applied(model)``, parameter counts; save it by ``save_linearized``.
+
+    Raises:
+        NotEnoughDataError: ``n <= d + 1`` rows.
+        InvalidArgumentError: a layer named twice, or no layer.
+        UnsupportedModelError: a layer has no FFN.
+
+    Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 4; Whipp 2026, arXiv 2606.19379 (FFN);
+        Shopkhoev et al. 2025, arXiv 2505.02819 (runs of blocks).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> fitted = fit_linearization(model, tokens, [1], site="ffn", rank=2)
+        >>> fitted.layers, fitted.maps[0].n_parameters  # 2 · (16 + 16) + 16
+        ((1,), 80)
+    """
     rows = as_rows(model, tokens, skip=skip)
     require_int("batch_size", batch_size, minimum=1)
     require_choice("site", site, ("block", "ffn"))

@@ -106,6 +106,14 @@ def run_table(
 
     Source: Shopkhoev et al. 2025, arXiv 2505.02819, sections 2.2 and 2.3 (least-squares variant; the map
         goes on the whole residual stream here, not on the MLP's output alone).
+
+    Example:
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = run_table(model, tokens)
+        >>> table[table["method"] == "linear"][["first", "last"]].values.tolist()
+        [[0, 0], [1, 1], [0, 1]]
     """
     require_float("ridge", ridge, minimum=0.0)
     rows = as_rows(model, tokens, skip=skip)

@@ -83,16 +83,30 @@ class LinearizedModel:
 def save_linearized(
     folder: str | Path, model: TransformerBridge, linearization: Linearization
 ) -> Path:
-    """Write maps and card into ``folder`` (made if it is not there); returns the folder.
+    """Write maps and card into ``folder`` (made if it is not there).
 
     Args:
         folder: where to; files of an older linearisation in it are replaced.
         model: the model the maps belong to.
         linearization: from ``fit_linearization`` or ``with linearize(...) as it``.
 
+    Returns:
+        The folder.
+
     Raises:
         InvalidArgumentError: no maps.
         WriteError: the disk is full or the folder may not be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from lens_linear.linearity.replace import fit_linearization
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16)
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> fitted = fit_linearization(model, tokens, [1])
+        >>> folder = save_linearized(tempfile.mkdtemp(), model, fitted)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['linearized.json', 'maps.safetensors']
     """
     require_bridge(model)
     require_instance("linearization", linearization, Linearization, advice="see fit_linearization")
@@ -145,10 +159,26 @@ def load_linearized(
         folder: written by :func:`save_linearized`.
         model: the base model, when its name alone does not find it.
 
+    Returns:
+        LinearizedModel: call it on tokens, or use ``with it.active() as model``.
+
     Raises:
         CorruptedFileError: files missing, damaged, or not matching each other.
         InvalidArgumentError: ``model`` has other weights than the maps were fitted on.
         UnknownModelError: the base model cannot be found by its name.
+
+    Example:
+        >>> import tempfile
+        >>> from lens_linear.linearity.replace import fit_linearization
+        >>> from lens_linear.models.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16)
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> fitted = fit_linearization(model, tokens, [1])
+        >>> again = load_linearized(save_linearized(tempfile.mkdtemp(), model, fitted), model=model)
+        >>> with fitted.applied(model):
+        ...     expected = model(tokens[:2])
+        >>> torch.allclose(again(tokens[:2]), expected, atol=1e-5)
+        True
     """
     folder = require_path("folder", folder)
     card, tensors = _read(folder)

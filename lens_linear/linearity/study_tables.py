@@ -26,6 +26,21 @@ def save_tables(result: StudyResult, folder: str | Path, *, text: str) -> list[P
 
     Returns:
         The files, in this order.
+
+    Raises:
+        InvalidArgumentError: ``result`` is no StudyResult.
+        WriteError: the disk is full or the folder may not be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import replace
+        >>> from lens_linear.linearity.study import MEASURES, load_study
+        >>> study = replace(load_study("cosine"), seeds=(0,))
+        >>> run = {"seed": 0, "step": 500, "final": True, "layer": 0, **dict.fromkeys(MEASURES, 0.5)}
+        >>> rows = tuple({"variant": variant, **run} for variant in study.variants)
+        >>> result = StudyResult(study, rows, n_tokens=100, n_text=1000, minutes=0.1)
+        >>> [path.name for path in save_tables(result, tempfile.mkdtemp(), text="an example")][:2]
+        ['cosine.csv', 'cosine-summary.csv']
     """
     require_instance("result", result, StudyResult, advice="pass what run_study returned")
     folder = require_folder("folder", folder)
@@ -66,9 +81,25 @@ def load_tables(folder: str | Path, name: str) -> StudyResult:
         folder: where the files are.
         name: of the study.
 
+    Returns:
+        StudyResult, as ``run_study`` returned it, rounded to six digits.
+
     Raises:
         InvalidArgumentError: no such files.
         CorruptedFileError: they cannot be read, or do not fit together.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import replace
+        >>> from lens_linear.linearity.study import MEASURES, load_study
+        >>> study = replace(load_study("cosine"), seeds=(0,))
+        >>> run = {"seed": 0, "step": 500, "final": True, "layer": 0, **dict.fromkeys(MEASURES, 0.5)}
+        >>> rows = tuple({"variant": variant, **run} for variant in study.variants)
+        >>> result = StudyResult(study, rows, n_tokens=100, n_text=1000, minutes=0.1)
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = save_tables(result, folder, text="an example")
+        >>> load_tables(folder, "cosine")["block_r2"].tolist()
+        [0.5, 0.5, 0.5, 0.5]
     """
     import pandas as pd
 

@@ -30,6 +30,9 @@ def available_models() -> pd.DataFrame:
     Returns:
         DataFrame with one row a model.
 
+    Raises:
+        CorruptedFileError: a card of the installed package cannot be read.
+
     Example:
         >>> "attn-2l" in set(available_models()["name"])
         True

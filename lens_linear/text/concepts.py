@@ -219,7 +219,12 @@ def load_concept(
         NotEnoughDataError: one class is missing.
         OfflineError: a preset cannot be fetched; the message says what to do.
 
+    Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (the ten tasks); the templates are ours.
+
     Example:
+        >>> concept = load_concept("mood", limit=20)
+        >>> len(concept), concept.n_positive
+        (20, 10)
         >>> load_concept("imdb", limit=200)  # doctest: +SKIP
         Concept 'imdb': 200 texts, 100 positive and 100 negative, from stanfordnlp/imdb ...
     """

@@ -33,8 +33,15 @@ STORY_SEPARATOR = "* * *"
 def default_stories() -> list[str]:
     """The short stories written for this package, one string each, paragraphs on their own line.
 
+    Returns:
+        The stories, in a fixed order.
+
     Raises:
         CorruptedFileError: the installed package lacks them.
+
+    Example:
+        >>> default_stories()[0].splitlines()[0]
+        'The Bell on Corrandale Quay'
     """
     resource = files("lens_linear.text") / "data" / "stories.txt"
     if not resource.is_file():
@@ -49,6 +56,16 @@ def default_text() -> str:
     """The package's own stories as one text, a blank line between stories.
 
     This is the text that every analysis uses when it is given none.
+
+    Returns:
+        The text; about 58,000 characters.
+
+    Raises:
+        CorruptedFileError: the installed package lacks the stories.
+
+    Example:
+        >>> default_text().split()[:5]
+        ['The', 'Bell', 'on', 'Corrandale', 'Quay']
     """
     return "\n\n".join(default_stories())
 
@@ -60,10 +77,20 @@ def read_documents(path: str | Path, *, column: str = "text") -> list[str]:
         path: the file, UTF-8 text whatever its name ends in.
         column: the column that holds the text, for tables; rows with empty text are left out.
 
+    Returns:
+        The texts, in the order of the file.
+
     Raises:
         InvalidArgumentError: no such file, or no such column.
         CorruptedFileError: binary, not UTF-8, or not what the suffix says.
         NotEnoughDataError: no text in it.
+
+    Example:
+        >>> import json, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.json"
+        >>> _ = path.write_text(json.dumps([{"text": "A cat."}, {"text": "The old mill."}]))
+        >>> read_documents(path)
+        ['A cat.', 'The old mill.']
     """
     path = require_file("path", path)
     if path.suffix.lower() not in TABLE_SUFFIXES:
@@ -87,7 +114,27 @@ def read_documents(path: str | Path, *, column: str = "text") -> list[str]:
 
 
 def read_text(path: str | Path, *, column: str = "text") -> str:
-    """:func:`read_documents` as one text, a blank line between documents."""
+    """:func:`read_documents` as one text, a blank line between documents.
+
+    Args:
+        path: the file, UTF-8 text whatever its name ends in.
+        column: the column that holds the text, for tables.
+
+    Returns:
+        The text.
+
+    Raises:
+        InvalidArgumentError: no such file, or no such column.
+        CorruptedFileError: binary, not UTF-8, or not what the suffix says.
+        NotEnoughDataError: no text in it.
+
+    Example:
+        >>> import json, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.json"
+        >>> _ = path.write_text(json.dumps([{"text": "A cat."}, {"text": "The old mill."}]))
+        >>> read_text(path).splitlines()
+        ['A cat.', '', 'The old mill.']
+    """
     return "\n\n".join(read_documents(path, column=column))
 
 
@@ -105,6 +152,9 @@ def pack(
         length: tokens a row.
         drop_last: leave out the tokens that do not fill a row.
         pad: with ``drop_last=False``, the id that fills the last row.
+
+    Returns:
+        Rows [row, length], int64, in the order of ``ids``.
 
     Raises:
         NotEnoughDataError: there is no whole row.
@@ -149,6 +199,12 @@ def batches(
         size: rows a batch.
         seed: None keeps the order of the rows; a number shuffles them by that seed.
         drop_last: leave out a last batch that is smaller than ``size``.
+
+    Yields:
+        Rows [batch, position]; every row once.
+
+    Raises:
+        InvalidArgumentError: ``size`` below 1, or ``tokens`` are no rows.
 
     Example:
         >>> [len(batch) for batch in batches(pack(range(10), 2), 2)]

@@ -52,10 +52,20 @@ def huggingface_text(
         config: the dataset's configuration, where it has several.
         limit: stop after so many texts; None reads the whole split.
 
+    Returns:
+        The texts, in the dataset's order.
+
     Raises:
         OfflineError: the Hub cannot be reached, or ``datasets`` is not installed.
         InvalidArgumentError: no such dataset, split, configuration or column.
         NotEnoughDataError: no text at all.
+
+    Example:
+        >>> import json, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.json"
+        >>> _ = path.write_text(json.dumps([{"text": "A cat."}, {"text": ""}, {"text": "The old mill."}]))
+        >>> huggingface_text(path)
+        ['A cat.', 'The old mill.']
     """
     texts = stream_huggingface_text(name, split=split, column=column, config=config)
     limit = None if limit is None else require_int("limit", limit, minimum=1)
@@ -71,7 +81,29 @@ def huggingface_text(
 def stream_huggingface_text(
     name: str | Path, *, split: str = "train", column: str = "text", config: str | None = None
 ) -> Iterator[str]:
-    """The same as :func:`huggingface_text` one text at a time, for corpora larger than memory."""
+    """The same as :func:`huggingface_text` one text at a time, for corpora larger than memory.
+
+    Args:
+        name: a Hub name, a folder, or a file, as in :func:`huggingface_text`.
+        split: which split; a single file has the split ``"train"``.
+        column: the column that holds text; empty texts are left out.
+        config: the dataset's configuration, where it has several.
+
+    Yields:
+        One text after the other.
+
+    Raises:
+        OfflineError: the Hub cannot be reached, or ``datasets`` is not installed.
+        InvalidArgumentError: no such dataset, split, configuration or column.
+        CorruptedFileError: the dataset cannot be read.
+
+    Example:
+        >>> import json, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.json"
+        >>> _ = path.write_text(json.dumps([{"text": "A cat."}, {"text": ""}, {"text": "The old mill."}]))
+        >>> next(stream_huggingface_text(path))
+        'A cat.'
+    """
     for row in huggingface_rows(name, split=split, config=config):
         text = row[require_column(f"dataset {str(name)!r}", row, column)]
         if not isinstance(text, str):

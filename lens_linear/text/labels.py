@@ -49,8 +49,15 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
             shown as a space or newline too; the two cannot be told apart from the string.
         max_length: longest label in characters; the middle of a longer one becomes ``…``.
 
+    Returns:
+        The label, at least one character.
+
     Raises:
-        InvalidArgumentError: ``token`` is not a string.
+        InvalidArgumentError: ``token`` is not a string, or ``max_length`` is below 3.
+
+    Example:
+        >>> token_label("Ġthe"), token_label(""), token_label("incomprehensible", max_length=7)
+        ('␣the', '∅', 'inc…ble')
     """
     if not isinstance(token, str):
         raise InvalidArgumentError(
@@ -66,7 +73,22 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
 
 
 def token_labels(tokens: Sequence[str], *, max_length: int | None = None) -> list[str]:
-    """:func:`token_label` of each token, in order; repeated tokens give repeated labels."""
+    """:func:`token_label` of each token, in order; repeated tokens give repeated labels.
+
+    Args:
+        tokens: vocabulary entries or decoded tokens.
+        max_length: longest label in characters.
+
+    Returns:
+        One label a token.
+
+    Raises:
+        InvalidArgumentError: ``tokens`` is one string, or holds something that is none.
+
+    Example:
+        >>> token_labels(["Ġa", "Ċ", "Ġa"])
+        ['␣a', '↵', '␣a']
+    """
     if isinstance(tokens, str):
         raise InvalidArgumentError(
             f"tokens must be a sequence of strings, got the string {tokens[:20]!r}; wrap it in []"
@@ -82,6 +104,15 @@ def unique_labels(labels: Sequence[str]) -> list[str]:
     visible on purpose: an invisible one (zero-width characters) would look right and then fail in
     searches, copies and exported tables. The first occurrence stays as it is, and a suffix that is
     already taken by another label is skipped.
+
+    Args:
+        labels: any labels, e.g. from :func:`token_labels`.
+
+    Returns:
+        As many labels, all different, in the same order.
+
+    Raises:
+        InvalidArgumentError: ``labels`` is one string, or holds something that is none.
 
     Example:
         >>> unique_labels(["a", "a", "a₂"])
@@ -115,6 +146,17 @@ def html_label(token: str, *, max_length: int | None = None) -> str:
     ``& < > " '`` become entities (the quotes numeric ones: plotly shows ``&quot;`` as it stands).
     So do ``$``, because plotly hands text between dollar signs to MathJax, and the brace of ``%{``,
     which is a placeholder in plotly's hover templates.
+
+    Args:
+        token: a vocabulary entry or a decoded token.
+        max_length: longest label in characters before it is escaped; the middle of a longer one becomes
+            ``…``.
+
+    Returns:
+        The escaped label.
+
+    Raises:
+        InvalidArgumentError: ``token`` is not a string, or ``max_length`` is below 3.
 
     Example:
         >>> html_label("<b>"), html_label("a & 'b'"), html_label("$x$")

@@ -64,8 +64,14 @@ def repeated_tokens(
     Raises:
         InvalidArgumentError: a period leaves no room for a repeat, or there are too few ids.
 
-    Source:
-        Elhage et al. 2021, "Induction heads": repeated random tokens; mixing periods is ours.
+    Source: Elhage et al. 2021, "Induction heads" (repeated random tokens); mixing periods is ours.
+
+    Example:
+        >>> rows = repeated_tokens(2, (3, 4), 9, 10, seed=0)
+        >>> sorted(rows.periods.tolist())
+        [3, 4]
+        >>> all(torch.equal(row[p:], row[:-p]) for row, p in zip(rows.tokens, rows.periods.tolist()))
+        True
     """
     n_sequences = require_int("n_sequences", n_sequences, minimum=1)
     choices = _periods(periods)
@@ -110,6 +116,12 @@ def random_tokens(
         vocab: number of ids, or the allowed ids themselves.
         seed: fixes the result.
         bos: id put in front of every row.
+
+    Returns:
+        Token ids [n_sequences, length], int64.
+
+    Raises:
+        InvalidArgumentError: a size below 1, or no allowed id.
 
     Example:
         >>> random_tokens(2, 5, 10, seed=0, bos=9).shape
