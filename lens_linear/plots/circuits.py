@@ -52,8 +52,9 @@ def composition_map(
     """Composition of every pair of heads, one panel a kind: rows write, columns read.
 
     Each cell is one pair; cells whose reader does not stand above the writer stay blank. Unrelated heads
-    lie about 0 in "z" (standard deviation 1) and in "excess", and are drawn nearly white. A "score" says
-    little alone, because unrelated heads have one too: the hover gives each pair's baseline.
+    lie about 0 in "z" (standard deviation 1) and in "excess". Colours reach to the largest value of the
+    figure, so look at the colour bar first: a random model is as colourful, up to a z of 3 or 4. A "score"
+    says little alone, because unrelated heads have one too: the hover gives each pair's baseline.
 
     Args:
         scores: what ``ll.composition_scores`` returned.
