@@ -104,6 +104,37 @@ def test_no_file_is_too_long():
     assert not long
 
 
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from ``def`` to the end, without the docstring."""
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function, clean=False) is not None
+    docstring = (first.end_lineno - first.lineno + 1) if has_docstring else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+def functions(text: str):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_no_function_is_too_long():
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}": n
+        for path in FILES
+        for node in functions(path.read_text(encoding="utf-8"))
+        if (n := lines_of_code(node)) > 60
+    }
+    assert not long
+
+
+def test_the_test_counts_code_and_not_docstrings():
+    text = 'def one(x):\n    """Say.\n\n    More.\n    """\n    y = x\n    return y\n'
+    assert [lines_of_code(node) for node in functions(text)] == [3]
+    long = "def two():\n" + "    x = 1\n" * 60
+    assert [lines_of_code(node) for node in functions(long)] == [61]
+
+
 def test_the_test_catches_an_upward_import(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("from lens_linear.plots import style\n")
