@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import torch
+from meter import peak_mib
 from reference import SMALL, random_model, random_tokens
 
 import lens_linear as ll
@@ -67,9 +67,9 @@ def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
     spec = replace(SMALL, n_layers=n_layers, d_model=d_model, d_vocab=1024)
     model = random_model(spec)
     tokens = random_tokens(spec, n_tokens // length, length)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mib()
     ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = peak_mib()
     return {"tokens": n_tokens, "before_mib": before, "peak_mib": after}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lens_linear.linalg._probe import common_probe, find_probe, with_probe
-from lens_linear.linalg._scatter import State, centre, combine, summarise
+from lens_linear.linalg._scatter import State, along, centre, combine, summarise
 from lens_linear.linalg.precision import COMPUTE_DTYPE, default_rtol, scatter_rtol
 
 
@@ -33,7 +33,7 @@ def start(rows: tuple[tuple[Tensor, Tensor], ...], *, full: bool) -> State:
     x, y = torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
     plain = summarise(x, y, x.new_zeros(x.shape[1], 0, dtype=COMPUTE_DTYPE), full=full)
     probe = find_probe(plain)
-    return summarise(x, y, probe, full=full) if probe.shape[1] else plain
+    return along(plain, x, y, probe) if probe.shape[1] else plain
 
 
 def take(held: Held, x: Tensor, y: Tensor, *, full: bool) -> Held:

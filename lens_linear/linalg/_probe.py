@@ -22,6 +22,7 @@ from lens_linear.linalg._solve import (
     extreme_eigenvalues,
     ridge_rows,
     scale_scatter,
+    solve_cholesky,
     solve_factor,
     solve_scatter,
 )
@@ -46,7 +47,7 @@ def _small_directions(scaled: Float[Tensor, "d d"]) -> Float[Tensor, "d k"]:
             block = torch.randn(d, _BLOCK, generator=generator, dtype=scaled.dtype)
             low, high = block.to(scaled.device), block.to(scaled.device)[:, :2]
             for _ in range(6):
-                low = torch.linalg.qr(torch.cholesky_solve(low, root, upper=True))[0]
+                low = torch.linalg.qr(solve_cholesky(low, root))[0]
                 high = torch.linalg.qr(scaled @ high)[0]
             largest = torch.linalg.eigvalsh(high.T @ (scaled @ high))[-1]
             values, turn = torch.linalg.eigh(low.T @ (scaled @ low))
@@ -129,13 +130,11 @@ class _Coordinates:
             return None
 
         def invert(v: Tensor) -> Tensor:
-            inner = torch.cholesky_solve(
-                inverse[:, None] * self.transposed_back(v), root, upper=True
-            )
+            inner = solve_cholesky(inverse[:, None] * self.transposed_back(v), root)
             return self.back(inverse[:, None] * inner)
 
         conditioned, _ = extreme_eigenvalues(
-            lambda v: scaled @ v, lambda v: torch.cholesky_solve(v, root, upper=True), scaled
+            lambda v: scaled @ v, lambda v: solve_cholesky(v, root), scaled
         )
         smallest, largest = extreme_eigenvalues(lambda v: self.scaled @ v, invert, scaled)
         if not (smallest > 100 * rtol**2 * largest and conditioned > 1e-10):

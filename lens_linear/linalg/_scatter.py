@@ -109,6 +109,13 @@ def summarise(x: Tensor, y: Tensor, probe: Tensor, *, full: bool) -> State:
     return State(x.shape[0], mean_x, mean_y, sxx, sxy, syy, probe, szx, szy, szz, sdd)
 
 
+def along(state: State, x: Tensor, y: Tensor, probe: Tensor) -> State:
+    """``state``, which summarises exactly these rows, with its products along a probe."""
+    (_, xc), (_, yc) = centre("x", x), centre("y", y)
+    z = xc @ probe
+    return state._replace(probe=probe, szx=z.T @ xc, szy=z.T @ yc, szz=gram(z))
+
+
 def _shift_(state: State, step_x: Tensor, step_y: Tensor, weight: float) -> None:
     """Add ``weight`` times the outer products of the steps, in place: only for sums of our own."""
     step_z = step_x @ state.probe
