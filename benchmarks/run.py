@@ -54,7 +54,7 @@ def shown(row: Row) -> list[str]:
     """The cells of one line."""
     value = "not run" if row.value is None else f"{row.value:.3g} {row.unit}"
     sign = "≥" if row.least else "≤"
-    budget = "–" if row.budget is None else f"{sign} {row.budget:g} {row.unit}"
+    budget = "–" if row.budget is None else f"{sign} {row.budget:.3g} {row.unit}"
     ok = {None: "–", True: "yes", False: "NO"}[row.ok]
     return [row.name, row.shape, row.measured, value, budget, ok]
 

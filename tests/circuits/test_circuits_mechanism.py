@@ -228,11 +228,15 @@ def test_loss_along_text_and_along_copies(attn_2l):
     )  # the first token cannot be known
     tokens = torch.randint(1, 1024, (6, 20), generator=torch.Generator().manual_seed(0))
     text = in_context_loss(attn_2l, tokens, batch_size=4)
-    own = torch.nn.functional.cross_entropy(
-        attn_2l(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-    ).view(6, 19)
-    np.testing.assert_allclose(text["loss"], own.detach().double().mean(0), rtol=1e-4)
-    np.testing.assert_allclose(text["se"], own.detach().double().std(0) / 6**0.5, rtol=1e-3)
+    own = (
+        torch.nn.functional.cross_entropy(
+            attn_2l(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
+        .view(6, 19)
+        .detach()
+    )
+    np.testing.assert_allclose(text["loss"], own.double().mean(0), rtol=1e-4)
+    np.testing.assert_allclose(text["se"], own.double().std(0) / 6**0.5, rtol=1e-3)
     assert text.first == pytest.approx(float(own[:, :9].mean()), rel=1e-4)
     torch.testing.assert_close(row_losses(attn_2l, tokens), own.double(), rtol=1e-4, atol=1e-4)
 
