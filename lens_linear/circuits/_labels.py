@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import overload
 
@@ -45,3 +46,19 @@ def require_labels(
             f"labels must name each of the {n_vocab} tokens, got {len(labels)}; pass one a token"
         )
     return labels
+
+
+def require_token_text(name: str, text: str, labels: Sequence[str] | None) -> int:
+    """Accept the text of one token, spaces included; its id comes back."""
+    if labels is None:
+        raise InvalidArgumentError(
+            f"{name} must be an id here, got {text!r}: the model has no tokenizer and no labels were given"
+        )
+    known = list(labels[:])
+    if text not in known:
+        near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+        others = f"nearest: {', '.join(map(repr, near))}" if near else "see its tokenizer"
+        raise InvalidArgumentError(
+            f"{name} must be the text of one token, got {text!r}, which is none of {len(known)}; {others}"
+        )
+    return known.index(text)

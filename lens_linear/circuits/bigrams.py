@@ -21,6 +21,7 @@ from torch import Tensor
 from lens_linear._checks import require_float_tensor, require_int, require_tokens
 from lens_linear._frames import Table
 from lens_linear._tl import FactoredMatrix
+from lens_linear.circuits._labels import require_token_text
 from lens_linear.circuits._scales import token_scales
 from lens_linear.circuits.factored import MAX_BYTES, MAX_CELLS, dense
 from lens_linear.errors import InvalidArgumentError
@@ -169,8 +170,10 @@ class BigramTable:
         rows = self.matrix.A[tokens] @ self.matrix.B + self.position_bias
         return (rows / scale + self.bias).log_softmax(-1)
 
-    def top(self, token: int, k: int = 10) -> NextTokens:
-        """Return the k next tokens that the direct path favours most after ``token``."""
+    def top(self, token: int | str, k: int = 10) -> NextTokens:
+        """Return the k next tokens that the direct path favours most after ``token``, an id or its text."""
+        if isinstance(token, str):
+            token = require_token_text("token", token, self.labels)
         token = require_int("token", token, minimum=0, maximum=self.matrix.ldim - 1)
         k = min(require_int("k", k, minimum=1), self.matrix.rdim)
         logits = self.matrix.A[token] @ self.matrix.B

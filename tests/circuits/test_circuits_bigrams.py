@@ -45,6 +45,16 @@ def test_the_frame_lists_the_best_of_every_token():
     np.testing.assert_allclose(frame["logit"], logits)
 
 
+def test_a_token_may_be_named_by_its_text(attn_2l):
+    table = ll.AttentionOnly(attn_2l).bigrams()
+    (the,) = attn_2l.tokenizer.encode(" the", add_special_tokens=False)
+    assert table.top(" the", 5)["next"].tolist() == table.top(the, 5)["next"].tolist()
+    with pytest.raises(InvalidArgumentError, match="' the'"):
+        table.top("  the")
+    with pytest.raises(InvalidArgumentError, match="must be an id"):
+        ll.AttentionOnly(native(n_layers=1)).bigrams().top(" the")
+
+
 def test_a_large_table_is_refused_but_can_be_asked():
     model = toy_model(n_layers=0, d_vocab=5000, d_model=8)
     table = ll.AttentionOnly(model).bigrams()
