@@ -154,7 +154,7 @@ def test_deep_models_need_no_list_of_paths():
     assert len(found.losses) == 9
     logits = model(tokens)[:, :-1].flatten(0, 1)
     own = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
-    assert found.losses[-1] == pytest.approx(float(own), abs=1e-5)
+    assert found.losses[-1] == pytest.approx(float(own.detach()), abs=1e-5)
     with pytest.raises(InvalidArgumentError, match="max_bytes"):
         ll.AttentionOnly(toy_model()).paths(tokens, max_bytes=1000)
 
