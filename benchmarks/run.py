@@ -1,7 +1,7 @@
 """One command, one table: what the package costs beside the obvious way, all taken in this run.
 
-    python benchmarks/run.py                 # the whole table: 10 to 15 minutes on two quiet cores
-    python benchmarks/run.py --quick         # small shapes, to see that it runs: about 2 minutes, no budgets
+    python benchmarks/run.py                 # the whole table: about 6 minutes on two quiet cores
+    python benchmarks/run.py --quick         # small shapes, to see that it runs; no budgets
     python benchmarks/run.py --only dynamics # some cases
 
 The whole table is printed and written to docs/results/benchmarks.json and docs/results/benchmarks.md; other
