@@ -20,9 +20,9 @@ from reference import (
 )
 
 import lens_linear as ll
-from lens_linear.dynamics.directions import random_directions
+from lens_linear.dynamics.gains.directions import random_directions
 from lens_linear.models.capture import run
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
 
 TINY = ModelSpec(n_layers=3, d_model=48, n_heads=4, d_vocab=200, n_ctx=256)
 

@@ -21,10 +21,9 @@ from lens_linear.linearity import (
     compare_profiles,
     ffn_compression,
     layer_geometry,
-    load_tables,
-    published_beside_measured,
     run_table,
 )
+from lens_linear.studies import load_tables, published_beside_measured
 
 GPT = ("gpt-nano", "gpt-micro", "gpt-mini", "gpt-micro-cosine")
 STEPS = (0, 100, 300, 1000)

@@ -16,9 +16,9 @@ from meter import median_seconds, peak_mib
 
 import lens_linear as ll
 from lens_linear._tl import FactoredMatrix
-from lens_linear.circuits.factored import top_pairs
+from lens_linear.circuits.heads.factored import top_pairs
 from lens_linear.models.capture import batched, visit_sites
-from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 
 SITES = ("block", "ffn")
 MINI = ModelSpec(n_layers=8, d_model=192, n_heads=6, d_vocab=1024, n_ctx=128)

@@ -14,12 +14,12 @@ import plotly.graph_objects as go
 
 import lens_linear as ll
 from lens_linear.circuits import attention_pattern, circuit_map
-from lens_linear.circuits.ablation import ablation_scores
-from lens_linear.circuits.mechanism import verify_induction
+from lens_linear.circuits.induction.ablation import ablation_scores
+from lens_linear.circuits.induction.mechanism import verify_induction
 from lens_linear.constructions import trained_head_memory
 from lens_linear.dynamics import agreement_table, steer_text, steering_cost
 from lens_linear.linearity import ffn_compression
-from lens_linear.models.tokenize import tokenize_prompts
+from lens_linear.models.tokenizer import tokenize_prompts
 
 HERE = Path(__file__).resolve().parent
 Figures = Iterator[tuple[str, str, go.Figure]]

@@ -8,9 +8,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lens_linear"
 FLOORS = {
     "errors": 0,
-    "_checks": 0,
-    "_files": 0,
-    "_frames": 0,
+    "checks": 0,
+    "checksummed": 0,
+    "files": 0,
+    "tables": 0,
     "_tl": 0,
     "linalg": 1,
     "models": 2,
@@ -23,6 +24,7 @@ FLOORS = {
     "constructions": 4,
     "plots": 5,
     "reports": 6,
+    "studies": 5,
     "teaching": 6,
     "cli": 7,
     "__main__": 8,
@@ -69,7 +71,9 @@ def test_imports_go_downwards(path):
         if there == "__version__":
             continue
         if FLOORS[here] == 0:
-            assert there in ("errors", "_checks"), f"{path}:{line}: floor 0 imports only errors"
+            assert there in ("errors", "checks", "files"), (
+                f"{path}:{line}: floor 0 imports only errors"
+            )
             continue
         assert there == here or FLOORS[there] < FLOORS[here], f"{path}:{line} imports {module}"
 
@@ -99,7 +103,7 @@ def test_private_names_stay_in_their_file(path):
 
 def test_no_file_is_too_long():
     long = {
-        str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400
+        str(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 600
     }
     assert not long
 

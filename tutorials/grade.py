@@ -26,13 +26,13 @@ from machinery.execute import execute
 from machinery.master import MasterError, masters
 from machinery.notebooks import checked_name, has_tag, make_notebook, read
 
-from lens_linear.teaching.check import LESSONS
+from lens_linear.teaching.checker import LESSONS
 
 COLUMNS = ("notebook", "lesson", "exercise", "passed", "message")
 # One cell an exercise, so that an answer that never ends costs only its own.
 _ASK = """
 import builtins as _b, json as _json
-from lens_linear.teaching.check import Checker as _Checker
+from lens_linear.teaching.checker import Checker as _Checker
 if {name!r} in globals():
     _result = _Checker()({exercise!r}, globals()[{name!r}])
     _row = [_result.passed, _result.message]

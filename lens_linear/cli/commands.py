@@ -8,28 +8,28 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lens_linear._checks import require_file, require_int
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.attention_only import AttentionOnly
-from lens_linear.circuits.composition import composition_scores
-from lens_linear.circuits.induction import induction_scores
+from lens_linear.checks import require_file, require_int
+from lens_linear.circuits.heads.composition import composition_scores
+from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.cli.output import emit, envelope, plain, steps, table
 from lens_linear.cli.train_command import run_train
-from lens_linear.dynamics.directions import concept_directions
-from lens_linear.dynamics.gains import gain_profile
-from lens_linear.dynamics.scaling import agreement_table
-from lens_linear.dynamics.schedules import evaluate_schedules
-from lens_linear.dynamics.surrogates import fit_surrogate
+from lens_linear.dynamics.gains.directions import concept_directions
+from lens_linear.dynamics.gains.gain_profile import gain_profile
+from lens_linear.dynamics.steering.schedules import evaluate_schedules
+from lens_linear.dynamics.surrogates.agreement_table import agreement_table
+from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.linearity.profile import linearity_profile
-from lens_linear.linearity.published import published_beside_measured
-from lens_linear.models.bundled import available_models, training_table
+from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.capture import available_sites
-from lens_linear.models.checksum import weights_sha256
-from lens_linear.models.load import load
+from lens_linear.models.open.bundled import available_models, training_table
+from lens_linear.models.open.checksum import weights_sha256
+from lens_linear.models.open.load import load
 from lens_linear.reports.build import report, report_steps
-from lens_linear.reports.tour import tour
+from lens_linear.reports.tour_page import tour
 from lens_linear.stats.evaluation import evaluation_tokens
+from lens_linear.studies.published import published_beside_measured
 from lens_linear.teaching.tutorials import copy_tutorials
 from lens_linear.text.concepts import load_concept
 from lens_linear.text.corpora import read_text

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
-from lens_linear.models.checksum import weights_sha256
+from lens_linear.models.open.checksum import weights_sha256
 
 
 def envelope(

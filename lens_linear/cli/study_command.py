@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
 from lens_linear.cli.output import emit, envelope, table
-from lens_linear.linearity.study import STUDIES, load_study, run_study
-from lens_linear.linearity.study_tables import save_tables
-from lens_linear.models.tokenize import encode_stream
+from lens_linear.models.tokenizer import encode_stream
+from lens_linear.studies.pretraining import STUDIES, load_study, run_study
+from lens_linear.studies.study_tables import save_tables
 
 
 def is_study(name: str) -> bool:

@@ -7,16 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-from lens_linear._checks import require_device, require_file, require_float
+from lens_linear.checks import require_device, require_file, require_float
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
 from lens_linear.cli.output import emit, envelope
 from lens_linear.cli.study_command import is_study, run_study_of_recipes
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.study import STUDIES
-from lens_linear.models.bundled import training_table
-from lens_linear.models.load import load
-from lens_linear.models.tokenize import encode_stream
-from lens_linear.training.bake import bake
+from lens_linear.models.open.bundled import training_table
+from lens_linear.models.open.load import load
+from lens_linear.models.tokenizer import encode_stream
+from lens_linear.studies.baking import bake
+from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import RECIPES, Recipe
 

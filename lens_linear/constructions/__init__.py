@@ -13,48 +13,6 @@
 Names are loaded when they are used.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import Any
-
-_WHERE = {
-    "HatMatrix": "ols",
-    "HeadMemory": "head_memory",
-    "InductionConstruction": "induction",
-    "MemoryCapacity": "memory",
-    "MemorySwap": "slow_fast",
-    "NewtonSchulzAttention": "newton_schulz",
-    "OLSAttention": "ols",
-    "RetrievalCurve": "retrieval",
-    "ShiftCurve": "slow_fast",
-    "SpectralRoot": "spectral",
-    "TrainingRun": "ols_training",
-    "attention_head_memory": "head_memory",
-    "build_induction": "induction",
-    "covariance_shift": "slow_fast",
-    "gradient_step_attention": "newton_schulz",
-    "hopfield_energy": "energies",
-    "hopfield_update": "energies",
-    "memory_capacity": "memory",
-    "regression_data": "ols_training",
-    "retrieval_curve": "retrieval",
-    "spectral_root": "spectral",
-    "swap_memories": "slow_fast",
-    "train_ols_attention": "ols_training",
-    "trained_head_memory": "trained_head",
-}
-
-__all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; see dir({__name__})")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

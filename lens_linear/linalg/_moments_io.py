@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lens_linear._checks import require_file
-from lens_linear._files import write_tensors
+from lens_linear.checks import require_file
 from lens_linear.errors import CorruptedFileError
+from lens_linear.files import write_tensors
 
 FORMAT = "lens_linear.moments"
 VERSION = 1

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lens_linear._checks import require_finite
+from lens_linear.checks import require_finite
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import COMPUTE_DTYPE, gram
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_callable,
     require_finite,
     require_float,

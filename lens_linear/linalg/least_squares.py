@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor, require_int, require_rows
+from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg._solve import Solution, constant_columns, solve_rows
 from lens_linear.linalg.precision import default_rtol, to_compute

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_device, require_float, require_instance, require_int
+from lens_linear.checks import require_device, require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import _moments_io
 from lens_linear.linalg._distributed import agree_on_sizes, all_reduce_state, world_size

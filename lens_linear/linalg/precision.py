@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float_tensor, require_int
+from lens_linear.checks import require_float_tensor, require_int
 
 COMPUTE_DTYPE = torch.float64
 EPS = torch.finfo(COMPUTE_DTYPE).eps

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_bool, require_float_tensor, require_rows
+from lens_linear.checks import require_bool, require_float_tensor, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg._solve import constant_columns
 from lens_linear.linalg.least_squares import fit_linear, require_pair

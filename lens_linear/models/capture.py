@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_choice,
     require_int,
     require_layers,
@@ -143,7 +143,7 @@ def run(
         Run: ``.logits`` and ``run[(layer, what)]``.
 
     Example:
-        >>> from lens_linear.models.toy import toy_model
+        >>> from lens_linear.models.open.toy import toy_model
         >>> model = toy_model(n_layers=2, seed=0)
         >>> out = run(model, torch.arange(6)[None], record=[(1, "resid_post")])
         >>> out[(1, "resid_post")].shape

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear._checks import require_int
+from lens_linear.checks import require_int
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 
 What = Literal[

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_linear._checks import require_int
+from lens_linear.checks import require_int
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 
 MAX_CELLS = 40_000

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_int
-from lens_linear.circuits.patterns import AttentionPattern
-from lens_linear.circuits.positional import PositionalQK
+from lens_linear.checks import require_int
+from lens_linear.circuits.attention.patterns import AttentionPattern
+from lens_linear.circuits.heads.positional import PositionalQK
 from lens_linear.plots.circuitsvis import NotebookView, attention_view
 from lens_linear.plots.style import MAX_CELLS, escape, matrix, styled
 from lens_linear.text.labels import token_labels

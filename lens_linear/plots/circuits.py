@@ -14,11 +14,11 @@ from typing import Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_choice
-from lens_linear.circuits.composition import KINDS, CompositionScores
-from lens_linear.circuits.factored import DiagonalAccuracy
-from lens_linear.circuits.importance import PathImportance
-from lens_linear.circuits.induction import InductionScores
+from lens_linear.checks import require_choice
+from lens_linear.circuits.heads.composition import KINDS, CompositionScores
+from lens_linear.circuits.heads.factored import DiagonalAccuracy
+from lens_linear.circuits.induction.scores import InductionScores
+from lens_linear.circuits.paths.importance import PathImportance
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots.style import (
     DIVERGING,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from lens_linear.circuits.ablation import AblationScores
-from lens_linear.circuits.in_context import InContextLoss
-from lens_linear.circuits.mechanism import InductionMechanism
+from lens_linear.circuits.induction.ablation import AblationScores
+from lens_linear.circuits.induction.in_context import InContextLoss
+from lens_linear.circuits.induction.mechanism import InductionMechanism
 from lens_linear.plots.style import GREY, colour, faded, matrix, styled
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_choice, require_float
-from lens_linear.circuits.composition import KINDS, CompositionScores, Kind
-from lens_linear.circuits.induction import VERDICTS, InductionScores
+from lens_linear.checks import require_choice, require_float
+from lens_linear.circuits.heads.composition import KINDS, CompositionScores, Kind
+from lens_linear.circuits.induction.scores import VERDICTS, InductionScores
 from lens_linear.plots.style import GREY, colour, styled
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_int
-from lens_linear.circuits.bigrams import BigramComparison
-from lens_linear.circuits.maps import CircuitMap
+from lens_linear.checks import require_int
+from lens_linear.circuits.heads.circuit_window import CircuitMap
+from lens_linear.circuits.paths.bigrams import BigramComparison
 from lens_linear.plots.style import MAX_CELLS, colour, escape, matrix, styled, tick_label
 
 

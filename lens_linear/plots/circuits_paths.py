@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_int
-from lens_linear.circuits.attribution import QKAttribution
-from lens_linear.circuits.paths import PathAblation, PathTable
+from lens_linear.checks import require_int
+from lens_linear.circuits.attention.attribution import QKAttribution
+from lens_linear.circuits.paths.expansion import PathAblation, PathTable
 from lens_linear.plots.style import GREY, colour, escape, matrix, styled, tick_label
 
 

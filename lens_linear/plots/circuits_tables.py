@@ -11,12 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_int
-from lens_linear.circuits.bigrams import BigramTable, NextTokens
-from lens_linear.circuits.bugs import SkipTrigramBugs
-from lens_linear.circuits.factored import TopPairs
-from lens_linear.circuits.svd import CircuitSVD
-from lens_linear.circuits.trigrams import SkipTrigrams
+from lens_linear.checks import require_int
+from lens_linear.circuits.heads.factored import TopPairs
+from lens_linear.circuits.heads.svd import CircuitSVD
+from lens_linear.circuits.paths.bigrams import BigramTable, NextTokens
+from lens_linear.circuits.paths.skip_trigrams import SkipTrigrams
+from lens_linear.circuits.paths.trigram_bugs import SkipTrigramBugs
 from lens_linear.plots.style import colour, escape, styled, tick_label
 
 _ROW = 32  # pixels; a cell with an escaped token takes 31

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_linear._checks import require_float, require_int, require_list
+from lens_linear.checks import require_float, require_int, require_list
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, OfflineError
 from lens_linear.plots.style import MAX_CELLS, as_array, check_cells
 

@@ -11,9 +11,9 @@ from typing import Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear.constructions.ols import HatMatrix
-from lens_linear.constructions.ols_training import TrainingRun
-from lens_linear.constructions.slow_fast import MemorySwap, ShiftCurve
+from lens_linear.constructions.least_squares.ols import HatMatrix
+from lens_linear.constructions.least_squares.ols_training import TrainingRun
+from lens_linear.constructions.least_squares.slow_fast import MemorySwap, ShiftCurve
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import FLOOR, LOG, band, level, quartiles
 from lens_linear.plots.style import DASHES, GREY, MAX_CELLS, as_matrix, colour, matrix, styled
@@ -44,7 +44,7 @@ def ols_convergence(
     leaves.
 
     Args:
-        run: from :func:`~lens_linear.constructions.ols_training.train_ols_attention`.
+        run: from :func:`~lens_linear.constructions.least_squares.ols_training.train_ols_attention`.
         quantity: which curve: "prediction_error", "geometry_error" or "loss".
 
     Returns:
@@ -155,7 +155,7 @@ def memory_swap(swap: MemorySwap) -> go.Figure:
     that the layer answers from is the table that is 0.
 
     Args:
-        swap: from :func:`~lens_linear.constructions.slow_fast.swap_memories`.
+        swap: from :func:`~lens_linear.constructions.least_squares.slow_fast.swap_memories`.
 
     Returns:
         Figure with two heatmaps, each number written in its cell.
@@ -211,7 +211,7 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
     layer is off by about √(d/n), because n rows do not have exactly the covariance in the weights.
 
     Args:
-        curve: from :func:`~lens_linear.constructions.slow_fast.covariance_shift`.
+        curve: from :func:`~lens_linear.constructions.least_squares.slow_fast.covariance_shift`.
         layers: depths (readout included) of the Newton-Schulz stacks that are drawn; those that were not
             measured are left out.
 
@@ -258,7 +258,7 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
     one gradient step.
 
     Args:
-        curve: from :func:`~lens_linear.constructions.slow_fast.covariance_shift`.
+        curve: from :func:`~lens_linear.constructions.least_squares.slow_fast.covariance_shift`.
         condition: the shift's condition number, one that was measured.
 
     Returns:

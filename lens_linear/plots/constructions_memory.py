@@ -10,9 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear.constructions.head_memory import HeadMemory
-from lens_linear.constructions.memory import MemoryCapacity
-from lens_linear.constructions.retrieval import RetrievalCurve
+from lens_linear.constructions.memory.capacity import MemoryCapacity
+from lens_linear.constructions.memory.head_memory import HeadMemory
+from lens_linear.constructions.memory.retrieval import RetrievalCurve
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG, level, mean_sd
 from lens_linear.plots.style import DASHES, GREY, colour, styled
@@ -31,7 +31,7 @@ def memory_capacity(
     theory.
 
     Args:
-        result: from :func:`~lens_linear.constructions.memory.memory_capacity`.
+        result: from :func:`~lens_linear.constructions.memory.capacity.memory_capacity`.
         heads: attention heads to put on the picture, at the width of their keys. Their capacity is
             another one: keys among which the target still holds half of the weight.
 
@@ -135,7 +135,7 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
     capacity.
 
     Args:
-        result: from :func:`~lens_linear.constructions.memory.memory_capacity`.
+        result: from :func:`~lens_linear.constructions.memory.capacity.memory_capacity`.
 
     Returns:
         Figure with one line an energy: means, with one standard deviation over seeds as bars.
@@ -177,7 +177,7 @@ def retrieval(
     "overlap" the mean agreement with the target, 1 when retrieved and near 0 for an unrelated state.
 
     Args:
-        curve: from :func:`~lens_linear.constructions.retrieval.retrieval_curve`.
+        curve: from :func:`~lens_linear.constructions.memory.retrieval.retrieval_curve`.
         quantity: "recall" or "overlap".
 
     Returns:
@@ -229,7 +229,7 @@ def head_memory(result: HeadMemory) -> go.Figure:
     where they are near the measured range.
 
     Args:
-        result: from :func:`~lens_linear.constructions.head_memory.attention_head_memory` or
+        result: from :func:`~lens_linear.constructions.memory.head_memory.attention_head_memory` or
             ``trained_head_memory``.
 
     Returns:

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.dynamics.directions import ConceptDirections
-from lens_linear.dynamics.gains import GainProfile
-from lens_linear.dynamics.step_size import StepSizeTable
-from lens_linear.dynamics.surrogates import Surrogate
+from lens_linear.dynamics.gains.directions import ConceptDirections
+from lens_linear.dynamics.gains.gain_profile import GainProfile
+from lens_linear.dynamics.gains.step_size import StepSizeTable
+from lens_linear.dynamics.surrogates.surrogate import Surrogate
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG
 from lens_linear.plots.style import DASHES, GREY, colour, escape, faded, styled

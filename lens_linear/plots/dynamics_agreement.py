@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_choice
-from lens_linear.dynamics.scaling import AgreementTable
+from lens_linear.checks import require_choice
+from lens_linear.dynamics.surrogates.agreement_table import AgreementTable
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots.style import GREY, colour, escape, styled
 
@@ -54,7 +54,7 @@ def agreement_by_order(
     Example:
         >>> import torch
         >>> import lens_linear as ll
-        >>> from lens_linear.dynamics.scaling import AgreementRow
+        >>> from lens_linear.dynamics.surrogates.agreement_table import AgreementRow
         >>> exact = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, 2.0]])
         >>> score = ll.dynamics.compare_gains(torch.tensor([[1.0, 2.0, 3.0]]), exact)
         >>> rows = [AgreementRow("toy", 3, 16, "mood", 0.9, "pca", k, "prompt", score) for k in (1, 2)]
@@ -127,7 +127,7 @@ def agreement_by_size(
     Example:
         >>> import torch
         >>> import lens_linear as ll
-        >>> from lens_linear.dynamics.scaling import AgreementRow
+        >>> from lens_linear.dynamics.surrogates.agreement_table import AgreementRow
         >>> exact = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, 2.0]])
         >>> score = ll.dynamics.compare_gains(torch.tensor([[1.0, 2.0, 3.0]]), exact)
         >>> rows = [AgreementRow(f"toy-{d}", 3, d, "mood", 0.9, "pca", 2, "prompt", score) for d in (8, 16)]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from lens_linear.dynamics.generation import SteeredText, SteeringCost
-from lens_linear.dynamics.schedules import ScheduleComparison
-from lens_linear.dynamics.steering import Schedule
+from lens_linear.dynamics.steering.generation import SteeredText, SteeringCost
+from lens_linear.dynamics.steering.min_energy import Schedule
+from lens_linear.dynamics.steering.schedules import ScheduleComparison
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._marks import LOG
 from lens_linear.plots.style import DASHES, GREY, check_cells, colour, escape, styled

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear._checks import require_choice
-from lens_linear.linearity.compare import ProfileComparison
-from lens_linear.linearity.geometry import LayerGeometry
-from lens_linear.linearity.layer_map import LayerMap
-from lens_linear.linearity.profile import LinearityProfile
+from lens_linear.checks import require_choice
+from lens_linear.linearity.measure.compare import ProfileComparison
+from lens_linear.linearity.measure.geometry import LayerGeometry
+from lens_linear.linearity.measure.layer_map import LayerMap
+from lens_linear.linearity.measure.profile import LinearityProfile
 from lens_linear.plots.style import DASHES, GREY, colour, escape, faded, matrix, styled
 
 _LABELS = {

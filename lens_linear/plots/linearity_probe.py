@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_instance
+from lens_linear.checks import require_instance
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.adam import AdamBaseline
-from lens_linear.linearity.bilinear import BilinearProbe
+from lens_linear.linearity.measure.adam import AdamBaseline
+from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.plots.style import GREY, colour, escape, faded, styled
 
 
@@ -32,7 +32,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     Example:
         >>> import torch
         >>> import lens_linear as ll
-        >>> from lens_linear.linearity.bilinear import probe_rows
+        >>> from lens_linear.linearity.measure.bilinear import probe_rows
         >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
         >>> probe = probe_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
         >>> figure = ll.plots.bilinear_gain({"a product": probe})
@@ -104,7 +104,7 @@ def adam_convergence(baseline: AdamBaseline) -> go.Figure:
     Example:
         >>> import torch
         >>> import lens_linear as ll
-        >>> from lens_linear.linearity.adam import adam_on_rows
+        >>> from lens_linear.linearity.measure.adam import adam_on_rows
         >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
         >>> found = adam_on_rows(x, x.cumsum(1), new, new.cumsum(1), steps=20)
         >>> figure = ll.plots.adam_convergence(found)

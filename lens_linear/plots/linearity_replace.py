@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_choice, require_instance
+from lens_linear.checks import require_choice, require_instance
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.compression import CompressionTable
-from lens_linear.linearity.curve import ReplacementCurve
-from lens_linear.linearity.runs import RunTable
+from lens_linear.linearity.replace.compression import CompressionTable
+from lens_linear.linearity.replace.curve import ReplacementCurve
+from lens_linear.linearity.replace.runs import RunTable
 from lens_linear.plots.style import DASHES, GREY, colour, escape, matrix, styled
 
 

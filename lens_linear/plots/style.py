@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from lens_linear._checks import require_float, require_instance, require_int, require_list
+from lens_linear.checks import require_float, require_instance, require_int, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._cells import MAX_CELLS, as_array, check_cells
 

@@ -10,16 +10,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear import __version__
-from lens_linear._checks import require_seed
-from lens_linear._files import require_target, write_text
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.attention_only import AttentionOnly
+from lens_linear.checks import require_seed
+from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
-from lens_linear.linearity.profile import linearity_profile
+from lens_linear.files import require_target, write_text
+from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.capture import available_sites, evaluating
-from lens_linear.models.checksum import weights_sha256
+from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.hooks import require_bridge
-from lens_linear.models.sizes import n_parameters
+from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.reports.circuit_sections import (
     bigram_section,
     composition_section,

@@ -8,15 +8,15 @@ import pandas as pd
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.attention_only import AttentionOnly
-from lens_linear.circuits.composition import composition_scores
-from lens_linear.circuits.induction import InductionScores, induction_scores
+from lens_linear.circuits.heads.composition import composition_scores
+from lens_linear.circuits.induction.scores import InductionScores, induction_scores
+from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
-from lens_linear.models.tokenize import bos_token, token_strings, tokenize_prompts, vocabulary
+from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
 from lens_linear.plots import circuits as figures
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.text.labels import token_label
-from lens_linear.text.random_tokens import repeated_tokens
+from lens_linear.text.random_rows import repeated_tokens
 
 _WORDS = (" said", " little", " the", " once", " and", " was")
 _ROWS = 33  # drawn for the picture of a pattern; the one with the median stripe is shown

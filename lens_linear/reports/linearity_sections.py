@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lens_linear.linearity.profile import LinearityProfile
-from lens_linear.linearity.published import published_beside_measured
+from lens_linear.linearity.measure.profile import LinearityProfile
 from lens_linear.plots import linearity as figures
 from lens_linear.reports.page import Block, Figure, Section, Table
+from lens_linear.studies.published import published_beside_measured
 
 _SHOWN = [
     "block_r2",

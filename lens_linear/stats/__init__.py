@@ -1,1 +1,5 @@
-"""The stats room."""
+"""Model and text in, numbers out, once: moments of every site, n-gram counts, splits, evaluation tokens."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

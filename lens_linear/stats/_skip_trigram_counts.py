@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
+from lens_linear.checks import require_int
 from lens_linear.stats._token_blocks import SparseCounts, token_blocks
 
 if TYPE_CHECKING:

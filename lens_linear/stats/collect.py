@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_seed
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, to_compute
 from lens_linear.linalg._distributed import all_reduce_sum

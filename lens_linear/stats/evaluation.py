@@ -5,10 +5,10 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
 from lens_linear.errors import NotEnoughDataError
-from lens_linear.models.tokenize import tokenize
+from lens_linear.models.tokenizer import tokenize
 from lens_linear.text.corpora import default_text
 
 
@@ -34,7 +34,7 @@ def evaluation_tokens(
         NotEnoughDataError: the text gives fewer rows than asked for.
 
     Example:
-        >>> from lens_linear.models.load import load
+        >>> from lens_linear.models.open.load import load
         >>> evaluation_tokens(load("gpt-nano"), n_sequences=4).shape
         torch.Size([4, 128])
     """

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_choice,
     require_float,
     require_float_tensor,

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_linear._checks import require_int
-from lens_linear._files import require_target
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
+from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
+from lens_linear.files import require_target
 from lens_linear.linalg import Moments
-from lens_linear.linalg._sealed import read_sealed, write_sealed
 from lens_linear.models.capture import Site
 from lens_linear.stats.split import RowView, process
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_int, require_seed, require_tokens
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int, require_seed, require_tokens
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import TokenRows, require_model_tokens
 from lens_linear.models.hooks import require_bridge

@@ -5,3 +5,7 @@
 * ``lesson_N``: the checks of one lesson; they test properties and hand-computed cases and never
   hold a solution.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lens_linear.models.capture import run
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 from lens_linear.teaching.answers import (
     Exercise,
     Wrong,

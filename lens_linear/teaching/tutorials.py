@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lens_linear._checks import require_path
-from lens_linear._files import write_with
+from lens_linear.checks import require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
+from lens_linear.files import write_with
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,47 +13,6 @@ Nothing here knows a model or a tokenizer.
   can be read, told apart, and never executed.
 """
 
-from lens_linear.text._floors import EntropyFloors
-from lens_linear.text._mood import MoodSentences
-from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
-from lens_linear.text.corpora import (
-    batches,
-    default_stories,
-    default_text,
-    pack,
-    read_documents,
-    read_text,
-)
-from lens_linear.text.huggingface import huggingface_text, stream_huggingface_text
-from lens_linear.text.labels import html_label, token_label, token_labels, unique_labels
-from lens_linear.text.presets import PRESETS, Preset
-from lens_linear.text.random_tokens import RepeatedTokens, random_tokens, repeated_tokens
-from lens_linear.text.synthetic import SyntheticLanguage
-from lens_linear.text.token_stream import TokenStream
+import lazy_loader
 
-__all__ = [
-    "PRESETS",
-    "Concept",
-    "ConceptSplit",
-    "EntropyFloors",
-    "MoodSentences",
-    "Preset",
-    "RepeatedTokens",
-    "SyntheticLanguage",
-    "TokenStream",
-    "batches",
-    "default_stories",
-    "default_text",
-    "html_label",
-    "huggingface_text",
-    "load_concept",
-    "pack",
-    "random_tokens",
-    "read_documents",
-    "read_text",
-    "repeated_tokens",
-    "stream_huggingface_text",
-    "token_label",
-    "token_labels",
-    "unique_labels",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

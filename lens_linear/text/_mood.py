@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_choice, require_int
+from lens_linear.checks import require_choice, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._process import MOOD, Process, Sampler
 from lens_linear.text._seeds import labelled_generator

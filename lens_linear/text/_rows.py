@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lens_linear._checks import require_file
+from lens_linear.checks import require_file
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from lens_linear._checks import require_int
+from lens_linear.checks import require_int
 
 
 def labelled_generator(seed: int, label: str) -> torch.Generator:

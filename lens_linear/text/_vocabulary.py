@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lens_linear._checks import require_int
+from lens_linear.checks import require_int
 from lens_linear.text._seeds import labelled_generator
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")

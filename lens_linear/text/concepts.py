@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_choice,
     require_int,
     require_ints,

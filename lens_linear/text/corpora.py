@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_bool, require_file, require_int
+from lens_linear.checks import require_bool, require_file, require_int
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require_column
 from lens_linear.text._seeds import labelled_generator

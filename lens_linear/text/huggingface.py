@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lens_linear._checks import require_instance, require_int, require_path
+from lens_linear.checks import require_instance, require_int, require_path
 from lens_linear.errors import (
     CorruptedFileError,
     InvalidArgumentError,

@@ -17,7 +17,7 @@ import html
 import unicodedata
 from collections.abc import Sequence
 
-from lens_linear._checks import require_instance, require_int, require_list
+from lens_linear.checks import require_instance, require_int, require_list
 from lens_linear.errors import InvalidArgumentError
 
 EMPTY = "∅"

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_instance, require_int, require_tokens
+from lens_linear.checks import require_float, require_instance, require_int, require_tokens
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._floors import EntropyFloors, exact_floors
 from lens_linear.text._mood import MoodHalf, MoodSentences, random_mood_sentences

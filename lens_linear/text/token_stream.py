@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._checks import require_file, require_int, require_iterable, shown
-from lens_linear._files import atomic_path
+from lens_linear.checks import require_file, require_int, require_iterable, shown
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+from lens_linear.files import atomic_path
 from lens_linear.text.corpora import flat_ids
 
 _MAGIC = "lens_linear tokens 1"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
-from lens_linear.linalg._sealed import read_sealed, write_sealed
 from lens_linear.training.recipes import Recipe
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_device,
     require_instance,
     require_int,
     require_rows,
     require_stream,
 )
-from lens_linear._files import require_target
 from lens_linear.errors import NonFiniteError
-from lens_linear.models.spec import native_module
+from lens_linear.files import require_target
+from lens_linear.models.native import native_module
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
 from lens_linear.training.recipes import Phase, Recipe
@@ -160,7 +160,7 @@ def train(
         CorruptedFileError: the checkpoint is of another recipe or corpus, or damaged.
 
     Example:
-        >>> from lens_linear.models.spec import ModelSpec
+        >>> from lens_linear.models.native import ModelSpec
         >>> spec = ModelSpec(1, d_model=16, n_heads=2, d_vocab=32, n_ctx=16, attn_only=True)
         >>> recipe = Recipe("tiny", spec, (Phase(steps=3, rows=4, length=16, periods=(3, 6)),))
         >>> len(train(recipe, torch.arange(500) % 32, progress=False).history)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lens_linear._checks import (
+from lens_linear.checks import (
     require_choice,
     require_float,
     require_instance,
@@ -15,7 +15,7 @@ from lens_linear._checks import (
     require_list,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
 
 VOCABULARY = 1024
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._checks import require_float, require_float_tensor, require_list
+from lens_linear.checks import require_float, require_float_tensor, require_list
 from lens_linear.errors import InvalidArgumentError
 
 

@@ -7,7 +7,7 @@ import transformers
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.models.load import load
+from lens_linear.models.open.load import load
 
 HF_KINDS = ("gpt2", "neox", "gemma2", "opt", "qwen2", "llama", "phi", "gpt_neo")
 

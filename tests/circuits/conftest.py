@@ -12,6 +12,6 @@ def zoo_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def attn_2l():
-    from lens_linear.models.load import load
+    from lens_linear.models.open.load import load
 
     return load("attn-2l")

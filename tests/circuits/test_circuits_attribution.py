@@ -4,11 +4,11 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, ids, native
 
 import lens_linear as ll
-from lens_linear.circuits.patterns import attention_pattern
+from lens_linear.circuits.attention.patterns import attention_pattern
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.frozen import in_double
-from lens_linear.models.scores import attention_scores
+from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.frozen.frozen_attention import in_double
 
 NATIVE = [
     {},

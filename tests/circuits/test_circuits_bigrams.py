@@ -7,8 +7,8 @@ from circuit_zoo import native
 
 import lens_linear as ll
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.models.spec import ModelSpec, bridge_from_module
-from lens_linear.models.toy import toy_model
+from lens_linear.models.native import ModelSpec, bridge_from_module
+from lens_linear.models.open.toy import toy_model
 from lens_linear.stats.ngrams import bigram_counts
 from lens_linear.text.synthetic import SyntheticLanguage
 from lens_linear.training.loop import train

@@ -4,7 +4,7 @@ import torch
 from circuit_zoo import hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits.composition import KINDS, composition_scores
+from lens_linear.circuits.heads.composition import KINDS, composition_scores
 from lens_linear.errors import InvalidArgumentError
 
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.circuits.factored import (
+from lens_linear.circuits.heads.circuit_window import map_of
+from lens_linear.circuits.heads.factored import (
     copying_score,
     dense,
     diagonal_accuracy,
@@ -14,7 +15,6 @@ from lens_linear.circuits.factored import (
     sum_of,
     top_pairs,
 )
-from lens_linear.circuits.maps import map_of
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 
 

@@ -4,12 +4,12 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, ids, native
 
 import lens_linear as ll
-from lens_linear.circuits import heads
-from lens_linear.circuits.heads import head_circuit, summed_ov, summed_qk
-from lens_linear.circuits.virtual import composed_qk, virtual_head
+from lens_linear.circuits.heads import head_circuit as heads
+from lens_linear.circuits.heads.head_circuit import head_circuit, summed_ov, summed_qk
+from lens_linear.circuits.heads.virtual import composed_qk, virtual_head
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.scores import attention_scores
+from lens_linear.models.frozen.attention_scores import attention_scores
 
 
 def bare(**changes):
@@ -103,7 +103,7 @@ def test_heads_that_copy_only_together():
         attention.o.weight.copy_(torch.eye(16))
     heads = [head_circuit(model, 0, head) for head in range(2)]
     assert heads[0].copying_accuracy().top1 == pytest.approx(0.5)
-    from lens_linear.circuits.factored import diagonal_accuracy
+    from lens_linear.circuits.heads.factored import diagonal_accuracy
 
     assert diagonal_accuracy(summed_ov(heads)).top1 == 1.0
     assert summed_qk(heads).shape == (16, 16)
@@ -226,7 +226,9 @@ def test_wrong_scores_are_refused_where_attention_is_almost_even(monkeypatch):
     mask = torch.ones(10, 10, dtype=torch.bool).triu(1)
     wrong = (scores / 2).masked_fill(mask, float("-inf")).softmax(-1)
     assert (wrong - pattern).abs().max() < 1e-3  # no fixed limit would tell them apart
-    monkeypatch.setattr("lens_linear.models.scores.score_scale", lambda model, layer: 0.5 / 10**0.5)
+    monkeypatch.setattr(
+        "lens_linear.models.frozen.attention_scores.score_scale", lambda model, layer: 0.5 / 10**0.5
+    )
     with pytest.raises(UnsupportedModelError, match="do not give back its attention"):
         attention_scores(model, tokens, 0)
 

@@ -6,14 +6,14 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits._attention_stats import AttentionStats, measure, probe_rows
-from lens_linear.circuits.induction import InductionScores, Thresholds
-from lens_linear.constructions.induction import build_induction
+from lens_linear.circuits.induction.repeated_rows import AttentionStats, measure, probe_rows
+from lens_linear.circuits.induction.scores import InductionScores, Thresholds
+from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.shape import model_shape
-from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
-from lens_linear.models.toy import toy_model
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.open.toy import toy_model
 from lens_linear.training.loop import next_token_loss, train
 from lens_linear.training.recipes import Phase, Recipe
 

@@ -4,17 +4,17 @@ import torch
 from circuit_zoo import hugging_face, ids, native
 
 import lens_linear as ll
-from lens_linear.circuits._attention_stats import probe_rows
-from lens_linear.circuits._components import HeadOutputs
-from lens_linear.circuits._lab import Lab, induction_keys
-from lens_linear.circuits.ablation import ablate_heads, ablation_scores, mean_z
-from lens_linear.circuits.in_context import in_context_loss, row_losses
-from lens_linear.circuits.mechanism import verify_induction
-from lens_linear.constructions.induction import build_induction
+from lens_linear.circuits.attention.components import HeadOutputs
+from lens_linear.circuits.induction.ablation import ablate_heads, ablation_scores, mean_z
+from lens_linear.circuits.induction.in_context import in_context_loss, row_losses
+from lens_linear.circuits.induction.interventions import Lab, induction_keys
+from lens_linear.circuits.induction.mechanism import verify_induction
+from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.shape import model_shape
-from lens_linear.models.weights import read_weights
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.describe.weights import read_weights
 
 
 def lab_of(model, induction, **changes):

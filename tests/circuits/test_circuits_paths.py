@@ -9,7 +9,7 @@ from circuit_zoo import ids, native
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 SHAPES = [
     {},

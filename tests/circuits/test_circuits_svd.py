@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.circuits.svd import svd_readout
+from lens_linear.circuits.heads.svd import svd_readout
 
 
 def planted(values, rows=12, columns=9, seed=0):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from lens_linear._frames import Table
+from lens_linear.tables import Table
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ import torch
 from circuit_zoo import native
 
 import lens_linear as ll
-from lens_linear.circuits.bugs import skip_trigram_bugs
-from lens_linear.circuits.heads import head_circuit
-from lens_linear.circuits.trigrams import all_skip_trigrams, skip_trigrams
+from lens_linear.circuits.heads.head_circuit import head_circuit
+from lens_linear.circuits.paths.skip_trigrams import all_skip_trigrams, skip_trigrams
+from lens_linear.circuits.paths.trigram_bugs import skip_trigram_bugs
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.spec import ModelSpec, bridge_from_module
+from lens_linear.models.native import ModelSpec, bridge_from_module
 from lens_linear.text.synthetic import SyntheticLanguage
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe

@@ -13,8 +13,8 @@ import pytest
 from lens_linear.cli import main
 from lens_linear.cli.output import steps
 from lens_linear.cli.parser import RECIPE_NAMES, STUDY_NAMES, build_parser
-from lens_linear.linearity.study import STUDIES
-from lens_linear.models.bundled import training_table
+from lens_linear.models.open.bundled import training_table
+from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.recipes import RECIPES
 
 
@@ -211,7 +211,7 @@ def test_a_study_file_gives_its_tables_and_does_not_train_twice(tmp_path, capsys
 def test_training_into_the_current_folder_loads_what_was_trained(tmp_path, capsys, monkeypatch):
     """The folder is called like a bundled model: the hint and the checksum must be of the new one."""
     import lens_linear as ll
-    from lens_linear.models.checksum import weights_sha256
+    from lens_linear.models.open.checksum import weights_sha256
 
     monkeypatch.chdir(tmp_path)
     rows = [{"story": f"The miller, and mill {i}, by the river."} for i in range(60)]

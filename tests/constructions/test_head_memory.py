@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lens_linear.constructions.head_memory import attention_head_memory
-from lens_linear.constructions.trained_head import trained_head_memory
+from lens_linear.constructions.memory.head_memory import attention_head_memory
+from lens_linear.constructions.memory.trained_head import trained_head_memory
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 
 def gaussian(*shape, seed=0, size=1.0):

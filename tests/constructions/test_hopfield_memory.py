@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 import lens_linear as ll
-from lens_linear.constructions._binary import (
+from lens_linear.constructions.memory.binary_patterns import (
     draw_signs,
     expected_capacity,
     field,
@@ -15,9 +15,9 @@ from lens_linear.constructions._binary import (
     own_field,
     wrong_bits,
 )
-from lens_linear.constructions.energies import hopfield_energy, hopfield_update, parse_energy
-from lens_linear.constructions.memory import _isotonic, crossing, theory_slopes
-from lens_linear.constructions.retrieval import retrieval_curve, settle
+from lens_linear.constructions.memory.capacity import _isotonic, crossing, theory_slopes
+from lens_linear.constructions.memory.energies import hopfield_energy, hopfield_update, parse_energy
+from lens_linear.constructions.memory.retrieval import retrieval_curve, settle
 from lens_linear.errors import InvalidArgumentError
 
 NAMES = ("quadratic", "polynomial-3", "polynomial-4", "exponential")

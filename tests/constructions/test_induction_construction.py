@@ -5,17 +5,17 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.circuits.factored import diagonal_accuracy
-from lens_linear.circuits.heads import head_circuit
-from lens_linear.circuits.virtual import composed_qk, virtual_head
-from lens_linear.constructions.induction import (
+from lens_linear.circuits.heads.factored import diagonal_accuracy
+from lens_linear.circuits.heads.head_circuit import head_circuit
+from lens_linear.circuits.heads.virtual import composed_qk, virtual_head
+from lens_linear.constructions.induction_model import (
     INDUCTION_HEAD,
     PREVIOUS_TOKEN_HEAD,
     build_induction,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import run
-from lens_linear.models.scores import attention_scores
+from lens_linear.models.frozen.attention_scores import attention_scores
 
 V, N = 8, 16
 BETA, GAMMA, STRENGTH = 3.0, 5.0, 2.0

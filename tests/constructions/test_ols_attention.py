@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
 import lens_linear as ll
-from lens_linear.constructions.spectral import spectral_root
+from lens_linear.constructions.least_squares.spectral import spectral_root
 from lens_linear.errors import (
     InvalidArgumentError,
     LensLinearError,
@@ -280,7 +280,7 @@ def test_many_scores_are_never_formed_unless_hooked(monkeypatch, form, intercept
     x, y, new = problem("plain", 12, 3, 2, 1)
     model = ll.OLSAttention.from_data(x, y, form=form, intercept=intercept)
     want = model.predict(new)
-    monkeypatch.setattr("lens_linear.constructions.ols._MAX_SCORES", 9 * 12 - 1)
+    monkeypatch.setattr("lens_linear.constructions.least_squares.ols._MAX_SCORES", 9 * 12 - 1)
     torch.testing.assert_close(model.predict(new), want)  # the same product in the other order
     _, cache = model.run_with_cache(new, names_filter=["hook_z", "hook_out"])
     assert set(cache) == {"hook_z", "hook_out"}

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.constructions.ols_training import regression_data
+from lens_linear.constructions.least_squares.ols_training import regression_data
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 
 

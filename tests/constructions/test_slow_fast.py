@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lens_linear as ll
-from lens_linear.constructions.newton_schulz import NewtonSchulzAttention, gradient_step_attention
-from lens_linear.constructions.slow_fast import covariance_shift, swap_memories
+from lens_linear.constructions.least_squares.newton_schulz import (
+    NewtonSchulzAttention,
+    gradient_step_attention,
+)
+from lens_linear.constructions.least_squares.slow_fast import covariance_shift, swap_memories
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -135,7 +138,7 @@ def test_covariance_shift_curve():
 
 def test_shift_errors_are_those_of_the_modules():
     """The fast inner loops against the hooked modules, on the same draws."""
-    from lens_linear.constructions.slow_fast import _Task
+    from lens_linear.constructions.least_squares.slow_fast import _Task
 
     def fresh():
         return _Task(4, 50, 200, base_condition=5.0, noise=0.1, seed=7)

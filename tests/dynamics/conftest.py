@@ -14,7 +14,7 @@ def linear_model(seed=0, n_layers=3, d_model=16, n_heads=2):
 
     Block l maps it to ``x (1 + W_OV / T)`` plus what the context adds, T the number of tokens.
     """
-    from lens_linear.models.toy import toy_model
+    from lens_linear.models.open.toy import toy_model
 
     model = toy_model(n_layers=n_layers, d_model=d_model, n_heads=n_heads, seed=seed).double()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def linear():
 @pytest.fixture(scope="session")
 def smooth():
     """A full model (norms, GELU MLPs, rotary positions) in float64."""
-    from lens_linear.models.toy import toy_model
+    from lens_linear.models.open.toy import toy_model
 
     return toy_model(
         n_layers=3, d_model=16, n_heads=2, attn_only=False, norm="LN", positions="rotary", seed=1

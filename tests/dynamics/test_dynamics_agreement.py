@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lens_linear.dynamics.agreement import compare_gains, pearson, ranks, spearman
+from lens_linear.dynamics.gains.agreement import compare_gains, pearson, ranks, spearman
 from lens_linear.errors import InvalidArgumentError
 
 values = st.lists(st.integers(-4, 4), min_size=4, max_size=8)

@@ -9,10 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 import lens_linear as ll
 from lens_linear.dynamics import last_states, random_directions
-from lens_linear.dynamics.directions import _directions, _logistic, _whiten
+from lens_linear.dynamics.gains.directions import _directions, _logistic, _whiten
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import residual_stream
-from lens_linear.models.tokenize import tokenize_prompts
+from lens_linear.models.tokenizer import tokenize_prompts
 
 GOOD = [f"The {x} was good" for x in "cat dog boy girl bird fish king queen tree horse cow".split()]
 BAD = [f"The {x} was bad" for x in "cat dog boy girl bird fish king queen tree horse cow".split()]
@@ -94,7 +94,7 @@ def test_logistic_is_scikit_learns():
 
 
 def test_held_out_auc_against_scikit_learn():
-    from lens_linear.dynamics.directions import _held_out
+    from lens_linear.dynamics.gains.directions import _held_out
 
     x, labels = clouds(n=200, seed=5)
     x[labels] -= 0.7 * (x[labels].mean(0) - x[~labels].mean(0))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import lens_linear as ll
 from lens_linear.dynamics import as_prompts, random_directions, step_size_table
-from lens_linear.dynamics.gains import GainProfile
+from lens_linear.dynamics.gains.gain_profile import GainProfile
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 
 def closed_form(oracle, model, rows, directions, readout):

@@ -6,7 +6,7 @@ import torch
 import lens_linear as ll
 from lens_linear.dynamics import random_directions, steer_text, steering_cost
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.tokenize import tokenize_prompts
+from lens_linear.models.tokenizer import tokenize_prompts
 
 PROMPTS = ["The old king", "Once upon a time there was a"]
 

@@ -10,7 +10,7 @@ from lens_linear.dynamics import (
     steer_concepts,
     step_size_table,
 )
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 
 def test_refined_schedule_under_no_grad_equals_the_one_with_grad():

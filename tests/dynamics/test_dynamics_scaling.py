@@ -6,7 +6,7 @@ import pytest
 
 import lens_linear as ll
 from lens_linear.dynamics import agreement_table
-from lens_linear.dynamics.scaling import PUBLISHED
+from lens_linear.dynamics.surrogates.agreement_table import PUBLISHED
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 
 import lens_linear as ll
 from lens_linear.dynamics import random_directions
-from lens_linear.dynamics.state_gains import fit_state_gains
+from lens_linear.dynamics.gains.state_gains import fit_state_gains
 
 
 def planted(n=60, noise=0.3, seed=0):

@@ -13,7 +13,7 @@ from lens_linear.dynamics import (
     refined_min_energy,
     steer_concepts,
 )
-from lens_linear.dynamics.steering import heuristic_schedules
+from lens_linear.dynamics.steering.min_energy import heuristic_schedules
 from lens_linear.errors import InvalidArgumentError
 
 gains = st.lists(st.floats(-5, 5).filter(lambda x: abs(x) > 0.01), min_size=2, max_size=8)

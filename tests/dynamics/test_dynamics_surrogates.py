@@ -5,8 +5,8 @@ import torch
 
 import lens_linear as ll
 from lens_linear.dynamics import linearize, random_directions
-from lens_linear.dynamics.bases import BASES, build_bases
-from lens_linear.dynamics.surrogates import identify, reduced_gains, truncated
+from lens_linear.dynamics.surrogates.bases import BASES, build_bases
+from lens_linear.dynamics.surrogates.surrogate import identify, reduced_gains, truncated
 from lens_linear.errors import InvalidArgumentError
 
 

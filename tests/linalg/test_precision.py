@@ -2,7 +2,7 @@ import pytest
 import torch
 from linalg_data import normal
 
-from lens_linear._checks import require_float_tensor
+from lens_linear.checks import require_float_tensor
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.linalg import (
     Moments,

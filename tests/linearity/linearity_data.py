@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lens_linear.models.capture import run
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 from lens_linear.stats.split import RowView, halves
 
 

@@ -9,12 +9,12 @@ from linearity_data import activations, numpy_r2, small, split, tokens
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
-from lens_linear.linearity.adam import adam_baseline, adam_on_rows
-from lens_linear.linearity.compare import compare_profiles
-from lens_linear.linearity.compression import ffn_compression
-from lens_linear.linearity.geometry import layer_geometry
-from lens_linear.linearity.published import NOT_RUN, published_beside_measured
+from lens_linear.linearity.measure.adam import adam_baseline, adam_on_rows
+from lens_linear.linearity.measure.compare import compare_profiles
+from lens_linear.linearity.measure.geometry import layer_geometry
+from lens_linear.linearity.replace.compression import ffn_compression
 from lens_linear.models.capture import residual_stream
+from lens_linear.studies.published import NOT_RUN, published_beside_measured
 
 
 def rows(condition, n=2000, d=12, seed=0):

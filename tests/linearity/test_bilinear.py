@@ -6,7 +6,7 @@ from linearity_data import activations, numpy_r2, small, split, tokens
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linearity.bilinear import probe_rows
+from lens_linear.linearity.measure.bilinear import probe_rows
 
 
 def normal(*shape, seed):

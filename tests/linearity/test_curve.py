@@ -14,11 +14,11 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.linalg import fit_linear
-from lens_linear.linearity.compression import ffn_compression
-from lens_linear.linearity.loss import mean_loss, perplexity, sequence_loss
-from lens_linear.linearity.maps import Linearization
-from lens_linear.linearity.replace import fit_linearization
-from lens_linear.linearity.runs import run_table
+from lens_linear.linearity.replace.affine_map import Linearization
+from lens_linear.linearity.replace.compression import ffn_compression
+from lens_linear.linearity.replace.loss import mean_loss, perplexity, sequence_loss
+from lens_linear.linearity.replace.replacement import fit_linearization
+from lens_linear.linearity.replace.runs import run_table
 from lens_linear.models.hooks import hooked
 from lens_linear.stats.split import RowView
 
@@ -123,7 +123,7 @@ def test_distillation_brings_the_stream_closer_to_the_original():
 
 
 def test_gradient_polish_lowers_its_own_loss_and_trains_nothing_else():
-    from lens_linear.linearity.distill import _miss, polish
+    from lens_linear.linearity.replace.distill import _miss, polish
 
     model, ids = small(3, seed=2), tokens(40)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -9,7 +9,7 @@ from linearity_data import small, tokens
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, OfflineError
-from lens_linear.linearity.downstream import downstream_scores, log_likelihoods
+from lens_linear.studies.downstream import downstream_scores, log_likelihoods
 
 
 def test_log_likelihoods_equal_a_loop_over_tokens():

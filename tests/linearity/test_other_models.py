@@ -5,8 +5,8 @@ import torch
 from linearity_data import activations, numpy_r2, split, tokens
 
 import lens_linear as ll
-from lens_linear.linearity.compression import ffn_compression
-from lens_linear.linearity.geometry import layer_geometry
+from lens_linear.linearity.measure.geometry import layer_geometry
+from lens_linear.linearity.replace.compression import ffn_compression
 
 
 def logits(model, ids):

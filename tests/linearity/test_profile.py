@@ -15,7 +15,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.linalg import procrustes_similarity
-from lens_linear.linearity.intervals import held_out_null, ratio_interval
+from lens_linear.linearity.measure.intervals import held_out_null, ratio_interval
 
 COLUMNS = [
     "block_r2",

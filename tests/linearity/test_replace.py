@@ -15,8 +15,8 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.linalg import Moments, fit_linear, reduced_rank
-from lens_linear.linearity.replace import fit_linearization
-from lens_linear.linearity.saved import load_linearized, save_linearized
+from lens_linear.linearity.replace.replacement import fit_linearization
+from lens_linear.linearity.replace.saved import load_linearized, save_linearized
 from lens_linear.models.hooks import hooked
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.linearity.study import (
+from lens_linear.studies.pretraining import (
     MEASURES,
     STUDIES,
     Study,
@@ -17,7 +17,7 @@ from lens_linear.linearity.study import (
     run_study,
     validation_rows,
 )
-from lens_linear.linearity.study_tables import load_tables, save_tables
+from lens_linear.studies.study_tables import load_tables, save_tables
 
 TINY = {
     "name": "tiny",
@@ -81,7 +81,7 @@ def test_finished_runs_are_not_trained_again_and_rerunning_gives_the_same(result
     assert len(list((folder / "kept").glob("run-*.json"))) == 6
     again = run_study(folder / "tiny.json", text(500, 0), text(400, 1))
     assert again.to_dataframe().equals(table.to_dataframe())
-    monkeypatch.setattr("lens_linear.linearity.study.train", None)
+    monkeypatch.setattr("lens_linear.studies.pretraining.train", None)
     kept = run_study(folder / "tiny.json", text(500, 0), text(400, 1), folder=folder / "kept")
     assert kept.to_dataframe().equals(table.to_dataframe())
     with pytest.raises(TypeError):  # another text is another run

@@ -7,7 +7,7 @@ from architectures import UNUSUAL, save_random
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import available_sites, residual_stream, run, visit_sites
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 TOKENS = torch.randint(0, 60, (5, 12), generator=torch.Generator().manual_seed(0))
 

@@ -6,8 +6,8 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import residual_stream
-from lens_linear.models.last_token import freeze_context
-from lens_linear.models.toy import toy_model
+from lens_linear.models.frozen.frozen_context import freeze_context
+from lens_linear.models.open.toy import toy_model
 
 LENGTHS = torch.tensor([9, 4, 1])
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from lens_linear.models.last_token import freeze_context
-from lens_linear.models.toy import toy_model
+from lens_linear.models.frozen.frozen_context import freeze_context
+from lens_linear.models.open.toy import toy_model
 
 
 def test_linearize_under_no_grad_equals_linearize_with_grad():

@@ -20,9 +20,9 @@ from lens_linear.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from lens_linear.models.bundled import BUNDLED, bundled_names, training_table
 from lens_linear.models.capture import require_model_tokens
-from lens_linear.models.tokenize import (
+from lens_linear.models.open.bundled import BUNDLED, bundled_names, training_table
+from lens_linear.models.tokenizer import (
     encode_stream,
     token_strings,
     tokenize,

@@ -5,7 +5,7 @@ import transformers
 from architectures import CONFIGS, UNUSUAL, save_random
 
 import lens_linear as ll
-from lens_linear.models.sizes import n_parameters, site_parameters
+from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 
 
 def fused_gate():

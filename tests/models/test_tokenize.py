@@ -3,7 +3,7 @@
 import torch
 
 import lens_linear as ll
-from lens_linear.models.tokenize import token_strings, vocabulary
+from lens_linear.models.tokenizer import token_strings, vocabulary
 
 
 def test_every_token_of_a_byte_level_vocabulary_has_a_text_of_its_own():

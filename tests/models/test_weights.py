@@ -5,9 +5,9 @@ import torch
 
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.scores import attention_scores
-from lens_linear.models.toy import toy_model
-from lens_linear.models.weights import norm_scale, read_weights
+from lens_linear.models.describe.weights import norm_scale, read_weights
+from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.open.toy import toy_model
 
 TOYS = {
     "no norm": {"norm": "none"},
@@ -96,7 +96,7 @@ def test_position_biases_are_refused_not_misread(tmp_path):
 
 
 def test_relative_rotation_matches_scores():
-    from lens_linear.models.rotary import read_rotary
+    from lens_linear.models.describe.rotary import read_rotary
 
     model = toy_model(positions="rotary", norm="none")
     tokens = torch.randint(0, 60, (1, 12), generator=torch.Generator().manual_seed(3))

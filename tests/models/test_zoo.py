@@ -9,12 +9,12 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 import lens_linear as ll
-from lens_linear.circuits.heads import head_circuit
+from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.scores import attention_scores
-from lens_linear.models.toy import toy_model
-from lens_linear.models.weights import norm_scale, read_attention, read_weights
+from lens_linear.models.describe.weights import norm_scale, read_attention, read_weights
+from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.open.toy import toy_model
 
 COMMON = {
     "vocab_size": 61,

@@ -8,15 +8,15 @@ import torch
 
 import lens_linear as ll
 from lens_linear import plots
-from lens_linear.circuits.ablation import ablation_scores
-from lens_linear.circuits.bugs import skip_trigram_bugs
-from lens_linear.circuits.in_context import in_context_loss
-from lens_linear.circuits.maps import circuit_map
-from lens_linear.circuits.mechanism import verify_induction
-from lens_linear.circuits.patterns import attention_pattern
-from lens_linear.constructions.induction import build_induction
+from lens_linear.circuits.attention.patterns import attention_pattern
+from lens_linear.circuits.heads.circuit_window import circuit_map
+from lens_linear.circuits.induction.ablation import ablation_scores
+from lens_linear.circuits.induction.in_context import in_context_loss
+from lens_linear.circuits.induction.mechanism import verify_induction
+from lens_linear.circuits.paths.trigram_bugs import skip_trigram_bugs
+from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 HOSTILE = ["</script>", "<b>x</b>", "</s>", "\n", "", " the", " the", "&amp;", "%{x}", "\u202e"]
 

@@ -15,9 +15,9 @@ from lens_linear.dynamics import (
     steering_cost,
     step_size_table,
 )
-from lens_linear.dynamics.generation import SteeredText
+from lens_linear.dynamics.steering.generation import SteeredText
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 
 
 @pytest.fixture(scope="module")

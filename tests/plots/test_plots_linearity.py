@@ -10,15 +10,16 @@ import torch
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.adam import adam_on_rows
-from lens_linear.linearity.bilinear import probe_rows
-from lens_linear.linearity.compare import compare_profiles
-from lens_linear.linearity.compression import ffn_compression
-from lens_linear.linearity.geometry import layer_geometry
-from lens_linear.linearity.runs import run_table
-from lens_linear.linearity.study import MEASURES, Study, StudyResult
-from lens_linear.models.toy import toy_model
-from lens_linear.plots import linearity, linearity_probe, linearity_replace, linearity_study
+from lens_linear.linearity.measure.adam import adam_on_rows
+from lens_linear.linearity.measure.bilinear import probe_rows
+from lens_linear.linearity.measure.compare import compare_profiles
+from lens_linear.linearity.measure.geometry import layer_geometry
+from lens_linear.linearity.replace.compression import ffn_compression
+from lens_linear.linearity.replace.runs import run_table
+from lens_linear.models.open.toy import toy_model
+from lens_linear.plots import linearity, linearity_probe, linearity_replace
+from lens_linear.plots import studies as linearity_study
+from lens_linear.studies.pretraining import MEASURES, Study, StudyResult
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 import lens_linear as ll
 from lens_linear.models.capture import run
-from lens_linear.models.tokenize import token_strings
+from lens_linear.models.tokenizer import token_strings
 from lens_linear.plots.circuits import composition_map, head_scores
 from lens_linear.reports.build import report, report_steps
 from lens_linear.reports.circuit_sections import (

@@ -213,17 +213,13 @@ def _stream() -> Any:
 
 
 def _models() -> None:
-    from lens_linear.models import (
-        capture,
-        rotary,
-        scores,
-        shape,
-        sizes,
-        spec,
-        tokenize,
-        weights,
-    )
-    from lens_linear.models.checksum import weights_sha256
+    from lens_linear.models import capture
+    from lens_linear.models import native as spec
+    from lens_linear.models import tokenizer as tokenize
+    from lens_linear.models.describe import parameter_counts as sizes
+    from lens_linear.models.describe import rotary, shape, weights
+    from lens_linear.models.frozen import attention_scores as scores
+    from lens_linear.models.open.checksum import weights_sha256
 
     call("load", ll.load, name="no-such-model", free="device dtype device_map")
     call("load bundled", ll.load, name="attn-1l", free="name device dtype device_map")
@@ -284,7 +280,7 @@ def _stats() -> None:
 
 
 def _training() -> None:
-    from lens_linear.models.spec import ModelSpec
+    from lens_linear.models.native import ModelSpec
     from lens_linear.training import loop, recipes
 
     spec = ModelSpec(1, d_model=8, n_heads=2, d_vocab=20, n_ctx=8, attn_only=True)
@@ -305,18 +301,11 @@ def _training() -> None:
 
 
 def _linearity() -> None:
-    from lens_linear.linearity import (
-        adam,
-        compare,
-        compression,
-        geometry,
-        intervals,
-        published,
-        replace,
-        runs,
-        saved,
-        study,
-    )
+    from lens_linear.linearity.measure import adam, compare, geometry, intervals
+    from lens_linear.linearity.replace import compression, runs, saved
+    from lens_linear.linearity.replace import replacement as replace
+    from lens_linear.studies import pretraining as study
+    from lens_linear.studies import published
 
     common = {"model": GPT, "tokens": TOKENS}
     found = Lazy(lambda: ll.linearity_profile(GPT(), TOKENS))
@@ -355,9 +344,9 @@ def _linearity() -> None:
         linearization=fitted,
     )
     call("load_linearized", saved.load_linearized, folder="absent", model=GPT)
-    call("load_tables", ll.linearity.load_tables, folder="absent", name="cosine")
-    call("save_tables", ll.linearity.save_tables, result="none", folder="tables", text="none")
-    call("downstream_scores", ll.linearity.downstream_scores, model=ATTN, tasks=[])
+    call("load_tables", ll.studies.load_tables, folder="absent", name="cosine")
+    call("save_tables", ll.studies.save_tables, result="none", folder="tables", text="none")
+    call("downstream_scores", ll.studies.downstream_scores, model=ATTN, tasks=[])
     call("load_study", study.load_study, name="absent")
     call(
         "run_study",
@@ -432,7 +421,7 @@ def _circuits() -> None:
     call("HeadCircuit.copying_accuracy", lambda ks: head().copying_accuracy(ks=ks), ks=(1, 2))
     call("composition_scores", ll.composition_scores, model=ATTN, n_random=3)
     call("top_pairs", ll.circuits.top_pairs, matrix=Lazy(lambda: head().ov), k=5)
-    call("dense", at("circuits.factored.dense"), matrix=Lazy(lambda: head().ov), free="what")
+    call("dense", at("circuits.heads.factored.dense"), matrix=Lazy(lambda: head().ov), free="what")
     call("copying_score", ll.circuits.copying_score, matrix=Lazy(lambda: head().ov))
     call(
         "diagonal_accuracy",
@@ -506,7 +495,7 @@ def _reports() -> None:
 
 
 def _optional_circuits() -> None:
-    if find_spec("lens_linear.circuits.induction"):
+    if find_spec("lens_linear.circuits.induction.scores"):
         call(
             "induction_scores",
             ll.induction_scores,
@@ -515,12 +504,15 @@ def _optional_circuits() -> None:
             rows_per_period=2,
             bos=None,
         )
-    if find_spec("lens_linear.circuits.attribution"):
+    if find_spec("lens_linear.circuits.attention.attribution"):
         call("qk_attribution", ll.qk_attribution, model=ATTN, tokens=TOKENS, layer=1, head=0)
 
 
 def _dynamics() -> None:
-    from lens_linear.dynamics import agreement, directions, linearization, steering, surrogates
+    from lens_linear.dynamics.gains import agreement, directions
+    from lens_linear.dynamics.gains import jacobian_products as linearization
+    from lens_linear.dynamics.steering import min_energy as steering
+    from lens_linear.dynamics.surrogates import surrogate as surrogates
 
     made = Lazy(lambda: directions.random_directions(GPT()))
     common = {"model": GPT, "prompts": TOKENS}

@@ -11,8 +11,8 @@ import torch
 from robust_calls import NATURAL, SHAPE, X, Y, ids
 
 import lens_linear as ll
-from lens_linear import circuits, constructions, dynamics, linearity, plots
-from lens_linear.linearity.study import MEASURES
+from lens_linear import circuits, constructions, dynamics, linearity, plots, studies
+from lens_linear.studies.pretraining import MEASURES
 
 # EVIL marks what came from outside; each would do something if it were not escaped.
 HOSTILE = (
@@ -114,7 +114,7 @@ def study() -> Any:
     variants = {NAME: {}, HOSTILE[0]: {}}
     spec = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_vocab": 20}
     recipe = {"spec": spec, "phases": [{"steps": 9}]}
-    plan = linearity.Study(NAME, NAME, (0, 1), recipe, NAME, variants, {})
+    plan = studies.Study(NAME, NAME, (0, 1), recipe, NAME, variants, {})
     draw = torch.Generator().manual_seed(0)
     rows = tuple(
         {"variant": variant, "seed": seed, "step": step, "final": step == 9, "layer": layer}
@@ -124,7 +124,7 @@ def study() -> Any:
         for step in (3, 9)
         for layer in (0, 1)
     )
-    return linearity.StudyResult(plan, rows, 100, 100, 0.1)
+    return studies.StudyResult(plan, rows, 100, 100, 0.1)
 
 
 @functools.cache

@@ -14,13 +14,13 @@ from robust_calls import GPT, SHAPE, TOKENS, ids
 from robust_counts import SHARED, count
 
 import lens_linear as ll
-from lens_linear._files import WriteError, write_text
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
+from lens_linear.files import WriteError, write_text
 from lens_linear.linearity import fit_linearization, load_linearized, save_linearized
-from lens_linear.models.bundled import BUNDLED
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
+from lens_linear.models.open.bundled import BUNDLED
+from lens_linear.studies.baking import bake
 from lens_linear.text import TokenStream
-from lens_linear.training.bake import bake
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
 
@@ -276,7 +276,7 @@ def test_a_report_is_not_begun_when_it_cannot_be_written(tmp_path, monkeypatch):
 def test_what_a_killed_writer_left_is_cleared(tmp_path):
     script = (
         "import os, sys\n"
-        "from lens_linear._files import atomic_path\n"
+        "from lens_linear.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path:\n"
         "    path.write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -297,7 +297,7 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
 
 
 def test_recipes_and_studies_that_are_no_json(tmp_path):
-    from lens_linear.linearity import load_study
+    from lens_linear.studies import load_study
 
     path = tmp_path / "study.json"
     for text in ("", "[1]", "{}", json.dumps({"name": "x"}), "\0", '{"seeds": 3}'):

@@ -16,9 +16,9 @@ from robust_calls import GPT, NATURAL, ids
 from robust_counts import count
 
 import lens_linear as ll
-from lens_linear._files import write_text
+from lens_linear.files import write_text
 from lens_linear.linearity import fit_linearization, load_linearized, save_linearized
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
 from lens_linear.text import TokenStream
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe

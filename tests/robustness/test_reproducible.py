@@ -17,7 +17,7 @@ from robust_calls import ids
 import lens_linear as ll
 from lens_linear import constructions, linearity
 from lens_linear.dynamics import random_directions
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
 from lens_linear.training.recipes import Phase, Recipe
 
 ACROSS_THREADS = {"train": 1e-2, "evaluate_schedules": 2e-3}

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import residual_stream
-from lens_linear.models.toy import toy_model
+from lens_linear.models.open.toy import toy_model
 from lens_linear.stats.collect import collect_moments, common_sites, gather_rows
 from lens_linear.stats.split import RowView, as_rows, halves
 

@@ -9,7 +9,7 @@ import lens_linear as ll
 from lens_linear._tl import FactoredMatrix
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.teaching.answers import Wrong, call, number, require_close, tensor
-from lens_linear.teaching.check import Checker, CheckResult, find_exercise
+from lens_linear.teaching.checker import Checker, CheckResult, find_exercise
 
 
 def right(W_E, W_U, b_U):
@@ -178,4 +178,4 @@ def test_require_close_shows_the_worst_entry():
 
 
 def test_the_public_name_is_shared():
-    assert ll.check is ll.teaching.check.check
+    assert ll.check is ll.teaching.checker.check

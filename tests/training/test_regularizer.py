@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lens_linear import CosineRegularizer
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
 

@@ -4,9 +4,9 @@ import time
 
 import torch
 
-from lens_linear.models.spec import ModelSpec
+from lens_linear.models.native import ModelSpec
+from lens_linear.studies.baking import validation_rows
 from lens_linear.text.synthetic import SyntheticLanguage
-from lens_linear.training.bake import validation_rows
 from lens_linear.training.loop import train, validation_loss
 from lens_linear.training.recipes import Phase, Recipe
 

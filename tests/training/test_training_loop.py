@@ -8,8 +8,8 @@ import torch
 
 import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.models.spec import ModelSpec
-from lens_linear.training.bake import bake, bigram_floor, repeat_losses
+from lens_linear.models.native import ModelSpec
+from lens_linear.studies.baking import bake, bigram_floor, repeat_losses
 from lens_linear.training.loop import batch_at, learning_rate, train
 from lens_linear.training.recipes import RECIPES, Phase, Recipe
 
@@ -102,7 +102,7 @@ def test_the_cosine_term_turns_the_stream_less():
             Recipe("c", spec, (phase,), cosine=weight, precision="float32"), STREAM, progress=False
         )
         from lens_linear.models.capture import residual_stream
-        from lens_linear.models.spec import bridge_from_module
+        from lens_linear.models.native import bridge_from_module
 
         stream = residual_stream(bridge_from_module(run.module, spec), STREAM[:160].view(10, 16))
         return float(torch.nn.functional.cosine_similarity(stream[:-1], stream[1:], dim=-1).mean())

@@ -8,7 +8,7 @@ from machinery.master import masters
 from machinery.notebooks import checked_name, has_tag, make_notebook
 from machinery.outputs import define
 
-from lens_linear.teaching.check import Checker, exercises
+from lens_linear.teaching.checker import Checker, exercises
 
 MASTERS = masters()
 NAMES = [(master, cell.exercise) for master in MASTERS for cell in master.exercises]

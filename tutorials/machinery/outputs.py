@@ -123,7 +123,7 @@ def _key(cell: NotebookNode, number: int) -> tuple[str, int]:
 
 def check_stubs(notebook: NotebookNode) -> None:
     """Store what the checks say about the stubs in an exercise notebook, in place."""
-    from lens_linear.teaching.check import Checker
+    from lens_linear.teaching.checker import Checker
 
     checker = Checker()
     for cell in notebook.cells:

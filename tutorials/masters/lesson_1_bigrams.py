@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.models.tokenize import vocabulary as read_vocabulary
+from lens_linear.models.tokenizer import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, matrix, styled
 from lens_linear.stats.ngrams import bigram_counts, bigram_entropy
 

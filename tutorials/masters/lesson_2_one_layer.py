@@ -30,8 +30,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.models.spec import ModelSpec, bridge_from_module, native_module
-from lens_linear.models.tokenize import token_strings
+from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.tokenizer import token_strings
 from lens_linear.plots.circuitsvis import NotebookView, attention_view
 from lens_linear.plots.style import colour, escape, matrix, styled
 

@@ -34,17 +34,17 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 import lens_linear as ll
-from lens_linear.circuits.ablation import ablation_scores
-from lens_linear.circuits.in_context import in_context_loss
-from lens_linear.circuits.maps import map_of
-from lens_linear.circuits.mechanism import verify_induction
-from lens_linear.circuits.patterns import attention_pattern
+from lens_linear.circuits.attention.patterns import attention_pattern
+from lens_linear.circuits.heads.circuit_window import map_of
+from lens_linear.circuits.induction.ablation import ablation_scores
+from lens_linear.circuits.induction.in_context import in_context_loss
+from lens_linear.circuits.induction.mechanism import verify_induction
 from lens_linear.models.capture import run
-from lens_linear.models.spec import ModelSpec, bridge_from_module
-from lens_linear.models.tokenize import vocabulary as read_vocabulary
-from lens_linear.models.weights import norm_scale, read_weights
+from lens_linear.models.describe.weights import norm_scale, read_weights
+from lens_linear.models.native import ModelSpec, bridge_from_module
+from lens_linear.models.tokenizer import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, styled
-from lens_linear.text.random_tokens import random_tokens, repeated_tokens
+from lens_linear.text.random_rows import random_tokens, repeated_tokens
 from lens_linear.training.recipes import Phase, Recipe
 
 # %% [markdown]
@@ -697,7 +697,7 @@ live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]
 # - Wang et al. 2022, *Interpretability in the Wild*, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593), for
 #   path patching in a larger model.
 # - Mixed periods and the positional control are this package's own; see the docstring of
-#   `lens_linear.circuits.induction`.
+#   `lens_linear.circuits.induction.scores`.
 
 # %% [instructor]
 # **Timing.** 15 minutes to exercise 3.1; 25 for 3.2, the training and the trap; 25 for the composition

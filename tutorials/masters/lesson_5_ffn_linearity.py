@@ -36,8 +36,9 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.linalg import r_squared, spectrum
-from lens_linear.linearity import adam_baseline, ffn_compression, published_beside_measured
+from lens_linear.linearity import adam_baseline, ffn_compression
 from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.studies import published_beside_measured
 
 _ = torch.set_grad_enabled(False)
 
@@ -323,7 +324,7 @@ ll.check("5.5", bilinear)
 # find three products that we hid in a linear map?
 
 # %%
-from lens_linear.linearity.bilinear import probe_rows
+from lens_linear.linearity.measure.bilinear import probe_rows
 
 generator = torch.Generator().manual_seed(1)
 x = torch.randn(4000, 12, generator=generator).double()
@@ -422,7 +423,7 @@ print(baseline)
 ll.plots.adam_convergence(baseline)
 
 # %%
-from lens_linear.linearity.adam import adam_on_rows
+from lens_linear.linearity.measure.adam import adam_on_rows
 
 y = captured[0]["y"].flatten(0, 1)
 middle = len(lifted) // 2

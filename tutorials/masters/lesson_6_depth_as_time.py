@@ -42,7 +42,7 @@ from lens_linear.dynamics import (
     steering_cost,
     step_size_table,
 )
-from lens_linear.models.tokenize import vocabulary as read_vocabulary
+from lens_linear.models.tokenizer import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, styled
 
 _ = torch.set_grad_enabled(False)

@@ -34,11 +34,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.circuits.heads import head_circuit
+from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.linalg.least_squares import LinearFit
 from lens_linear.models.capture import run, visit_sites
-from lens_linear.models.scores import attention_scores
-from lens_linear.models.tokenize import vocabulary as read_vocabulary
+from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.tokenizer import vocabulary as read_vocabulary
 
 _ = torch.set_grad_enabled(False)
 
@@ -567,7 +567,7 @@ own = run(bundled, tokens[:, :24], record=[(0, "pattern")], logits=False)[(0, "p
 print(f"attention_scores of this package, after softmax: off by {(again - own).abs().max():.0e}")
 
 # %% [markdown]
-# Use `lens_linear.models.scores.attention_scores`, or rebuild scores from queries and keys as you did in
+# Use `lens_linear.models.frozen.attention_scores.attention_scores`, or rebuild scores from queries and keys as you did in
 # exercise 8.1. Your function would have found the trap.
 #
 # **Compatibility mode is a one-way street.** `enable_compatibility_mode()` folds norms and centres weights,

@@ -1,0 +1,1 @@
+"""What a head attends to, and which components make its attention scores."""

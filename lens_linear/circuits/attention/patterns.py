@@ -1,0 +1,97 @@
+"""Where heads look on one sequence: the recorded pattern with the text of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
+from lens_linear.circuits.labels import require_labels
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPattern(Table):
+    """Where the heads of a layer look on some tokens.
+
+    Attributes:
+        layer: of the heads.
+        pattern: after the softmax, rows sum to 1.
+        tokens: ids of the sequence.
+        token_text: their text, or their ids as text.
+    """
+
+    layer: int
+    pattern: Float[Tensor, "head query key"] = field(repr=False)
+    tokens: Int[Tensor, " position"]
+    token_text: tuple[str, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        heads, length = self.pattern.shape[:2]
+        return f"AttentionPattern of layer {self.layer}: {heads} heads, {length} tokens"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns head, query, key, attention for keys up to their query."""
+        import pandas as pd
+
+        heads, length = self.pattern.shape[:2]
+        rows: list[dict[str, Any]] = [
+            {"head": h, "query": q, "key": k, "attention": float(self.pattern[h, q, k])}
+            for h in range(heads)
+            for q in range(length)
+            for k in range(q + 1)
+        ]
+        return pd.DataFrame(rows)
+
+
+def attention_pattern(
+    model: TransformerBridge,
+    tokens: Int[Tensor, " position"],
+    layer: int,
+    *,
+    labels: Sequence[str] | None = None,
+) -> AttentionPattern:
+    """Record where the heads of a layer look on one sequence.
+
+    Args:
+        model: a bridge.
+        tokens: ids of one sequence.
+        layer: whose heads.
+        labels: text of the vocabulary; the tokenizer's by default.
+
+    Returns:
+        AttentionPattern: ``.pattern`` [head, query, key], each row a distribution; acts as a table.
+
+    Raises:
+        InvalidArgumentError: several sequences, ids beyond the vocabulary, or no such layer.
+        UnsupportedModelError: the model does not show its pattern.
+
+    Example:
+        >>> from lens_linear.constructions.induction_model import build_induction
+        >>> model = build_induction(vocab=6, n_ctx=12).model  # L0H0 looks one token back
+        >>> found = attention_pattern(model, torch.tensor([0, 3, 5, 1]), 0)
+        >>> found.pattern[0].argmax(-1).tolist()
+        [0, 0, 1, 2]
+    """
+    shape = model_shape(model)
+    rows = require_model_tokens(model, tokens)
+    if len(rows) != 1:
+        raise InvalidArgumentError(f"tokens must be one sequence, got {len(rows)}; pass tokens[0]")
+    layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
+    text = require_labels(labels, model, shape.d_vocab)
+    out = run(model, rows, record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
+    ids = rows[0].tolist()
+    shown = tuple(f"#{i}" if text is None else text[i] for i in ids)
+    return AttentionPattern(layer, out[0].to("cpu", torch.float64), rows[0], shown)

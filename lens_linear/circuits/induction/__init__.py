@@ -1,0 +1,1 @@
+"""Induction heads: scores with controls, the mechanism checked by intervention, ablation."""

@@ -1,0 +1,215 @@
+"""What a model gains from its context: the loss along the sequence, and in the second copy of repeats.
+
+On random tokens that repeat, nothing can be predicted in the first copy, and everything in the second by a
+model that finds the previous occurrence: the difference is the *in-context gain*, in nats a token. On text
+the curve over the token index says the same more softly.
+
+Source: Elhage et al. 2021, "Induction heads"; Olsson et al. 2022 for the loss by token index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int, require_seed
+from lens_linear.circuits.induction.repeated_rows import ProbeRows, probe_rows
+from lens_linear.circuits.paths.importance import token_losses
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.capture import batched, require_model_tokens, run
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.hooks import Edit
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Alignment = Literal["token index", "second copy"]
+
+
+@dataclass(frozen=True, eq=False)
+class InContextLoss(Table):
+    """Mean loss along the sequence.
+
+    Attributes:
+        points: index of the predicted token. "token index" counts from the start of the row; "second
+            copy" from the first token of the second copy, so that the first copy has negative indices.
+        loss: mean over rows, nats.
+        se: standard error of the mean over rows.
+        n: rows behind each mean.
+        first: mean loss of the first half, or of the first copy (its first token left out).
+        second: of the second half, or of the second copy (its first token left out: nothing says where
+            the repeat begins).
+        aligned: what the index counts from.
+    """
+
+    points: Int[Tensor, " point"]
+    loss: Float[Tensor, " point"]
+    se: Float[Tensor, " point"]
+    n: Int[Tensor, " point"]
+    first: float
+    second: float
+    aligned: Alignment
+    n_rows: int = field(default=0)
+
+    @property
+    def gain(self) -> float:
+        """``first - second``, nats a token: what the context is worth."""
+        return self.first - self.second
+
+    def __repr__(self) -> str:
+        halves = ("first half", "second half")
+        copies = ("first copy", "second copy")
+        one, two = halves if self.aligned == "token index" else copies
+        return (
+            f"InContextLoss over {self.n_rows} rows: {self.first:.3f} nats in the {one}, "
+            f"{self.second:.3f} in the {two}, gain {self.gain:+.3f}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns index, loss, se, n."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "index": self.points.numpy(),
+                "loss": self.loss.numpy(),
+                "se": self.se.numpy(),
+                "n": self.n.numpy(),
+            }
+        )
+
+
+def in_context_loss(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | None = None,
+    *,
+    periods: Sequence[int] | None = None,
+    rows_per_period: int = 8,
+    bos: int | Literal["auto"] | None = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+) -> InContextLoss:
+    """Measure the loss along sequences: given ones by token index, or random repeats by copy.
+
+    Nats a token. ``gain = first - second``: 0 for a model that does not use its context; on random repeats a
+    model that copies perfectly gains about the log of the vocabulary.
+
+    Args:
+        model: a bridge.
+        tokens: sequences of text; None draws random tokens that repeat with mixed periods.
+        periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
+        rows_per_period: random rows for each period.
+        bos: token put in front of random rows; "auto" takes the tokenizer's.
+        batch_size: rows a forward pass.
+        seed: of the random tokens.
+
+    Returns:
+        InContextLoss: the loss by index with its standard error, ``.gain``; acts as a table.
+
+    Raises:
+        UnsupportedModelError: the model predicts fewer tokens than it reads, or its context is too small for
+            two periods.
+        NotEnoughDataError: rows of fewer than 3 tokens.
+        InvalidArgumentError: ids that do not fit the model.
+
+    Source: Elhage et al. 2021, "Induction heads"; Olsson et al. 2022 for the loss by token index.
+
+    Example:
+        >>> from lens_linear.models.open.load import load
+        >>> in_context_loss(load("attn-2l")).gain > 2
+        True
+    """
+    shape = model_shape(model)
+    if shape.d_vocab_out < shape.d_vocab:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} reads {shape.d_vocab} tokens and predicts {shape.d_vocab_out}; a "
+            "next-token loss needs one vocabulary"
+        )
+    if tokens is not None:
+        rows = require_model_tokens(model, tokens, min_length=3)
+        return _by_index(row_losses(model, rows, batch_size=batch_size))
+    first = shape.bos if bos == "auto" else bos
+    probe = probe_rows(
+        shape,
+        periods=periods,
+        rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
+        bos=first,
+        seed=require_seed(seed),
+    ).repeating()
+    return _by_copy(row_losses(model, probe.tokens, batch_size=batch_size), probe)
+
+
+def row_losses(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "row position"],
+    *,
+    batch_size: int = 16,
+    edits: Sequence[Edit] = (),
+) -> Float[Tensor, "row position-1"]:
+    """Loss of every next token in float64; entry t is the loss of token t + 1."""
+    parts = []
+    for _, part in batched(tokens, batch_size):
+        out = run(model, part, edits=edits).logits
+        if out is None:
+            raise UnsupportedModelError("the model returned no logits")
+        parts.append(token_losses(out.to("cpu", torch.float64), part.cpu()))
+    return torch.cat(parts)
+
+
+def copy_losses(
+    losses: Float[Tensor, "row position-1"], rows: ProbeRows
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """Mean loss of every row's first and second copy, each without its first token."""
+    # Entry t of the losses predicts token t + 1, which is token t + 1 - start of the repeating part.
+    index = torch.arange(losses.shape[1])[None] + 1 - rows.start
+    period = rows.periods[:, None]
+    first = (index >= 1) & (index < period)
+    second = (index > period) & (index < 2 * period)
+    return (
+        (losses * first).sum(1) / first.sum(1),
+        (losses * second).sum(1) / second.sum(1),
+    )
+
+
+def _by_copy(losses: Tensor, rows: ProbeRows) -> InContextLoss:
+    first, second = copy_losses(losses, rows)
+    index = torch.arange(losses.shape[1])[None] + 1 - rows.start
+    relative = (index - rows.periods[:, None]).expand_as(losses)
+    inside = (index >= 1) & (index < 2 * rows.periods[:, None])
+    points, values = [], []
+    for point in torch.unique(relative[inside]).tolist():
+        points.append(point)
+        values.append(losses[inside & (relative == point)])
+    return _curve(
+        points, values, float(first.mean()), float(second.mean()), "second copy", len(losses)
+    )
+
+
+def _by_index(losses: Tensor) -> InContextLoss:
+    half = losses.shape[1] // 2
+    values = list(losses.T)
+    first, second = float(losses[:, :half].mean()), float(losses[:, half:].mean())
+    points = list(range(1, losses.shape[1] + 1))
+    return _curve(points, values, first, second, "token index", len(losses))
+
+
+def _curve(
+    points: list[int],
+    values: list[Tensor],
+    first: float,
+    second: float,
+    aligned: Alignment,
+    n_rows: int,
+) -> InContextLoss:
+    n = torch.tensor([len(v) for v in values])
+    se = [v.std() / len(v) ** 0.5 if len(v) > 1 else torch.tensor(float("nan")) for v in values]
+    mean = torch.stack([v.mean() for v in values])
+    index = torch.tensor(points)
+    return InContextLoss(index, mean, torch.stack(se).double(), n, first, second, aligned, n_rows)

@@ -1,0 +1,228 @@
+"""Where heads look on random tokens that repeat with mixed periods: the measurements behind verdicts.
+
+Every number is attention at a fixed relation between query and key, averaged over many random rows. For each
+relation the same positions are also read where the relation does not hold, which is what position alone
+gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int, require_ints, require_seed
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.capture import batched, run
+from lens_linear.models.describe.shape import ModelShape
+from lens_linear.models.hooks import Spot
+from lens_linear.text.random_rows import repeated_tokens
+
+MIN_QUERIES = 8
+MIN_PERIOD = 3  # at 2 the token after the previous occurrence is the previous token
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeRows:
+    """Random rows: some repeat with their own period, some do not repeat at all (period 0)."""
+
+    tokens: Int[Tensor, "row position"]
+    periods: Int[Tensor, " row"]
+    start: int  # 1 when a beginning-of-sequence token stands first, else 0
+
+    @property
+    def choices(self) -> list[int]:
+        """The periods that occur, without 0."""
+        return sorted({p for p in self.periods.tolist() if p})
+
+    def repeating(self) -> ProbeRows:
+        """The rows that repeat."""
+        keep = self.periods > 0
+        return ProbeRows(self.tokens[keep], self.periods[keep], self.start)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionStats:
+    """Mean attention per head, [.., layer, head]; ``period`` axes follow the periods of the rows.
+
+    Attributes:
+        prefix: from a repeated token to the token after its previous occurrence.
+        prefix_control: the same positions and offset in rows where that key means nothing.
+        duplicate: from a repeated token to its previous occurrence.
+        duplicate_control: the same positions and offset in other rows.
+        by_offset: rows that do not repeat: attention at offset 0, 1, 2, ..., over the queries that a
+            repeat of that length would measure (at least the first eight that have such a key).
+        uniform: what equal attention to all keys gives at those queries, per offset.
+        neighbours: rows that do not repeat: attention at offset 0, 1 and 2 over all queries that have such
+            a key.
+        first: attention to the first position of the row, from the second half of the row.
+        prefix_se: standard error of the mean of ``prefix`` over periods, from the spread over rows.
+        n_rows: rows behind the means.
+    """
+
+    periods: tuple[int, ...]
+    prefix: Float[Tensor, "period layer head"]
+    prefix_control: Float[Tensor, "period layer head"]
+    duplicate: Float[Tensor, "period layer head"]
+    duplicate_control: Float[Tensor, "period layer head"]
+    by_offset: Float[Tensor, "offset layer head"]
+    uniform: Float[Tensor, " offset"]
+    neighbours: Float[Tensor, "offset layer head"]
+    first: Float[Tensor, "layer head"]
+    prefix_se: Float[Tensor, "layer head"]
+    n_rows: int
+
+
+def choose_periods(
+    shape: ModelShape, periods: Sequence[int] | None, start: int, n_allowed: int
+) -> list[int]:
+    """Return periods whose two copies fit the context and whose tokens can all differ."""
+    room = min((shape.n_ctx - start) // 2, n_allowed // 2)
+    if periods is not None:
+        chosen = sorted(set(require_ints("periods", periods, minimum=MIN_PERIOD)))
+        if len(chosen) < 2:
+            raise InvalidArgumentError(
+                f"periods must hold at least two different ones, got {list(periods)}: with one period a "
+                "fixed offset cannot be told from induction; pass e.g. [8, 13, 21]"
+            )
+        if chosen[-1] > room:
+            raise InvalidArgumentError(
+                f"periods must be at most {room} here (two copies in a context of {shape.n_ctx}, different "
+                f"tokens out of {n_allowed}), got {chosen[-1]}; pass shorter ones"
+            )
+        return chosen
+    longest = min(32, room)
+    if longest < MIN_PERIOD + 1:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} has a context of {shape.n_ctx} and {n_allowed} ordinary tokens, too "
+            "few for two different repeat periods of at least 3; its heads cannot be scored this way"
+        )
+    # Closer together where they are short: a model may have been trained on short repeats only, and its
+    # context be longer than anything it has seen.
+    shortest = max(MIN_PERIOD, longest // 5)
+    steps = torch.linspace(math.log(shortest), math.log(longest), 6)
+    return sorted(set(steps.exp().round().int().tolist()))
+
+
+def probe_rows(
+    shape: ModelShape,
+    *,
+    periods: Sequence[int] | None,
+    rows_per_period: int,
+    bos: int | None,
+    seed: int,
+) -> ProbeRows:
+    """Draw rows for every period, and as many rows for two periods that do not repeat."""
+    require_int("rows_per_period", rows_per_period, minimum=1)
+    if bos is not None:
+        require_int("bos", bos, minimum=0, maximum=shape.d_vocab - 1)
+    seed = require_seed(seed)
+    allowed = torch.tensor([i for i in range(shape.d_vocab) if i != bos])
+    start = int(bos is not None)
+    chosen = choose_periods(shape, periods, start, len(allowed))
+    length = start + 2 * chosen[-1]
+    n = rows_per_period * len(chosen)
+    repeated = repeated_tokens(n, chosen, length, allowed, seed, bos=bos, distinct=True)
+    plain = _distinct_rows(2 * rows_per_period, length, allowed, bos, seed)
+    tokens = torch.cat([repeated.tokens, plain])
+    kinds = torch.cat([repeated.periods, torch.zeros(len(plain), dtype=torch.int64)])
+    return ProbeRows(tokens, kinds, start)
+
+
+def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: int) -> Tensor:
+    """Rows in which no token occurs twice."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    body = length - int(bos is not None)
+    keys = torch.rand(n, len(allowed), generator=generator)
+    rows = allowed[keys.topk(body, dim=1).indices]
+    if bos is None:
+        return rows
+    return torch.cat([torch.full((n, 1), bos), rows], dim=1)
+
+
+def measure(model: TransformerBridge, rows: ProbeRows, *, batch_size: int = 16) -> AttentionStats:
+    """Run the rows and average attention at every relation; patterns are never all kept."""
+    n_layers = int(model.cfg.n_layers)
+    spots: list[Spot] = [(layer, "pattern") for layer in range(n_layers)]
+    body = rows.tokens.shape[1] - rows.start
+    tables = []
+    for _, part in batched(rows.tokens, batch_size):
+        out = run(model, part, record=spots, logits=False)
+        tables.append(
+            torch.stack([_row_table(out[spot], rows.start, body) for spot in spots], dim=1)
+        )
+    table = torch.cat(tables)  # [row, layer, head, what, offset]
+    return _summary(table, rows, body)
+
+
+def _row_table(pattern: Tensor, start: int, body: int) -> Float[Tensor, "row head what offset"]:
+    """Per row and head, attention at each offset, averaged over four windows of queries.
+
+    Window 0, for an induction offset p - 1: queries p .. 2p - 1. Window 1, for a duplicate offset p:
+    queries p .. 2p - 1. Window 2: every query that has such a key. Window 3: as window 0, but at least
+    eight queries. Positions count after the first token when that is a beginning-of-sequence token.
+    """
+    pattern = pattern.to("cpu", torch.float64)
+    shape = pattern.shape[:2]
+    found = torch.full((*shape, 4, body), float("nan"), dtype=torch.float64)
+    inner = pattern[:, :, start:, start:]
+    for offset in range(body):
+        band = inner.diagonal(-offset, dim1=-2, dim2=-1)  # entry i is query offset + i
+        period = offset + 1
+        if offset >= 1 and 2 * period <= body:
+            found[:, :, 0, offset] = band[..., 1 : 1 + period].mean(-1)
+        if offset >= 1 and 2 * offset <= body:
+            found[:, :, 1, offset] = band[..., :offset].mean(-1)
+        found[:, :, 2, offset] = band.mean(-1)
+        found[:, :, 3, offset] = band[..., : max(period, MIN_QUERIES) + 1][..., 1:].mean(-1)
+    # Offset 0 of window 0 is free: it holds the attention to the very first position.
+    found[:, :, 0, 0] = pattern[:, :, body // 2 + start :, 0].mean(-1)
+    return found
+
+
+def _summary(table: Tensor, rows: ProbeRows, body: int) -> AttentionStats:
+    choices, kinds = rows.choices, rows.periods
+    prefix, prefix_control, duplicate, duplicate_control, spread = [], [], [], [], []
+    for period in choices:
+        own = kinds == period
+        prefix.append(table[own, :, :, 0, period - 1].mean(0))
+        rows_of = table[own, :, :, 0, period - 1]
+        # One row a period has no spread: the standard error is unknown then.
+        unknown = torch.full_like(rows_of[0], float("nan"))
+        spread.append(rows_of.var(0) / len(rows_of) if len(rows_of) > 1 else unknown)
+        duplicate.append(table[own, :, :, 1, period].mean(0))
+        # In a row of period r, offset p - 1 means something else when it or p is a multiple of r.
+        free = torch.tensor(
+            [not r or bool(period % r and (period - 1) % r) for r in kinds.tolist()]
+        )
+        prefix_control.append(table[free & ~own, :, :, 0, period - 1].mean(0))
+        free = torch.tensor(
+            [not r or bool(period % r and (period + 1) % r) for r in kinds.tolist()]
+        )
+        duplicate_control.append(table[free & ~own, :, :, 1, period].mean(0))
+    plain = table[kinds == 0].mean(0)  # [layer, head, what, offset]
+    # Beyond the longest period too: a model that knows one period only may know a longer one.
+    far = max(body // 2, body - MIN_QUERIES)
+    uniform = torch.zeros(far, dtype=torch.float64)
+    for offset in range(far):
+        queries = torch.arange(offset + 1, min(offset + 1 + max(offset + 1, MIN_QUERIES), body))
+        uniform[offset] = (1 / (queries + 1 + rows.start)).mean()
+    by_offset = plain[:, :, 3, :far].permute(2, 0, 1)
+    return AttentionStats(
+        tuple(choices),
+        torch.stack(prefix),
+        torch.stack(prefix_control),
+        torch.stack(duplicate),
+        torch.stack(duplicate_control),
+        by_offset,
+        uniform,
+        plain[:, :, 2, :3].permute(2, 0, 1),
+        table[:, :, :, 0, 0].mean(0),
+        torch.stack(spread).sum(0).sqrt() / len(choices),
+        len(table),
+    )

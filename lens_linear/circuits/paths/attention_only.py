@@ -1,0 +1,188 @@
+"""An attention-only transformer, opened up: bigrams, heads, skip-trigrams and exact paths.
+
+>>> import torch
+>>> from lens_linear.models.open.toy import toy_model
+>>> view = AttentionOnly(toy_model(n_layers=2, n_heads=2))
+>>> view
+AttentionOnly 'toy': 2 layers × 2 heads, vocabulary 64, norms none
+>>> view.paths(torch.arange(10)).max_error < 1e-5
+True
+
+Weights are read once, norms folded into a copy, in float64; the model is not changed. A model with MLPs is
+refused: its logits are no sum of attention paths. For such models use the head-level tools
+(:func:`~lens_linear.circuits.heads.head_circuit.head_circuit` and its neighbours), which take any model.
+
+Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_choice
+from lens_linear.circuits.heads.head_circuit import HeadCircuit, head_circuit
+from lens_linear.circuits.labels import require_labels
+from lens_linear.circuits.paths.bigrams import BigramTable
+from lens_linear.circuits.paths.chains import expand
+from lens_linear.circuits.paths.expansion import PathExpansion
+from lens_linear.circuits.paths.importance import PathImportance, importance_by_order
+from lens_linear.circuits.paths.skip_trigrams import (
+    Ranking,
+    SkipTrigrams,
+    all_skip_trigrams,
+    skip_trigrams,
+)
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.describe.weights import ModelWeights, read_weights
+from lens_linear.models.frozen.frozen_attention import (
+    FrozenRun,
+    freeze_attention,
+    in_double,
+    require_attention_only,
+)
+
+MAX_TERMS = 4096
+MAX_BYTES = 2 * 2**30
+
+
+class AttentionOnly:
+    """A view of an attention-only model; the model stays as it is.
+
+    Args:
+        model: a bridge without MLPs.
+        fold: fold norm weights, biases and centring into the copy of the weights (exact either way for
+            paths, which always fold).
+        labels: text of the vocabulary; the tokenizer's by default, if there is one.
+
+    Raises:
+        UnsupportedModelError: the model has MLPs (the message says how many), norms behind its
+            attention, or bounded logits.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        *,
+        fold: bool = True,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        self.shape = model_shape(model)
+        require_attention_only(model)
+        self.model = model
+        self.fold = fold
+        self._verified: set[int] = set()
+        self.labels = require_labels(labels, model, self.shape.d_vocab)
+
+    def __repr__(self) -> str:
+        s = self.shape
+        return (
+            f"AttentionOnly {s.name!r}: {s.n_layers} layers × {s.n_heads} heads, vocabulary "
+            f"{s.d_vocab}, norms {self.weights.norm}"
+        )
+
+    @cached_property
+    def weights(self) -> ModelWeights:
+        """The weights in float64, norms folded unless ``fold=False``."""
+        return read_weights(self.model, fold=self.fold)
+
+    def bigrams(self) -> BigramTable:
+        """Return the direct path ``W_E W_U`` as a table of bigrams."""
+        return BigramTable.from_weights(self.weights, self.labels)
+
+    def head(self, layer: int, head: int) -> HeadCircuit:
+        """Return the QK and OV circuits of one head."""
+        return head_circuit(
+            self.model,
+            layer,
+            head,
+            weights=self.weights,
+            labels=self.labels,
+            verified=self._verified,
+        )
+
+    def heads(self) -> list[HeadCircuit]:
+        """Return all heads, layer by layer."""
+        layers, heads = range(self.shape.n_layers), range(self.shape.n_heads)
+        return [self.head(layer, head) for layer in layers for head in heads]
+
+    def skip_trigrams(
+        self,
+        layer: int,
+        head: int,
+        k: int = 50,
+        *,
+        by: Ranking = "probability",
+        sources: Sequence[int] | None = None,
+        per_pair: int | None = None,
+        context: int = 32,
+    ) -> SkipTrigrams:
+        """Return the k strongest skip-trigrams "source … destination → out" of a head.
+
+        See :func:`lens_linear.circuits.paths.skip_trigrams.skip_trigrams`.
+        """
+        head_view = self.head(layer, head)
+        return skip_trigrams(
+            head_view, k, by=by, sources=sources, per_pair=per_pair, context=context
+        )
+
+    def all_skip_trigrams(
+        self, k: int = 50, *, layer: int = 0, by: Ranking = "probability", context: int = 32
+    ) -> SkipTrigrams:
+        """Return the k strongest skip-trigrams of all heads of a layer together."""
+        heads = [self.head(layer, head) for head in range(self.shape.n_heads)]
+        return all_skip_trigrams(heads, k, by=by, context=context)
+
+    def paths(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        *,
+        dtype: torch.dtype | None = None,
+        max_terms: int = MAX_TERMS,
+        max_bytes: int = MAX_BYTES,
+    ) -> PathExpansion:
+        """Return the logits as an exact sum over end-to-end paths, patterns and norm scales frozen.
+
+        Args:
+            tokens: ids [batch, position], or one row.
+            dtype: None runs the model as it is and adds up in float64, so that the error is the model's
+                own rounding. ``torch.float64`` runs a float64 copy of the model (error about 1e-13);
+                ``torch.float32`` adds up in float32.
+            max_terms: refuse more paths than this. L layers of H heads have about 2 (1 + H)^L.
+            max_bytes: refuse to take more memory than this.
+
+        Raises:
+            InvalidArgumentError: too many paths, or too many tokens for them.
+        """
+        frozen = self.frozen(tokens, dtype=dtype)
+        found = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
+        return PathExpansion(
+            frozen.tokens,
+            (*found.names, *found.direct_names),
+            found.streams,
+            tuple(found.direct),
+            frozen.weights.W_U,
+            frozen.scales[-1],
+            frozen.logits,
+            self.labels,
+        )
+
+    def importance(
+        self, tokens: Int[Tensor, "batch position"], *, dtype: torch.dtype | None = None
+    ) -> PathImportance:
+        """Return the paper's term importance without listing the paths: any depth, any number of heads."""
+        return importance_by_order(self.frozen(tokens, dtype=dtype))
+
+    def frozen(
+        self, tokens: Int[Tensor, "batch position"], *, dtype: torch.dtype | None = None
+    ) -> FrozenRun:
+        """Run the model once and keep what the path expansion holds still."""
+        if dtype is not None:
+            require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
+        model = in_double(self.model) if dtype == torch.float64 else self.model
+        return freeze_attention(model, tokens, dtype=dtype or torch.float64)

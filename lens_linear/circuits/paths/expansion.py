@@ -1,0 +1,306 @@
+"""The logits of an attention-only transformer as an exact sum over end-to-end paths.
+
+With attention patterns and norm scales held at their values, every logit is a sum: the direct path from the
+embedding, one term for every head, one for every chain of heads through the layers ("virtual heads"), the
+same for position rows and biases. Nothing is approximated; ``max_error`` is rounding.
+
+>>> import torch
+>>> from lens_linear.circuits.paths.attention_only import AttentionOnly
+>>> from lens_linear.models.open.toy import toy_model
+>>> paths = AttentionOnly(toy_model(n_layers=2, n_heads=2)).paths(torch.arange(8))
+>>> paths.max_error < 1e-5, len(paths.terms)
+(True, 18)
+
+What a path does *not* say: patterns are given, so paths through QK (why a head looks where it looks) are
+another question, see :mod:`lens_linear.circuits.attention.attribution`.
+
+Source: Elhage et al. 2021, "The Path Expansion Trick" and "Term Importance Analysis".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear.checks import require_int
+from lens_linear.circuits.paths.chains import Heads, PathName
+from lens_linear.circuits.paths.importance import PathImportance, importance_of_orders, token_losses
+from lens_linear.errors import NotEnoughDataError
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class PathTerm:
+    """One end-to-end path and what it adds to the logits.
+
+    A term stands for its logits: terms can be added with ``+`` and ``sum``, and given to torch functions.
+
+    Attributes:
+        name: e.g. ``token → L0H1 → L1H2``.
+        source: "token", "position" or a bias.
+        heads: (layer, head) in order; empty for the direct path.
+    """
+
+    name: str
+    source: str
+    heads: Heads
+    expansion: PathExpansion = field(repr=False)
+    index: int = field(repr=False)
+
+    @property
+    def order(self) -> int:
+        """How many heads the path passes."""
+        return len(self.heads)
+
+    @property
+    def logits(self) -> Float[Tensor, "batch position vocab_out"]:
+        """What the path adds to the logits, [batch, position, token]."""
+        return self.expansion.term_logits(self.index)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the logits."""
+        return self.expansion.model_logits.shape
+
+    def __add__(self, other: Any) -> Tensor:
+        return self.logits + (other.logits if isinstance(other, PathTerm) else other)
+
+    __radd__ = __add__
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*_as_tensors(args), **_as_tensors(kwargs or {}))
+
+
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, PathTerm):
+        return value.logits
+    if isinstance(value, (list, tuple)):
+        return type(value)(_as_tensors(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _as_tensors(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class PathTable(Table):
+    """Which paths wrote one logit, largest first.
+
+    Attributes:
+        position, token, batch: of the logit.
+        logit: the model's own logit there.
+        rows: path name, source, order, logit, and the logit minus the path's mean over tokens.
+        token_text: text of the token, or None.
+    """
+
+    position: int
+    token: int
+    batch: int
+    logit: float
+    rows: tuple[dict[str, Any], ...] = field(repr=False)
+    token_text: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"PathTable: {len(self.rows)} paths to the logit {self.logit:.3f} of token {self.token} at "
+            f"position {self.position}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns path, source, order, logit (sums to the model's), relative (minus the mean token)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=["path", "source", "order", "logit", "relative"])
+
+
+@dataclass(frozen=True, eq=False)
+class PathAblation(Table):
+    """What the loss becomes when one path's logits are taken away, patterns and scales frozen.
+
+    Attributes:
+        loss: of all paths together, nats a token.
+        rows: path, order, and the loss without it minus the loss with it (positive: the path helps).
+    """
+
+    loss: float
+    rows: tuple[dict[str, Any], ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"PathAblation: {len(self.rows)} paths taken away one by one; loss {self.loss:.3f} nats"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns path, source, order, effect (nats a token), most helpful first."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows, columns=["path", "source", "order", "effect"])
+        return frame.sort_values("effect", ascending=False, kind="stable").reset_index(drop=True)
+
+
+@dataclass(frozen=True, eq=False)
+class PathExpansion:
+    """The logits of some tokens as a sum over paths.
+
+    Attributes:
+        tokens: the ids.
+        names: of the paths, in the order of :attr:`terms`.
+        streams: what each path leaves in the residual stream; the last ``len(direct)`` paths have none.
+        direct: logits of the paths that do not pass the stream (b_U).
+        unembedding: ``W_U``, the final norm folded.
+        final_scale: the final norm's scale at each position.
+        model_logits: the model's own.
+    """
+
+    tokens: Int[Tensor, "batch position"]
+    names: tuple[PathName, ...]
+    streams: Float[Tensor, "path batch position d_model"] = field(repr=False)
+    direct: tuple[Tensor, ...] = field(repr=False)
+    unembedding: Float[Tensor, "d_model vocab_out"] = field(repr=False)
+    final_scale: Float[Tensor, "batch position 1"] = field(repr=False)
+    model_logits: Float[Tensor, "batch position vocab_out"] = field(repr=False)
+    labels: Sequence[str] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        batch, length = self.tokens.shape
+        return (
+            f"PathExpansion: {len(self.names)} paths of up to {max(len(n.heads) for n in self.names)} "
+            f"heads, {batch} × {length} tokens, largest error against the model {self.max_error:.2g} logits"
+        )
+
+    @cached_property
+    def terms(self) -> tuple[PathTerm, ...]:
+        """One term for each end-to-end path; ``sum(paths.terms)`` is :attr:`logits`."""
+        return tuple(
+            PathTerm(str(name), name.source, name.heads, self, index)
+            for index, name in enumerate(self.names)
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns path, source, order, size: root mean square of its logits above their mean over tokens."""
+        import pandas as pd
+
+        sizes = []
+        for term in self.terms:
+            logits = term.logits
+            sizes.append(float((logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()))
+        return pd.DataFrame(
+            {
+                "path": [term.name for term in self.terms],
+                "source": [term.source for term in self.terms],
+                "order": [term.order for term in self.terms],
+                "size": sizes,
+            }
+        )
+
+    def term_logits(self, index: int) -> Float[Tensor, "batch position vocab_out"]:
+        """Return what one path adds to the logits."""
+        index = require_int("index", index, minimum=0, maximum=len(self.names) - 1)
+        if index >= len(self.streams):
+            return self.direct[index - len(self.streams)].expand_as(self.model_logits)
+        return self.streams[index] / self.final_scale @ self.unembedding
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "batch position vocab_out"]:
+        """The sum of all terms."""
+        total = self.streams.sum(0) / self.final_scale @ self.unembedding
+        for extra in self.direct:
+            total = total + extra
+        return total
+
+    @cached_property
+    def max_error(self) -> float:
+        """Largest difference between :attr:`logits` and the model's own, in logits."""
+        return float((self.logits - self.model_logits).abs().max())
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean next-token loss of the sum, nats a token."""
+        return float(token_losses(self.logits, self.tokens).mean())
+
+    def token_table(self, position: int, token: int | None = None, *, batch: int = 0) -> PathTable:
+        """Say which paths wrote one logit.
+
+        Args:
+            position: where; negative counts from the end.
+            token: whose logit; the token that really comes next by default, or the model's favourite at
+                the last position.
+            batch: which sequence.
+
+        Returns:
+            One row a path. ``logit`` adds up to the model's logit. ``relative`` is the logit minus the
+            path's mean over all tokens, which is what the softmax can see.
+        """
+        batch = require_int("batch", batch, minimum=0, maximum=len(self.tokens) - 1)
+        length = self.tokens.shape[1]
+        position = require_int("position", position, minimum=-length, maximum=length - 1) % length
+        if token is None:
+            last = position == length - 1
+            best = self.model_logits[batch, position].argmax()
+            token = int(best if last else self.tokens[batch, position + 1])
+        token = require_int("token", token, minimum=0, maximum=self.unembedding.shape[1] - 1)
+        scale = self.final_scale[batch, position]
+        streams = self.streams[:, batch, position] / scale
+        logit = streams @ self.unembedding[:, token]
+        relative = logit - streams @ self.unembedding.mean(1)
+        for extra in self.direct:
+            row = extra.expand_as(self.model_logits)[batch, position]
+            logit = torch.cat([logit, row[token][None]])
+            relative = torch.cat([relative, (row[token] - row.mean())[None]])
+        rows = [
+            {
+                "path": str(self.names[i]),
+                "source": self.names[i].source,
+                "order": len(self.names[i].heads),
+                "logit": float(logit[i]),
+                "relative": float(relative[i]),
+            }
+            for i in relative.abs().argsort(descending=True, stable=True).tolist()
+        ]
+        total = float(self.model_logits[batch, position, token])
+        same = self.labels is not None and len(self.labels) == self.unembedding.shape[1]
+        text = self.labels[token] if same and self.labels is not None else None
+        return PathTable(position, token, batch, total, tuple(rows), text)
+
+    def importance(self) -> PathImportance:
+        """Marginal effect on the loss of the paths of each order: direct path, single heads, chains.
+
+        The paper's algorithm, as a cumulative sum: the loss with all paths of at most n heads, for
+        n = 0, 1, 2, ...; the effect of order n is how much adding its paths lowers the loss. The loss
+        before anything is that of a uniform guess, ln(vocabulary). Biases count with the number of heads
+        they pass.
+        """
+        orders = [len(name.heads) for name in self.names]
+        streams, direct = [], []
+        for order in range(max(orders) + 1):
+            chosen = [i for i, o in enumerate(orders[: len(self.streams)]) if o == order]
+            streams.append(self.streams[chosen].sum(0))
+            direct.append(self.direct if order == 0 else ())
+        counts = [orders.count(order) for order in range(max(orders) + 1)]
+        return importance_of_orders(
+            streams, direct, counts, self.final_scale, self.unembedding, self.tokens
+        )
+
+    def ablations(self) -> PathAblation:
+        """Take each path's logits away, one at a time: the direct effect of the path on the loss."""
+        if self.tokens.shape[1] < 2:
+            raise NotEnoughDataError("tokens need at least 2 positions for a next-token loss")
+        rows = []
+        for term in self.terms:
+            without = token_losses(self.logits - term.logits, self.tokens).mean()
+            effect = float(without) - self.loss
+            rows.append(
+                {"path": term.name, "source": term.source, "order": term.order, "effect": effect}
+            )
+        return PathAblation(self.loss, tuple(rows))

@@ -1,0 +1,148 @@
+"""Term importance: what the paths of each order do to the loss (Elhage et al. 2021).
+
+The paper's procedure: run the model and keep its attention patterns. Run it again with the patterns forced
+and every head's output replaced by zero: only the direct path is left, record the loss. Run it again with
+every head's output replaced by what it was in the run before: now paths of one head are in, and so on. Run n
+holds exactly the paths of at most n heads. Here the same sums are formed directly, order by order:
+``x_n`` after layer l is ``x_n`` before it plus the heads of layer l applied to ``x_{n-1}``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
+from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
+from lens_linear.models.frozen.frozen_attention import FrozenRun
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class PathImportance(Table):
+    """Marginal loss effect of the paths of each order.
+
+    Attributes:
+        orders: 0 is the direct path (with position rows and b_U), 1 single heads, 2 chains of two, ...
+        n_paths: how many paths have this order.
+        losses: with all paths of at most this order, nats a token.
+        uniform: loss of a uniform guess, ln(vocabulary): where order 0 starts from.
+        n_tokens: predicted tokens behind the means.
+    """
+
+    n_paths: tuple[int, ...]
+    losses: tuple[float, ...]
+    uniform: float
+    n_tokens: int = field(default=0)
+
+    @property
+    def effects(self) -> tuple[float, ...]:
+        """By how much each order lowers the loss, given all lower ones (nats a token)."""
+        before = (self.uniform, *self.losses[:-1])
+        return tuple(b - a for b, a in zip(before, self.losses, strict=True))
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"order {n}: {effect:+.3f}" for n, effect in enumerate(self.effects))
+        return f"PathImportance over {self.n_tokens} tokens, loss lowered (nats) by {parts}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns order, n_paths, loss_before, loss_after, effect, effect_per_path."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "order": range(len(self.losses)),
+                "n_paths": self.n_paths,
+                "loss_before": (self.uniform, *self.losses[:-1]),
+                "loss_after": self.losses,
+                "effect": self.effects,
+                "effect_per_path": [
+                    effect / max(1, n) for effect, n in zip(self.effects, self.n_paths, strict=True)
+                ],
+            }
+        )
+
+
+def token_losses(
+    logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"]
+) -> Float[Tensor, "batch position-1"]:
+    """Cross-entropy of each next token, nats.
+
+    Raises:
+        UnsupportedModelError: the model cannot predict some of the tokens (another output vocabulary).
+    """
+    if tokens.numel() and int(tokens.max()) >= logits.shape[-1]:
+        raise UnsupportedModelError(
+            f"the model predicts {logits.shape[-1]} tokens but the tokens go up to {int(tokens.max())}; a "
+            "next-token loss needs one vocabulary"
+        )
+    flat = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"
+    )
+    return flat.view(len(tokens), -1)
+
+
+def importance_of_orders(
+    streams: Sequence[Float[Tensor, "batch position d_model"]],
+    direct: Sequence[Sequence[Tensor]],
+    n_paths: Sequence[int],
+    final_scale: Tensor,
+    unembedding: Tensor,
+    tokens: Int[Tensor, "batch position"],
+) -> PathImportance:
+    """Turn what each order leaves in the stream into losses with orders 0 to n."""
+    if tokens.shape[1] < 2:
+        raise NotEnoughDataError(
+            f"tokens must have at least 2 positions for a next-token loss, got {tokens.shape[1]}; "
+            "pass longer sequences"
+        )
+    total = torch.zeros_like(streams[0])
+    extra = torch.zeros((), dtype=unembedding.dtype)
+    losses = []
+    for stream, added in zip(streams, direct, strict=True):
+        total = total + stream
+        for logits in added:
+            extra = extra + logits
+        losses.append(float(token_losses(total / final_scale @ unembedding + extra, tokens).mean()))
+    n_tokens = tokens[:, 1:].numel()
+    return PathImportance(tuple(n_paths), tuple(losses), math.log(unembedding.shape[1]), n_tokens)
+
+
+def importance_by_order(frozen: FrozenRun) -> PathImportance:
+    """Term importance for any depth and number of heads: (layers + 1) streams instead of all paths."""
+    attention, n_layers = frozen.weights.attention, len(frozen.patterns)
+    names, sources = embedding_sources(frozen)
+    orders = torch.zeros(n_layers + 1, *frozen.embedding.shape, dtype=frozen.embedding.dtype)
+    orders[0] = sources.sum(0)
+    counts = [len(names)] + [0] * n_layers
+    for layer in range(n_layers):
+        if attention is None:
+            break
+        through = send(frozen, attention, layer, orders[: layer + 1]).sum(0)
+        n_heads = attention.W_Q.shape[1]
+        moved = [counts[n] * n_heads for n in range(layer + 1)]
+        orders[1 : layer + 2] += through
+        for n, count in enumerate(moved):
+            counts[n + 1] += count
+        for name, stream in zip(*bias_sources(frozen, attention, layer), strict=True):
+            orders[len(name.heads)] += stream
+            counts[len(name.heads)] += 1
+    direct: list[list[Tensor]] = [[] for _ in range(n_layers + 1)]
+    if bool(frozen.weights.b_U.any()):
+        direct[0].append(frozen.weights.b_U)
+        counts[0] += 1
+    if frozen.rounding[-1] is not None:
+        direct[0].append(frozen.rounding[-1])
+        counts[0] += 1
+    return importance_of_orders(
+        list(orders), direct, counts, frozen.scales[-1], frozen.weights.W_U, frozen.tokens
+    )

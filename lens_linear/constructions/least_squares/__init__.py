@@ -1,0 +1,1 @@
+"""Linear attention that is least squares; slow memory in weights, fast memory in context."""

@@ -1,0 +1,382 @@
+"""Ordinary least squares as one linear-attention layer (Tan & Zhao 2026, arXiv 2604.13656).
+
+Attention without softmax computes ``(Q Kᵀ) V``. Let ``XᵀX = V Λ Vᵀ`` and ``L = V Λ^{-1/2}``. With
+``W_Q = W_K = L`` the score of a query row x* with a context row x is ``x* L Lᵀ xᵀ``, and all scores
+together are the hat matrix ``X* (XᵀX)^{-1} Xᵀ``: what least squares multiplies the labels by. One
+forward pass *is* the regression, with no iteration.
+
+    in-context form   values = labels Y                        out = (X* L)(X L)ᵀ Y
+    paper's form      W_V = L too, output map P = Lᵀ Xᵀ Y      out = (X* L)(X L)ᵀ (X L) P
+
+Both give ``X* (XᵀX)^{-1} Xᵀ Y``. They differ in where the labels live: in the context (in-context
+form) or in the weights (paper's form). See :mod:`lens_linear.constructions.least_squares.slow_fast`.
+
+Limits: attention here has no softmax, no causal mask and no normalisation. The geometry L is fixed
+when the module is built, so a context with another covariance gets a wrong answer until the layer
+is rebuilt, or Newton-Schulz layers come before it (``newton_schulz.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lens_linear._tl import HookedRootModule, HookPoint
+from lens_linear.checks import require_bool, require_choice
+from lens_linear.constructions.least_squares.spectral import (
+    SpectralRoot,
+    as_design,
+    as_outputs,
+    as_rows,
+    centred,
+    rounding,
+    spectral_root,
+)
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.tables import Table
+
+Form = Literal["in-context", "paper"]
+FORMS = ("in-context", "paper")
+_MAX_SCORES = 50_000_000  # 400 MB
+
+
+@dataclass(frozen=True, eq=False)
+class HatMatrix(Table):
+    """What the labels of the context are multiplied by: ``prediction = values @ Y``.
+
+    For the training rows themselves it is the projection onto their span: its diagonal, the
+    leverage, lies in [0, 1] and sums to the rank (plus 1 with an intercept).
+    """
+
+    values: Float[Tensor, "q n"]
+    on_training_rows: bool
+    rank: int
+    intercept: bool
+
+    def __repr__(self) -> str:
+        q, n = self.values.shape
+        return f"HatMatrix: {q} queries × {n} context rows, rank {self.rank}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a cell: ``query``, ``context``, ``weight`` (labels' unit per labels' unit)."""
+        q, n = self.values.shape
+        return pd.DataFrame(
+            {
+                "query": torch.arange(q).repeat_interleave(n).numpy(),
+                "context": torch.arange(n).repeat(q).numpy(),
+                "weight": self.values.reshape(-1).cpu().numpy(),
+            }
+        )
+
+
+class OLSAttention(HookedRootModule):
+    """A linear-attention layer whose forward pass is the ordinary-least-squares prediction.
+
+    ``out = (X* W_Q)(X W_K)ᵀ V W_O`` with ``W_Q = W_K = L = V Λ^{-1/2}`` from ``XᵀX = V Λ Vᵀ``.
+    Build it with :meth:`from_data`. Every step is a hook point, so ``run_with_cache`` and
+    ``run_with_hooks`` work as on any TransformerLens model:
+
+    ========================= ============ ====================================================
+    hook                      shape        what
+    ========================= ============ ====================================================
+    hook_q, hook_k            [q,r] [n,r]  ``X* L`` and ``X L``; the columns of k are orthonormal
+    hook_v                    [n,m]        labels (in-context) or ``X L`` (paper's form, [n,r])
+    hook_scores               [q,n]        ``q kᵀ``, no softmax, no scale
+    hook_hat                  [q,n]        hat matrix: the scores, plus 1/n with an intercept
+    hook_z                    [q,m]        ``hat @ v``
+    hook_out                  [q,m]        the prediction
+    ========================= ============ ====================================================
+
+    The intercept is a second, uniform head: it reads the context's mean, which is taken from
+    queries and keys before L is applied, and adds 1/n to every hat weight.
+
+    The scores are queries × context. Where there would be more than 50 million of them and nothing
+    is hooked to ``hook_scores`` or ``hook_hat``, the same product is taken in the other order, ``q
+    (kᵀ v)``: the fast memory ``kᵀ v`` has a size that does not grow with the context.
+
+    By hand: X = [[2, 1], [1, 2]], y = [4, 5].
+
+    1. ``XᵀX = [[5, 4], [4, 5]]``: eigenvalues 9 and 1, eigenvectors (1, 1)/√2 and (1, -1)/√2.
+    2. ``L = V Λ^{-1/2} = 1/√2 · [[1/3, 1], [1/3, -1]]``: first column divided by √9, second by √1.
+    3. Keys ``X L = 1/√2 · [[1, 1], [1, -1]]``: orthonormal columns.
+    4. Query x* = (1, 1): ``q = x* L = 1/√2 · (2/3, 0)``.
+    5. Scores ``q · k``: 1/2 · 2/3 = 1/3 with the first row and 1/3 with the second.
+    6. Prediction 1/3 · 4 + 1/3 · 5 = 3. Indeed the slopes are (1, 2), since 2·1 + 1·2 = 4 and
+       1·1 + 2·2 = 5; and 1·1 + 1·2 = 3.
+
+    >>> import torch
+    >>> from lens_linear import OLSAttention
+    >>> model = OLSAttention.from_data([[2.0, 1.0], [1.0, 2.0]], [4.0, 5.0])
+    >>> prediction, cache = model.run_with_cache(torch.tensor([[1.0, 1.0]]))
+    >>> round(prediction.item(), 12), [round(s, 12) for s in cache["hook_scores"][0].tolist()]
+    (3.0, [0.333333333333, 0.333333333333])
+
+    Source: Tan & Zhao 2026, arXiv 2604.13656 (the construction); von Oswald et al. 2023 (labels as
+    values of linear attention).
+    """
+
+    context_x: Tensor
+    context_y: Tensor
+
+    @torch.inference_mode(False)  # what is made in inference mode can never be trained
+    def __init__(
+        self,
+        *,
+        w_q: Float[Tensor, "p r"],
+        w_k: Float[Tensor, "p r"],
+        w_v: Tensor,
+        w_o: Tensor,
+        context_x: Float[Tensor, "n p"],
+        context_y: Float[Tensor, "n m"],
+        form: Form = "in-context",
+        intercept: bool = False,
+        b_o: Float[Tensor, " m"] | None = None,
+        spectrum: SpectralRoot | None = None,
+        vector_output: bool = False,
+    ) -> None:
+        """Take the weights as given; :meth:`from_data` computes them."""
+        super().__init__()
+        self.form: Form = form
+        self.intercept = intercept
+        self.spectrum = spectrum
+        self.vector_output = vector_output
+        self.W_Q = nn.Parameter(w_q.clone())
+        self.W_K = nn.Parameter(w_k.clone())
+        self.W_V = nn.Parameter(w_v.clone())
+        self.W_O = nn.Parameter(w_o.clone())
+        self.b_O = nn.Parameter(context_y.new_zeros(w_o.shape[1]) if b_o is None else b_o.clone())
+        self.register_buffer("context_x", context_x.clone())
+        self.register_buffer("context_y", context_y.clone())
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_scores, self.hook_hat = HookPoint(), HookPoint()
+        self.hook_z, self.hook_out = HookPoint(), HookPoint()
+        self.setup()
+
+    @classmethod
+    def from_data(
+        cls,
+        x: Any,
+        y: Any,
+        *,
+        intercept: bool = False,
+        ridge: float = 0.0,
+        form: Form = "in-context",
+        rtol: float | None = None,
+    ) -> OLSAttention:
+        """Weights and context from data: the layer that predicts what least squares predicts.
+
+        Rank-deficient data (fewer rows than columns, collinear or constant columns) get the
+        minimum-norm solution, as ``numpy.linalg.lstsq``; with ``ridge`` they get the ridge
+        solution. Which one it is stands in ``solution``, in ``spectrum`` and in the ``repr``.
+        (scikit-learn's LinearRegression drops directions below 1e-6 of the largest by default;
+        ``rtol=1e-6`` does the same here.)
+
+        Args:
+            x: ``[n, p]`` inputs: tensor, numpy array, data frame or nested list. Everything is
+                computed on the CPU in float64; ``.to()`` moves or rounds the finished module.
+            y: ``[n]`` or ``[n, m]`` labels.
+            intercept: add a constant, not penalised by the ridge. Off by default: the prediction
+                then equals ``numpy.linalg.lstsq`` on the ``x`` given.
+            ridge: added to the eigenvalues of ``XᵀX``: squared units of ``x``, summed over rows.
+            form: ``"in-context"`` (labels are values) or ``"paper"`` (labels in the output map P).
+            rtol: singular values below ``rtol`` times the largest count as zero; None takes numpy's
+                ``eps * max(n, p)``.
+
+        Returns:
+            OLSAttention: ``predict(x_new)`` is one forward pass.
+
+        Raises:
+            InvalidArgumentError: shapes that do not fit, an unknown form, a negative ridge, an
+                ``intercept`` that is no bool.
+            NonFiniteError: NaN or infinity in ``x`` or ``y``.
+            NotEnoughDataError: no rows or no columns.
+        """
+        x = as_design("x", x)
+        y, vector = as_outputs("y", y, len(x))
+        require_choice("form", form, FORMS)
+        intercept = require_bool("intercept", intercept)
+        design = centred(x) if intercept else x
+        noise = rounding(x) if intercept else None
+        spectrum = spectral_root(design, ridge=ridge, rtol=rtol, noise=noise)
+        root = spectrum.root
+        keys = design @ root
+        identity = torch.eye(y.shape[1], dtype=y.dtype)
+        w_v, w_o, b_o = identity, identity, None
+        if form == "paper":
+            mean = y.mean(0) if intercept else torch.zeros_like(y[0])
+            w_o = _onto(keys, y - mean)  # P = Lᵀ Xᵀ Y
+            w_v, b_o = root, mean
+        return cls(
+            w_q=root,
+            w_k=root,
+            w_v=w_v,
+            w_o=w_o,
+            b_o=b_o,
+            context_x=x,
+            context_y=y,
+            form=form,
+            intercept=intercept,
+            spectrum=spectrum,
+            vector_output=vector,
+        )
+
+    def forward(self, x_new: Any) -> Float[Tensor, "q m"]:
+        """Predict the rows of ``x_new`` ``[q, p]`` from the stored context; always ``[q, m]``."""
+        queries, keys = self._centred_on_context(self._as_queries(x_new))
+        q = self.hook_q(queries @ self.W_Q)
+        k = self.hook_k(keys @ self.W_K)
+        v = self.hook_v((keys if self.form == "paper" else self.context_y) @ self.W_V)
+        if self._scores_wanted(len(q)):
+            scores = self.hook_scores(q @ k.T)
+            hat = self.hook_hat(scores + 1.0 / len(k) if self.intercept else scores)
+            z = hat @ v
+        else:
+            z = q @ (k.T @ v) + (v.mean(0) if self.intercept else 0.0)
+        return self.hook_out(self.hook_z(z) @ self.W_O + self.b_O)
+
+    def predict(self, x_new: Any) -> Tensor:
+        """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
+
+        Returns:
+            Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64, unless the module
+            was moved to another dtype.
+
+        Raises:
+            InvalidArgumentError: the number of columns differs from the training data's.
+        """
+        with torch.no_grad():
+            out = self.forward(x_new)
+        return out[:, 0] if self.vector_output else out
+
+    def with_context(self, x: Any, y: Any) -> OLSAttention:
+        """The same weights over another context: slow memory kept, fast memory swapped.
+
+        Args:
+            x: ``[n', p]`` inputs of the new context; any number of rows.
+            y: ``[n']`` or ``[n', m]`` labels; read only by the in-context form.
+        """
+        x = as_design("x", x)
+        y, vector = as_outputs("y", y, len(x))
+        if x.shape[1] != self.W_Q.shape[0] or y.shape[1] != self.context_y.shape[1]:
+            raise InvalidArgumentError(
+                f"the context must have {self.W_Q.shape[0]} inputs and {self.context_y.shape[1]} "
+                f"outputs like the weights, got {x.shape[1]} and {y.shape[1]}; "
+                "build a new module with from_data"
+            )
+        return OLSAttention(
+            w_q=self.W_Q.detach(),
+            w_k=self.W_K.detach(),
+            w_v=self.W_V.detach(),
+            w_o=self.W_O.detach(),
+            b_o=self.b_O.detach(),
+            context_x=x.to(self.W_Q),
+            context_y=y.to(self.W_Q),
+            form=self.form,
+            intercept=self.intercept,
+            spectrum=self.spectrum,
+            vector_output=vector,
+        )
+
+    @property
+    def solution(self) -> str:
+        """``"unique"``, ``"minimum-norm"``, ``"ridge"``, or ``"given"`` for weights set by hand."""
+        return self.spectrum.solution if self.spectrum is not None else "given"
+
+    @property
+    def coefficients(self) -> Float[Tensor, "p m"]:
+        """The slopes the forward pass amounts to: prediction = x* @ coefficients (+ constant)."""
+        with torch.no_grad():
+            _, keys = self._centred_on_context(self.context_x[:1])
+            values = (keys if self.form == "paper" else self.context_y) @ self.W_V
+            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O
+
+    def hat(self, x_new: Any = None) -> HatMatrix:
+        """The hat matrix of ``x_new``, or of the context's own rows when it is None.
+
+        Raises:
+            InvalidArgumentError: it would hold more than 50 million weights (400 MB).
+        """
+        rows = self.context_x if x_new is None else self._as_queries(x_new)
+        if len(rows) * len(self.context_x) > _MAX_SCORES:
+            raise InvalidArgumentError(
+                f"x_new must have at most {_MAX_SCORES // len(self.context_x)} rows for the hat "
+                f"matrix over {len(self.context_x)} context rows, got {len(rows)}; pass some of "
+                "the rows"
+            )
+        with torch.no_grad():
+            _, cache = self.run_with_cache(rows, names_filter="hook_hat")
+        return HatMatrix(
+            values=cache["hook_hat"],
+            on_training_rows=x_new is None,
+            rank=self.W_Q.shape[1],
+            intercept=self.intercept,
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a slope: ``feature``, ``output``, ``coefficient``."""
+        slopes = self.coefficients
+        p, m = slopes.shape
+        return pd.DataFrame(
+            {
+                "feature": torch.arange(p).repeat_interleave(m).numpy(),
+                "output": torch.arange(m).repeat(p).numpy(),
+                "coefficient": slopes.reshape(-1).cpu().numpy(),
+            }
+        )
+
+    def __repr__(self) -> str:
+        n, p, m = len(self.context_x), self.W_Q.shape[0], self.context_y.shape[1]
+        text = f"OLSAttention ({self.form} form): n = {n} context rows, "
+        text += f"p = {p} inputs, m = {m} outputs"
+        if self.spectrum is None:
+            return f"{text}; weights given by hand"
+        fit = self.spectrum
+        text += f", rank {fit.rank}; "
+        if fit.solution == "ridge":
+            text += f"ridge solution with ridge = {fit.ridge:g}"
+        elif fit.solution == "minimum-norm":
+            rows = fit.n - self.intercept  # the intercept uses one up
+            why = f"{rows} free rows < p" if rows < fit.p else "collinear or constant columns"
+            text += f"minimum-norm solution ({why}; pass ridge > 0 for another choice)"
+        else:
+            text += "the unique least-squares solution"
+        return text + (", with intercept" if self.intercept else ", no intercept")
+
+    def _as_queries(self, x_new: Any) -> Float[Tensor, "q p"]:
+        x = as_rows("x_new", x_new).to(self.W_Q)
+        if x.shape[1] != self.W_Q.shape[0]:
+            raise InvalidArgumentError(
+                f"x_new must have {self.W_Q.shape[0]} columns like the training data, got shape "
+                f"{tuple(x.shape)}; pass the same features in the same order"
+            )
+        return x
+
+    def _scores_wanted(self, queries: int) -> bool:
+        """Few enough to hold, or hooked."""
+        hooks = (self.hook_scores, self.hook_hat)
+        return queries * len(self.context_x) <= _MAX_SCORES or any(
+            hook._forward_hooks or hook._forward_pre_hooks or hook._backward_hooks for hook in hooks
+        )
+
+    def _centred_on_context(self, x: Float[Tensor, "q p"]) -> tuple[Tensor, Tensor]:
+        """Queries and keys, minus the context's mean when there is an intercept."""
+        if not self.intercept:
+            return x, self.context_x
+        keys = centred(self.context_x)
+        # The same mean for both: the row the keys were reduced by, not a second rounding of it.
+        return x - (self.context_x - keys).mean(0), keys
+
+
+def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, "r m"]:
+    """Slopes of y on the keys: ``Kᵀ Y`` where the keys are orthonormal.
+
+    A ridge leaves ``KᵀK = Λ / (Λ + ridge)``, which P has to undo; solved with columns of unit
+    length, because Λ may spread over many decades.
+    """
+    scale = keys.norm(dim=0)
+    return torch.linalg.lstsq(keys / scale, y).solution / scale[:, None]

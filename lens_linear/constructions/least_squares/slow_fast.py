@@ -1,0 +1,399 @@
+"""Slow memory in the weights, fast memory in the context, and what a covariance shift costs.
+
+A trained layer holds L: the geometry ``(XᵀX)^{-1} = L Lᵀ`` of the data it was built on (and, in the
+paper's form, the labels in P). The context holds ``Kᵀ V``: whatever stands in the prompt now.
+
+* :func:`swap_memories` exchanges one and keeps the other, and measures whose regression the answer
+  is.
+* :func:`covariance_shift` keeps the weights, moves the context's covariance away, and measures the
+  error of the fixed layer, of one gradient step (von Oswald et al. 2023), of several, and of
+  Newton-Schulz layers that recompute the inverse in context at a stated cost.
+
+>>> from lens_linear.constructions.least_squares.slow_fast import covariance_shift
+>>> curve = covariance_shift(conditions=(1, 16), layers=12, seeds=2)
+>>> frame = curve.to_dataframe()
+>>> bool(frame[frame.method == "fixed weights"].error.min() > 0.01)
+True
+
+Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory; sensitivity to covariance shift).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear.checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_list,
+    require_seed,
+)
+from lens_linear.constructions.least_squares.newton_schulz import NewtonSchulzAttention
+from lens_linear.constructions.least_squares.ols import FORMS, Form, OLSAttention
+from lens_linear.constructions.least_squares.spectral import spectral_root
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.tables import Table
+
+_SIDES = ("first", "second")
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySwap(Table):
+    """Whose regression does the layer answer with? Relative errors for every pair of memories.
+
+    ``to_context_ols[w, c]``: distance of the prediction, weights from data w and context from data
+    c, to least squares on the *context*; ``to_weights_ols[w, c]``: to least squares on the data the
+    *weights* came from. Both in units of the least-squares prediction's norm; w, c = first, second.
+    """
+
+    to_context_ols: Float[Tensor, "2 2"]
+    to_weights_ols: Float[Tensor, "2 2"]
+    geometry_distance: float  # ‖L₁ᵀ X₂ᵀX₂ L₁ - I‖ / √rank: 0 when both data sets share XᵀX
+    form: Form
+    n: tuple[int, int]
+    p: int
+
+    def __repr__(self) -> str:
+        kept = float(self.to_context_ols[[0, 1], [1, 0]].max())
+        return (
+            f"MemorySwap ({self.form} form): n = {self.n[0]} and {self.n[1]}, p = {self.p}; own "
+            f"context error {float(self.to_context_ols.diagonal().max()):.2g}, swapped {kept:.2g}, "
+            f"geometry distance {self.geometry_distance:.2g}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a pair: ``weights``, ``context``, ``to_context_ols``, ``to_weights_ols``."""
+        rows = [
+            (
+                _SIDES[w],
+                _SIDES[c],
+                float(self.to_context_ols[w, c]),
+                float(self.to_weights_ols[w, c]),
+            )
+            for w in (0, 1)
+            for c in (0, 1)
+        ]
+        return pd.DataFrame(
+            rows, columns=["weights", "context", "to_context_ols", "to_weights_ols"]
+        )
+
+
+def swap_memories(
+    first: tuple[Any, Any], second: tuple[Any, Any], *, form: Form = "in-context"
+) -> MemorySwap:
+    """Cross the weights of two data sets with their contexts; queries are the context's own rows.
+
+    In-context form: with the same ``XᵀX`` on both sides, swapped contexts are answered exactly (the
+    labels were only in the context); otherwise the fixed L costs an error. Paper's form: the answer
+    follows the labels the weights were built on.
+
+    Args:
+        first: ``(x, y)`` with x ``[n, p]`` and y ``[n]`` or ``[n, m]``.
+        second: ``(x, y)`` with the same p and m, any number of rows.
+        form: form of the layer.
+
+    Returns:
+        MemorySwap: relative errors [weights, context]; 0 where the answer is that regression.
+
+    Raises:
+        InvalidArgumentError: shapes that do not fit, or predictions of least squares that are all
+            zero, so that no relative error exists.
+
+    Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory).
+
+    Example:
+        >>> x = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> swap = swap_memories((x, torch.tensor([4.0, 5.0])), (x, torch.tensor([3.0, 0.0])))
+        >>> bool(swap.to_context_ols.max() < 1e-12)  # the labels were only in the context
+        True
+    """
+    require_choice("form", form, FORMS)
+    for name, data in (("first", first), ("second", second)):
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise InvalidArgumentError(
+                f"{name} must be a pair (x, y), got {type(data).__name__}; pass two tensors"
+            )
+    models = [OLSAttention.from_data(*data, form=form) for data in (first, second)]
+    to_context, to_weights = torch.zeros(2, 2, 2, dtype=torch.float64)
+    for c, context in enumerate(models):
+        x, y = context.context_x, context.context_y
+        for w, weights in enumerate(models):
+            got = weights.with_context(x, y).predict(x).reshape(len(x), -1)
+            for out, oracle in ((to_context, context), (to_weights, weights)):
+                want = oracle.predict(x).reshape(len(x), -1)
+                out[w, c] = _relative(got, want)
+    root = models[0].W_Q.detach()
+    memory = (models[1].context_x @ root).T @ (models[1].context_x @ root)
+    identity = torch.eye(len(memory), dtype=memory.dtype)
+    return MemorySwap(
+        to_context_ols=to_context,
+        to_weights_ols=to_weights,
+        geometry_distance=float((memory - identity).norm() / max(1, len(memory)) ** 0.5),
+        form=form,
+        n=(len(models[0].context_x), len(models[1].context_x)),
+        p=root.shape[0],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftCurve(Table):
+    """Error against covariance shift for each method, with its layers and cost.
+
+    The shift is the condition number of the context's covariance as the base geometry sees it; 1 is
+    no shift. The error is ``‖ŷ - ŷ_OLS‖ / ‖ŷ_OLS‖`` on fresh queries, OLS fitted on the context.
+    """
+
+    errors: Float[Tensor, "methods shifts seeds"]
+    methods: tuple[str, ...]  # e.g. "Newton-Schulz from L"
+    layers: tuple[int, ...]  # attention layers of each method, the readout included
+    flops: tuple[int, ...]  # of one forward pass: all context rows and queries
+    conditions: tuple[float, ...]
+    base_condition: float
+    base_rows: int
+    n: int
+    queries: int
+    d: int
+    noise: float
+    seed: int
+
+    def __repr__(self) -> str:
+        _, shifts, seeds = self.errors.shape
+        return (
+            f"ShiftCurve: {len(set(self.methods))} methods × {shifts} covariance shifts up to "
+            f"condition number {max(self.conditions):g}, n = {self.n}, d = {self.d}, {seeds} seeds"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a method, depth, shift and seed.
+
+        Columns: ``method``, ``layers``, ``flops``, ``condition``, ``seed``, ``error``.
+        """
+        seeds = self.errors.shape[2]
+        index = pd.MultiIndex.from_product(
+            [range(len(self.methods)), self.conditions, range(self.seed, self.seed + seeds)],
+            names=["row", "condition", "seed"],
+        )
+        frame = pd.DataFrame({"error": self.errors.reshape(-1).numpy()}, index=index).reset_index()
+        row = frame.pop("row").to_numpy()
+        frame.insert(0, "method", [self.methods[i] for i in row])
+        frame.insert(1, "layers", [self.layers[i] for i in row])
+        frame.insert(2, "flops", [self.flops[i] for i in row])
+        return frame
+
+    def summary(self) -> pd.DataFrame:
+        """Per method, depth and shift: ``median``, ``low`` and ``high`` (quartiles over seeds)."""
+        keys = ["method", "layers", "flops", "condition"]
+        groups = self.to_dataframe().groupby(keys, sort=False)["error"]
+        return (
+            groups.quantile(np.array([0.25, 0.5, 0.75]))
+            .unstack()
+            .set_axis(["low", "median", "high"], axis=1)
+            .reset_index()
+        )
+
+    def cost(self, *, tolerance: float = 1e-6) -> pd.DataFrame:
+        """The fewest layers that bring the median error over seeds below ``tolerance``.
+
+        Columns: ``method``, ``condition``, ``layers``, ``flops``, ``ratio``: flops over those of
+        the fixed layer. Depths that were run and do not suffice give missing values.
+        """
+        require_float("tolerance", tolerance, minimum=0.0)
+        fixed = self.flops[self.methods.index("fixed weights")]
+        median = self.summary()
+        rows: list[dict[str, Any]] = []
+        for (method, condition), group in median.groupby(["method", "condition"], sort=False):
+            enough = group[group["median"] <= tolerance].sort_values("layers")
+            best = enough.iloc[0] if len(enough) else None
+            rows.append(
+                {
+                    "method": method,
+                    "condition": condition,
+                    "layers": None if best is None else int(best["layers"]),
+                    "flops": None if best is None else int(best["flops"]),
+                    "ratio": None if best is None else best["flops"] / fixed,
+                }
+            )
+        return pd.DataFrame(rows).astype({"layers": "Int64", "flops": "Int64", "ratio": "float64"})
+
+
+def covariance_shift(
+    *,
+    conditions: Sequence[float] = (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    layers: int = 20,
+    d: int = 8,
+    n: int = 256,
+    queries: int = 64,
+    noise: float = 0.1,
+    base_condition: float = 10.0,
+    base_rows: int = 4096,
+    seeds: int = 10,
+    seed: int = 0,
+) -> ShiftCurve:
+    """Error of a layer built on one covariance and run on contexts with another.
+
+    Base data: rows from N(0, Σ₀), Σ₀ with condition number ``base_condition``; L and the gradient
+    step's rate come from ``base_rows`` of them, and L is rescaled to contexts of n rows. Context:
+    rows from N(0, Σ₀^½ S Σ₀^½), S with eigenvalues spread evenly in logarithm from κ^-½ to κ^½
+    along random axes, and labels ``y = β·x + ε``. Even at κ = 1 the fixed layer is off by about
+    √(d/n): the covariance of the n rows in the context is not the one in the weights.
+
+    Methods: ``fixed weights`` (OLSAttention), ``gradient step`` (one step, the rate that is best on
+    the base data), ``gradient descent`` (k steps, step size 1/‖Kᵀ K‖_F taken in context),
+    ``Newton-Schulz from L`` and ``Newton-Schulz from I`` (k layers and the readout).
+
+    Args:
+        conditions: condition numbers κ of S, each at least 1.
+        layers: deepest stack; every depth below is measured too.
+        d: inputs.
+        n: rows of each context; at least d.
+        queries: fresh rows on which the error is measured.
+        noise: standard deviation of ε.
+        base_condition: condition number of Σ₀.
+        base_rows: rows the weights were built on; at least d.
+        seeds: repetitions with their own data.
+        seed: first seed.
+
+    Returns:
+        ShiftCurve: errors, layers and flops.
+
+    Raises:
+        InvalidArgumentError: no condition, one below 1, or sizes that do not fit.
+
+    Source: Tan & Zhao 2026, arXiv 2604.13656 (sensitivity to covariance shift); measure and rivals are ours.
+
+    Example:
+        >>> cost = covariance_shift(conditions=(16,), layers=12, seeds=2).cost(tolerance=1e-6)
+        >>> cost.dropna()[["method", "layers"]].values.tolist()  # what else was run never gets there
+        [['Newton-Schulz from L', 9], ['Newton-Schulz from I', 10]]
+    """
+    conditions = require_list("conditions", conditions, of="numbers")
+    kappas = tuple(require_float("conditions", c, minimum=1.0) for c in conditions)
+    if not kappas:
+        raise InvalidArgumentError("conditions must name at least one shift, got none; pass (1, 4)")
+    layers = require_int("layers", layers, minimum=1)
+    d, queries = require_int("d", d, minimum=1), require_int("queries", queries, minimum=1)
+    n, seeds = require_int("n", n, minimum=d), require_int("seeds", seeds, minimum=1)
+    seed = require_seed(seed)
+    noise = require_float("noise", noise, minimum=0.0)
+    base_condition = require_float("base_condition", base_condition, minimum=1.0)
+    base_rows = require_int("base_rows", base_rows, minimum=d)
+    errors = []
+    for s in range(seeds):
+        task = _Task(d, n, base_rows, base_condition=base_condition, noise=noise, seed=seed + s)
+        errors.append([task.errors(kappa, layers, queries) for kappa in kappas])
+    names, depths, flops = _rows(layers, d=d, n=n, queries=queries)
+    return ShiftCurve(
+        errors=torch.tensor(errors, dtype=torch.float64).permute(2, 1, 0).contiguous(),
+        methods=names,
+        layers=depths,
+        flops=flops,
+        conditions=kappas,
+        base_condition=base_condition,
+        base_rows=base_rows,
+        n=n,
+        queries=queries,
+        d=d,
+        noise=noise,
+        seed=seed,
+    )
+
+
+def _rows(
+    layers: int, *, d: int, n: int, queries: int
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Names, depths and flops in the order of ``_Task.errors``."""
+    readout = 2 * d * (n + queries)
+    names, depths, flops = ["fixed weights", "gradient step"], [1, 1], []
+    flops += [2 * d * d * (n + queries) + readout, readout]
+    for k in range(1, layers + 1):
+        names.append("gradient descent")
+        depths.append(k)
+        flops.append(2 * n * d * d + 4 * n * d * k + 2 * d * queries)
+    for start in ("L", "I"):
+        for k in range(1, layers + 1):
+            stack = NewtonSchulzAttention(d, layers=k)
+            names.append(f"Newton-Schulz from {start}")
+            depths.append(k + 1)
+            flops.append(stack.flops(n, queries) - (start == "I") * 2 * d * d * (n + queries))
+    return tuple(names), tuple(depths), tuple(flops)
+
+
+class _Task:
+    """One seed: base data with its weights, and contexts at any shift."""
+
+    def __init__(
+        self, d: int, n: int, base_rows: int, *, base_condition: float, noise: float, seed: int
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.n, self.d, self.noise = n, d, noise
+        self.base = self._spread(base_condition)  # Σ₀^½
+        x = self._draw(base_rows, d) @ self.base
+        # A context of n rows has an XᵀX n / base_rows times as large.
+        self.root = spectral_root(x).root * (base_rows / n) ** 0.5
+        # The rate that is best on average over labels, on the base data: min_η ‖I - η C‖_F.
+        gram = x.T @ x / base_rows
+        self.rate = float(gram.trace() / gram.square().sum())
+
+    def errors(self, kappa: float, layers: int, queries: int) -> list[float]:
+        mix = self._spread(kappa) @ self.base
+        x, new = self._draw(self.n, self.d) @ mix, self._draw(queries, self.d) @ mix
+        y = x @ self._draw(self.d, 1) + self.noise * self._draw(self.n, 1)
+        root = spectral_root(x).root
+        want = new @ (root @ ((x @ root).T @ y))
+        answers = [
+            (new @ self.root) @ ((x @ self.root).T @ y),  # OLSAttention with this L
+            new @ (self.rate / self.n * (x.T @ y)),
+            *_descent(x, y, new, layers),
+            *_newton_schulz(x @ self.root, y, new @ self.root, layers),
+            *_newton_schulz(x, y, new, layers),
+        ]
+        return [_relative(answer, want) for answer in answers]
+
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def _spread(self, condition: float) -> Float[Tensor, "d d"]:
+        """Symmetric root of a covariance with that condition number and determinant 1."""
+        axes, _ = torch.linalg.qr(self._draw(self.d, self.d))
+        powers = torch.linspace(-0.25, 0.25, self.d, dtype=torch.float64)
+        return (axes * condition**powers) @ axes.T
+
+
+def _descent(x: Tensor, y: Tensor, new: Tensor, layers: int) -> list[Tensor]:
+    """Predictions after 1 ... layers gradient steps from zero."""
+    size = torch.linalg.matrix_norm(x.T @ x)
+    slopes, out = torch.zeros_like(x.T @ y), []
+    for _ in range(layers):
+        slopes = slopes + x.T @ (y - x @ slopes) / size
+        out.append(new @ slopes)
+    return out
+
+
+def _newton_schulz(k: Tensor, y: Tensor, q: Tensor, layers: int) -> list[Tensor]:
+    """Predictions of stacks of 1 ... layers, layer by layer as NewtonSchulzAttention runs them."""
+    size = torch.linalg.matrix_norm(k.T @ k).sqrt()
+    q, k, out = q / size, k / size, []
+    for _ in range(layers):
+        memory = k.T @ k
+        q, k = 1.5 * q - 0.5 * q @ memory, 1.5 * k - 0.5 * k @ memory
+        out.append(q @ (k.T @ y))
+    return out
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    size = float(want.norm())
+    if size == 0:
+        raise InvalidArgumentError(
+            "the least-squares prediction is zero everywhere, so no relative error exists; "
+            "pass labels that x explains in part"
+        )
+    return float((got - want).norm()) / size

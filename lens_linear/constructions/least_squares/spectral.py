@@ -1,0 +1,243 @@
+"""The root ``L = V Λ^{-1/2}`` of ``(XᵀX)^{-1}``, computed without squaring the condition number.
+
+``XᵀX = V Λ Vᵀ`` gives ``L Lᵀ = (XᵀX)^{-1}`` and ``(XL)ᵀ(XL) = I``. The eigenvectors of ``XᵀX`` are
+the right singular vectors of ``X`` and its eigenvalues are the squared singular values, so
+``L = V S^{-1}`` comes from the SVD of ``X`` itself: with a condition number of 1e8 the smallest
+eigenvalue of a computed ``XᵀX`` has no correct digit. Columns of very different size get one step
+more, see :func:`spectral_root`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear.checks import require_float, require_float_tensor, shown
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
+
+Solution = Literal["unique", "minimum-norm", "ridge"]
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralRoot:
+    """``root @ root.T`` is the inverse of ``XᵀX`` (or its pseudo- or ridge inverse).
+
+    ``solution`` says which least squares the root stands for: ``"unique"`` (full column rank),
+    ``"minimum-norm"`` (rank below the number of columns, numpy's convention) or ``"ridge"``.
+    """
+
+    root: Float[Tensor, "p r"]  # L = V (Λ + ridge)^{-1/2}, one column a kept direction
+    eigenvalues: Float[Tensor, " r"]  # Λ: of XᵀX, decreasing, without the ridge
+    condition: float  # largest over smallest kept singular value of X
+    solution: Solution
+    n: int
+    p: int
+    rank: int
+    ridge: float
+    rtol: float  # singular values below rtol times the largest count as zero
+
+    def __repr__(self) -> str:
+        return (
+            f"SpectralRoot: {self.solution} root from n = {self.n} rows, "
+            f"rank {self.rank} of p = {self.p} columns, condition number {self.condition:.3g}"
+        )
+
+
+def as_float64(name: str, value: Any, *, ndim: int) -> Tensor:
+    """Accept finite real numbers with ``ndim`` axes; a float64 tensor out, where it was.
+
+    Tensors keep their device and their graph; arrays, data frames and nested lists become float64
+    without passing through float32. True and False are 1 and 0.
+    """
+    tensor = value if isinstance(value, Tensor) else _from_numpy(name, value)
+    if tensor.is_complex():
+        raise InvalidArgumentError(
+            f"{name} must hold real numbers, got dtype {tensor.dtype}; pass e.g. {name}.real"
+        )
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if ndim == 2 and tensor.ndim == 1:
+        raise InvalidArgumentError(
+            f"{name} must have 2 axes [n, columns], got shape {tuple(tensor.shape)}; "
+            f"for one column pass {name}[:, None], for one row {name}[None]"
+        )
+    return require_float_tensor(name, tensor.double(), ndim=ndim)
+
+
+def _from_numpy(name: str, value: Any) -> Tensor:
+    """Numbers of anything numpy can read: array, data frame, series, nested list, list of tensors."""
+    if np.ma.is_masked(value):
+        raise NonFiniteError(f"{name} has masked entries; drop those rows or fill them first")
+    why = "no numbers"
+    try:
+        if value is None:
+            raise TypeError(why)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+            return torch.stack([v.detach().cpu() for v in value])
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            return torch.from_numpy(array.astype(np.complex128))
+        if array.dtype.kind in "biufO":
+            return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InvalidArgumentError(
+        f"{name} must be an array of numbers, got {type(value).__name__} ({shown(why)}); "
+        "pass a torch tensor, a numpy array or a data frame of numbers"
+    )
+
+
+def as_rows(name: str, value: Any) -> Float[Tensor, "n p"]:
+    """Accept a matrix with at least one row and one column; device and graph are kept."""
+    x = as_float64(name, value, ndim=2)
+    if x.numel() == 0:
+        raise NotEnoughDataError(
+            f"{name} must have at least one row and one column, got shape {tuple(x.shape)}; "
+            "pass more data"
+        )
+    return x
+
+
+def as_design(name: str, value: Any) -> Float[Tensor, "n p"]:
+    """:func:`as_rows` as data: on the CPU, without a graph."""
+    return as_rows(name, value).detach().cpu()
+
+
+def as_outputs(name: str, value: Any, n: int) -> tuple[Float[Tensor, "n m"], bool]:
+    """Accept ``[n]`` or ``[n, m]`` labels; returns ``[n, m]`` and whether one axis came in."""
+    value = value if isinstance(value, Tensor) else _from_numpy(name, value)
+    if value.ndim not in (1, 2):
+        raise InvalidArgumentError(
+            f"{name} must have 1 axis [n] or 2 axes [n, m], got shape {tuple(value.shape)}; "
+            "pass one row of labels for each row of x"
+        )
+    vector = value.ndim == 1
+    y = as_float64(name, value, ndim=value.ndim).detach().cpu()
+    y = y[:, None] if vector else y
+    if len(y) != n or y.shape[1] == 0:
+        raise InvalidArgumentError(
+            f"{name} must have one row for each of the {n} rows of x and at least one column, "
+            f"got shape {tuple(value.shape)}; check that x and {name} belong together"
+        )
+    return y, vector
+
+
+def centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+    """Rows minus their mean; columns constant up to rounding become exactly zero.
+
+    Without the second half a constant column of value 0.1 would leave 1e-17 behind, a direction
+    that data of size 1e-10 would take for signal.
+    """
+    shifted = x - x.mean(0)
+    shifted = shifted - shifted.mean(0)  # removes the rounding of a mean far from zero
+    constant = shifted.abs().amax(0) <= rounding(x)
+    return torch.where(constant, torch.zeros_like(shifted), shifted)
+
+
+def rounding(x: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:
+    """How far rounding may have moved the entries of each column of ``centred(x)``."""
+    return 4 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+
+
+def spectral_root(
+    x: Float[Tensor, "n p"],
+    *,
+    ridge: float = 0.0,
+    rtol: float | None = None,
+    noise: Float[Tensor, " p"] | None = None,
+) -> SpectralRoot:
+    """``L = V (Λ + ridge)^{-1/2}`` of ``XᵀX = V Λ Vᵀ``, in float64.
+
+    Full column rank: the SVD is taken after dividing each column by its largest entry and turned
+    back into the eigenvector basis by a rotation, which leaves ``L Lᵀ`` alone. That is the same
+    matrix L, but its small rows keep their digits: with columns spread over 12 decades, held-out
+    predictions measured an error of 3e-15 instead of 1e-6.
+
+    Args:
+        x: ``[n, p]`` rows.
+        ridge: added to every eigenvalue; 0 is ordinary least squares.
+        rtol: singular values below ``rtol`` times the largest count as zero; None takes numpy's
+            ``eps * max(n, p)``.
+        noise: ``[p]`` size of the rounding in each column. A direction v counts as zero too when
+            its singular value is below ``√n ‖noise ∘ v‖``: columns that sum to 2026 leave 1e-13
+            behind once they are centred.
+
+    Returns:
+        SpectralRoot: ``root`` ``[p, r]`` and which solution it stands for.
+
+    Raises:
+        InvalidArgumentError: wrong shape, negative ``ridge`` or ``rtol``, NaN or infinity.
+
+    Source: Tan & Zhao 2026, arXiv 2604.13656 (L = V Λ^{-1/2}); the numerics are ours.
+
+    Example:
+        >>> found = spectral_root(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+        >>> (9 * found.root @ found.root.T).round(decimals=6).tolist()  # 9 (XᵀX)^{-1}
+        [[5.0, -4.0], [-4.0, 5.0]]
+    """
+    x = as_design("x", x)
+    ridge = require_float("ridge", ridge, minimum=0.0)
+    n, p = x.shape
+    if rtol is None:
+        rtol = torch.finfo(x.dtype).eps * max(n, p)
+    rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
+    _, s, vt = torch.linalg.svd(x, full_matrices=False)
+    floor = (rtol * s[0]).expand_as(s)
+    if noise is not None:
+        noise = require_float_tensor("noise", noise, ndim=1)
+        if len(noise) != p:
+            raise InvalidArgumentError(
+                f"noise must have one entry for each of {p} columns, got {len(noise)}; see rounding(x)"
+            )
+        floor = torch.maximum(floor, n**0.5 * (vt * noise).norm(dim=1))
+    kept = s > floor
+    rank = int(kept.sum())
+    s, v = s[kept], vt[kept].T
+    if rank == p:
+        # A ridge is p more rows: x stacked on √ridge I has the Gram matrix XᵀX + ridge I.
+        penalty = ridge**0.5 * torch.eye(p, dtype=x.dtype, device=x.device)
+        root = _root_of_full_rank(torch.cat([x, penalty]) if ridge else x)
+    else:
+        root = v / torch.hypot(s, torch.tensor(ridge, dtype=x.dtype).sqrt())
+    if ridge == 0.0:
+        # One Newton step towards orthonormal keys; at condition numbers of 1e6 to 1e7 the
+        # prediction's largest error over 300 problems measured 1e-9 instead of 6e-9.
+        keys = x @ root
+        root = 1.5 * root - 0.5 * root @ (keys.T @ keys)
+    solution: Solution = "ridge" if ridge > 0 else "unique" if rank == p else "minimum-norm"
+    return SpectralRoot(
+        root=root * _signs(root),
+        eigenvalues=s**2,
+        condition=float(s[0] / s[-1]) if rank else 1.0,
+        solution=solution,
+        n=n,
+        p=p,
+        rank=rank,
+        ridge=ridge,
+        rtol=rtol,
+    )
+
+
+def _root_of_full_rank(x: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
+    scale = x.abs().amax(0)
+    _, s, wt = torch.linalg.svd(x / scale, full_matrices=False)
+    root = (wt.T / s) / scale[:, None]  # root @ root.T = (XᵀX)^{-1}, in another basis
+    # root = V Λ^{-1/2} R: rotating by Rᵀ from the right gives the eigenvector basis. Multiplying
+    # the accurate factor, rather than reading V and Λ off this SVD, keeps its small rows accurate.
+    _, _, rotation = torch.linalg.svd(root)
+    return (root @ rotation.T).flip(1)
+
+
+def _signs(root: Float[Tensor, "p r"]) -> Float[Tensor, " r"]:
+    """Signs that make the first of each column's largest entries positive: a reproducible L."""
+    if root.numel() == 0:
+        return root.new_ones(root.shape[1])
+    large = root.abs() >= (1 - 1e-9) * root.abs().amax(0)
+    first = large.to(torch.int8).argmax(0)
+    signs = torch.sign(root[first, torch.arange(root.shape[1])])
+    return torch.where(signs == 0, torch.ones_like(signs), signs)

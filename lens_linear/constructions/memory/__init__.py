@@ -1,0 +1,1 @@
+"""Associative memories: energies, retrieval, capacity, and where a trained head sits."""

@@ -1,0 +1,90 @@
+"""A trained head's queries and keys, put on the picture of linear to exponential memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
+from lens_linear.constructions.memory.head_memory import HeadMemory, attention_head_memory
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.describe.rotary import read_rotary
+from lens_linear.models.describe.weights import read_weights
+from lens_linear.models.frozen.attention_scores import attention_scores
+
+
+def trained_head_memory(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"],
+    *,
+    layer: int,
+    head: int,
+    energies: str | Sequence[str] = ("exponential", "quadratic", "polynomial-3"),
+    n_patterns: Sequence[int] | None = None,
+    draws: int = 2,
+    seed: int = 0,
+) -> HeadMemory:
+    """Measure one head of a model on text: its own queries over the keys they can see.
+
+    Keys and queries are rotated where the model rotates; β is the model's own factor of ``q · k``.
+    Every sequence is one memory, and the sequences give the error bars.
+
+    Args:
+        model: a bridge.
+        tokens: ``[batch, position]`` ids.
+        layer: index of the layer.
+        head: index of the query head.
+        energies: see :func:`~lens_linear.constructions.memory.head_memory.attention_head_memory`.
+        n_patterns: numbers of stored keys; None takes powers of two up to the number of positions.
+        draws: random subsets a query and number of keys.
+        seed: of the local generator.
+
+    Returns:
+        HeadMemory: retrieval from the head's keys and from random keys of the same size.
+
+    Raises:
+        UnsupportedModelError: the model bounds its scores (softcap), so no single β exists; or its scores
+            are not q·k over all earlier keys (position biases, norms on queries, sliding windows).
+
+    Source: Ramsauer et al. 2020 (heads as Hopfield memories); the measurement is that of
+        :func:`~lens_linear.constructions.memory.head_memory.attention_head_memory`.
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> tokens = torch.randint(0, 32, (2, 16), generator=torch.Generator().manual_seed(0))
+        >>> trained_head_memory(toy_model(seed=0), tokens, layer=0, head=0).n_keys
+        16
+    """
+    tokens = require_model_tokens(model, tokens)
+    layer = require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    head = require_int("head", head, minimum=0, maximum=model.cfg.n_heads - 1)
+    attention = read_weights(model, fold=False, dtype=torch.float32).attention
+    if attention is None or attention.softcap is not None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
+            "single inverse temperature; capture queries and keys and call attention_head_memory"
+        )
+    # Refuses heads whose scores are not q·k over all earlier keys.
+    attention_scores(model, tokens, layer, windows=False)
+    out = run(model, tokens, record=[(layer, "q"), (layer, "k")], logits=False)
+    q = out[(layer, "q")].to("cpu", torch.float64).transpose(1, 2)
+    k = out[(layer, "k")].to("cpu", torch.float64).transpose(1, 2)
+    rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
+    if rotary is not None:
+        q, k = rotary.rotate(q), rotary.rotate(k)
+    group = q.shape[1] // k.shape[1]
+    return attention_head_memory(
+        k[:, head // group],
+        q[:, head],
+        beta=float(attention.scale[layer]),
+        energies=energies,
+        n_patterns=n_patterns,
+        causal=True,
+        draws=draws,
+        seed=seed,
+    )

@@ -1,0 +1,1 @@
+"""Small linear systems that predict the gains."""

@@ -1,0 +1,219 @@
+"""Reduced coordinates for the last token's state at every layer boundary.
+
+A basis is a pair of matrices per boundary: ``r = leftᵀ x`` reads the reduced state, ``x ≈ right r`` rebuilds
+it, ``leftᵀ right = 1``. The orthonormal ones (left = right = P_l) all have v_l as their first column:
+
+* ``"krylov"`` (the paper's, for a system that changes with depth): ``P_{l+1} = [v_{l+1}, Ā_l v_l,
+  Ā_l Ā_{l-1} v_{l-1}, …]``, what injections at this and earlier layers leave behind under the mean Jacobian;
+  that is ``P_{l+1} = orth [v_{l+1}, Ā_l P_l]``. ``P_0 = [v_0, Ā_0 v_0, Ā_0² v_0, …]`` fills what is
+  left. From order L + 1 on the mean system is followed exactly;
+* ``"krylov-stationary"``: each layer's own Jacobian over and over, ``P_{l+1} = [v_{l+1}, b, Ā_l b,
+  Ā_l² b, …]`` with ``b = Ā_l v_l``: the literal Krylov space, of a system that would not change with
+  depth (control);
+* ``"pca"``: the rest from the states' principal directions over the operating prompts (control);
+* ``"random"``: the rest at random (control).
+
+``"balanced"`` is oblique and ours. A direction is worth a coordinate if injections *reach* it and the readout
+*sees* it; an orthonormal basis grown forwards knows only the first half. Snapshots of both are taken at every
+operating prompt p: ``Φ_p(k, l) v_k`` for all k ≤ l (v_k injected at layer k, carried forward to l) and
+``λ_l,p = ∂(C·x_L)/∂x_l`` (the readout carried backward). Balanced proper orthogonal decomposition keeps the
+leading singular directions of their products. With one prompt, order 1 is exact: the readout is a single
+number, so only one direction of each state, λ_l, ever matters. Higher orders are needed only because λ
+differs from prompt to prompt, and their Hankel values say by how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear.checks import require_choice, require_int
+from lens_linear.dynamics.gains.jacobian_products import Linearization
+from lens_linear.linalg.balanced import balanced_truncation
+from lens_linear.linalg.krylov import complete_basis, krylov_basis
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
+BASES: tuple[Basis, ...] = ("krylov", "balanced", "pca", "random", "krylov-stationary")
+
+# Products come from the model's own precision: what is new in a vector below this is rounding.
+_RTOL = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """Reading and rebuilding matrices at boundaries 0 ... L.
+
+    Attributes:
+        right: columns that rebuild the state, ``x ≈ right r``.
+        left: columns that read it, ``r = leftᵀ x``; ``leftᵀ right`` is the identity.
+        kind: how they were made.
+        hankel: for "balanced", per boundary the leading Hankel singular values, in units of readout per
+            unit injected; NaN beyond those that exist. None for the others.
+        seed: of random columns.
+        products: ``Ā_l right_l`` where building the bases computed them anyway ("krylov"), else None.
+    """
+
+    right: Float[Tensor, "boundary d_model order"]
+    left: Float[Tensor, "boundary d_model order"]
+    kind: Basis
+    hankel: Float[Tensor, "boundary order"] | None
+    seed: int
+    products: Float[Tensor, "layer d_model order"] | None = None
+
+    @property
+    def order(self) -> int:
+        """Reduced coordinates a boundary."""
+        return self.right.shape[-1]
+
+    def __repr__(self) -> str:
+        boundaries, d_model, order = self.right.shape
+        return f"Bases: {self.kind}, order {order} of {d_model} at {boundaries} layer boundaries"
+
+    def truncated(self, order: int) -> Bases:
+        """Return the first ``order`` coordinates; they are what building at that order would have given."""
+        order = require_int("order", order, minimum=1, maximum=self.order)
+        hankel = None if self.hankel is None else self.hankel[:, :order]
+        products = None if self.products is None else self.products[..., :order]
+        right, left = self.right[..., :order], self.left[..., :order]
+        return Bases(right, left, self.kind, hankel, self.seed, products)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a boundary and coordinate: boundary, coordinate, right_norm, left_norm, hankel."""
+        import pandas as pd
+
+        boundaries, _, order = self.right.shape
+        hankel = self.right.new_full((boundaries, order), float("nan"))
+        return pd.DataFrame(
+            {
+                "boundary": torch.arange(boundaries).repeat_interleave(order).numpy(),
+                "coordinate": torch.arange(order).repeat(boundaries).numpy(),
+                "right_norm": self.right.norm(dim=1).flatten().cpu().numpy(),
+                "left_norm": self.left.norm(dim=1).flatten().cpu().numpy(),
+                "hankel": (hankel if self.hankel is None else self.hankel).flatten().cpu().numpy(),
+            }
+        )
+
+
+def build_bases(
+    maps: Linearization,
+    directions: Float[Tensor, "boundary d_model"],
+    readout: Float[Tensor, " d_model"],
+    *,
+    order: int,
+    kind: Basis,
+    seed: int = 0,
+) -> Bases:
+    """Build bases of any order up to d_model at every layer boundary.
+
+    Args:
+        maps: the blocks linearised at the operating prompts.
+        directions: v_0 ... v_L.
+        readout: C.
+        order: coordinates a boundary, 1 to d_model.
+        kind: see the module's head.
+        seed: of random columns (all of "random"; elsewhere only where a space is exhausted).
+
+    Returns:
+        Bases, float64.
+    """
+    require_choice("basis", kind, BASES)
+    order = require_int("order", order, minimum=1, maximum=directions.shape[-1])
+    if kind == "balanced":
+        return _balanced(maps, directions, readout, order, seed)
+    if kind == "krylov":
+        basis, products = _carried(maps, directions, order, seed)
+        return Bases(basis, basis, kind, None, seed, products)
+    if kind == "krylov-stationary":
+        columns = _powers(maps, directions, order, seed)
+    elif kind == "pca":
+        centred = maps.states - maps.states.mean(1, keepdim=True)
+        columns = torch.linalg.svd(centred, full_matrices=False).Vh.mT[..., : max(order - 1, 0)]
+    else:
+        columns = directions.new_zeros(*directions.shape, 0)
+    basis = _orthonormal(directions, columns, order, seed)
+    return Bases(basis, basis, kind, None, seed)
+
+
+def _orthonormal(first: Tensor, columns: Tensor, order: int, seed: int) -> Tensor:
+    """Orthonormal columns: the direction itself, then what the columns add to it, then random ones."""
+    together = torch.cat([first[..., None], columns], dim=-1)
+    return complete_basis(together, order=order, rtol=_RTOL, seed=seed)
+
+
+def _carried(
+    maps: Linearization, directions: Tensor, order: int, seed: int
+) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
+    """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
+
+    def apply(rows: Float[Tensor, "direction d_model"]) -> Tensor:
+        return maps.mean_push(rows[None], layers=[0])[0]
+
+    start = directions[:1]
+    powers = start.new_zeros(1, start.shape[1], 0)
+    if order > 1:
+        powers = krylov_basis(apply, apply(start), order=order - 1, rtol=_RTOL, seed=seed).basis
+    found, products = [_orthonormal(start, powers, order, seed)[0]], []
+    for layer in range(maps.n_layers):
+        products.append(maps.mean_push(found[-1].T[None], layers=[layer])[0].T)
+        found.append(_orthonormal(directions[layer + 1], products[-1], order, seed))
+    return torch.stack(found), torch.stack(products)
+
+
+def _powers(
+    maps: Linearization, directions: Tensor, order: int, seed: int
+) -> Float[Tensor, "boundary d_model columns"]:
+    """Columns b, Ā_l b, Ā_l² b, … of every boundary; all layers share each product."""
+    if order == 1:
+        return directions.new_zeros(*directions.shape, 0)
+
+    def apply(rows: Float[Tensor, "layer d_model"]) -> Tensor:
+        return maps.mean_push(rows[:, None])[:, 0]
+
+    arriving = apply(directions[:-1])
+    found = krylov_basis(apply, arriving, order=order - 1, rtol=_RTOL, seed=seed).basis
+    return torch.cat([found[:1], found])
+
+
+def _balanced(
+    maps: Linearization, directions: Tensor, readout: Tensor, order: int, seed: int
+) -> Bases:
+    n_prompts, d_model = maps.states.shape[1:]
+    costates = maps.costates(readout)
+    seen = torch.cat([costates, readout.expand(1, n_prompts, d_model)])
+    rights, lefts, values = [], [], []
+    for boundary, reached in enumerate(maps.reached(directions)):
+        reach = reached.flatten(0, 1).T / n_prompts**0.5
+        see = seen[boundary].T / n_prompts**0.5
+        found = balanced_truncation(reach, see, order=order, rtol=_RTOL)
+        hankel = reach.new_full((order,), float("nan"))
+        hankel[: min(order, len(found.hankel))] = found.hankel[:order]
+        right, left = _completed(found.right, found.left, order)
+        rights.append(right)
+        lefts.append(left)
+        values.append(hankel)
+    return Bases(torch.stack(rights), torch.stack(lefts), "balanced", torch.stack(values), seed)
+
+
+def _completed(
+    right: Float[Tensor, "d k"], left: Float[Tensor, "d k"], order: int
+) -> tuple[Float[Tensor, "d order"], Float[Tensor, "d order"]]:
+    """Add coordinates from what the first ones neither rebuild nor read, keeping ``leftᵀ right = 1``."""
+    k, missing = right.shape[1], order - right.shape[1]
+    if missing <= 0:
+        return right, left
+    unread = torch.linalg.qr(left, mode="complete").Q[:, k:]
+    unbuilt = torch.linalg.qr(right, mode="complete").Q[:, k:]
+    # unreadᵀ unbuilt = U S Vᵀ: turned by U and V the two are dual up to the scale S.
+    u, s, vh = torch.linalg.svd(unread.T @ unbuilt)
+    unread, unbuilt = unread @ u, unbuilt @ vh.T / s
+    return (
+        torch.cat([right, unread[:, :missing]], dim=1),
+        torch.cat([left, unbuilt[:, :missing]], dim=1),
+    )

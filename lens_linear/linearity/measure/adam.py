@@ -1,0 +1,245 @@
+"""The pitfall: a linear layer trained by Adam stops short of the best linear layer.
+
+Activations are ill-conditioned: a few outlier dimensions are hundreds of times the rest. Gradient descent
+moves along directions of small variance so slowly that a trained "linear baseline" can understate how
+linear a layer is, and make the layer look nonlinear. The closed form has no such trouble.
+
+Source: Whipp 2026, arXiv 2606.19379.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
+from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
+from lens_linear.models.capture import Site, TokenRows
+from lens_linear.stats.collect import gather_rows, require_rows_for_fit
+from lens_linear.stats.split import as_rows, halves
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class AdamBaseline(Table):
+    """Held-out R² of an affine layer under training, beside the closed form; acts as its table.
+
+    Attributes:
+        steps: when it was scored.
+        r2: [step], held out, of the trained layer.
+        r2_standardized: [step], the same with every input column scaled to unit variance first.
+        closed_form: held-out R² of least squares on the same rows.
+        condition_number: largest over smallest singular value of the centred inputs, those below a
+            millionth of the largest left out: float32 rounding, not data.
+        learning_rate: of Adam.
+        batch: rows a step.
+        where: what was fitted, in words.
+        n_fit: training rows.
+        n_tokens: test rows.
+        seed: of the halves, the rows and the batches.
+    """
+
+    steps: tuple[int, ...]
+    r2: Float[Tensor, " step"]
+    r2_standardized: Float[Tensor, " step"]
+    closed_form: float
+    condition_number: float
+    learning_rate: float
+    batch: int
+    where: str
+    n_fit: int
+    n_tokens: int
+    seed: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per score: step, r2, r2_standardized, closed_form, shortfall (closed form minus r2)."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "step": self.steps,
+                "r2": self.r2.numpy(),
+                "r2_standardized": self.r2_standardized.numpy(),
+                "closed_form": self.closed_form,
+                "shortfall": self.closed_form - self.r2.numpy(),
+            }
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"AdamBaseline for {self.where}: held-out R² {float(self.r2[-1]):.4f} after {self.steps[-1]} "
+            f"steps of Adam at {self.learning_rate:g} ({float(self.r2_standardized[-1]):.4f} on "
+            f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
+            f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
+        )
+
+
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+def adam_baseline(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    layer: int,
+    *,
+    site: Site = "ffn",
+    steps: int = 2000,
+    learning_rate: float = 1e-3,
+    batch: int = 256,
+    skip: int = 0,
+    max_rows: int = 20_000,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> AdamBaseline:
+    """Train one affine layer by Adam to imitate an FFN, and compare with least squares.
+
+    The layer starts at zero weight and minimises the mean squared error over random batches; the score is
+    the held-out R² of section "R²_lin". Both see the same training rows.
+
+    R² is dimensionless, at most 1, 0 at the start (nothing but the mean: negative before the bias is
+    learnt).
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position]; half of the sequences fit, half score.
+        layer: which layer.
+        site: "ffn" (default), "block" or "attn".
+        steps: Adam steps.
+        learning_rate: constant.
+        batch: rows a step.
+        skip: leading positions left out.
+        max_rows: rows kept per half.
+        seed: of the halves, rows and batches.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        AdamBaseline; acts as a DataFrame with one row per scored step.
+
+    Raises:
+        NotEnoughDataError: too few rows.
+
+    Source: Whipp 2026, arXiv 2606.19379 (a linear layer trained by Adam beside the closed form).
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> found = adam_baseline(model, tokens, 0, steps=100)
+        >>> 0 < float(found.r2[-1]) < found.closed_form  # on its way
+        True
+    """
+    rows = as_rows(model, tokens, skip=skip)
+    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    train, test = (
+        gather_rows(
+            model,
+            half,
+            layer=layer,
+            site=site,
+            skip=skip,
+            max_rows=max_rows,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for half in halves(rows, seed=seed)
+    )
+    return adam_on_rows(
+        train.x,
+        train.y,
+        test.x,
+        test.y,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch=batch,
+        seed=seed,
+        where=f"the {site} of layer {layer} of {model.cfg.model_name}",
+    )
+
+
+def adam_on_rows(
+    x: Float[Tensor, "n d_in"],
+    y: Float[Tensor, "n d_out"],
+    x_test: Float[Tensor, "m d_in"],
+    y_test: Float[Tensor, "m d_out"],
+    *,
+    steps: int = 2000,
+    learning_rate: float = 1e-3,
+    batch: int = 256,
+    seed: int = 0,
+    where: str = "rows",
+) -> AdamBaseline:
+    """The comparison of :func:`adam_baseline` on rows that are at hand."""
+    for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
+        require_float_tensor(name, value, ndim=2)
+    require_int("steps", steps, minimum=1)
+    require_int("batch", batch, minimum=1)
+    require_float("learning_rate", learning_rate, minimum=0.0)
+    require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
+    fit = fit_linear(x, y)
+    closed = r_squared(y_test, fit.predict(x_test), mean=fit.mean_y)
+    sizes = spectrum(x).values
+    condition = float(sizes[0] / sizes[sizes > 1e-6 * sizes[0]][-1])
+    scored = _when(steps)
+    mean, spread = to_compute(x).mean(0), to_compute(x).std(0)
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    curves = []
+    for centre, scale in ((torch.zeros_like(mean), torch.ones_like(mean)), (mean, spread)):
+        train, test = (((to_compute(v) - centre) / scale).float() for v in (x, x_test))
+        data = (train, test, y.float(), y_test, fit.mean_y)
+        curves.append(_train(data, scored, learning_rate, batch, seed))
+    return AdamBaseline(
+        steps=scored,
+        r2=curves[0],
+        r2_standardized=curves[1],
+        closed_form=closed,
+        condition_number=condition,
+        learning_rate=learning_rate,
+        batch=batch,
+        where=where,
+        n_fit=len(x),
+        n_tokens=len(x_test),
+        seed=seed,
+    )
+
+
+def _when(steps: int) -> tuple[int, ...]:
+    """Steps to score at: doubling, then the last."""
+    marks = {0, steps}
+    mark = 1
+    while mark < steps:
+        marks.add(mark)
+        mark *= 2
+    return tuple(sorted(marks))
+
+
+def _train(
+    data: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    scored: tuple[int, ...],
+    learning_rate: float,
+    batch: int,
+    seed: int,
+) -> Float[Tensor, " step"]:
+    x, x_test, y, y_test, mean_y = data
+    weight = x.new_zeros(x.shape[1], y.shape[1]).requires_grad_()
+    bias = y.new_zeros(y.shape[1]).requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for step in range(scored[-1] + 1):
+        if step in scored:
+            guess = x_test.double() @ weight.detach().double() + bias.detach().double()
+            out.append(r_squared(y_test, guess, mean=mean_y))
+        chosen = torch.randint(len(x), (batch,), generator=generator).to(x.device)
+        with torch.enable_grad():
+            loss = (x[chosen] @ weight + bias - y[chosen]).square().sum(1).mean()
+            gradients = torch.autograd.grad(loss, [weight, bias])
+        weight.grad, bias.grad = gradients
+        optimizer.step()
+    return torch.tensor(out, dtype=torch.float64)

@@ -1,0 +1,273 @@
+"""Whether what the best affine map misses is a sum of a few products of two linear readings of x.
+
+``r ≈ Σ_k (a_k·x)(b_k·x) c_k``, r the residual of the affine fit, which is refitted together with the
+products. A gated FFN without a nonlinearity would be exactly of this form. The gain ΔR² over the affine
+fit is taken held out, at several ranks, and a small gain says that what is missed is not a few
+position-wise products.
+
+>>> import torch
+>>> from lens_linear.models.open.toy import toy_model
+>>> tokens = torch.randint(64, (60, 32), generator=torch.Generator().manual_seed(0))
+>>> model = toy_model(n_layers=1, d_model=16, attn_only=False)
+>>> probe = bilinear_probe(model, tokens, 0, rank=(1, 2))
+>>> [int(k) for k in probe["rank"]]
+[0, 1, 2]
+
+Limits. The fit is not convex: the gain found is a lower bound on the gain there is. Products are found on
+the training half, so with few rows a high rank can lower the held-out score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_float_tensor, require_int, require_ints, require_rows
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg import fit_linear, to_compute
+from lens_linear.linearity.measure.intervals import ratio_interval
+from lens_linear.linearity.measure.products import Products, fit_products
+from lens_linear.models.capture import Site, TokenRows
+from lens_linear.stats.collect import gather_rows, require_rows_for_fit
+from lens_linear.stats.split import as_rows, halves
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class BilinearProbe(Table):
+    """Held-out R² of affine plus bilinear fits, by rank; acts as its table.
+
+    Attributes:
+        ranks: numbers of products; 0, the affine fit alone, comes first.
+        r2: [rank], held out, of the whole output.
+        gains: [rank], ``r2 − affine r2``.
+        gain_intervals: [rank, 2], 95 % bootstrap over test sequences; NaN without sequences.
+        train_gains: [rank], the same on the training rows: what overfitting looks like.
+        a, b: [k, d_in], the readings at the highest rank; ``c`` [k, d_out] what each product writes.
+        where: what was probed, in words.
+        n_fit: training rows.
+        n_tokens: test rows.
+        seed: of the halves and of the starts.
+    """
+
+    ranks: tuple[int, ...]
+    r2: Float[Tensor, " rank"]
+    gains: Float[Tensor, " rank"]
+    gain_intervals: Float[Tensor, "rank 2"]
+    train_gains: Float[Tensor, " rank"]
+    a: Float[Tensor, "k d_in"]
+    b: Float[Tensor, "k d_in"]
+    c: Float[Tensor, "k d_out"]
+    where: str
+    n_fit: int
+    n_tokens: int
+    seed: int
+
+    @property
+    def affine_r2(self) -> float:
+        """Held-out R² of the affine fit alone."""
+        return float(self.r2[0])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per rank: rank, r2, gain, gain_low, gain_high, train_gain, share_of_residual.
+
+        ``share_of_residual`` is the gain over what the affine fit left, ``gain / (1 − affine r2)``.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "rank": self.ranks,
+                "r2": self.r2.numpy(),
+                "gain": self.gains.numpy(),
+                "gain_low": self.gain_intervals[:, 0].numpy(),
+                "gain_high": self.gain_intervals[:, 1].numpy(),
+                "train_gain": self.train_gains.numpy(),
+                "share_of_residual": (self.gains / (1 - self.r2[0])).numpy(),
+            }
+        )
+
+    def __repr__(self) -> str:
+        best = int(self.gains.argmax())
+        return (
+            f"BilinearProbe of {self.where}: affine R² = {self.affine_r2:.4f} held out, best gain "
+            f"{float(self.gains[best]):+.4f} with {self.ranks[best]} products (of ranks "
+            f"{list(self.ranks[1:])}); n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
+        )
+
+
+@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+def bilinear_probe(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    layer: int,
+    *,
+    rank: int | Sequence[int] = (1, 2, 4, 8),
+    site: Site = "ffn",
+    skip: int = 0,
+    max_rows: int = 20_000,
+    iterations: int = 60,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> BilinearProbe:
+    """Gain of a low-rank bilinear term over the affine fit of one FFN (or block), held out.
+
+    ``ΔR² = R²(affine + Σ_k (a_k·x)(b_k·x) c_k) − R²(affine)``; dimensionless, at most ``1 − R²(affine)``;
+    about 0, or slightly below, when the residual holds no such products.
+
+    Products are added one at a time, each started at the leading product of what is still missed, and
+    after each addition all a and b are improved together by L-BFGS with the best c solved exactly
+    (variable projection). x is whitened first, so outlier dimensions do not slow this down.
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position]; half of the sequences fit, half score.
+        layer: which layer.
+        rank: number of products, or several.
+        site: "ffn" (default), "block" or "attn".
+        skip: leading positions left out.
+        max_rows: rows kept per half, drawn with the seed; this probe needs its data in memory.
+        iterations: L-BFGS steps after each addition.
+        seed: of the halves, the draw and the starts.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        BilinearProbe; acts as a DataFrame with one row per rank, rank 0 first.
+
+    Raises:
+        NotEnoughDataError: too few rows.
+        InvalidArgumentError: bad rank, layer or site.
+
+    Source: Whipp 2026, arXiv 2606.19379 (bilinear residual probe).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> len(bilinear_probe(model, tokens, 1, rank=2)) > 0
+        True
+    """
+    rows = as_rows(model, tokens, skip=skip)
+    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    require_int("max_rows", max_rows, minimum=2)
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    train, test = (
+        gather_rows(
+            model,
+            half,
+            layer=layer,
+            site=site,
+            skip=skip,
+            max_rows=max_rows,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for half in halves(rows, seed=seed)
+    )
+    return probe_rows(
+        train.x,
+        train.y,
+        test.x,
+        test.y,
+        rank=rank,
+        iterations=iterations,
+        seed=seed,
+        sequence=test.sequence,
+        where=f"the {site} of layer {layer} of {model.cfg.model_name}",
+    )
+
+
+def probe_rows(
+    x: Float[Tensor, "n d_in"],
+    y: Float[Tensor, "n d_out"],
+    x_test: Float[Tensor, "m d_in"],
+    y_test: Float[Tensor, "m d_out"],
+    *,
+    rank: int | Sequence[int] = (1, 2, 4, 8),
+    iterations: int = 60,
+    seed: int = 0,
+    sequence: Int[Tensor, " m"] | None = None,
+    where: str = "rows",
+) -> BilinearProbe:
+    """The probe of :func:`bilinear_probe` on rows that are at hand.
+
+    Args:
+        x: training inputs.
+        y: training outputs.
+        x_test: test inputs.
+        y_test: test outputs.
+        rank: number of products, or several.
+        iterations: L-BFGS steps after each addition.
+        seed: of the starts.
+        sequence: which sequence each test row is from; None gives no intervals.
+        where: what these rows are, for the repr.
+    """
+    for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
+        require_float_tensor(name, value, ndim=2)
+    require_int("iterations", iterations, minimum=1)
+    ranks = _ranks(rank)
+    require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
+    affine = fit_linear(x, y)
+    missed = to_compute(y) - affine.predict(x)
+    test_missed = to_compute(y_test) - affine.predict(x_test)
+    total = (to_compute(y_test) - affine.mean_y).square().sum(1)
+    train_total = affine.scatter_y.sum()
+    found = fit_products(
+        to_compute(x), missed, max(ranks), keep=ranks, iterations=iterations, seed=seed
+    )
+    left = [test_missed.square().sum(1)]
+    train_left = [missed.square().sum()]
+    for k in ranks:
+        left.append((test_missed - found[k].predict(to_compute(x_test))).square().sum(1))
+        train_left.append((missed - found[k].predict(to_compute(x))).square().sum())
+    residual = torch.stack(left).cpu()
+    r2 = 1 - residual.sum(1) / total.sum().cpu()
+    train = torch.stack(train_left).cpu()
+    best: Products = found[max(ranks)]
+    return BilinearProbe(
+        ranks=(0, *ranks),
+        r2=r2,
+        gains=r2 - r2[0],
+        gain_intervals=_intervals(residual, total.cpu(), sequence, seed),
+        train_gains=(train[0] - train) / float(train_total),
+        a=best.a,
+        b=best.b,
+        c=best.c,
+        where=where,
+        n_fit=len(x),
+        n_tokens=len(x_test),
+        seed=seed,
+    )
+
+
+def _ranks(rank: int | Sequence[int]) -> tuple[int, ...]:
+    values = [rank] if isinstance(rank, int) else rank
+    ranks = sorted(set(require_ints("rank", values, minimum=1)))
+    if not ranks:
+        raise InvalidArgumentError("rank must name at least one number of products, e.g. (1, 4)")
+    return tuple(ranks)
+
+
+def _intervals(
+    residual: Tensor, total: Tensor, sequence: Tensor | None, seed: int
+) -> Float[Tensor, "rank 2"]:
+    """Of the gain: what the products take off the residual, over the total, by sequence."""
+    if sequence is None:
+        return torch.full((len(residual), 2), torch.nan, dtype=torch.float64)
+    _, place = sequence.cpu().unique(return_inverse=True)
+    n = int(place.max()) + 1
+    sums = torch.zeros(len(residual), n, dtype=torch.float64).index_add_(1, place, residual)
+    totals = torch.zeros(n, dtype=torch.float64).index_add_(0, place, total)
+    # gain = 1 - (total - taken) / total, so it is an interval of the same kind as a score's.
+    kept = totals - (sums[0] - sums)
+    return ratio_interval(kept, totals.expand_as(kept), seed=seed)

@@ -1,0 +1,100 @@
+"""Profiles side by side: training checkpoints, model sizes, with and without the first position.
+
+>>> import torch
+>>> from lens_linear.linearity.measure.profile import linearity_profile
+>>> from lens_linear.models.open.toy import toy_model
+>>> tokens = torch.randint(64, (20, 32), generator=torch.Generator().manual_seed(0))
+>>> small = linearity_profile(toy_model(n_layers=2, d_model=16), tokens)
+>>> large = linearity_profile(toy_model(n_layers=3, d_model=16), tokens)
+>>> len(compare_profiles({"small": small, "large": large}))
+5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linearity.measure.profile import LinearityProfile
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileComparison(Table):
+    """Several profiles as one table; acts as it.
+
+    Attributes:
+        profiles: by name, in the order given.
+    """
+
+    profiles: Mapping[str, LinearityProfile]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per name and layer: name, layer, depth (0 first to 1 last), then the profile's columns."""
+        import pandas as pd
+
+        frames = []
+        for name, profile in self.profiles.items():
+            frame = profile.to_dataframe().reset_index()
+            depth = frame["layer"] / max(profile.n_layers - 1, 1)
+            frame.insert(0, "name", name)
+            frame.insert(2, "depth", depth)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per name: mean, minimum and maximum over layers of each score."""
+        import pandas as pd
+
+        names = ["block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "update_ratio"]
+        grouped = self.to_dataframe().groupby("name", sort=False)[names].agg(["mean", "min", "max"])
+        grouped.columns = pd.Index(["_".join(pair) for pair in grouped.columns.to_flat_index()])
+        return grouped
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name} ({profile.n_layers} layers, mean block R² "
+            f"{float(profile.scores['block'].nanmean()):.3f})"
+            for name, profile in self.profiles.items()
+        ]
+        n = sum(profile.n_tokens for profile in self.profiles.values())
+        return f"ProfileComparison: {', '.join(parts)}; n = {n:,} tokens over all"
+
+
+def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileComparison:
+    """Put profiles side by side, in the order of the mapping.
+
+    Args:
+        profiles: name to profile, for example of one model at several training steps.
+
+    Returns:
+        ProfileComparison: ``.summary()``, ``.profiles``; acts as a table with one row a name and layer.
+
+    Raises:
+        InvalidArgumentError: nothing to compare, or something that is no profile.
+
+    Source: Razzhigaev et al. 2024, arXiv 2405.12250 (linearity along pretraining).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.linearity.measure.profile import linearity_profile
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> tokens = torch.randint(64, (20, 32), generator=torch.Generator().manual_seed(0))
+        >>> one = linearity_profile(toy_model(n_layers=3, d_model=16), tokens)
+        >>> compare_profiles({"one": one, "again": one})["depth"].tolist()
+        [0.0, 0.5, 1.0, 0.0, 0.5, 1.0]
+    """
+    if not isinstance(profiles, Mapping) or not profiles:
+        raise InvalidArgumentError("profiles must hold at least one LinearityProfile by name")
+    for name, profile in profiles.items():
+        if not isinstance(profile, LinearityProfile):
+            raise InvalidArgumentError(
+                f"profiles[{name!r}] must be a LinearityProfile, got {type(profile).__name__}; pass what "
+                "linearity_profile returns"
+            )
+    return ProfileComparison(dict(profiles))

@@ -1,0 +1,160 @@
+"""Intrinsic dimension, anisotropy and spread of the residual stream at every layer boundary.
+
+The quantities the reference implementation of "Your Transformer is Secretly Linear" reports beside its
+linearity score, on rows drawn with a seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int, require_seed
+from lens_linear.errors import LensLinearError
+from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
+from lens_linear.linalg.spectra import Coinciding
+from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.stats.split import as_rows
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+_COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGeometry(Table):
+    """Shape of the cloud of residual-stream states, by layer boundary; acts as its table.
+
+    Attributes:
+        intrinsic_dimension: [boundary], TwoNN estimate, points that coincide counted once; NaN where too
+            few points are distinct.
+        reference_dimension: [boundary], the same as the paper's reference implementation takes it, with
+            coinciding points (the first token of every sequence, say), which make it larger.
+        anisotropy: [boundary], share of variance on the first principal direction, 1/d to 1.
+        effective_rank: [boundary], entropy rank of the singular values, 1 to d.
+        norm: [boundary], mean length of a state.
+        model_name: as the model calls itself.
+        n_rows: states used per boundary.
+        skip: leading positions left out.
+        seed: of the draw.
+    """
+
+    intrinsic_dimension: Float[Tensor, " boundary"]
+    reference_dimension: Float[Tensor, " boundary"]
+    anisotropy: Float[Tensor, " boundary"]
+    effective_rank: Float[Tensor, " boundary"]
+    norm: Float[Tensor, " boundary"]
+    model_name: str
+    n_rows: int
+    skip: int
+    seed: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per layer boundary (0 = embedding)."""
+        import pandas as pd
+
+        names = (
+            "intrinsic_dimension",
+            "anisotropy",
+            "effective_rank",
+            "norm",
+            "reference_dimension",
+        )
+        columns = {name: getattr(self, name).numpy() for name in names}
+        return pd.DataFrame({**columns, "n_rows": self.n_rows}).rename_axis("boundary")
+
+    def __repr__(self) -> str:
+        low, high = float(self.anisotropy.min()), float(self.anisotropy.max())
+        return (
+            f"LayerGeometry of {self.model_name}: {len(self.norm)} layer boundaries, anisotropy {low:.3f} "
+            f"to {high:.3f}, intrinsic dimension {float(self.intrinsic_dimension.nan_to_num().min()):.1f} "
+            f"to {float(self.intrinsic_dimension.nan_to_num().max()):.1f}; n = {self.n_rows:,} states each"
+        )
+
+
+def layer_geometry(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    *,
+    skip: int = 0,
+    max_rows: int = 4096,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> LayerGeometry:
+    """Intrinsic dimension, anisotropy, effective rank and mean norm of the residual stream by layer.
+
+    Definitions, ranges and nulls: ``linalg.intrinsic_dimension`` (TwoNN), ``linalg.anisotropy``,
+    ``linalg.spectrum``.
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position].
+        skip: leading positions left out; the first position's outlier raises anisotropy.
+        max_rows: states kept per boundary, drawn with the seed.
+        seed: of the draw.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        LayerGeometry; acts as a DataFrame indexed by boundary.
+
+    Raises:
+        NotEnoughDataError: fewer than 20 states.
+
+    Source: Razzhigaev et al. 2024, arXiv 2311.05928, section 3; Facco et al. 2017 (TwoNN).
+
+    Example:
+        >>> from lens_linear.models.capture import residual_stream
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2)
+        >>> tokens = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0))
+        >>> found = layer_geometry(model, tokens)
+        >>> lengths = residual_stream(model, tokens).norm(dim=-1).mean(dim=(1, 2))
+        >>> torch.allclose(found.norm, lengths.double(), rtol=1e-5), found.n_rows
+        (True, 128)
+    """
+    rows = as_rows(model, tokens, skip=skip)
+    require_int("max_rows", max_rows, minimum=20)
+    require_int("batch_size", batch_size, minimum=1)
+    seed = require_seed(seed)
+    width = rows.length - skip
+    order = torch.randperm(len(rows) * width, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(len(rows) * width, dtype=torch.bool)
+    kept[order[:max_rows]] = True
+    kept = kept.reshape(len(rows), width)
+    parts = []
+    for first, batch in batched(rows, batch_size):
+        states = residual_stream(model, batch.long())[:, :, skip:]
+        mask = kept[first : first + len(batch)].to(states.device)
+        parts.append(states[:, mask])
+    clouds = torch.cat(parts, dim=1)
+    columns = torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T
+    return LayerGeometry(
+        *columns,
+        model_name=str(model.cfg.model_name),
+        n_rows=clouds.shape[1],
+        skip=skip,
+        seed=seed,
+    )
+
+
+def _describe(cloud: Tensor, seed: int) -> tuple[float, float, float, float, float]:
+    once, reference = (_dimension(cloud, how, seed) for how in _COINCIDING)
+    norm = float(cloud.double().norm(dim=1).mean())
+    return once, reference, anisotropy(cloud), spectrum(cloud).effective_rank, norm
+
+
+def _dimension(cloud: Tensor, coinciding: Coinciding, seed: int) -> float:
+    try:
+        return intrinsic_dimension(cloud, coinciding=coinciding, seed=seed).dimension
+    except LensLinearError:
+        if len(cloud) < 20:
+            raise
+        return float("nan")  # an embedding has only as many distinct states as tokens

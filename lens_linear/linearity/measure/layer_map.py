@@ -1,0 +1,285 @@
+"""How much of a later layer is an affine function of an earlier one: all pairs, one pass, held out.
+
+Boundary 0 is the embedding, boundary l the residual stream after block l - 1. Entry (i, j) is the
+fraction of the variance of boundary j that the best affine map from boundary i explains. The row above
+the diagonal is the block profile; far from it one reads how many blocks one map could replace.
+
+>>> import torch
+>>> from lens_linear.models.open.toy import toy_model
+>>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+>>> result = layer_map(toy_model(n_layers=2, d_model=16), tokens)
+>>> result.shape, bool(result[0, 1] > result[0, 2])
+((3, 3), True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_choice, require_float, require_int, require_layers
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg import LinearFit, Moments, to_compute
+from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.linalg.precision import compute_device
+from lens_linear.linearity.measure.pooled_scores import varies
+from lens_linear.linearity.measure.profile import Fit
+from lens_linear.models.capture import Site, TokenRows, visit_sites
+from lens_linear.stats.collect import require_rows_for_fit
+from lens_linear.stats.progress import sequence_bar
+from lens_linear.stats.split import RowView, as_rows, halves, process
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """R² of the best affine map between layer boundaries; acts as its matrix (``m[i, j]``).
+
+    Attributes:
+        values: [boundary, boundary], row = from, column = to; 1 on the diagonal, NaN below it.
+        boundaries: which layer boundaries, 0 = embedding.
+        model_name: as the model calls itself.
+        fit: "held-out" or "in-sample".
+        n_tokens: rows scored.
+        n_fit: rows fitted on.
+        skip: leading positions left out.
+        ridge: penalty of the fits.
+        seed: of the halves.
+    """
+
+    values: Float[Tensor, "boundary boundary"]
+    boundaries: tuple[int, ...]
+    model_name: str
+    fit: Fit
+    n_tokens: int
+    n_fit: int
+    skip: int
+    ridge: float
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As of a matrix."""
+        return len(self.boundaries), len(self.boundaries)
+
+    def __len__(self) -> int:
+        return len(self.boundaries)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.values[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.numpy(), dtype=dtype)
+
+    def tensor(self) -> Float[Tensor, "boundary boundary"]:
+        """The values as a tensor of their own."""
+        return self.values.clone()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The matrix, rows "from" and columns "to", both by layer boundary."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.values.numpy(), index=list(self.boundaries))
+        frame.columns = pd.Index(list(self.boundaries), name="to")
+        return frame.rename_axis("from")
+
+    def __repr__(self) -> str:
+        above = [float(self.values[i, i + 1]) for i in range(len(self) - 1)]
+        fitted = f", fitted on {self.n_fit:,}" if self.fit == "held-out" else ""
+        return (
+            f"LayerMap of {self.model_name}: {self.fit} R² between {len(self)} layer boundaries, "
+            f"{float(self.values[0, -1]):.3f} from first to last, {min(above):.3f} to {max(above):.3f} "
+            f"between neighbours; n = {self.n_tokens:,} tokens{fitted}"
+        )
+
+
+def layer_map(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    *,
+    fit: Fit = "held-out",
+    boundaries: Sequence[int] | None = None,
+    skip: int = 0,
+    ridge: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> LayerMap:
+    """Fraction of each later layer boundary that is an affine function of each earlier one.
+
+    ``R²[i, j] = 1 − Σ‖x_j − x_i A_ij − b_ij‖² / Σ‖x_j − x̄_j‖²`` for i < j, maps fitted in closed form.
+
+    Dimensionless, at most 1; an independent x_j would score about ``−d / (n − d − 2)`` held out.
+
+    Memory: one d × d map for every pair (L²/2 of them, float64) twice; on a large model choose fewer
+    ``boundaries``. It does not grow with tokens.
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position], or a stream of rows.
+        fit: "held-out" (halves of the sequences) or "in-sample".
+        boundaries: layer boundaries to compare, 0 = embedding; all by default.
+        skip: leading positions left out.
+        ridge: penalty of the fits.
+        seed: of the halves.
+        batch_size: sequences a forward pass; all boundaries of one batch are held at once.
+        progress: show a bar.
+
+    Returns:
+        LayerMap: ``.values`` [layers + 1, layers + 1], NaN below the diagonal.
+
+    Raises:
+        NotEnoughDataError: ``n <= d + 1`` rows to fit on.
+        NonFiniteError: NaN or infinite activations, naming the layer.
+
+    Source: after Razzhigaev et al. 2024, arXiv 2405.12250, section 3, for all pairs.
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> tuple(layer_map(model, tokens).values.shape)
+        (3, 3)
+    """
+    require_choice("fit", fit, ("held-out", "in-sample"))
+    require_float("ridge", ridge, minimum=0.0)
+    rows = as_rows(model, tokens, skip=skip)
+    chosen = list(range(model.cfg.n_layers + 1))
+    if boundaries is not None:
+        chosen = require_layers("boundaries", boundaries, model.cfg.n_layers + 1)
+    if len(chosen) < 2:
+        raise InvalidArgumentError(
+            f"boundaries must name at least two layer boundaries, got {chosen}; e.g. [0, 1]"
+        )
+    held_out = fit == "held-out"
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=held_out)
+    train, test = halves(rows, seed=seed) if held_out else (rows, rows)
+    walk = _Walk(model, chosen, skip, batch_size, progress)
+    fits = fit_pairs(walk, train, ridge)
+    values = torch.full((len(chosen), len(chosen)), torch.nan, dtype=torch.float64)
+    values.fill_diagonal_(1.0)
+    scored = _held_out(walk, test, fits) if held_out else _in_sample(fits)
+    for (i, j), value in scored.items():
+        values[i, j] = value
+    counted = rows.length - skip
+    return LayerMap(
+        values=values,
+        boundaries=tuple(chosen),
+        model_name=str(model.cfg.model_name),
+        fit=fit,
+        n_tokens=len(test) * counted,
+        n_fit=len(train) * counted,
+        skip=skip,
+        ridge=ridge,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """Streams the residual stream at chosen boundaries, one batch at a time."""
+
+    model: TransformerBridge
+    boundaries: list[int]
+    skip: int
+    batch_size: int
+    progress: bool
+
+    def __call__(self, rows: RowView, what: str, use: Callable[[list[Tensor]], None]) -> None:
+        mine = rows.share(*process())
+        if len(mine) == 0:
+            return
+        states: dict[int, Tensor] = {}
+        last = max(self.boundaries) - 1
+
+        def visit(layer: int, _site: Site, x: Tensor, y: Tensor) -> None:
+            if layer == 0 and 0 in self.boundaries:
+                states[0] = x[:, self.skip :]
+            if layer + 1 in self.boundaries:
+                states[layer + 1] = y[:, self.skip :]
+            if layer == last:
+                # A model spread over devices has its boundaries on several: bring them together.
+                device = compute_device(y.device)
+                ready = [to_compute(states[b], device=device) for b in self.boundaries]
+                use([state.flatten(0, 1) for state in ready])
+                states.clear()
+
+        with sequence_bar(len(mine), what, show=self.progress) as bar:
+            visit_sites(
+                self.model,
+                mine,
+                visit,
+                sites=("block",),
+                layers=list(range(last + 1)),
+                batch_size=require_int("batch_size", self.batch_size, minimum=1),
+                on_batch=bar,
+            )
+
+
+def fit_pairs(walk: _Walk, rows: RowView, ridge: float) -> list[LinearFit]:
+    """For every boundary but the last, one fit to all later boundaries side by side.
+
+    One scatter of x then serves all its targets: a third of the work of one ``Moments`` per pair.
+    """
+    moments = [Moments() for _ in walk.boundaries[:-1]]
+
+    def use(states: list[Tensor]) -> None:
+        for i, m in enumerate(moments):
+            m.update(states[i], torch.cat(states[i + 1 :], dim=1))
+
+    walk(rows, "fitting pairs", use)
+    for m in moments:
+        m.all_reduce_()
+        if not varies(m):
+            raise InvalidArgumentError(
+                "the residual stream does not vary over these tokens; pass different tokens"
+            )
+    return [m.fit(ridge=ridge) for m in moments]
+
+
+def _targets(fits: list[LinearFit], i: int) -> list[slice]:
+    width = fits[0].weight.shape[0]
+    return [slice(k * width, (k + 1) * width) for k in range(len(fits) - i)]
+
+
+def _held_out(walk: _Walk, rows: RowView, fits: list[LinearFit]) -> dict[tuple[int, int], Tensor]:
+    n = len(walk.boundaries)
+    residual = torch.zeros(n, n, dtype=torch.float64)
+    total = torch.zeros(n, dtype=torch.float64)
+    means = [fits[0].mean_y[part] for part in _targets(fits, 0)]
+
+    def use(states: list[Tensor]) -> None:
+        for j in range(1, n):
+            total[j] += float((states[j] - means[j - 1]).square().sum())
+        for i, fit in enumerate(fits):
+            guess = fit.predict(states[i])
+            for j, part in enumerate(_targets(fits, i), start=i + 1):
+                residual[i, j] += float((states[j] - guess[:, part]).square().sum())
+
+    walk(rows, "scoring pairs", use)
+    if process()[1] > 1:
+        residual, total = all_reduce_sum(residual), all_reduce_sum(total)
+    return {
+        (i, j): 1 - residual[i, j] / total[j] if total[j] > 0 else torch.tensor(torch.nan)
+        for i in range(n)
+        for j in range(i + 1, n)
+    }
+
+
+def _in_sample(fits: list[LinearFit]) -> dict[tuple[int, int], Tensor]:
+    out = {}
+    for i, fit in enumerate(fits):
+        explained = fit.core.square().sum(0) + fit.ridge * fit.weight.square().sum(0)
+        for j, part in enumerate(_targets(fits, i), start=i + 1):
+            out[i, j] = explained[part].sum() / fit.scatter_y[part].sum()
+    return out

@@ -1,0 +1,1 @@
+"""Run a model with layers replaced by their affine fit, and what that costs."""

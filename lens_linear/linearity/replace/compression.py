@@ -1,0 +1,191 @@
+"""Each FFN as one affine layer, full or of low rank: parameters saved against loss.
+
+A standard FFN holds about 8 d² weights, one affine layer d², a map of rank r only 2 d r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_float, require_int, require_layers, require_list
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg import LinearFit
+from lens_linear.linearity.measure.pooled_scores import varies
+from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, map_rtol
+from lens_linear.linearity.replace.loss import perplexity, sequence_loss
+from lens_linear.models.capture import TokenRows
+from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
+from lens_linear.stats.collect import collect_moments, require_rows_for_fit
+from lens_linear.stats.progress import sequence_bar
+from lens_linear.stats.split import as_rows, halves
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionTable(Table):
+    """One FFN at a time as an affine layer; acts as its table.
+
+    Attributes:
+        rows: one mapping per layer and rank.
+        base_loss: of the whole model on the test half, nats per token.
+        parameters: of the whole model.
+        model_name: as the model calls itself.
+        n_fit: rows fitted on.
+        n_tokens: tokens the loss was taken on.
+        seed: of the halves.
+    """
+
+    rows: tuple[dict[str, object], ...]
+    base_loss: float
+    parameters: int
+    model_name: str
+    n_fit: int
+    n_tokens: int
+    seed: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per layer and rank.
+
+        Columns: layer, rank, ffn_r2 (held out), ffn_parameters, map_parameters, times_fewer,
+        share_saved (of the whole model), loss, loss_increase, loss_increase_se, perplexity,
+        perplexity_increase.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return f"CompressionTable of {self.model_name}: no FFN whose output varies"
+        best = min(self.rows, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
+        return (
+            f"CompressionTable of {self.model_name}: {len(self.rows)} single-FFN replacements, cheapest is "
+            f"layer {best['layer']} at rank {best['rank']} ({best['times_fewer']:.1f} times fewer "
+            f"parameters, perplexity {best['perplexity_increase']:+.3f}); n = {self.n_tokens:,} test "
+            f"tokens, fitted on {self.n_fit:,}"
+        )
+
+
+def ffn_compression(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    *,
+    ranks: Sequence[int | None] = (None,),
+    layers: Sequence[int] | None = None,
+    ridge: float = 0.0,
+    skip: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> CompressionTable:
+    """Replace one FFN at a time by its affine fit, at several ranks, and take the held-out loss.
+
+    The loss is in nats a token; its rise is near 0 for an FFN that is linear, or that the model does not
+    need.
+
+    Args:
+        model: a bridge with FFNs; unchanged.
+        tokens: ids [sequence, position]; one half fits, the other gives R² and loss.
+        ranks: ranks of the map; None is the full affine layer.
+        layers: all by default.
+        ridge: penalty of the fits.
+        skip: leading positions left out of the fit.
+        seed: of the halves.
+        batch_size: sequences a forward pass.
+        progress: show a bar.
+
+    Returns:
+        CompressionTable; acts as a DataFrame.
+
+    Raises:
+        NotEnoughDataError: too few rows.
+        UnsupportedModelError: a layer has no FFN.
+
+    Source: Whipp 2026, arXiv 2606.19379 (FFN to one linear layer).
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = ffn_compression(model, tokens, ranks=(None, 2), layers=[1])
+        >>> table["map_parameters"].tolist()  # 16 · 16 + 16, and 2 · 32 + 16
+        [272, 80]
+    """
+    require_float("ridge", ridge, minimum=0.0)
+    rows = as_rows(model, tokens, skip=skip)
+    n_layers = model.cfg.n_layers
+    chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
+    ranks = require_list("ranks", ranks, of="ranks, None for full")
+    if not chosen or not ranks:
+        raise InvalidArgumentError("layers and ranks must each name at least one; leave them out")
+    for rank in ranks:
+        if rank is not None:
+            require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    train, test = halves(rows, seed=seed)
+    fitted, tested = (
+        collect_moments(
+            model, half, sites=("ffn",), layers=chosen, skip=skip, batch_size=batch_size
+        )
+        for half in (train, test)
+    )
+    base = sequence_loss(model, test, batch_size=batch_size)
+    usable = [layer for layer in chosen if varies(fitted[layer, "ffn"])]
+    out: list[dict[str, object]] = []
+    with sequence_bar(len(usable), "compressing", show=progress) as bar:
+        for count, layer in enumerate(usable, start=1):
+            full = fitted[layer, "ffn"].fit(ridge=ridge, rtol=map_rtol(model))
+            for rank in ranks:
+                fit: LinearFit = full if rank is None else full.truncate(rank)
+                m = from_fit("ffn", layer, layer, fit)
+                loss = sequence_loss(model, test, edits=m.edits(), batch_size=batch_size)
+                r2 = tested[layer, "ffn"].score(fit)
+                out.append(_row(model, m, rank, r2, base, loss))
+            bar(count)
+    return CompressionTable(
+        rows=tuple(out),
+        base_loss=float(base.mean()),
+        parameters=n_parameters(model),
+        model_name=str(model.cfg.model_name),
+        n_fit=len(train) * (rows.length - skip),
+        n_tokens=len(test) * rows.length,
+        seed=seed,
+    )
+
+
+def _row(
+    model: TransformerBridge,
+    m: AffineMap,
+    rank: int | None,
+    r2: float,
+    base: Tensor,
+    loss: Tensor,
+) -> dict[str, object]:
+    before = site_parameters(model, m.first, "ffn")
+    increase = loss - base
+    error = increase.std() / len(increase) ** 0.5 if len(increase) > 1 else torch.tensor(torch.nan)
+    mean, mean_before = float(loss.mean()), float(base.mean())
+    return {
+        "layer": m.first,
+        "rank": m.weight.shape[0] if rank is None else rank,
+        "ffn_r2": r2,
+        "ffn_parameters": before,
+        "map_parameters": m.n_parameters,
+        "times_fewer": before / m.n_parameters,
+        "share_saved": (before - m.n_parameters) / n_parameters(model),
+        "loss": mean,
+        "loss_increase": mean - mean_before,
+        "loss_increase_se": float(error),
+        "perplexity": perplexity(mean),
+        "perplexity_increase": perplexity(mean) - perplexity(mean_before),
+    }

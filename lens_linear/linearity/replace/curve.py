@@ -1,0 +1,293 @@
+"""What it costs to take blocks out, one after the other: removed, linearised, linearised and distilled.
+
+Blocks go in the order of their linearity (or its reverse, or at random); after each step the model's loss
+is taken on sequences that neither the order nor the maps have seen.
+
+>>> import torch
+>>> from lens_linear.models.open.toy import toy_model
+>>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+>>> curve = replacement_curve(toy_model(n_layers=2, d_model=16), tokens)
+>>> list(curve)[:4], len(curve)
+(['n_replaced', 'layers', 'loss', 'perplexity'], 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import (
+    require_choice,
+    require_float,
+    require_int,
+    require_ints,
+    require_seed,
+)
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.linalg import Moments
+from lens_linear.linearity.measure.pooled_scores import varies
+from lens_linear.linearity.replace.affine_map import (
+    AffineMap,
+    Linearization,
+    fitted_map,
+    identity_map,
+    map_rtol,
+)
+from lens_linear.linearity.replace.distill import polish
+from lens_linear.linearity.replace.loss import perplexity, sequence_loss
+from lens_linear.linearity.replace.replacement import assemble, span_moments
+from lens_linear.models.capture import TokenRows
+from lens_linear.stats.collect import collect_moments, require_rows_for_fit
+from lens_linear.stats.progress import sequence_bar
+from lens_linear.stats.split import RowView, as_rows, halves
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Strategy = Literal["remove", "linear", "linear+distill"]
+Order = Literal["linearity", "reverse", "random"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacementCurve(Table):
+    """Loss against the number of blocks replaced; acts as its table.
+
+    Attributes:
+        losses: [step, sequence], nats per token on each test sequence; step 0 is the whole model.
+        steps: layers replaced at each step, in the order they went.
+        n_parameters: of the model with maps in place, by step.
+        model_name: as the model calls itself.
+        strategy: "remove", "linear" or "linear+distill".
+        order: "linearity" (most linear first), "reverse", "random", or the layers that were given.
+        n_fit: rows the maps and the order were fitted on.
+        n_tokens: tokens the loss was taken on.
+        distill_steps: gradient steps after each closed-form refit.
+        seed: of the halves, and of the random order.
+    """
+
+    losses: Tensor
+    steps: tuple[tuple[int, ...], ...]
+    n_parameters: tuple[int, ...]
+    model_name: str
+    strategy: Strategy
+    order: str
+    n_fit: int
+    n_tokens: int
+    distill_steps: int
+    seed: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per step: n_replaced, layers, loss, perplexity, loss_increase and its standard error.
+
+        ``loss_increase_se`` is over test sequences, of the difference to the whole model (paired).
+        """
+        import pandas as pd
+
+        mean = self.losses.mean(1)
+        difference = self.losses - self.losses[0]
+        n = self.losses.shape[1]
+        error = difference.std(1) / n**0.5 if n > 1 else torch.full_like(mean, torch.nan)
+        return pd.DataFrame(
+            {
+                "n_replaced": [len(step) for step in self.steps],
+                "layers": [list(step) for step in self.steps],
+                "loss": mean.numpy(),
+                "perplexity": [perplexity(float(value)) for value in mean],
+                "loss_increase": difference.mean(1).numpy(),
+                "loss_increase_se": error.numpy(),
+                "n_parameters": self.n_parameters,
+                "strategy": self.strategy,
+                "order": self.order,
+            }
+        )
+
+    def __repr__(self) -> str:
+        mean = self.losses.mean(1)
+        first = "" if len(mean) == 2 else f"{float(mean[1]):.3f} with 1 block replaced, "
+        return (
+            f"ReplacementCurve of {self.model_name}: strategy {self.strategy!r}, order {self.order}; loss "
+            f"{float(mean[0]):.3f} nats per token whole, {first}{float(mean[-1]):.3f} with "
+            f"{len(self.steps) - 1} replaced; n = {self.n_tokens:,} test tokens, fitted "
+            f"on {self.n_fit:,}"
+        )
+
+
+def replacement_curve(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    strategy: Strategy = "linear",
+    *,
+    order: Order | Sequence[int] = "linearity",
+    max_replaced: int | None = None,
+    distill_steps: int = 0,
+    ridge: float = 0.0,
+    skip: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> ReplacementCurve:
+    """Replace more and more blocks and take the loss on held-out sequences after each.
+
+    ``"remove"`` lets the residual stream pass by; ``"linear"`` puts each block's affine fit in its place,
+    all fitted on the original model; ``"linear+distill"`` is layerwise distillation in closed form: from
+    the first replaced block to the last, the map is refitted on what reaches it in the model with the
+    earlier maps in place, towards the original model's output of that block. With ``distill_steps`` all
+    maps are then polished together by Adam towards the original model's residual stream after every block
+    from the first replaced one on; every other weight stays as it is.
+
+    Loss in nats per token; perplexity is its exponential. A uniform guess costs log(vocabulary).
+
+    Args:
+        model: a bridge; its weights do not change.
+        tokens: ids [sequence, position]; one half fits maps and order, the other gives the loss.
+        strategy: what stands in for a block.
+        order: "linearity" (highest held-in block R² first), "reverse", "random" (seeded), or a list of
+            layers.
+        max_replaced: stop after so many blocks; all by default.
+        distill_steps: Adam steps of the polish (only with "linear+distill").
+        ridge: penalty of the fits.
+        skip: leading positions left out of the fits; the loss counts every position.
+        seed: of the halves and of the random order.
+        batch_size: sequences a forward pass.
+        progress: show a bar over steps.
+
+    Returns:
+        ReplacementCurve; acts as a DataFrame with n_replaced, layers, loss, perplexity.
+
+    Raises:
+        NotEnoughDataError: too few rows to fit on.
+        InvalidArgumentError: bad strategy, order or layers.
+        UnsupportedModelError: a model without blocks.
+
+    Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 4 (pruning and layerwise distillation).
+
+    Example:
+        >>> import torch
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (60, 16), generator=torch.Generator().manual_seed(0))
+        >>> replacement_curve(model, tokens, strategy="remove")["n_replaced"].tolist()
+        [0, 1, 2]
+    """
+    require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
+    require_int("distill_steps", distill_steps, minimum=0)
+    seed = require_seed(seed)
+    require_float("ridge", ridge, minimum=0.0)
+    if max_replaced is not None:
+        require_int("max_replaced", max_replaced, minimum=1)
+    rows = as_rows(model, tokens, skip=skip)
+    if model.cfg.n_layers == 0:
+        raise UnsupportedModelError(f"model {model.cfg.model_name!r} has no blocks to replace")
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    train, test = halves(rows, seed=seed)
+    statistics = collect_moments(model, train, sites=("block",), skip=skip, batch_size=batch_size)
+    moments = {layer: statistics[layer, "block"] for layer in range(model.cfg.n_layers)}
+    sequence = _sequence(moments, order, seed)[:max_replaced]
+    builder = _Builder(model, train, moments, strategy, distill_steps, ridge, skip, batch_size)
+    losses, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
+    with sequence_bar(len(steps), "replacing", show=progress) as bar:
+        for count, step in enumerate(steps, start=1):
+            put = builder.maps(step)
+            losses.append(sequence_loss(model, test, edits=put.edits(), batch_size=batch_size))
+            own = 0 if strategy == "remove" else sum(m.n_parameters for m in put.maps)
+            sizes.append(put.parameters_before - put.parameters_replaced + own)
+            bar(count)
+    return ReplacementCurve(
+        losses=torch.stack(losses),
+        steps=tuple(steps),
+        n_parameters=tuple(sizes),
+        model_name=str(model.cfg.model_name),
+        strategy=strategy,
+        order=order if isinstance(order, str) else str(list(order)),
+        n_fit=len(train) * (rows.length - skip),
+        n_tokens=len(test) * rows.length,
+        distill_steps=distill_steps,
+        seed=seed,
+    )
+
+
+def _sequence(moments: dict[int, Moments], order: Order | Sequence[int], seed: int) -> list[int]:
+    n_layers = len(moments)
+    if not isinstance(order, str):
+        layers = require_ints("order", order, minimum=0, maximum=n_layers - 1)
+        if len(set(layers)) != len(layers) or not layers:
+            raise InvalidArgumentError(f"order must name each layer at most once, got {layers}")
+        return layers
+    require_choice("order", order, ("linearity", "reverse", "random"))
+    if order == "random":
+        return torch.randperm(n_layers, generator=torch.Generator().manual_seed(seed)).tolist()
+    score = {layer: m.fit().r_squared if varies(m) else 1.0 for layer, m in moments.items()}
+    ranked = sorted(score, key=lambda layer: -score[layer])
+    return ranked if order == "linearity" else ranked[::-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Builder:
+    """Makes the maps of each step; keeps those that do not change from step to step."""
+
+    model: TransformerBridge
+    rows: RowView
+    moments: dict[int, Moments]
+    strategy: Strategy
+    distill_steps: int
+    ridge: float
+    skip: int
+    batch_size: int
+    cache: dict[tuple[int, ...], AffineMap] = field(default_factory=dict)
+
+    def maps(self, layers: Sequence[int]) -> Linearization:
+        """The maps for a set of layers."""
+        if self.strategy == "remove":
+            width = self.model.cfg.d_model
+            chosen = [identity_map(layer, layer, width) for layer in layers]
+        elif self.strategy == "linear" or not layers:
+            chosen = [
+                fitted_map(
+                    self.moments[layer], "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
+                )
+                for layer in layers
+            ]
+        else:
+            chosen = self._distilled(sorted(layers))
+        return assemble(self.model, chosen, self.strategy)
+
+    def _fit(self, moments: Moments, layer: int) -> AffineMap:
+        return fitted_map(moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model))
+
+    def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
+        done: list[AffineMap] = []
+        for place, layer in enumerate(layers):
+            # A map depends on the replaced blocks before it alone, so most serve the next step too.
+            before = tuple(layers[: place + 1])
+            if before in self.cache:
+                done.append(self.cache[before])
+                continue
+            # What reaches the first replaced block is what the original model sends there.
+            moments = self.moments[layer]
+            if done:
+                moments = span_moments(
+                    self.model,
+                    self.rows,
+                    layer,
+                    layer,
+                    "block",
+                    edits=[edit for m in done for edit in m.edits()],
+                    skip=self.skip,
+                    batch_size=self.batch_size,
+                )
+            self.cache[before] = fitted_map(
+                moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
+            )
+            done.append(self.cache[before])
+        if self.distill_steps:
+            done = polish(
+                self.model, self.rows, done, steps=self.distill_steps, batch_size=self.batch_size
+            )
+        return done

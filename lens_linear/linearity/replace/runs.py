@@ -1,0 +1,185 @@
+"""Runs of neighbouring blocks, each replaced by one affine map, with the loss each leaves.
+
+Depth pruning as ReplaceMe does it (arXiv 2505.02819): the fewer blocks a map has to stand for, the
+better; here every run of the given lengths is fitted in closed form and judged on held-out text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_float, require_ints
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map, map_rtol
+from lens_linear.linearity.replace.loss import perplexity, sequence_loss
+from lens_linear.linearity.replace.replacement import assemble, span_moments
+from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.stats.collect import require_rows_for_fit
+from lens_linear.stats.progress import sequence_bar
+from lens_linear.stats.split import RowView, as_rows, halves
+from lens_linear.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable(Table):
+    """Every run of neighbouring blocks as one map; acts as its table.
+
+    Attributes:
+        rows: one mapping per run and method.
+        base_loss: of the whole model on the same test tokens, nats per token.
+        model_name: as the model calls itself.
+        n_fit: rows fitted on.
+        n_tokens: tokens the loss was taken on.
+        seed: of the halves.
+    """
+
+    rows: tuple[dict[str, object], ...]
+    base_loss: float
+    model_name: str
+    n_fit: int
+    n_tokens: int
+    seed: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per run and method ("linear" or "remove").
+
+        Columns: first, last, n_replaced, method, r2 (held in), cosine_distance (between the two ends),
+        loss, perplexity, loss_increase, n_parameters.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+    def __repr__(self) -> str:
+        linear = [row for row in self.rows if row["method"] == "linear"]
+        best = min(linear, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
+        return (
+            f"RunTable of {self.model_name}: {len(linear)} runs of blocks as one affine map; cheapest is "
+            f"{best['first']}-{best['last']}, loss {best['loss']:.3f} for {self.base_loss:.3f} nats per "
+            f"token; n = {self.n_tokens:,} test tokens, fitted on {self.n_fit:,}"
+        )
+
+
+def run_table(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    lengths: Sequence[int] | None = None,
+    *,
+    ridge: float = 0.0,
+    skip: int = 0,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> RunTable:
+    """Replace every run of ``lengths`` neighbouring blocks by one affine map, and by nothing.
+
+    The map is the least-squares fit of the residual stream after the run on that before it, fitted on half
+    of the sequences; the loss is taken on the other half. ``cosine_distance`` is the mean over tokens of
+    ``1 − cos`` between the two ends, by which ReplaceMe picks the run to cut.
+
+    Args:
+        model: a bridge; unchanged.
+        tokens: ids [sequence, position].
+        lengths: how many blocks a run has; 1 to all by default.
+        ridge: penalty of the fits.
+        skip: leading positions left out of the fit.
+        seed: of the halves.
+        batch_size: sequences a forward pass.
+        progress: show a bar over runs.
+
+    Returns:
+        RunTable; acts as a DataFrame.
+
+    Raises:
+        NotEnoughDataError: too few rows.
+        InvalidArgumentError: a length below 1 or above the number of layers.
+
+    Source: Shopkhoev et al. 2025, arXiv 2505.02819, sections 2.2 and 2.3 (least-squares variant; the map
+        goes on the whole residual stream here, not on the MLP's output alone).
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
+        >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = run_table(model, tokens)
+        >>> table[table["method"] == "linear"][["first", "last"]].values.tolist()
+        [[0, 0], [1, 1], [0, 1]]
+    """
+    require_float("ridge", ridge, minimum=0.0)
+    rows = as_rows(model, tokens, skip=skip)
+    n_layers = model.cfg.n_layers
+    chosen = list(range(1, n_layers + 1))
+    if lengths is not None:
+        chosen = require_ints("lengths", lengths, minimum=1, maximum=n_layers)
+    spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
+    if not spans:
+        raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")
+    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    train, test = halves(rows, seed=seed)
+    base = sequence_loss(model, test, batch_size=batch_size)
+    distance = _cosine_distances(model, train, skip, batch_size)
+    rtol = map_rtol(model)
+    out: list[dict[str, object]] = []
+    with sequence_bar(len(spans), "runs", show=progress) as bar:
+        for count, (first, last) in enumerate(spans, start=1):
+            moments = span_moments(
+                model, train, first, last, "block", skip=skip, batch_size=batch_size
+            )
+            fitted = from_fit("block", first, last, moments.fit(ridge=ridge, rtol=rtol))
+            removed = identity_map(first, last, model.cfg.d_model)
+            for method, m in (("linear", fitted), ("remove", removed)):
+                loss = sequence_loss(model, test, edits=m.edits(), batch_size=batch_size)
+                entry = _row(model, m, method, base, loss)
+                out.append({**entry, "cosine_distance": float(distance[first, last + 1])})
+            bar(count)
+    return RunTable(
+        rows=tuple(out),
+        base_loss=float(base.mean()),
+        model_name=str(model.cfg.model_name),
+        n_fit=len(train) * (rows.length - skip),
+        n_tokens=len(test) * rows.length,
+        seed=seed,
+    )
+
+
+def _row(
+    model: TransformerBridge, m: AffineMap, method: str, base: Tensor, loss: Tensor
+) -> dict[str, object]:
+    put = assemble(model, [m], method)
+    own = m.n_parameters if method == "linear" else 0
+    increase = loss - base
+    return {
+        "first": m.first,
+        "last": m.last,
+        "n_replaced": len(m.layers),
+        "method": method,
+        "r2": m.r_squared,
+        "loss": float(loss.mean()),
+        "perplexity": perplexity(float(loss.mean())),
+        "loss_increase": float(increase.mean()),
+        "loss_increase_se": float(increase.std() / len(increase) ** 0.5) if len(loss) > 1 else None,
+        "n_parameters": put.parameters_before - put.parameters_replaced + own,
+    }
+
+
+def _cosine_distances(
+    model: TransformerBridge, rows: RowView, skip: int, batch_size: int
+) -> Tensor:
+    """Mean of 1 − cos between every two layer boundaries, over tokens."""
+    total, count = torch.zeros(()), 0
+    for _, tokens in batched(rows, batch_size):
+        states = residual_stream(model, tokens.long())[:, :, skip:].double().flatten(1, 2)
+        unit = torch.nn.functional.normalize(states, dim=-1)
+        total = total + torch.einsum("ind,jnd->ij", unit, unit).cpu()
+        count += unit.shape[1]
+    return 1 - total / count

@@ -1,0 +1,1 @@
+"""Shape, weights and their verification against the model, rotary tables, parameter counts."""

@@ -1,0 +1,404 @@
+"""Weights in one documented orientation, norms folded into a copy. The caller's model is not changed.
+
+Row-vector convention, as in TransformerLens: ``x @ W``. With ``fold=True`` each norm's learnt weight and
+bias, and LayerNorm's centring, are multiplied into the matrices that read the normalised stream, in
+float64. What is left of a norm is one positive number per token, its *scale*, which is not folded::
+
+    LN(x) @ W + b  ==  (x @ W_folded) / scale(x) + b_folded,   scale(x) = sqrt(var(x) + eps)
+
+Copying scores and other signs of raw and folded weights can differ; ours are of folded weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.describe.verify_weights import (
+    Probe,
+    probe_model,
+    require_attention_matrices,
+)
+from lens_linear.models.hooks import require_bridge
+from lens_linear.models.native import quiet_transformer_lens
+
+NormKind = Literal["none", "layer", "rms"]
+_UNSCALED = ("GPTNeoSelfAttention",)  # takes q·k as it is
+
+
+@dataclass(frozen=True, eq=False)
+class ModelWeights:
+    """The matrices of a model's embedding, attention and unembedding, keys and values per query head.
+
+    Grouped-query keys and values are repeated to one per head. ``norm`` is what stands before the attention.
+    """
+
+    W_E: Float[Tensor, "vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx d_model"] | None
+    W_U: Float[Tensor, "d_model vocab"]
+    b_U: Float[Tensor, " vocab"]
+    attention: "AttentionWeights | None"
+    norm: NormKind
+    eps: float
+    folded: bool
+    final_norm: NormKind  # the last norm's kind: TransformerLens' ``final_rms`` lets it differ
+
+    def __repr__(self) -> str:
+        layers, heads = (0, 0) if self.attention is None else self.attention.W_Q.shape[:2]
+        how = "norms folded" if self.folded else "as stored"
+        return f"ModelWeights: {layers} layers × {heads} heads, vocabulary {len(self.W_E)}, {how}"
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights:
+    """Per-head matrices of all layers.
+
+    ``scale`` is what scores of a layer are multiplied by (1/sqrt(d_head) as a rule), ``softcap`` the bound of
+    ``softcap * tanh(score / softcap)`` or None; ``n_key_value_heads`` says how many keys there really are.
+    """
+
+    W_Q: Float[Tensor, "layer head d_model d_head"]
+    W_K: Float[Tensor, "layer head d_model d_head"]
+    W_V: Float[Tensor, "layer head d_model d_head"]
+    W_O: Float[Tensor, "layer head d_head d_model"]
+    b_Q: Float[Tensor, "layer head d_head"]
+    b_K: Float[Tensor, "layer head d_head"]
+    b_V: Float[Tensor, "layer head d_head"]
+    b_O: Float[Tensor, "layer d_model"]
+    scale: Float[Tensor, " layer"]
+    softcap: float | None
+    n_key_value_heads: int
+
+
+def norm_kind(model: TransformerBridge) -> NormKind:
+    """Say which norm the model has: "none", "layer" (centres, then divides) or "rms"."""
+    name = model.cfg.normalization_type
+    if name is None:
+        return "none"
+    if name.upper() in ("LN", "LNPRE"):
+        return "layer"
+    if name.upper() in ("RMS", "RMSPRE"):
+        return "rms"
+    raise UnsupportedModelError(f"norm {name!r} is not supported; only LayerNorm, RMSNorm or none")
+
+
+def reading_norm_kind(model: TransformerBridge) -> NormKind:
+    """Say which norm stands before the attention: none where blocks have post-norms only (OLMo 2)."""
+    blocks = [model.blocks[layer] for layer in range(model.cfg.n_layers)]
+    if blocks and not any(hasattr(block, "ln1") for block in blocks):
+        return "none"
+    return norm_kind(model)
+
+
+def final_norm_kind(model: TransformerBridge) -> NormKind:
+    """Say which norm stands before the unembedding; ``cfg.final_rms`` makes it RMS in any model."""
+    return "rms" if getattr(model.cfg, "final_rms", False) else norm_kind(model)
+
+
+def norm_scale(x: Float[Tensor, "*token d_model"], kind: NormKind, eps: float) -> Tensor:
+    """Return the number each token's stream is divided by, [..., 1]; ones without a norm."""
+    if kind == "none":
+        return torch.ones_like(x[..., :1])
+    if kind == "layer":
+        x = x - x.mean(dim=-1, keepdim=True)
+    return (x.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def read_weights(
+    model: TransformerBridge, *, fold: bool = True, dtype: torch.dtype = torch.float64
+) -> ModelWeights:
+    """Read (and by default fold) the weights of embedding, attention and unembedding into a copy.
+
+    Args:
+        model: a bridge; not changed.
+        fold: multiply norm weights, biases and centring into the reading matrices.
+        dtype: of the copy.
+
+    Returns:
+        ModelWeights, on the CPU.
+
+    Raises:
+        UnsupportedModelError: the embedding is not a sum of a token row and a position row, or a block
+            has no attention that can be read.
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> read_weights(toy_model(norm="LN")).attention.W_Q.shape
+        torch.Size([2, 4, 32, 8])
+    """
+    model = require_bridge(model)
+    get, probe = _getter(model, dtype), probe_model(model)
+    unembedding, unembedding_bias = get("W_U"), get("b_U")
+    embedding, positions = _embedding(model, probe, get("W_E"), get("W_pos"))
+    if unembedding is None:
+        raise UnsupportedModelError(f"model {model.cfg.model_name!r} shows no unembedding W_U")
+    if unembedding_bias is None:
+        unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
+    if fold:
+        unembedding, unembedding_bias = _unembedding(
+            model, probe, unembedding, unembedding_bias, embedding, positions
+        )
+    attention = None
+    if model.cfg.n_layers:
+        attention = _read_attention(model, probe, get, fold, dtype)
+    return ModelWeights(
+        embedding,
+        positions,
+        unembedding,
+        unembedding_bias,
+        attention,
+        reading_norm_kind(model),
+        float(model.cfg.eps),
+        fold,
+        final_norm_kind(model),
+    )
+
+
+def read_attention(
+    model: TransformerBridge, *, fold: bool = True, dtype: torch.dtype = torch.float64
+) -> AttentionWeights:
+    """Read the attention weights alone: for models whose embedding passes a norm or a projection too.
+
+    Raises:
+        UnsupportedModelError: no layers, or a block has no attention that can be read.
+    """
+    model = require_bridge(model)
+    if not model.cfg.n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
+        )
+    return _read_attention(model, probe_model(model), _getter(model, dtype), fold, dtype)
+
+
+def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
+    def get(name: str) -> Tensor | None:
+        try:
+            value = getattr(model, name)
+        except (AttributeError, ValueError, NotImplementedError):
+            return None  # NotImplementedError: latent attention has no such matrices
+        return None if value is None else value.detach().to("cpu", dtype)
+
+    return get
+
+
+def _read_attention(
+    model: TransformerBridge,
+    probe: Probe,
+    get: Callable[[str], Tensor | None],
+    fold: bool,
+    dtype: torch.dtype,
+) -> AttentionWeights:
+    found, biases = _stored_attention(model, get)
+    require_attention_matrices(probe, found, biases, n_layers=int(model.cfg.n_layers))
+    if fold:
+        for layer in range(model.cfg.n_layers):
+            _fold_layer(model, probe, layer, found, biases, dtype)
+    n_heads, groups = found["Q"].shape[1], found["K"].shape[1]
+    for name in ("K", "V"):
+        found[name] = found[name].repeat_interleave(n_heads // groups, dim=1)
+        biases[name] = biases[name].repeat_interleave(n_heads // groups, dim=1)
+    return AttentionWeights(
+        found["Q"],
+        found["K"],
+        found["V"],
+        found["O"],
+        biases["Q"],
+        biases["K"],
+        biases["V"],
+        biases["O"],
+        torch.tensor(
+            [score_scale(model, layer) for layer in range(model.cfg.n_layers)],
+            dtype=torch.float64,
+        ),
+        score_softcap(model.cfg),
+        groups,
+    )
+
+
+def _stored_attention(
+    model: TransformerBridge, get: Callable[[str], Tensor | None]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Matrices and biases by letter, as stored; zeros where there is no bias."""
+    n_layers = model.cfg.n_layers
+    with (
+        quiet_transformer_lens()
+    ):  # it warns where only some layers have attention, which is refused
+        stored = {letter: get(f"W_{letter}") for letter in "QKVO"}
+        given = {letter: get(f"b_{letter}") for letter in "QKVO"}
+    found = {letter: value for letter, value in stored.items() if value is not None}
+    missing = [f"W_{letter}" for letter in "QKVO" if letter not in found]
+    if missing or len(found["Q"]) != n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} shows no {missing or 'attention in some layers'}; "
+            "head analyses need ordinary attention in every layer"
+        )
+    biases = {}
+    for letter, weight in found.items():
+        shape = weight.shape[:2] + weight.shape[3:] if letter != "O" else weight.shape[::3]
+        bias = given[letter]
+        biases[letter] = weight.new_zeros(shape) if bias is None else bias
+    return found, biases
+
+
+def _fold_layer(
+    model: TransformerBridge,
+    probe: Probe,
+    layer: int,
+    found: dict[str, Tensor],
+    biases: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Multiply what stands before and behind the attention of one layer into its matrices, in place."""
+    block, eps = model.blocks[layer], float(model.cfg.eps)
+    kind = reading_norm_kind(model)
+    affine = norm_affine(model, getattr(block, "ln1", None), dtype)
+    expected = _normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
+    _require_norm(
+        probe, expected, probe.seen[layer, "attn_in"], f"before the attention of layer {layer}"
+    )
+    for name in ("Q", "K", "V"):
+        found[name][layer], biases[name][layer] = _fold(
+            found[name][layer], biases[name][layer], *affine, kind
+        )
+    raw, written = probe.seen[layer, "attn_raw"], probe.seen[layer, "attn_out"]
+    post = getattr(block, "ln1_post", None)
+    if post is None:
+        # Granite multiplies what is written by a constant.
+        factor = (raw * written).sum() / raw.square().sum().clamp_min(1e-30)
+        factor = torch.ones_like(factor) if probe.near(raw, written) else factor
+        expected, outer = raw * factor, factor.to(dtype)
+    else:
+        # The post-norm's weight acts on what the head writes; its scale stays outside.
+        outer, shift = norm_affine(model, post, dtype)
+        expected = _normed(raw, norm_kind(model), eps, outer, shift)
+    _require_norm(probe, expected, written, f"behind the attention of layer {layer}")
+    found["O"][layer] = found["O"][layer] * outer
+    biases["O"][layer] = biases["O"][layer] * outer
+
+
+def _normed(x: Tensor, kind: NormKind, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True) if kind == "layer" else x
+    return centred / norm_scale(x, kind, eps) * weight.double() + bias.double()
+
+
+def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None:
+    if not probe.near(found, seen):
+        raise UnsupportedModelError(
+            f"what stands {where} of {probe.name!r} is not the norm its configuration names (relative gap "
+            f"{probe.gap(found, seen):.2g}), so it cannot be folded into the weights; "
+            "composition_scores reads them as they are stored"
+        )
+
+
+def norm_affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the norm's effective weight and bias (ones and zeros where it has none)."""
+    d_model = model.cfg.d_model
+    weight = bias = None
+    if norm is not None:
+        parameters = {name.split(".")[-1]: value for name, value in norm.named_parameters()}
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+    if weight is None:
+        effective = torch.ones(d_model, dtype=dtype)
+    else:
+        effective = weight.detach().to("cpu", dtype).clone()
+        if getattr(model.cfg, "rmsnorm_uses_offset", False):
+            effective += 1
+    shift = torch.zeros(d_model, dtype=dtype)
+    return effective, shift if bias is None else bias.detach().to("cpu", dtype).clone()
+
+
+def _fold(
+    weight: Float[Tensor, "*head d_model out"],
+    bias: Float[Tensor, "*head out"],
+    norm_weight: Float[Tensor, " d_model"],
+    norm_bias: Float[Tensor, " d_model"],
+    kind: NormKind,
+) -> tuple[Tensor, Tensor]:
+    """Fold weight, bias and (for LayerNorm) centring of a norm into the matrix that reads it."""
+    bias = bias + torch.einsum("d,...do->...o", norm_bias, weight)
+    weight = norm_weight[:, None] * weight
+    if kind == "layer":
+        weight = weight - weight.mean(dim=-2, keepdim=True)
+    return weight, bias
+
+
+def score_scale(model: TransformerBridge, layer: int) -> float:
+    """Return the factor of q·k; asks the attention module before it trusts the configuration."""
+    attention = model.blocks[layer].attn
+    original = getattr(attention, "original_component", attention)
+    if type(original).__name__ in _UNSCALED:
+        return 1.0
+    for name in ("scaling", "softmax_scale", "inv_norm_factor"):  # Hugging Face: a factor
+        value = getattr(original, name, None)
+        if isinstance(value, float) and value > 0:
+            return value
+    divisor = getattr(original, "scale", None)  # native: a divisor
+    if isinstance(divisor, (int, float)) and divisor > 0 and hasattr(original, "kv_repeats"):
+        return 1.0 / float(divisor)
+    return float(model.cfg.d_head) ** -0.5
+
+
+def score_softcap(cfg: Any) -> float | None:
+    """Return the bound c of ``c * tanh(score / c)`` (Gemma 2), or None where scores are unbounded."""
+    value = float(getattr(cfg, "attn_scores_soft_cap", -1.0) or -1.0)
+    return value if value > 0 else None
+
+
+def _embedding(
+    model: TransformerBridge, probe: Probe, tokens: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Check on the model itself that embedding = token row × factor + position row."""
+    if tokens is None:
+        raise UnsupportedModelError(f"model {probe.name!r} shows no embedding W_E")
+    if not model.cfg.n_layers:
+        return tokens, positions
+    seen, rows = probe.seen[0, "resid_pre"], tokens[probe.tokens].double()
+    if rows.shape == seen.shape:
+        expected = rows if positions is None else rows + positions[: len(rows)].double()
+        if probe.near(expected, seen):
+            return tokens, positions
+        if positions is None:
+            factor = float((seen * rows).sum() / rows.pow(2).sum().clamp_min(1e-30))
+            if probe.near(rows * factor, seen):
+                return tokens * factor, None  # Gemma multiplies its embedding by sqrt(d_model)
+    raise UnsupportedModelError(
+        f"the embedding of {probe.name!r} is not a token row plus a position row (a norm or a "
+        "projection follows it); token-space circuits cannot be read exactly for this model"
+    )
+
+
+def _unembedding(
+    model: TransformerBridge,
+    probe: Probe,
+    weight: Tensor,
+    bias: Tensor,
+    embedding: Tensor,
+    positions: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fold the final norm into W_U, and check on the model itself that logits come from it alone."""
+    kind, norm = final_norm_kind(model), getattr(model, "ln_final", None)
+    weight, bias = _fold(weight, bias, *norm_affine(model, norm, weight.dtype), kind)
+    stream = probe.stream
+    if stream is None:
+        rows = embedding[probe.tokens]
+        stream = (rows if positions is None else rows + positions[: len(rows)]).double()
+    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    logits = stream / scale @ weight.double() + bias.double()
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
+    if probe.near(cap * torch.tanh(logits / cap) if cap > 0 else logits, probe.logits):
+        return weight, bias
+    if cap <= 0:
+        factor = float((probe.logits * logits).sum() / logits.square().sum().clamp_min(1e-30))
+        if probe.near(logits * factor, probe.logits):
+            return weight * factor, bias * factor  # Cohere and Granite scale their logits
+    raise UnsupportedModelError(
+        f"the logits of {probe.name!r} are not its last residual stream through one norm and W_U; "
+        "token-space circuits cannot be read exactly for this model"
+    )

@@ -1,0 +1,1 @@
+"""Run with attention or context frozen, blocks as maps, attention scores rebuilt."""

@@ -1,0 +1,212 @@
+"""One forward pass of an attention-only model with everything held that makes it nonlinear.
+
+With its attention patterns and norm scales held at their values, an attention-only transformer is a linear
+map of its embeddings. This file runs the model once and hands out what that map needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.describe.weights import (
+    ModelWeights,
+    NormKind,
+    norm_affine,
+    norm_scale,
+    read_weights,
+)
+from lens_linear.models.hooks import Spot, hooked
+from lens_linear.models.native import quiet_transformer_lens
+
+_FINAL = "ln_final.hook_out"
+# Largest gap between a norm's output and x / scale that still counts as rounding. Half precision
+# measures 4e-3 and float32 3e-7; a norm of another kind is off by 1e-1 and more.
+_LIMITS = {torch.float64: 1e-5, torch.float32: 1e-4}
+_HALF_LIMIT = 3e-2
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenRun:
+    """What one run holds still, and what it gave.
+
+    Attributes:
+        weights: norms folded, in the dtype of the computation.
+        tokens: ids.
+        embedding: token rows.
+        positions: position rows, None where the model adds none.
+        patterns: per layer, [batch, head, query, key].
+        scales: per layer and last the final norm's, [batch, position, 1]; ones without norms.
+        rounding: what a norm's output differs from ``x / scale`` by, times the matrices that read it:
+            per layer the extra values [batch, position, head, d_head], last the extra logits. None where
+            there is nothing to correct. Only float64 runs need it: TransformerLens computes RMS norms in
+            float32 whatever the model's precision.
+        logits: the model's own.
+    """
+
+    weights: ModelWeights
+    tokens: Int[Tensor, "batch position"]
+    embedding: Float[Tensor, "batch position d_model"]
+    positions: Float[Tensor, "position d_model"] | None
+    patterns: list[Tensor]
+    scales: list[Tensor]
+    rounding: list[Tensor | None]
+    logits: Float[Tensor, "batch position vocab_out"]
+
+
+def in_double(model: TransformerBridge) -> TransformerBridge:
+    """Return a float64 copy of a model; the model itself is not changed."""
+    with quiet_transformer_lens():
+        double = copy.deepcopy(model)
+        double.to(torch.float64, print_details=False)
+    double.cfg.dtype = torch.float64  # TransformerLens leaves it as it was
+    return double.eval()
+
+
+def freeze_attention(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"],
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> FrozenRun:
+    """Run an attention-only model once and keep its patterns, norm scales and logits.
+
+    Args:
+        model: a bridge without MLPs.
+        tokens: ids.
+        dtype: of everything handed out; the run itself keeps the model's own precision.
+
+    Raises:
+        UnsupportedModelError: MLPs, norms behind the attention, bounded logits, or a norm that does not
+            divide by the scale it says it does.
+    """
+    require_attention_only(model)
+    tokens = require_model_tokens(model, tokens)
+    weights = read_weights(model, dtype=dtype)
+    layers = range(model.cfg.n_layers)
+    spots: list[Spot] = [(layer, "resid_pre") for layer in layers]
+    spots += [(layer, what) for layer in layers for what in ("attn_in", "pattern")]  # type: ignore[misc]
+    spots += [(model.cfg.n_layers - 1, "resid_post")] if model.cfg.n_layers else []
+    final: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> None:
+        final.append(tensor.detach())
+
+    with hooked(model, [(_FINAL, keep)]):
+        out = run(model, tokens, record=spots)
+
+    def get(spot: Spot) -> Tensor:
+        return out[spot].to("cpu", dtype)
+
+    embedding = weights.W_E[tokens.cpu()]
+    positions = None if weights.W_pos is None else weights.W_pos[: tokens.shape[1]]
+    streams = [get((layer, "resid_pre")) for layer in layers]
+    if model.cfg.n_layers:
+        streams.append(get((model.cfg.n_layers - 1, "resid_post")))
+    else:
+        streams.append(embedding if positions is None else embedding + positions)
+    reads = [get((layer, "attn_in")) for layer in layers] + [final[0].to("cpu", dtype)]
+    kinds: list[NormKind] = [weights.norm for _ in layers] + [weights.final_norm]
+    norms = [getattr(model.blocks[layer], "ln1", None) for layer in layers] + [model.ln_final]
+    scales = [norm_scale(x, kind, weights.eps) for x, kind in zip(streams, kinds, strict=True)]
+    gaps = []
+    for x, read, kind, norm in zip(streams, reads, kinds, norms, strict=True):
+        gaps.append(norm_gap(model, norm, x, read, kind))
+    _require_rounding(model, gaps, reads)
+    if out.logits is None:
+        raise UnsupportedModelError(f"model {model.cfg.model_name!r} returned no logits")
+    return FrozenRun(
+        weights,
+        tokens,
+        embedding,
+        positions,
+        [get((layer, "pattern")) for layer in layers],
+        scales,
+        _corrections(model, gaps, dtype),
+        out.logits.detach().to("cpu", dtype),
+    )
+
+
+def norm_gap(
+    model: TransformerBridge,
+    norm: Any,
+    stream: Float[Tensor, "*token d_model"],
+    read: Float[Tensor, "*token d_model"],
+    kind: NormKind,
+) -> Float[Tensor, "*token d_model"]:
+    """Return what a norm gave minus ``stream / scale · weight + bias``: its rounding, if all is well.
+
+    Args:
+        model: a bridge.
+        norm: its module, None where there is none.
+        stream: what the norm read.
+        read: what it gave.
+        kind: of the norm.
+    """
+    weight, bias = norm_affine(model, norm, stream.dtype)
+    centred = stream - stream.mean(-1, keepdim=True) if kind == "layer" else stream
+    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    return read - (centred / scale * weight + bias)
+
+
+def require_attention_only(model: TransformerBridge) -> None:
+    """Refuse a model whose logits are not a linear map of its embeddings once attention is frozen.
+
+    Raises:
+        UnsupportedModelError: the message says what stands in the way, and what works instead.
+    """
+    shape = model_shape(model)
+    if shape.n_ffn:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} must be attention-only, but {shape.n_ffn} of its {shape.n_layers} "
+            "blocks have an MLP; use an attention-only model such as load('attn-2l'), or the head-level "
+            "tools, which take any model: circuits.head_circuit, composition_scores, induction_scores, "
+            "qk_attribution"
+        )
+    if shape.n_post_norm:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} must add its heads' outputs unchanged, but {shape.n_post_norm} of its "
+            f"{shape.n_layers} blocks pass them through another norm; use the head-level tools"
+        )
+    if shape.logit_softcap is not None:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} bounds its logits at {shape.logit_softcap:g}, so they are no sum of "
+            "paths; use a model without output_logits_soft_cap"
+        )
+
+
+def _require_rounding(model: TransformerBridge, gaps: list[Tensor], reads: list[Tensor]) -> None:
+    dtype = next(model.parameters()).dtype
+    limit = _LIMITS.get(dtype, _HALF_LIMIT)
+    for index, (gap, read) in enumerate(zip(gaps, reads, strict=True)):
+        relative = float(gap.abs().max() / read.abs().max().clamp_min(1e-30))
+        if not relative <= limit:
+            where = "the final norm" if index == len(gaps) - 1 else f"the norm of layer {index}"
+            raise UnsupportedModelError(
+                f"{where} of {model.cfg.model_name!r} is not the {model.cfg.normalization_type!r} norm "
+                f"its configuration names (largest relative gap {relative:.3g}); its paths would be wrong"
+            )
+
+
+def _corrections(
+    model: TransformerBridge, gaps: list[Tensor], dtype: torch.dtype
+) -> list[Tensor | None]:
+    """Turn gaps of normalised streams into extra values and logits, where float64 would show them."""
+    double = next(model.parameters()).dtype == torch.float64 and dtype == torch.float64
+    if not double or all(float(gap.abs().max()) < 1e-12 for gap in gaps):
+        return [None] * len(gaps)
+    raw = read_weights(model, fold=False, dtype=dtype)
+    found: list[Tensor | None] = []
+    for layer, gap in enumerate(gaps[:-1]):
+        if raw.attention is not None:
+            found.append(torch.einsum("bpd,hde->bphe", gap, raw.attention.W_V[layer]))
+    return [*found, gaps[-1] @ raw.W_U]

@@ -1,0 +1,170 @@
+"""Shapes of small native models, and how one becomes a ``TransformerBridge`` without the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformer_lens.config import TransformerBridgeConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
+
+from lens_linear.checks import require_choice, require_instance, require_int, require_seed
+from lens_linear.errors import InvalidArgumentError
+
+Norm = Literal["none", "LN", "LNPre", "RMS"]
+Activation = Literal["gelu", "relu", "silu"]
+Positions = Literal["standard", "none", "rotary"]
+
+_NORMS = {"none": None, "LN": "LN", "LNPre": "LNPre", "RMS": "RMS"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that fixes the shape of a small native model (no weights).
+
+    Args:
+        n_layers: blocks, 0 or more.
+        d_model: width of the residual stream.
+        n_heads: attention heads a block; must divide ``d_model`` (``d_head = d_model / n_heads``).
+        d_vocab: tokens in the vocabulary.
+        n_ctx: longest sequence.
+        attn_only: leave out the MLPs.
+        norm: ``"none"``, ``"LN"`` (learnt weight and bias), ``"LNPre"`` (no parameters) or ``"RMS"``.
+        activation: of the MLP.
+        gated: gated MLP (as in Llama) of width ``d_mlp``.
+        d_mlp: MLP width; ``4 * d_model`` when 0.
+        positions: ``"standard"`` (learnt, added), ``"none"`` (the same with a table of zeros that
+            training leaves alone) or ``"rotary"``.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_vocab: int
+    n_ctx: int = 128
+    attn_only: bool = False
+    norm: Norm = "LN"
+    activation: Activation = "gelu"
+    gated: bool = False
+    d_mlp: int = 0
+    positions: Positions = "standard"
+
+    def __post_init__(self) -> None:
+        require_int("n_layers", self.n_layers, minimum=0)
+        for name in ("d_model", "n_heads", "d_vocab", "n_ctx"):
+            require_int(name, getattr(self, name), minimum=1)
+        require_int("d_mlp", self.d_mlp, minimum=0)
+        require_choice("norm", self.norm, _NORMS)
+        require_choice("activation", self.activation, ("gelu", "relu", "silu"))
+        require_choice("positions", self.positions, ("standard", "none", "rotary"))
+        if self.d_model % self.n_heads:
+            raise InvalidArgumentError(
+                f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}; "
+                "choose e.g. d_model=128, n_heads=4"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """Build a spec from plain values, as a card or a recipe file holds them."""
+        require_instance(
+            "the model shape", values, dict, advice="pass a dict of ModelSpec's fields"
+        )
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(map(str, set(values) - known))
+        if unknown:
+            raise InvalidArgumentError(
+                f"the model shape has unknown entries {unknown}; use some of {sorted(known)}"
+            )
+        needed = {"n_layers", "d_model", "n_heads", "d_vocab"}
+        if needed - set(values):
+            raise InvalidArgumentError(
+                f"the model shape lacks {sorted(needed - set(values))}; give n_layers, d_model, "
+                "n_heads and d_vocab"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that ``from_dict`` reads back."""
+        return dataclasses.asdict(self)
+
+    def config(self, *, seed: int | None = None) -> TransformerBridgeConfig:
+        """Return TransformerLens' configuration for this shape."""
+        return TransformerBridgeConfig(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            d_head=self.d_model // self.n_heads,
+            d_vocab=self.d_vocab,
+            n_ctx=self.n_ctx,
+            d_mlp=self.d_mlp or 4 * self.d_model,
+            act_fn=self.activation,
+            gated_mlp=self.gated,
+            attn_only=self.attn_only,
+            normalization_type=_NORMS[self.norm],
+            positional_embedding_type="rotary" if self.positions == "rotary" else "standard",
+            init_weights=self.n_layers > 0,
+            seed=seed,
+        )
+
+
+def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
+    """Build the bare torch module for ``spec`` with seeded random weights (fast to train).
+
+    The global random generator is left as it was. With no layers TransformerLens' own initialiser
+    divides by zero, so embedding and unembedding are drawn here from the same N(0, 0.64/d_model).
+    """
+    seed = require_seed(seed)
+    config = spec.config(seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = NativeModel(config)
+        if spec.n_layers:
+            initialize_native_model(module, config)
+        else:
+            scale = 0.8 * spec.d_model**-0.5
+            for name, weight in module.named_parameters():
+                if not name.startswith("ln_out"):
+                    torch.nn.init.normal_(weight, std=scale)
+    if spec.positions == "none":
+        if module.pos is None:
+            raise InvalidArgumentError("positions='none' needs a position table; use 'standard'")
+        torch.nn.init.zeros_(module.pos.weight)
+        module.pos.weight.requires_grad_(False)
+    return module
+
+
+def bridge_from_module(
+    module: NativeModel, spec: ModelSpec, *, tokenizer: Any = None, name: str = "native"
+) -> TransformerBridge:
+    """Wrap a native module as a ``TransformerBridge`` in evaluation mode."""
+    with quiet_transformer_lens():
+        bridge = build_bridge_from_module(
+            module,
+            architecture="TransformerLensNative",
+            tl_config=spec.config(),
+            tokenizer=tokenizer,
+            model_name=name,
+        )
+    bridge.eval()
+    return bridge
+
+
+@contextmanager
+def quiet_transformer_lens() -> Iterator[None]:
+    """Silence TransformerLens' warnings about choices that are made here on purpose."""
+    loggers = [logging.getLogger(), logging.getLogger("transformer_lens")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

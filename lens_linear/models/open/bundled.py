@@ -1,0 +1,91 @@
+"""The models inside the package: where they are, and what their cards say."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_linear.models.open.folder import CARD, read_card
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BUNDLED = Path(str(resources.files("lens_linear") / "models" / "bundled_models"))
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the bundled models, in the order of the alphabet."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CARD}"))
+
+
+def available_models() -> pd.DataFrame:
+    """Table of the bundled models, read from their cards, fewest layers first.
+
+    Columns: ``name``, ``layers``, ``d_model``, ``heads``, ``vocab``, ``parameters``, ``loss`` (nats per
+    token on two whole books that were not trained on), ``floor`` (nats per token; what a bigram table
+    counted on the training text reaches there, given for models without layers, NaN for others) and
+    ``sha256`` of the file of weights.
+
+    Returns:
+        DataFrame with one row a model.
+
+    Raises:
+        CorruptedFileError: a card of the installed package cannot be read.
+
+    Example:
+        >>> "attn-2l" in set(available_models()["name"])
+        True
+    """
+    import pandas as pd
+
+    rows = []
+    for card in _cards():
+        spec = card["spec"]
+        rows.append(
+            {
+                "name": card["name"],
+                "layers": spec["n_layers"],
+                "d_model": spec["d_model"],
+                "heads": spec["n_heads"] if spec["n_layers"] else 0,
+                "vocab": spec["d_vocab"],
+                "parameters": card["parameters"],
+                "loss": card["validation_loss"],
+                "floor": card["floor"] if card.get("floor") is not None else float("nan"),
+                "sha256": card["sha256"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def training_table() -> pd.DataFrame:
+    """How the bundled models were trained, read from their cards: what each recipe costs and reaches.
+
+    Columns: ``name``, ``steps``, ``tokens`` (seen in training), ``minutes`` and ``threads`` (as measured
+    on a machine with 2 cores), ``loss`` (nats per token on unseen books), ``checkpoints`` (steps
+    whose weights can be loaded too) and ``note`` (what was mixed in).
+
+    Returns:
+        DataFrame with one row a model, in the order of :func:`available_models`.
+
+    Example:
+        >>> int(training_table().set_index("name").loc["attn-2l", "steps"])
+        6700
+    """
+    import pandas as pd
+
+    columns = ["name", "steps", "tokens", "minutes", "threads", "validation_loss"]
+    rows = [
+        {
+            **{column: card[column] for column in columns},
+            "checkpoints": ", ".join(sorted(card["checkpoints"], key=int)),
+            "note": card["note"],
+        }
+        for card in _cards()
+    ]
+    return pd.DataFrame(rows).rename(columns={"validation_loss": "loss"})
+
+
+def _cards() -> list[dict[str, Any]]:
+    cards = [read_card(BUNDLED / name) for name in bundled_names()]
+    return sorted(cards, key=lambda card: (card["spec"]["n_layers"], card["parameters"]))

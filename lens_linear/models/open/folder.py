@@ -1,0 +1,143 @@
+"""Our own model folder: ``model.safetensors``, ``card.json`` and (there or one folder up) ``tokenizer.json``.
+
+Bundled models and the output of ``lens-linear train`` have this one format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError
+from lens_linear.files import write_tensors, write_text
+from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.tokenizer import END_OF_TEXT
+
+CARD = "card.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_name(step: int | None) -> str:
+    """Return the file name of the final weights (None) or of a kept checkpoint."""
+    return WEIGHTS if step is None else f"checkpoint-{step}.safetensors"
+
+
+def write_weights(folder: Path, state: dict[str, Tensor], *, step: int | None = None) -> str:
+    """Write weights in half precision; returns the checksum for the card."""
+    path = folder / weights_name(step)
+    halves = {name: value.detach().cpu().half().contiguous() for name, value in state.items()}
+    return file_sha256(write_tensors(path, halves, {"format": "pt"}))
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> Path:
+    """Write the card last: a folder without one is not a model yet."""
+    return write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read a folder's card.
+
+    Raises:
+        CorruptedFileError: it is not JSON, or lacks what a card must have.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        ModelSpec.from_dict(card["spec"])
+        card["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptedFileError(
+            f"{str(path)!r} is not the card of a model ({error}); train the model again, or install "
+            "the package again if it is a bundled one"
+        ) from error
+    return card
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the folder's tokenizer (or the one beside it) as Hugging Face wraps it, or None."""
+    from transformers import PreTrainedTokenizerFast
+
+    for path in (folder / TOKENIZER, folder.parent / TOKENIZER):
+        if path.is_file():
+            try:
+                tokenizer = Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises bare Exception on damaged files
+                raise CorruptedFileError(
+                    f"{str(path)!r} is not a tokenizer ({error}); restore the file"
+                ) from error
+            # Without a template and add_bos_token, TransformerLens loads the tokenizer anew from the
+            # Hub to obtain them.
+            tokenizer.post_processor = TemplateProcessing(
+                single=f"{END_OF_TEXT} $A",
+                special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
+            )
+            return PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer,
+                name_or_path=str(path.parent.name),
+                add_bos_token=True,
+                bos_token=END_OF_TEXT,
+                eos_token=END_OF_TEXT,
+                pad_token=END_OF_TEXT,
+            )
+    return None
+
+
+def load_folder(
+    folder: Path, *, name: str | None = None, checkpoint: int | None = None
+) -> TransformerBridge:
+    """Load a model folder of ours, checking the weights against the card's checksum.
+
+    Raises:
+        CorruptedFileError: weights and checksum disagree, or the weights do not fit the shape.
+        InvalidArgumentError: there is no such checkpoint.
+    """
+    card = read_card(folder)
+    checksum = card["sha256"]
+    if checkpoint is not None:
+        kept = {int(step): entry["sha256"] for step, entry in card.get("checkpoints", {}).items()}
+        if not kept:
+            raise InvalidArgumentError(
+                f"no checkpoint of {card['name']!r} was kept, got checkpoint={checkpoint}; leave it out"
+            )
+        if checkpoint not in kept:
+            raise InvalidArgumentError(
+                f"checkpoint must be one of {sorted(kept)} for {card['name']!r}, got {checkpoint}; "
+                "leave it out for the final weights"
+            )
+        checksum = kept[checkpoint]
+    path = folder / weights_name(checkpoint)
+    if not path.is_file() or file_sha256(path) != checksum:
+        raise CorruptedFileError(
+            f"the weights {path.name!r} of {card['name']!r} do not match the checksum on their card; "
+            "the file is missing, cut short or changed: install the package (or train the model) again"
+        )
+    spec = ModelSpec.from_dict(card["spec"])
+    try:
+        state = {name: value.float() for name, value in load_file(path).items()}
+        module = native_module(spec)
+        module.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise CorruptedFileError(
+            f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error})"
+        ) from error
+    label = (name or card["name"]) + ("" if checkpoint is None else f"@{checkpoint}")
+    module.requires_grad_(True)
+    with torch.no_grad():
+        return bridge_from_module(module, spec, tokenizer=read_tokenizer(folder), name=label)

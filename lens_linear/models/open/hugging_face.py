@@ -1,0 +1,225 @@
+"""A local Hugging Face folder as a ``TransformerBridge``: safetensors only, and all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+from transformer_lens.model_bridge.sources.transformers.helpers import (
+    get_hf_model_class_for_architecture,
+)
+from transformer_lens.utilities import count_unique_devices
+
+from lens_linear.errors import (
+    CorruptedFileError,
+    InvalidArgumentError,
+    LensLinearError,
+    UnsupportedModelError,
+)
+from lens_linear.models.capture import model_device, require_runs
+from lens_linear.models.hooks import require_bridge
+from lens_linear.models.native import quiet_transformer_lens
+
+CONFIG = "config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CAUSAL = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+
+class _WholeWeights:
+    """Stands for an ``AutoModel`` class; refuses weights that would be filled up at random.
+
+    ``logits`` are what transformers alone computes for a few tokens, before a bridge takes the model over.
+    """
+
+    def __init__(self, auto_class: Any) -> None:
+        self.auto_class = auto_class
+        self.logits: Tensor | None = None
+
+    def from_pretrained(self, folder: str, **arguments: Any) -> Any:
+        model, loaded = self.auto_class.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, **arguments
+        )
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            raise CorruptedFileError(
+                f"the weights in {folder!r} lack {len(missing)} tensors that config.json asks for (the "
+                f"first is {missing[0]!r}); copy the folder again, or mend its config.json"
+            )
+        self.logits = _plain_logits(model)
+        return model
+
+
+def placement(
+    device: torch.device | None, device_map: str | dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return where a Hugging Face model goes, as ``boot_transformers`` wants to hear it."""
+    if device_map is None:
+        return {"device": str(device or "cpu")}
+    if device is not None:
+        raise InvalidArgumentError(
+            f"pass device or device_map, not both; got {str(device)!r} and {device_map!r}"
+        )
+    return {"device_map": device_map}
+
+
+def load_hugging_face_folder(
+    folder: Path,
+    *,
+    device: torch.device | None,
+    dtype: torch.dtype,
+    device_map: str | dict[str, Any] | None,
+) -> TransformerBridge:
+    """Open a local folder of a causal language model; without a tokenizer it takes token tensors only.
+
+    Raises:
+        CorruptedFileError: files are missing, damaged, or do not fit one another.
+        UnsupportedModelError: pickled weights, or no causal language model.
+    """
+    arguments = placement(device, device_map)
+    _require_weights(folder)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
+            whole = _WholeWeights(_causal_class(folder))
+            if any((folder / file).is_file() for file in _TOKENIZER_FILES):
+                model = TransformerBridge.boot_transformers(
+                    str(folder), **arguments, dtype=dtype, model_class=whole
+                )
+            else:
+                model = _without_tokenizer(folder, whole, device, dtype, device_map)
+    except LensLinearError:
+        raise
+    except Exception as error:  # many libraries, many classes: one clear error for the caller
+        raise _local_error(folder, error) from error
+    model.cfg.model_name = folder.resolve().name  # for messages and titles: not the whole path
+    _require_faithful(model.eval(), whole.logits)
+    return model
+
+
+def _plain_logits(hf_model: Any) -> Tensor | None:
+    """Return what transformers computes for a few tokens; None where it wants more than tokens."""
+    try:
+        tokens = _few_tokens(hf_model.get_input_embeddings().weight)
+        with torch.no_grad():
+            return hf_model.eval()(tokens, use_cache=False).logits.float().cpu()
+    except Exception:
+        return None
+
+
+def _few_tokens(table: Tensor) -> Tensor:
+    return torch.arange(8, device=table.device)[None] % len(table)
+
+
+def _require_faithful(model: TransformerBridge, expected: Tensor | None) -> None:
+    """Refuse a bridge that does not run, or gives other logits than transformers alone."""
+    require_bridge(model)
+    table = model.embed.weight if hasattr(model.embed, "weight") else torch.zeros(8)
+    logits = require_runs(model, _few_tokens(table)).float().cpu()
+    if expected is None or expected.shape != logits.shape:
+        return
+    gap = float((logits - expected).norm() / expected.norm().clamp_min(1e-30))
+    if gap > (1e-3 if model.cfg.dtype in (torch.float32, torch.float64) else 0.25):
+        raise UnsupportedModelError(
+            f"TransformerLens computes other logits for {model.cfg.model_name!r} than transformers itself "
+            f"(relative gap {gap:.2g}): it ignores something in {CONFIG}, so every number would be of "
+            "another model; use a model that it opens faithfully"
+        )
+
+
+def _require_weights(folder: Path) -> None:
+    """Refuse folders whose weights are pickled, absent, or named by an index and not there."""
+    if not any(folder.glob("*.safetensors")):
+        if any(found for pattern in _PICKLES for found in folder.glob(pattern)):
+            raise UnsupportedModelError(
+                f"the weights in {str(folder)!r} are pickled, and a pickle can run any program; only "
+                "*.safetensors are opened: convert it where you trust it, with model.save_pretrained "
+                "of transformers"
+            )
+        raise CorruptedFileError(
+            f"folder {str(folder)!r} holds {CONFIG} but no weights (*.safetensors); copy the folder again"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        names = set(_read_json(index).get("weight_map", {}).values())
+        absent = sorted(name for name in names if not (folder / str(name)).is_file())
+        if absent:
+            raise CorruptedFileError(
+                f"folder {str(folder)!r} lacks {len(absent)} of the {len(names)} files of weights that "
+                f"{index.name} names (the first is {absent[0]!r}); copy the folder again"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+        reason = "it holds no JSON object"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise CorruptedFileError(f"{str(path)!r} cannot be read ({reason}); copy the folder again")
+
+
+def _causal_class(folder: Path) -> Any:
+    """Return the ``AutoModel`` class of the folder's architecture, if it predicts the next token."""
+    from transformers import AutoConfig
+
+    _read_json(folder / CONFIG)  # says where the JSON is broken; the library does not
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    architecture = determine_architecture_from_hf_config(config)
+    auto_class = get_hf_model_class_for_architecture(architecture)
+    if auto_class.__name__ not in _CAUSAL:
+        raise UnsupportedModelError(
+            f"{str(folder)!r} holds a {architecture}, which is no causal language model; pass a model "
+            "that predicts the next token from the ones before it"
+        )
+    return auto_class
+
+
+def _without_tokenizer(
+    folder: Path,
+    whole: _WholeWeights,
+    device: torch.device | None,
+    dtype: torch.dtype,
+    device_map: str | dict[str, Any] | None,
+) -> TransformerBridge:
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    if device_map is not None:
+        arguments["device_map"] = device_map
+    hf_model = whole.from_pretrained(str(folder), local_files_only=True, **arguments)
+    if device is not None:
+        hf_model = hf_model.to(device)
+    bridge = build_bridge_from_module(
+        hf_model,
+        type(hf_model).__name__,
+        hf_config=hf_model.config,
+        model_name=str(folder),
+    )
+    if device_map is not None:
+        # What TransformerLens needs to know to gather the weights of layers on several devices.
+        bridge.cfg.device = str(model_device(bridge))
+        bridge.cfg.n_devices = count_unique_devices(hf_model)
+    return bridge
+
+
+def _local_error(folder: Path, error: Exception) -> LensLinearError:
+    seen = type(error).__name__ + str(error)
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    if "ignore_mismatched_sizes" in seen:
+        return CorruptedFileError(
+            f"the weights in {str(folder)!r} have other shapes than {CONFIG} says; they belong to another "
+            "model: copy the folder again"
+        )
+    if any(word in seen for word in ("Safetensor", "header", "corrupt")):
+        return CorruptedFileError(
+            f"the weights in {str(folder)!r} cannot be read ({text}); copy the folder again"
+        )
+    return UnsupportedModelError(
+        f"TransformerLens could not open {str(folder)!r} ({text}); check that it holds a causal language "
+        "model in Hugging Face format (config.json, *.safetensors)"
+    )

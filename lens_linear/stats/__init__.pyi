@@ -1,0 +1,39 @@
+from .collect import SequenceSums as SequenceSums
+from .collect import collect_moments as collect_moments
+from .collect import common_sites as common_sites
+from .collect import gather_rows as gather_rows
+from .collect import score_fits as score_fits
+from .evaluation import evaluation_tokens as evaluation_tokens
+from .ngrams import BigramCounts as BigramCounts
+from .ngrams import bigram_counts as bigram_counts
+from .ngrams import bigram_entropy as bigram_entropy
+from .ngrams import bigram_kl as bigram_kl
+from .progress import sequence_bar as sequence_bar
+from .resume import Checkpoint as Checkpoint
+from .resume import Key as Key
+from .resume import fingerprint as fingerprint
+from .split import RowView as RowView
+from .split import as_rows as as_rows
+from .split import halves as halves
+from .split import process as process
+
+__all__ = [
+    "BigramCounts",
+    "Checkpoint",
+    "Key",
+    "RowView",
+    "SequenceSums",
+    "as_rows",
+    "bigram_counts",
+    "bigram_entropy",
+    "bigram_kl",
+    "collect_moments",
+    "common_sites",
+    "evaluation_tokens",
+    "fingerprint",
+    "gather_rows",
+    "halves",
+    "process",
+    "score_fits",
+    "sequence_bar",
+]

@@ -1,0 +1,5 @@
+"""What reproduces the papers' tables: pretraining studies, downstream scores, published beside measured."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

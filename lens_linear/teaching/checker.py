@@ -1,0 +1,240 @@
+"""``ll.check("3.2", answer)``: is the answer right, and if not, what to look at next.
+
+>>> import lens_linear as ll
+>>> result = ll.check("1.1", lambda W_E, W_U, b_U: W_E @ W_U + b_U)
+>>> result.passed, result.exercise, result.attempts
+(True, '1.1', 1)
+
+A check calls the answer on small cases whose result is known by hand or by a property (rows sum to
+one, parts sum to the whole), so every correct variant passes and no solution is needed. A wrong
+answer gets one sentence; later attempts get hints, one more each time; ``ll.check.hint("3.2")``
+asks for the next hint at once. ``ll.check.results()`` is what a grader collects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import html
+import importlib
+import importlib.util
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.files import write_text
+from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, foreign
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LESSONS = range(1, 9)
+_NAME = re.compile(r"(\d+)\.(\d+)")
+_GOOD, _BAD = "#009E73", "#D55E00"  # Okabe & Ito: told apart by every reader
+
+
+@dataclass(frozen=True, eq=False)
+class CheckResult:
+    """What a check found. True in a condition when the answer passed.
+
+    Attributes:
+        exercise: name, such as "3.2".
+        passed: whether the answer is right.
+        message: for the student; hints that were earned stand on lines of their own.
+        attempts: how often a written answer was checked in this session (a stub does not count).
+    """
+
+    exercise: str
+    passed: bool
+    message: str
+    attempts: int
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        sign = "✓" if self.passed else "✗"
+        return f"{sign} exercise {self.exercise}: {self.message}"
+
+    def _repr_html_(self) -> str:
+        colour, sign = (_GOOD, "✓") if self.passed else (_BAD, "✗")
+        text = html.escape(self.message).replace("\n", "<br>")
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+        return (
+            f'<div style="border-left:4px solid {colour};padding:4px 12px;margin:4px 0">'
+            f"<b>{sign} exercise {html.escape(self.exercise)}</b><br>{text}</div>"
+        )
+
+
+class Checker:
+    """Checks answers and remembers attempts; :data:`check` is the one that notebooks share.
+
+    ``check("1.2", answer)`` returns a :class:`CheckResult`; a wrong answer never raises.
+
+    Example:
+        >>> bool(check("1.1", "not a function").passed)
+        False
+    """
+
+    def __init__(self) -> None:
+        self._attempts: dict[str, int] = {}
+        self._hints: dict[str, int] = {}
+        self._results: dict[str, CheckResult] = {}
+
+    def __repr__(self) -> str:
+        done = sum(result.passed for result in self._results.values())
+        return f"Checker: {done} of {len(self._results)} exercises tried in this session passed"
+
+    def __call__(self, exercise: str, answer: Any) -> CheckResult:
+        """Check an answer to an exercise.
+
+        Args:
+            exercise: name as the notebook writes it, such as "3.2".
+            answer: the function you wrote (the function itself, not its result).
+
+        Returns:
+            CheckResult: shown as a box in a notebook; never raises for a wrong answer.
+
+        Raises:
+            InvalidArgumentError: there is no exercise of that name.
+
+        Example:
+            >>> Checker()("1.1", lambda W_E, W_U, b_U: W_E.T).passed
+            False
+        """
+        entry = find_exercise(exercise)
+        written = True
+        try:
+            returned: list[Any] = []
+            remark = entry.check(_watched(answer, returned))
+            passed, message = True, remark or "Correct."
+            if any(foreign(value) for value in returned):
+                message += _FOREIGN
+        except NotWritten as wrong:
+            passed, message, written = False, str(wrong), False
+        except Wrong as wrong:
+            passed, message = False, str(wrong)
+        except Exception as error:  # an answer so odd that the check itself stumbled
+            passed = False
+            message = (
+                f"The check could not read your answer ({type(error).__name__}: {error}). "
+                "Does your function return what its docstring says?"
+            )
+        if written:
+            self._attempts[exercise] = self._attempts.get(exercise, 0) + 1
+        attempts = self._attempts.get(exercise, 0)
+        if not passed and written:
+            earned = max(self._hints.get(exercise, 0), attempts - 1)
+            self._hints[exercise] = min(earned, len(entry.hints))
+            shown = entry.hints[: self._hints[exercise]]
+            message = "\n".join([message, *_numbered(shown)])
+            if len(shown) < len(entry.hints):
+                message += f'\nStuck? `ll.check.hint("{exercise}")` gives a hint.'
+        result = CheckResult(exercise, passed, message, attempts)
+        self._results[exercise] = result
+        return result
+
+    def hint(self, exercise: str) -> str:
+        """Reveal the next hint of an exercise and return all that are open by now.
+
+        Example:
+            >>> Checker().hint("1.1").startswith("Hint 1")
+            True
+        """
+        entry = find_exercise(exercise)
+        opened = min(self._hints.get(exercise, 0) + 1, len(entry.hints))
+        self._hints[exercise] = opened
+        lines = _numbered(entry.hints[:opened])
+        if opened == len(entry.hints):
+            lines.append("There are no more hints.")
+        return _Text("\n".join(lines))
+
+    def results(self) -> tuple[CheckResult, ...]:
+        """Return the latest result of every exercise tried in this session, in order."""
+        return tuple(self._results[name] for name in sorted(self._results, key=_order))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the results as a table: exercise, passed, attempts, message."""
+        import pandas as pd
+
+        columns = ["exercise", "passed", "attempts", "message"]
+        return pd.DataFrame([asdict(result) for result in self.results()], columns=columns)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the results as JSON for a grader; returns the path."""
+        return write_text(path, json.dumps([asdict(r) for r in self.results()], indent=1) + "\n")
+
+    def reset(self) -> None:
+        """Forget attempts, hints and results."""
+        for memory in (self._attempts, self._hints, self._results):
+            memory.clear()
+
+
+class _Text(str):
+    """A string that a notebook shows with its line breaks."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_FOREIGN = (
+    "\nYou return an array or a list. The cells below go on with a torch tensor: "
+    "return `torch.as_tensor(...)` of it before you run them."
+)
+
+
+def _watched(answer: Any, returned: list[Any]) -> Any:
+    """Return the student's function so wrapped that what it returns is kept."""
+    if not callable(answer):
+        return answer
+
+    @functools.wraps(answer)
+    def watched(*arguments: Any) -> Any:
+        value = answer(*arguments)
+        returned.append(value)
+        return value
+
+    return watched
+
+
+def exercises() -> dict[str, Exercise]:
+    """Return every exercise that has a check, by name, in order."""
+    found: dict[str, Exercise] = {}
+    for lesson in LESSONS:
+        found.update(_lesson(lesson))
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def find_exercise(name: str) -> Exercise:
+    """Return one exercise, or raise with the nearest names."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    entry = _lesson(int(match[1])).get(name) if match else None
+    if entry is None:
+        known = list(exercises())
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        raise InvalidArgumentError(
+            f"exercise must be a name such as '1.1' (a string), got {name!r}; "
+            f"nearest: {', '.join(near or known) or 'none'}"
+        )
+    return entry
+
+
+def _lesson(number: int) -> dict[str, Exercise]:
+    module = f"lens_linear.teaching.lesson_{number}"
+    if importlib.util.find_spec(module) is None:
+        return {}
+    return importlib.import_module(module).EXERCISES
+
+
+def _order(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split("."))
+
+
+def _numbered(hints: tuple[str, ...]) -> list[str]:
+    return [f"Hint {number}: {hint}" for number, hint in enumerate(hints, start=1)]
+
+
+check = Checker()
