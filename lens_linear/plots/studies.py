@@ -22,6 +22,7 @@ class _StudyLike(Protocol):
     study: Any
     n_text: int
     minutes: float
+    n_tokens: int
 
     def to_dataframe(self) -> pd.DataFrame: ...
 
