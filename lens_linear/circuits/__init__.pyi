@@ -47,6 +47,8 @@ from .paths.trigram_bugs import SkipTrigramBugs as SkipTrigramBugs
 from .paths.trigram_bugs import skip_trigram_bugs as skip_trigram_bugs
 
 __all__ = [
+    "KINDS",
+    "VERDICTS",
     "AblationScores",
     "AttentionOnly",
     "AttentionPattern",
@@ -59,7 +61,6 @@ __all__ = [
     "InContextLoss",
     "InductionMechanism",
     "InductionScores",
-    "KINDS",
     "Kind",
     "NextTokens",
     "PathAblation",
@@ -70,7 +71,6 @@ __all__ = [
     "SkipTrigramBugs",
     "SkipTrigrams",
     "TopPairs",
-    "VERDICTS",
     "ablate_heads",
     "ablation_scores",
     "all_skip_trigrams",

@@ -76,7 +76,8 @@ def test_head_circuits_are_the_matrices_that_were_set(built):
         head_circuit(built.model, *at) for at in (INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD)
     )
     eye = torch.eye(V).double()
-    torch.testing.assert_close(induction.ov.AB, STRENGTH * eye, atol=1e-6, rtol=0)
+    seen = STRENGTH * (eye - 1 / V)  # less the mean over outputs, which no softmax sees
+    torch.testing.assert_close(induction.ov.AB, seen, atol=1e-6, rtol=0)
     assert induction.copying_score == pytest.approx(1.0)
     assert induction.copying_accuracy().top1 == 1.0
     assert induction.qk.AB.abs().max() == 0  # content meets nothing without the previous token
@@ -88,8 +89,9 @@ def test_head_circuits_are_the_matrices_that_were_set(built):
         positional.pattern, built.previous_token_pattern(N), atol=1e-5, rtol=0
     )
     found = induction.svd(V)
-    torch.testing.assert_close(found.S, torch.full((V,), STRENGTH).double(), atol=1e-6, rtol=0)
-    assert found.near_equal == (range(V),)  # all equal: no single direction means anything
+    expected = torch.tensor([STRENGTH] * (V - 1) + [0.0]).double()  # nothing in the direction of ones
+    torch.testing.assert_close(found.S, expected, atol=1e-6, rtol=0)
+    assert found.near_equal == (range(V - 1),)  # all equal: no single direction means anything
 
 
 def test_composition_is_k_and_only_k(built):

@@ -179,7 +179,9 @@ ov = torch.stack([ov_circuit(W_E, W_V[h], W_O[h], W_U) for h in range(4)])
 view = ll.AttentionOnly(model)
 print("one head as the package sees it:", view.head(0, head))
 print(f"your QK against the package's: {(qk[head] - view.head(0, head).qk.AB).abs().max():.1e}")
-print(f"your OV against the package's: {(ov[head] - view.head(0, head).ov.AB).abs().max():.1e}")
+# The softmax sees differences of logits only, so the package takes each row's mean out of OV (it centres W_U).
+seen = ov[head] - ov[head].mean(1, keepdim=True)
+print(f"your OV against the package's: {(seen - view.head(0, head).ov.AB).abs().max():.1e}")
 print(f"each circuit is a {tuple(qk[head].shape)} table of rank at most {W_Q.shape[-1]}")
 
 # %% [markdown]

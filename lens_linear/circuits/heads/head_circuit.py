@@ -2,7 +2,8 @@
 
 ``QK = W_E W_Q W_Kᵀ W_Eᵀ · scale`` [query token, key token] is the pre-softmax score the tokens' own
 embeddings give; ``OV = W_E W_V W_O W_U`` [source token, output token] is what attending to a token adds to
-the logits. Both are held as two thin factors. Works on any model whose attention can be read: grouped-query
+the logits above their mean over the vocabulary (``W_U`` is class-centred: the softmax sees nothing
+else). Both are held as two thin factors. Works on any model whose attention can be read: grouped-query
 heads, rotary positions, full models with MLPs (where the circuits are the part that skips the MLPs).
 
 Norm weights, biases and centring are folded into the matrices; a norm's *scale*, one positive number a
@@ -127,10 +128,10 @@ class HeadCircuit:
 
     @cached_property
     def ov(self) -> FactoredMatrix:
-        """``W_E W_V W_O W_U``, [source token, output token]."""
+        """``W_E W_V W_O W_U``, [source token, output token]; W_U class-centred, so rows sum to 0."""
         at = self._attention
         values = self.weights.W_E @ at.W_V[self.layer, self.head]
-        return FactoredMatrix(values, at.W_O[self.layer, self.head] @ self.weights.W_U)
+        return FactoredMatrix(values, at.W_O[self.layer, self.head] @ self.weights.class_centred)
 
     @cached_property
     def copying_score(self) -> float:

@@ -308,7 +308,7 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
     layers, heads = attention.W_O.shape[:2]
     scores = torch.full((layers, heads), float("nan"), dtype=torch.float64)
     if len(weights.W_E) == weights.W_U.shape[1]:
-        through = weights.W_U @ weights.W_E  # [d_model, d_model]
+        through = weights.class_centred @ weights.W_E  # [d_model, d_model]
         values = torch.linalg.eigvals(attention.W_O @ through @ attention.W_V)
         for layer in range(layers):
             for head in range(heads):
@@ -327,7 +327,6 @@ def _target_logit(
     spots.append((n_layers - 1, "resid_post"))
     repeating = rows.periods > 0
     periods = rows.periods[repeating]
-    mean_row = weights.W_U.mean(1)
     total, count = torch.zeros(attention.W_O.shape[:2], dtype=torch.float64), 0
     for first, part in batched(rows.tokens[repeating], batch_size):
         out = run(model, part, record=spots, logits=False)
@@ -336,7 +335,7 @@ def _target_logit(
         # Second copy, except its last token: what follows there is another copy or the end.
         inside = (at >= own) & (at < 2 * own - 1) & (part[:, 1:] < out_vocab)
         row, position = inside.nonzero().unbind(1)
-        wanted = weights.W_U.T[part[row, position + 1]] - mean_row
+        wanted = weights.class_centred.T[part[row, position + 1]]
         stream = out[spots[-1]].to("cpu", torch.float64)[row, position]
         wanted = wanted / norm_scale(stream, weights.final_norm, weights.eps)
         for layer in range(n_layers):

@@ -1,8 +1,8 @@
 """The direct path of a transformer: a table of bigrams, and how it compares with the truth.
 
 With no head involved the logits are ``W_E W_U``: each token's row says which next tokens the model favours
-after it, whatever stood before. A model without layers can learn nothing else; with layers the direct path
-keeps what the heads do not do.
+after it, whatever stood before. ``W_U`` is class-centred: rows sum to 0, as the softmax sees no more. A model
+without layers can learn nothing else; with layers the direct path keeps what the heads do not do.
 
 Source: Elhage et al. 2021, "Zero-layer transformers".
 """
@@ -119,7 +119,8 @@ class BigramTable:
         matrix: ``W_E W_U`` in two factors, norms folded.
         scales: what the final norm divides each token's row by when only the embedding is there; ones
             without a norm.
-        bias: added to every row before the softmax: b_U, and the mean position row through ``W_U``.
+        bias: ``b_U`` less its mean, added to every row before the softmax.
+        position_bias: the mean position row through ``W_U``; the final norm's scale divides it too.
         labels: text of the vocabulary, or None.
     """
 
@@ -137,8 +138,9 @@ class BigramTable:
         scales = token_scales(weights, weights.final_norm)
         positions = weights.b_U.new_zeros(len(weights.b_U))
         if weights.W_pos is not None:
-            positions = weights.W_pos.mean(0) @ weights.W_U
-        return cls(FactoredMatrix(weights.W_E, weights.W_U), scales, weights.b_U, positions, labels)
+            positions = weights.W_pos.mean(0) @ weights.class_centred
+        matrix = FactoredMatrix(weights.W_E, weights.class_centred)
+        return cls(matrix, scales, weights.b_U - weights.b_U.mean(), positions, labels)
 
     def __repr__(self) -> str:
         return f"BigramTable: direct path W_E W_U, {self.matrix.ldim} × {self.matrix.rdim} tokens"

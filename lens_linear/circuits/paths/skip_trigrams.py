@@ -5,7 +5,7 @@ source (OV) makes ``out`` likelier after the destination. Both circuits together
 
 * ``attention`` = share of attention that the destination gives to one source among ``context - 1`` other
   tokens drawn evenly from the vocabulary: ``sigmoid(QK[d, s] - ln mean exp QK[d, ·] - ln(context - 1))``;
-* ``effect`` = ``attention · (OV[s, out] - mean OV[s, ·])``: by how much the logit of ``out`` rises above
+* ``effect`` = ``attention · (OV[s, out] - mean OV[·, out])``: by how much the logit of ``out`` rises above
   the average token's.
 
 * ``probability_gain`` = by how much the probability of ``out`` after the destination rises when
@@ -115,8 +115,7 @@ class HeadEffects:
         self._scaled_qk = FactoredMatrix(self.qk.A / scales, self.qk.B / scales.T)
         values = self.ov.A / scales
         self._mean_value = values.mean(dim=0)
-        out_mean = self.ov.B.mean(dim=1, keepdim=True)
-        self._scaled_ov = FactoredMatrix(values - self._mean_value, self.ov.B - out_mean)
+        self._scaled_ov = FactoredMatrix(values - self._mean_value, self.ov.B)
 
     @property
     def average(self) -> Float[Tensor, " vocab_out"]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,7 @@ class ModelWeights:
     """The matrices of a model's embedding, attention and unembedding, keys and values per query head.
 
     Grouped-query keys and values are repeated to one per head. ``norm`` is what stands before the attention.
+    ``W_U`` gives the model's own logits; scores of circuits use ``class_centred``.
     """
 
     W_E: Float[Tensor, "vocab d_model"]
@@ -49,6 +51,14 @@ class ModelWeights:
     eps: float
     folded: bool
     final_norm: NormKind  # the last norm's kind: TransformerLens' ``final_rms`` lets it differ
+
+    @cached_property
+    def class_centred(self) -> Float[Tensor, "d_model vocab"]:
+        """``W_U`` less its mean over the output tokens: what the softmax can see of it.
+
+        Adding the same number to all logits changes no probability, so ``W_U + u 1ᵀ`` is the same model.
+        """
+        return self.W_U - self.W_U.mean(dim=1, keepdim=True)
 
     def __repr__(self) -> str:
         layers, heads = (0, 0) if self.attention is None else self.attention.W_Q.shape[:2]
