@@ -8,5 +8,12 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
 
-__all__ = ["FactoredMatrix", "HookPoint", "HookedRootModule", "TransformerBridge"]
+__all__ = [
+    "FactoredMatrix",
+    "HookPoint",
+    "HookedRootModule",
+    "TransformerBridge",
+    "derive_generator",
+]

@@ -33,13 +33,13 @@ from .surrogates.surrogate import Surrogate as Surrogate
 from .surrogates.surrogate import fit_surrogate as fit_surrogate
 
 __all__ = [
+    "BASES",
+    "JACOBIANS",
     "Agreement",
     "AgreementTable",
-    "BASES",
     "Basis",
     "ConceptDirections",
     "GainProfile",
-    "JACOBIANS",
     "JacobianKind",
     "JointSteering",
     "Linearization",

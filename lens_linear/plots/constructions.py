@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -105,8 +106,8 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
     """The hat matrix as a heatmap: row q says what each label of the context counts for.
 
     Rows are queries, columns the context's rows, cells weights without unit, centred at 0: a label that
-    does not count. On the context's own rows the diagonal is the leverage, between 0 and 1, which sums to
-    the rank.
+    does not count. On the context's own rows the diagonal is the leverage, which sums to the effective
+    degrees of freedom: for least squares it lies between 0 and 1 and sums to the rank.
 
     Args:
         hat: from ``OLSAttention.hat``.
@@ -134,10 +135,17 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
         max_cells=max_cells,
     )
     figure.update_traces(colorbar_title_side="top")  # at the side it runs into long tick labels
-    same = ", queries are the context's own rows" if hat.on_training_rows else ""
+    same = ""
+    if hat.on_training_rows:
+        same = (
+            f", queries are the context's own rows, {hat.degrees_of_freedom:.3g} degrees of freedom"
+        )
+    least = hat.solution in ("unique", "minimum-norm", "ridge")
     return styled(
         figure,
-        title="Hat matrix: attention scores that are least squares",
+        title="Hat matrix: attention scores that are least squares"
+        if least
+        else f"Attention scores of a layer that is not least squares here ({hat.solution})",
         subtitle=f"{queries} queries × {n} context rows, rank {hat.rank}"
         f"{', with intercept' if hat.intercept else ''}{same}",
         x="context row (label it multiplies)",
@@ -216,7 +224,7 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
             measured are left out.
 
     Returns:
-        Figure with one line a method and depth: medians, with quartiles over seeds as bars.
+        Figure with one line a method and depth: medians, with bars that hold 95 % of the seeds.
 
     Example:
         >>> import lens_linear as ll
@@ -225,7 +233,7 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
         >>> [line.name.split(" (")[0] for line in figure.data]
         ['fixed L', 'one gradient step', 'Newton-Schulz, 3 layers']
     """
-    frame = curve.summary()
+    frame = _spread(curve)
     figure = go.Figure()
     for i, (method, label) in enumerate(
         (("fixed weights", "fixed L (1 layer)"), ("gradient step", "one gradient step (1 layer)"))
@@ -240,8 +248,8 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
     styled(
         figure,
         title="Fixed weights pay for a covariance shift; layers in context do not",
-        subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {curve.errors.shape[2]} seeds, median "
-        "and quartiles; (×) flops beside the fixed layer",
+        subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {curve.errors.shape[2]} seeds: median "
+        "and 95 % of them; (×) flops beside the fixed layer",
         x="condition number of the shift (1: none)",
         y="relative error to least squares",
         width=980,
@@ -262,7 +270,7 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
         condition: the shift's condition number, one that was measured.
 
     Returns:
-        Figure with three lines and two diamonds: medians, with quartiles over seeds as bars.
+        Figure with three lines and two diamonds: medians, with bars that hold 95 % of the seeds.
 
     Raises:
         InvalidArgumentError: a condition that was not measured; the message lists those that were.
@@ -274,7 +282,7 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
         ['Newton-Schulz from L', 'Newton-Schulz from I']
     """
     condition = max(curve.conditions) if condition is None else condition
-    frame = curve.summary()
+    frame = _spread(curve)
     frame = frame[frame["condition"] == condition]
     if frame.empty:
         raise InvalidArgumentError(
@@ -293,9 +301,15 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
         figure,
         title="What it costs to recompute the inverse in context",
         subtitle=f"shift of condition number {condition:g}, d = {curve.d}, n = {curve.n}, "
-        f"{curve.errors.shape[2]} seeds, median and quartiles",
+        f"{curve.errors.shape[2]} seeds: median and 95 % of them",
         x="attention layers (readout included)",
         y="relative error to least squares",
         width=900,
     )
     return figure.update_yaxes(**LOG)
+
+
+def _spread(curve: ShiftCurve) -> pd.DataFrame:
+    """The curve's summary under the names that the marks read."""
+    names = {"error": "median", "error_low": "low", "error_high": "high"}
+    return curve.summary().rename(columns=names)

@@ -12,10 +12,10 @@ from .study_tables import load_tables as load_tables
 from .study_tables import save_tables as save_tables
 
 __all__ = [
-    "DownstreamScores",
     "MEASURES",
-    "PublishedTable",
     "STUDIES",
+    "DownstreamScores",
+    "PublishedTable",
     "Study",
     "StudyResult",
     "downstream_scores",

@@ -182,7 +182,8 @@ def _direction(row: Any, up: str, down: str) -> str:
     degrees = int(row["n_seeds"]) - 1
     limit = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}.get(degrees, 2.6)
     size = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
-    if not abs(row["t"]) > limit:
+    # A difference that its own digits print as zero is no verdict, however small its error.
+    if not abs(row["t"]) > limit or not float(f"{row['difference']:.4f}"):
         return f"no clear change ({size})"
     return f"{up if row['difference'] > 0 else down} ({size})"
 

@@ -24,11 +24,11 @@ from .synthetic import SyntheticLanguage as SyntheticLanguage
 from .token_stream import TokenStream as TokenStream
 
 __all__ = [
+    "PRESETS",
     "Concept",
     "ConceptSplit",
     "EntropyFloors",
     "MoodSentences",
-    "PRESETS",
     "Preset",
     "RepeatedTokens",
     "SyntheticLanguage",

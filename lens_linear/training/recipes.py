@@ -153,10 +153,14 @@ class Recipe:
             ) from error
 
     def scaled(self, factor: float) -> Recipe:
-        """Return the same recipe with every phase shortened (or lengthened) by ``factor``."""
+        """Return the same recipe with every phase and its warm-up shortened (or lengthened) by ``factor``."""
         factor = require_float("factor", factor, minimum=1e-9)
         phases = tuple(
-            dataclasses.replace(phase, steps=max(1, round(phase.steps * factor)))
+            dataclasses.replace(
+                phase,
+                steps=max(1, round(phase.steps * factor)),
+                warmup=round(phase.warmup * factor),
+            )
             for phase in self.phases
         )
         checkpoints = tuple(

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import require_float, require_float_tensor, require_list
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
+
+_MAX_LOSS = 0.01  # relative, of a gradient in float16; rounding alone loses 0.0003
 
 
 class CosineRegularizer:
@@ -18,6 +20,7 @@ class CosineRegularizer:
 
     ``weight * sum_l (1 - cos(x_{l-1}, x_l))``, averaged over tokens. Dimensionless: 0 when no block
     turns the stream, ``weight * n_layers`` when every block turns it by 90 degrees, at most twice that.
+    A token whose state is zero has no direction: it counts as turned by 90 degrees, without a gradient.
 
     Args:
         weight: the factor λ; finite, may be negative (then angles are rewarded).
@@ -28,6 +31,8 @@ class CosineRegularizer:
 
     Raises:
         InvalidArgumentError: fewer than two states, or states of different shapes.
+        NonFiniteError: (when gradients are taken) float16 states, and float16 would round more than 1 %
+            of their gradient away.
 
     Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 5 (regularisation during pretraining).
 
@@ -60,10 +65,37 @@ class CosineRegularizer:
             raise InvalidArgumentError(
                 f"states must have one shape, got {sorted(shapes)}; pass whole layers"
             )
-        # In bfloat16 1 - cos comes in steps of 0.004 near cos = 1: float32 at least.
-        wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
-        turns = [
-            1 - torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
-            for before, after in pairwise(wide)
-        ]
+        units = [_unit(state) for state in states]
+        turns = [_turn(before, after).mean() for before, after in pairwise(units)]
         return self.weight * torch.stack(turns).sum()
+
+
+def _unit(state: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_model"]:
+    """Rows of length 1, float32 or wider; rows of zeros stay zeros and get no gradient."""
+    # In bfloat16 1 - cos comes in steps of 0.004 near cos = 1: float32 at least.
+    x = state.to(torch.promote_types(state.dtype, torch.float32))
+    if state.dtype == torch.float16 and x.requires_grad:
+        x.register_hook(_require_no_underflow)
+    size = x.detach().abs().amax(-1, keepdim=True)  # squares of 1e-30 underflow, of 1e30 overflow
+    empty = size < torch.finfo(x.dtype).tiny
+    x = torch.where(empty, torch.ones_like(x), x / size.where(~empty, torch.ones_like(size)))
+    return torch.where(empty, torch.zeros_like(x), x / x.norm(dim=-1, keepdim=True))
+
+
+def _turn(before: Tensor, after: Tensor) -> Float[Tensor, "*token"]:
+    """``1 - cos`` of unit rows as ``‖u - v‖² / 2``, which keeps its digits near 0; 1 for a row of zeros."""
+    empty = (before == 0).all(-1) | (after == 0).all(-1)
+    return torch.where(empty, 1.0, (before - after).square().sum(-1) / 2)
+
+
+def _require_no_underflow(gradient: Tensor) -> None:
+    """Refuse a gradient that float16 would round away: its smallest number is 6e-8."""
+    kept = gradient.to(torch.float16).to(gradient.dtype)
+    size = float(gradient.norm())
+    lost = float((kept - gradient).norm()) / size if size else 0.0
+    if not lost <= _MAX_LOSS:
+        raise NonFiniteError(
+            f"states are float16, which rounds {lost:.0%} of this penalty's gradient away (a mean over "
+            "tokens makes entries below 6e-8, or above 65504); use bfloat16 or float32 states, or scale "
+            "the loss (torch.amp.GradScaler)"
+        )

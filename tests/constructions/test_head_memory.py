@@ -119,3 +119,13 @@ def test_bad_shapes_say_what_to_do():
         attention_head_memory(keys, n_patterns=[9])
     with pytest.raises(InvalidArgumentError, match="layer must be at most"):
         trained_head_memory(toy_model(seed=0), torch.zeros(1, 8).long(), layer=9, head=0)
+
+
+def test_numbers_do_not_depend_on_what_else_was_asked():
+    keys, queries = gaussian(2, 32, 8), gaussian(2, 32, 8, seed=5)
+    alone = attention_head_memory(
+        keys[:1], queries[:1], energies="softmax", n_patterns=[8], draws=1
+    )
+    more = attention_head_memory(keys, queries, n_patterns=[2, 8, 16], draws=3)
+    torch.testing.assert_close(alone.recall[:, 0, 0, 0], more.recall[:, 0, 1, 0], rtol=0, atol=0)
+    torch.testing.assert_close(alone.weight[:, 0, 0, 0], more.weight[:, 0, 1, 0], rtol=0, atol=0)

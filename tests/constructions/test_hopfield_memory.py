@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 import lens_linear as ll
+from lens_linear._tl import derive_generator
 from lens_linear.constructions.memory.binary_patterns import (
     draw_signs,
     expected_capacity,
@@ -268,12 +269,18 @@ def test_retrieval_curve_shows_the_three_regimes():
     assert recall["exponential", 512, 0.2] > 0.9
     assert "d = 64 bits" in repr(curve)
     # one cell again, by hand
-    g = torch.Generator().manual_seed(0)
-    patterns = draw_signs(g, 512, 64)
-    starts = [[flip(patterns[: min(32, k)], v, g) for v in (0.0, 0.2)] for k in (4, 32, 512)]
-    final = settle(parse_energy("quadratic"), patterns[:32], starts[1][1], steps=5, beta=1.0)
+    patterns = draw_signs(derive_generator(0, "retrieval patterns"), 512, 64)[:32]
+    start = flip(patterns, 0.2, derive_generator(0, "flips", 32, 0.2))
+    final = settle(parse_energy("quadratic"), patterns, start, steps=5, beta=1.0)
     want = float((final * patterns[:32]).mean())
     cell = curve.overlap[curve.energies.index("quadratic"), 1, 1, 0]
     assert float(cell) == pytest.approx(want)
     with pytest.raises(InvalidArgumentError, match="at least one value"):
         retrieval_curve(noise=())
+
+
+def test_a_cell_does_not_depend_on_which_others_were_asked():
+    alone = retrieval_curve(energies="polynomial-3", d=32, n_patterns=(8,), noise=(0.2,), seeds=2)
+    more = retrieval_curve(d=32, n_patterns=(2, 8, 64), noise=(0.0, 0.1, 0.2), seeds=3)
+    row = more.energies.index("polynomial-3")
+    torch.testing.assert_close(alone.overlap[0, 0, 0], more.overlap[row, 1, 2, :2], rtol=0, atol=0)

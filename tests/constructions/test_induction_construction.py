@@ -89,7 +89,9 @@ def test_head_circuits_are_the_matrices_that_were_set(built):
         positional.pattern, built.previous_token_pattern(N), atol=1e-5, rtol=0
     )
     found = induction.svd(V)
-    expected = torch.tensor([STRENGTH] * (V - 1) + [0.0]).double()  # nothing in the direction of ones
+    expected = torch.tensor(
+        [STRENGTH] * (V - 1) + [0.0]
+    ).double()  # nothing in the direction of ones
     torch.testing.assert_close(found.S, expected, atol=1e-6, rtol=0)
     assert found.near_equal == (range(V - 1),)  # all equal: no single direction means anything
 

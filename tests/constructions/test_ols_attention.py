@@ -116,7 +116,8 @@ def test_hat_matrix_is_the_projection(form, intercept):
     want = design @ np.linalg.solve(design.T @ design, design.T)
     hat = model.hat()
     np.testing.assert_allclose(hat.values, want, atol=1e-12)
-    assert float(hat.values.trace()) == pytest.approx(4 + intercept)
+    assert hat.degrees_of_freedom == pytest.approx(4 + intercept)
+    np.testing.assert_allclose(hat.leverage, np.diag(want), atol=1e-12)
     frame = hat.to_dataframe()
     assert len(frame) == 400
     assert frame.query("query == 3 and context == 7")["weight"].item() == pytest.approx(want[3, 7])
@@ -132,6 +133,27 @@ def test_hat_matrix_is_a_projection_of_the_stated_rank(data, intercept, form):
     torch.testing.assert_close(hat.values.T, hat.values, atol=slack, rtol=0)
     assert float(hat.values.trace()) == pytest.approx(model.spectrum.rank + intercept, abs=1e-8)
     assert hat.rank == model.spectrum.rank
+
+
+def test_queries_that_are_keys_stand_where_they_stand():
+    """Far from zero, two ways of taking a mean off differ by more than the smallest direction."""
+    x, y, _ = problem("offset", 7, 6, 1, 1)
+    hat = ll.OLSAttention.from_data(x, y, intercept=True).hat().values
+    centred = x - x.mean(0)
+    assert np.linalg.svd(centred)[1][-1] < 2e-4  # beside an offset of 1000
+    torch.testing.assert_close(hat, hat.T, atol=1e-14, rtol=0)
+    torch.testing.assert_close(hat @ hat, hat, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize(("ridge", "freedom"), [(0.0, 2.0), (0.5, 9 / 9.5 + 1 / 1.5), (10.0, None)])
+def test_degrees_of_freedom_are_the_shrunken_eigenvalues(ridge, freedom):
+    hat = ll.OLSAttention.from_data([[2.0, 1.0], [1.0, 2.0]], [4.0, 5.0], ridge=ridge).hat()
+    want = 9 / (9 + ridge) + 1 / (1 + ridge)
+    assert hat.degrees_of_freedom == pytest.approx(want, abs=1e-12)
+    assert freedom is None or want == pytest.approx(freedom)
+    assert hat.rank == 2 and f"{want:.4g} effective degrees of freedom" in repr(hat)
+    with pytest.raises(InvalidArgumentError, match=r"call hat\(\) without x_new"):
+        ll.OLSAttention.from_data([[2.0]], [4.0]).hat([[1.0]]).leverage  # noqa: B018
 
 
 def test_hooks_reach_every_step():

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from lens_linear.constructions.least_squares.newton_schulz import (
     gradient_step_attention,
 )
 from lens_linear.constructions.least_squares.slow_fast import covariance_shift, swap_memories
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
 
 
 def data(seed, n=40, p=3, stretch=None, m=1):
@@ -109,13 +110,132 @@ def test_other_geometry_costs_what_the_formula_says():
     (x1, y1, _), (x2, y2, _) = data(4), data(5, n=25, stretch=[3, 1, 0.3])
     swap = swap_memories((x1, y1), (x2, y2))
     beta = np.linalg.solve(x2.T @ x2, x2.T @ y2)
-    crossed = x2 @ np.linalg.solve(x1.T @ x1, x2.T @ y2)  # L of the first, context of the second
+    # L of the first, context of the second: 40 rows of geometry, 25 of context.
+    crossed = x2 @ np.linalg.solve(x1.T @ x1 / 40, x2.T @ y2 / 25)
     want = np.linalg.norm(crossed - x2 @ beta) / np.linalg.norm(x2 @ beta)
     assert float(swap.to_context_ols[0, 1]) == pytest.approx(want)
     frame = swap.to_dataframe()
     row = frame[(frame.weights == "first") & (frame.context == "second")]
     assert row.to_context_ols.item() == pytest.approx(want)
     assert "n = 40 and 25" in repr(swap)
+    c1, c2 = x1.T @ x1 / 40, x2.T @ x2 / 25
+    shift = np.linalg.eigvals(np.linalg.solve(c1, c2)) - 1
+    assert swap.geometry_distance == pytest.approx(np.sqrt((shift**2).sum().real / 3))
+
+
+@pytest.mark.parametrize("form", ["in-context", "paper"])
+@pytest.mark.parametrize("times", [2, 3, 50])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_a_context_given_again_and_again_keeps_its_least_squares(form, times, intercept):
+    x, y, new = data(6, n=12, m=2)
+    model = ll.OLSAttention.from_data(x, y, form=form, intercept=intercept)
+    again = model.with_context(np.tile(x, (times, 1)), np.tile(y, (times, 1)))
+    np.testing.assert_allclose(again.predict(new), model.predict(new), atol=1e-12)
+    assert again.solution == "unique" and model.hat().degrees_of_freedom == pytest.approx(
+        3 + intercept
+    )
+    np.testing.assert_allclose(again.hat().degrees_of_freedom, 3 + intercept, atol=1e-9)
+
+
+def test_the_example_of_two_rows_given_twice():
+    x, y = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([4.0, 5.0])
+    twice = ll.OLSAttention.from_data(x, y).with_context(torch.cat([x, x]), torch.cat([y, y]))
+    assert twice.predict([[1.0, 1.0]]).item() == pytest.approx(3.0, abs=1e-12)
+    one = ll.OLSAttention.from_data(torch.cat([x] * 5), torch.cat([y] * 5)).with_context(x, y)
+    assert one.predict([[1.0, 1.0]]).item() == pytest.approx(3.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("few", "many"), [(500, 5000), (80, 8000)])
+def test_numbers_of_rows_are_no_geometry(few, many):
+    """Two samples of one distribution: errors and distance of the order of √(p / n)."""
+    r = np.random.default_rng(2)
+    slopes = r.normal(size=(4, 1))
+    x1, x2 = r.normal(size=(few, 4)), r.normal(size=(many, 4))
+    swap = swap_memories((x1, x1 @ slopes), (x2, x2 @ slopes))
+    turned = swap_memories((x2, x2 @ slopes), (x1, x1 @ slopes))
+    order = (4 / few) ** 0.5
+    for found in (swap, turned):
+        assert 0 < float(found.to_context_ols.max()) < 3 * order
+        assert 0.2 * order < found.geometry_distance < 3 * order
+
+
+def test_geometry_that_the_weights_never_saw_is_infinitely_far():
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(9, 2)), r.normal(size=9)
+    line = x * [1.0, 0.0]
+    assert swap_memories((line, y), (x, y)).geometry_distance == np.inf
+    back = swap_memories((x, y), (line, y)).geometry_distance
+    assert back < np.inf  # here a direction is merely absent
+    assert (
+        swap_memories((line, y), (np.tile(line, (7, 1)), np.tile(y, 7))).geometry_distance < 1e-12
+    )
+
+
+def test_results_say_what_they_are_now():
+    x, y, _ = data(7, n=20)
+    model = ll.OLSAttention.from_data(x, y)
+    assert "the unique least-squares solution" in repr(model)
+    other = model.with_context(x * [3.0, 1.0, 0.2], y)
+    assert other.solution == "other data" and "least-squares solution" not in repr(other)
+    assert other.hat().solution == "other data" and float(other.hat().leverage.max()) > 1
+    labels = model.with_context(x, y + x[:, :1])
+    assert labels.solution == "unique"  # another regression over the same geometry, and answered
+    paper = ll.OLSAttention.from_data(x, y, form="paper").with_context(x, y + x[:, :1])
+    assert paper.solution == "other data"  # its labels stand in the weights
+    with torch.no_grad():
+        model.W_Q.mul_(2)
+    assert model.solution == "other data" and "off by 1 of their size" in repr(model)
+    with torch.no_grad():
+        model.W_Q.div_(2)
+    assert model.solution == "unique"
+    model.context_x[0] += 1
+    assert model.solution == "other data"
+    ridge = ll.OLSAttention.from_data(x, y, ridge=0.5).with_context(
+        np.tile(x, (2, 1)), np.tile(y, (2, 1))
+    )
+    assert ridge.solution == "ridge" and "ridge = 1," in repr(ridge)
+    trained = ll.train_ols_attention(epochs=5, seeds=1).model(0)
+    assert trained.solution == "trained" and "trained by gradient descent" in repr(trained)
+    half = ll.OLSAttention.from_data(x, y, form="paper", intercept=True).float()
+    assert half.solution == "unique"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e10),
+        (torch.float32, 1e-25),
+        (torch.float32, 1e37),
+        (torch.float64, 1e78),
+        (torch.float64, 1e200),
+        (torch.float64, 1e-200),
+        (torch.float16, 2e4),
+        (torch.bfloat16, 1e25),
+    ],
+)
+def test_newton_schulz_over_the_whole_range_of_its_dtype(dtype, size):
+    x = size * torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    deep = NewtonSchulzAttention(2, layers=9).to(dtype).with_context(x, [4.0, 5.0])
+    got = deep.predict(size * torch.tensor([[1.0, 1.0]], dtype=torch.float64))
+    assert got.dtype is dtype
+    assert got.item() == pytest.approx(3.0, rel=max(1e-6, 2 * torch.finfo(dtype).eps))
+    labels = deep.with_context(x, [4e4, 5e4]) if dtype is torch.float16 else deep
+    assert bool(labels.predict(x / 4).isfinite().all())
+    with pytest.raises(NonFiniteError, match=r"more than torch\.float32 can hold; scale x down"):
+        NewtonSchulzAttention(1, layers=2).float().with_context([[1e200]], [1.0])
+
+
+@pytest.mark.parametrize("size", [1e-290, 1e-170, 1e170, 1e300])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("form", ["in-context", "paper"])
+def test_least_squares_has_no_units(size, intercept, form):
+    x, y, new = data(8, n=15)
+    knobs = {"intercept": intercept, "form": form}
+    want = ll.OLSAttention.from_data(x, y, **knobs).predict(new)
+    got = ll.OLSAttention.from_data(size * x, y, **knobs).predict(size * new)
+    np.testing.assert_allclose(got, want, atol=1e-11)
+    with pytest.raises(NonFiniteError, match="inverse root of x"):
+        ll.OLSAttention.from_data(1e-320 * x, y)
 
 
 def test_covariance_shift_curve():
@@ -136,6 +256,28 @@ def test_covariance_shift_curve():
     assert set(frame.seed) == set(range(5))
 
 
+def test_a_shift_does_not_depend_on_what_else_was_asked():
+    alone = covariance_shift(conditions=(16,), layers=2, seeds=2, seed=3)
+    beside = covariance_shift(conditions=(1, 4, 16, 64), layers=5, seeds=4, seed=2)
+    torch.testing.assert_close(alone.errors[:2, 0], beside.errors[:2, 2, 1:3], rtol=0, atol=0)
+    row = beside.summary().query("method == 'fixed weights' and condition == 16").iloc[0]
+    assert row.error_low < row.error < row.error_high and row.n_seeds == 4
+    assert row.error == pytest.approx(float(beside.errors[0, 2].quantile(0.5)))
+
+
+def test_cost_counts_the_seeds_that_get_there():
+    curve = covariance_shift(conditions=(64,), layers=12, seeds=8)
+    cost = curve.cost(tolerance=1e-6).set_index("method")
+    frame = curve.to_dataframe().query("method == 'Newton-Schulz from L'")
+    first = frame[frame.error <= 1e-6].groupby("seed").layers.min()
+    row = cost.loc["Newton-Schulz from L"]
+    assert (row.layers_low, row.layers_high, row.reached) == (first.min(), first.max(), 1.0)
+    lost = curve.cost(tolerance=0.3).set_index("method").loc["gradient descent"]
+    got = (curve.errors[2:14, 0] <= 0.3).any(0).double().mean()
+    assert lost.reached == pytest.approx(float(got)) and lost.reached < 1
+    assert lost.layers_high is pd.NA
+
+
 def test_shift_errors_are_those_of_the_modules():
     """The fast inner loops against the hooked modules, on the same draws."""
     from lens_linear.constructions.least_squares.slow_fast import _Task
@@ -145,9 +287,9 @@ def test_shift_errors_are_those_of_the_modules():
 
     got = fresh().errors(9.0, 3, 11)
     task = fresh()
-    mix = task._spread(9.0) @ task.base
-    x, new = task._draw(50, 4) @ mix, task._draw(11, 4) @ mix
-    y = x @ task._draw(4, 1) + 0.1 * task._draw(50, 1)
+    mix = task._spread(9.0, "axes") @ task.base
+    x, new = task._draw("rows", 50, 4) @ mix, task._draw("queries", 11, 4) @ mix
+    y = x @ task._draw("slopes", 4, 1) + 0.1 * task._draw("noise", 50, 1)
     want = new @ torch.linalg.lstsq(x, y).solution
     stacks = [(k, w) for w in (task.root, None) for k in (1, 2, 3)]
     answers = [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_linear import CosineRegularizer
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.models.native import ModelSpec
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
@@ -97,3 +97,54 @@ def test_states_must_be_two_or_more_of_one_shape():
         CosineRegularizer()([normal(2, 3)])
     with pytest.raises(InvalidArgumentError, match="one shape"):
         CosineRegularizer()([normal(2, 3), normal(2, 4)])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+def test_the_angle_has_no_units(size):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 6, 5, generator=generator)
+    want = float((1 - torch.cosine_similarity(x.double(), y.double(), dim=-1)).mean())
+    assert float(CosineRegularizer()([size * x, y])) == pytest.approx(want, rel=1e-5)
+    assert float(CosineRegularizer()([size * x, -size * x])) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_a_small_turn_keeps_its_digits():
+    x = torch.tensor([[1.0, 0.0]])
+    y = torch.tensor([[1.0, 1e-5]])
+    assert float(CosineRegularizer()([x, y])) == pytest.approx(0.5e-10, rel=1e-3)
+
+
+def test_a_state_of_zeros_has_no_direction_and_no_gradient():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    y = torch.tensor([[1.0, 2.0], [4.0, 3.0]], requires_grad=True)
+    penalty = CosineRegularizer()([x, y])
+    assert penalty.item() == pytest.approx((1 + 0.04) / 2)
+    penalty.backward()
+    assert x.grad[0].tolist() == [0.0, 0.0] == y.grad[0].tolist()
+    assert float(x.grad[1].norm()) > 0
+
+
+@pytest.mark.parametrize("tokens", [64, 1024, 4096, 16384])
+def test_half_precision_gradients_are_right_or_refused(tokens):
+    generator = torch.Generator().manual_seed(1)
+    states = [torch.randn(tokens, 64, generator=generator).half() for _ in range(3)]
+    wide = [state.double().requires_grad_() for state in states]
+    turns = [1 - torch.cosine_similarity(a, b, dim=-1).mean() for a, b in itertools.pairwise(wide)]
+    sum(turns).backward()
+
+    def error(scale):
+        half = [state.clone().requires_grad_() for state in states]
+        (scale * CosineRegularizer()(half)).backward()
+        gaps = [
+            (h.grad.double() / scale - w.grad).norm() / w.grad.norm() for h, w in zip(half, wide)
+        ]
+        return float(max(gaps))
+
+    if tokens >= 16384:
+        with pytest.raises(
+            NonFiniteError, match="use bfloat16 or float32 states, or scale the loss"
+        ):
+            error(1.0)
+    else:
+        assert error(1.0) < 0.01
+    assert error(1024.0) < 1e-3  # the advice: scale the loss

@@ -11,7 +11,8 @@ holds the context's tokens. This is the Newton-Schulz iteration: each singular v
 ``KᵀK``, the fast memory, to the identity. Queries go through the same maps, so the final readout
 ``q Kᵀ Y`` tends to ``x* (XᵀX)^{-1} Xᵀ Y``, whatever the context's covariance. No weight depends on
 the context; one scalar does: tokens are first divided by ``‖KᵀK‖_F^{1/2}``, as a norm layer would,
-to bring every singular value into (0, 1].
+to bring every singular value into (0, 1]. (Before that by their largest entry, a power of two: the
+squares of inputs of 1e20 overflow in float32.)
 
 A small singular value grows by 3/2 a layer until it is near 1, then converges quadratically: about
 ``log(1/s) / log 1.5`` layers and a handful more. Starting from the slow memory L instead of I makes
@@ -38,7 +39,13 @@ from torch import Tensor, nn
 from lens_linear._tl import HookedRootModule, HookPoint
 from lens_linear.checks import require_float, require_int
 from lens_linear.constructions.least_squares.ols import OLSAttention
-from lens_linear.constructions.least_squares.spectral import as_design, as_outputs, as_rows
+from lens_linear.constructions.least_squares.spectral import (
+    as_design,
+    as_outputs,
+    as_rows,
+    power_of_two,
+    within_range,
+)
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -110,25 +117,37 @@ class NewtonSchulzAttention(HookedRootModule):
         new = NewtonSchulzAttention(
             len(self.W_in), layers=len(self.layers), w_in=self.W_in.detach()
         )
-        new.context_x, new.context_y, new.vector_output = x.clone(), y.clone(), vector
-        return new.to(device=self.W_in.device, dtype=self.W_in.dtype)
+        new.to(device=self.W_in.device, dtype=self.W_in.dtype)
+        new.context_x = within_range("x", x, self.W_in).clone()
+        new.context_y = within_range("y", y, self.W_in).clone()
+        new.vector_output = vector
+        return new
 
     def forward(self, x_new: Any) -> Float[Tensor, "q m"]:
         """Predict the rows of ``x_new`` ``[q, p]``; always ``[q, m]``."""
         if not len(self.context_x):
             raise InvalidArgumentError("this module has no context yet; call with_context(x, y)")
-        queries = as_rows("x_new", x_new).to(self.W_in)
+        queries = within_range("x_new", as_rows("x_new", x_new), self.W_in)
         if queries.shape[1] != len(self.W_in):
             raise InvalidArgumentError(
                 f"x_new must have {len(self.W_in)} columns, got shape {tuple(queries.shape)}"
             )
-        q, k = queries @ self.W_in, self.context_x @ self.W_in
+        # Sums of squares of a long context leave half precision: float32 at least, rounded at the end.
+        wide = torch.promote_types(self.W_in.dtype, torch.float32)
+        queries, keys, weight = queries.to(wide), self.context_x.to(wide), self.W_in.to(wide)
+        size = power_of_two(keys)
+        q, k = (queries / size) @ weight, (keys / size) @ weight
+        size = power_of_two(k)  # W_in may be the L of very small or large inputs
+        q, k = q / size, k / size
         size = torch.linalg.matrix_norm(k.T @ k).sqrt()
         size = torch.where(size > 0, size, torch.ones_like(size))  # a context of zeros
         q, k = q / size, k / size
         for layer in self.layers:
             q, k = layer(q, k)
-        return self.hook_out(self.hook_scores(q @ k.T) @ self.context_y)
+        values = self.context_y.to(wide)
+        unit = power_of_two(values)
+        out = self.hook_scores(q @ k.T) @ (values / unit) * unit
+        return self.hook_out(out.to(self.W_in.dtype))
 
     def predict(self, x_new: Any) -> Tensor:
         """The prediction without gradients: ``[q]`` if the labels had one axis, else ``[q, m]``."""
@@ -168,7 +187,8 @@ def gradient_step_attention(x: Any, y: Any, *, learning_rate: float) -> OLSAtten
         learning_rate: η, at least 0; inverse squared units of x.
 
     Returns:
-        OLSAttention with that geometry; ``.predict(rows)`` gives ŷ in units of y, 0 for η = 0.
+        OLSAttention with that geometry; ``.predict(rows)`` gives ŷ in units of y, 0 for η = 0. Over
+        another context (``with_context``) the step is divided by that context's number of rows.
 
     Raises:
         InvalidArgumentError: shapes that do not fit, or a negative ``learning_rate``.

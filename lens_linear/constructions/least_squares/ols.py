@@ -18,6 +18,7 @@ is rebuilt, or Newton-Schulz layers come before it (``newton_schulz.py``).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,13 +35,16 @@ from lens_linear.constructions.least_squares.spectral import (
     as_outputs,
     as_rows,
     centred,
+    minus,
     rounding,
     spectral_root,
+    within_range,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Table
 
 Form = Literal["in-context", "paper"]
+Origin = Literal["data", "given", "trained"]
 FORMS = ("in-context", "paper")
 _MAX_SCORES = 50_000_000  # 400 MB
 
@@ -49,18 +53,47 @@ _MAX_SCORES = 50_000_000  # 400 MB
 class HatMatrix(Table):
     """What the labels of the context are multiplied by: ``prediction = values @ Y``.
 
-    For the training rows themselves it is the projection onto their span: its diagonal, the
-    leverage, lies in [0, 1] and sums to the rank (plus 1 with an intercept).
+    On the context's own rows the diagonal is the *leverage*, and its sum the *effective degrees of
+    freedom*. Least squares of those rows is a projection: leverage lies in [0, 1] and sums to the
+    rank (plus 1 with an intercept). A ridge shrinks both: they sum to ``Σ λ / (λ + ridge)``. Weights
+    made for another covariance bound neither; ``solution`` says which it is.
     """
 
     values: Float[Tensor, "q n"]
-    on_training_rows: bool
-    rank: int
+    on_training_rows: bool  # the queries are the context's own rows
+    rank: int  # directions of x that the scores depend on, without the intercept
     intercept: bool
+    solution: str  # as ``OLSAttention.solution`` says it
+
+    @property
+    def leverage(self) -> Float[Tensor, " n"]:
+        """How far the prediction at each row follows its own label.
+
+        Raises:
+            InvalidArgumentError: the queries are other rows, which have no label in the context.
+        """
+        if not self.on_training_rows:
+            raise InvalidArgumentError(
+                "leverage belongs to the context's own rows, and this matrix was taken at others; "
+                "call hat() without x_new"
+            )
+        return self.values.diagonal()
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Sum of the leverage: the rank (plus an intercept) for least squares, less with a ridge."""
+        return float(self.leverage.sum())
 
     def __repr__(self) -> str:
         q, n = self.values.shape
-        return f"HatMatrix: {q} queries × {n} context rows, rank {self.rank}"
+        text = f"HatMatrix ({self.solution}): {q} queries × {n} context rows, rank {self.rank}"
+        if not self.on_training_rows:
+            return text
+        low, high = float(self.leverage.min()), float(self.leverage.max())
+        return (
+            f"{text}; leverage {low:.3g} to {high:.3g}, {self.degrees_of_freedom:.4g} effective "
+            "degrees of freedom"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a cell: ``query``, ``context``, ``weight`` (labels' unit per labels' unit)."""
@@ -86,7 +119,7 @@ class OLSAttention(HookedRootModule):
     ========================= ============ ====================================================
     hook_q, hook_k            [q,r] [n,r]  ``X* L`` and ``X L``; the columns of k are orthonormal
     hook_v                    [n,m]        labels (in-context) or ``X L`` (paper's form, [n,r])
-    hook_scores               [q,n]        ``q kᵀ``, no softmax, no scale
+    hook_scores               [q,n]        ``q kᵀ``, no softmax (times ``rows / n`` in a new context)
     hook_hat                  [q,n]        hat matrix: the scores, plus 1/n with an intercept
     hook_z                    [q,m]        ``hat @ v``
     hook_out                  [q,m]        the prediction
@@ -94,6 +127,11 @@ class OLSAttention(HookedRootModule):
 
     The intercept is a second, uniform head: it reads the context's mean, which is taken from
     queries and keys before L is applied, and adds 1/n to every hat weight.
+
+    ``L`` belongs to ``XᵀX`` of the ``geometry_rows`` rows that it was made from. What it stores is
+    their covariance, and a context of n other rows has an ``XᵀX`` that is n / geometry_rows times as
+    large: :meth:`with_context` therefore multiplies the scores by geometry_rows / n, and a context of
+    any number of rows with that covariance gets its own regression. (A ridge grows with the rows.)
 
     The scores are queries × context. Where there would be more than 50 million of them and nothing
     is hooked to ``hook_scores`` or ``hook_hat``, the same product is taken in the other order, ``q
@@ -138,9 +176,17 @@ class OLSAttention(HookedRootModule):
         b_o: Float[Tensor, " m"] | None = None,
         spectrum: SpectralRoot | None = None,
         vector_output: bool = False,
+        geometry_rows: int | None = None,
+        origin: Origin = "given",
     ) -> None:
-        """Take the weights as given; :meth:`from_data` computes them."""
+        """Take the weights as given; :meth:`from_data` computes them.
+
+        ``geometry_rows`` are the rows whose ``XᵀX`` the weights belong to (None: the context's);
+        ``origin`` says where the weights come from.
+        """
         super().__init__()
+        self.geometry_rows = len(context_x) if geometry_rows is None else geometry_rows
+        self.origin: Origin = "data" if spectrum is not None else origin
         self.form: Form = form
         self.intercept = intercept
         self.spectrum = spectrum
@@ -200,7 +246,7 @@ class OLSAttention(HookedRootModule):
         y, vector = as_outputs("y", y, len(x))
         require_choice("form", form, FORMS)
         intercept = require_bool("intercept", intercept)
-        design = centred(x) if intercept else x
+        design = centred(x)[0] if intercept else x
         noise = rounding(x) if intercept else None
         spectrum = spectral_root(design, ridge=ridge, rtol=rtol, noise=noise)
         root = spectrum.root
@@ -232,11 +278,11 @@ class OLSAttention(HookedRootModule):
         k = self.hook_k(keys @ self.W_K)
         v = self.hook_v((keys if self.form == "paper" else self.context_y) @ self.W_V)
         if self._scores_wanted(len(q)):
-            scores = self.hook_scores(q @ k.T)
+            scores = self.hook_scores(q @ k.T * self._share())
             hat = self.hook_hat(scores + 1.0 / len(k) if self.intercept else scores)
             z = hat @ v
         else:
-            z = q @ (k.T @ v) + (v.mean(0) if self.intercept else 0.0)
+            z = q @ (k.T @ v) * self._share() + (v.mean(0) if self.intercept else 0.0)
         return self.hook_out(self.hook_z(z) @ self.W_O + self.b_O)
 
     def predict(self, x_new: Any) -> Tensor:
@@ -256,6 +302,11 @@ class OLSAttention(HookedRootModule):
     def with_context(self, x: Any, y: Any) -> OLSAttention:
         """The same weights over another context: slow memory kept, fast memory swapped.
 
+        A context of the covariance that the weights hold is answered with its own least squares,
+        whatever its number of rows; another covariance costs what :func:`covariance_shift
+        <lens_linear.constructions.covariance_shift>` measures. The paper's form has its labels in
+        the weights and answers with those.
+
         Args:
             x: ``[n', p]`` inputs of the new context; any number of rows.
             y: ``[n']`` or ``[n', m]`` labels; read only by the in-context form.
@@ -274,18 +325,54 @@ class OLSAttention(HookedRootModule):
             w_v=self.W_V.detach(),
             w_o=self.W_O.detach(),
             b_o=self.b_O.detach(),
-            context_x=x.to(self.W_Q),
-            context_y=y.to(self.W_Q),
+            context_x=within_range("x", x, self.W_Q),
+            context_y=within_range("y", y, self.W_Q),
             form=self.form,
             intercept=self.intercept,
             spectrum=self.spectrum,
             vector_output=vector,
+            geometry_rows=self.geometry_rows,
+            origin=self.origin,
         )
 
     @property
     def solution(self) -> str:
-        """``"unique"``, ``"minimum-norm"``, ``"ridge"``, or ``"given"`` for weights set by hand."""
-        return self.spectrum.solution if self.spectrum is not None else "given"
+        """What the layer answers with *now*, weights and context as they stand.
+
+        ``"unique"``, ``"minimum-norm"`` or ``"ridge"`` where it is that least squares on its present
+        context, which is computed again and compared; ``"other data"`` where weights or context
+        have changed since :meth:`from_data` so that it is not; ``"trained"``; ``"given"`` for weights
+        set by hand.
+        """
+        return self.origin if self.spectrum is None else self._present()[0]
+
+    def _present(self) -> tuple[str, float]:
+        """The solution as it is now, and the distance of its predictions from least squares."""
+        if self.spectrum is None:
+            return self.origin, math.nan
+        ridge = self.spectrum.ridge * len(self.context_x) / self.geometry_rows
+        own = OLSAttention.from_data(
+            self.context_x,
+            self.context_y,
+            intercept=self.intercept,
+            ridge=ridge,
+            form=self.form,
+            rtol=self.spectrum.rtol if self.context_x.dtype == torch.float64 else None,
+        )
+        # Slopes in units of each input, so that no column counts for its scale.
+        spread = own.context_x.abs().amax(0)[:, None]
+        want, got = own.coefficients * spread, self.coefficients.cpu().double() * spread
+        constant = own.b_O.detach()
+        moved = self.b_O.detach().cpu().double() - constant
+        size = math.hypot(float(want.norm()), float(constant.norm()))
+        off = math.hypot(float((got - want).norm()), float(moved.norm()))
+        distance = off / size if size else (math.inf if off else 0.0)
+        # Unchanged weights differ by the rounding of a dtype they were moved to, at most.
+        eps = torch.finfo(self.W_Q.dtype).eps
+        fit = own.spectrum or self.spectrum
+        if not distance <= min(0.1, max(1e-6, 10 * eps * fit.condition)):
+            return "other data", distance
+        return fit.solution, distance
 
     @property
     def coefficients(self) -> Float[Tensor, "p m"]:
@@ -293,7 +380,7 @@ class OLSAttention(HookedRootModule):
         with torch.no_grad():
             _, keys = self._centred_on_context(self.context_x[:1])
             values = (keys if self.form == "paper" else self.context_y) @ self.W_V
-            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O
+            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O * self._share()
 
     def hat(self, x_new: Any = None) -> HatMatrix:
         """The hat matrix of ``x_new``, or of the context's own rows when it is None.
@@ -310,11 +397,17 @@ class OLSAttention(HookedRootModule):
             )
         with torch.no_grad():
             _, cache = self.run_with_cache(rows, names_filter="hook_hat")
+        solution = self.solution
+        if self.spectrum is not None and solution == self.spectrum.solution:
+            rank = self.spectrum.rank
+        else:
+            rank = int(torch.linalg.matrix_rank((self.W_Q @ self.W_K.T).detach().double()))
         return HatMatrix(
             values=cache["hook_hat"],
             on_training_rows=x_new is None,
-            rank=self.W_Q.shape[1],
+            rank=rank,
             intercept=self.intercept,
+            solution=solution,
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -333,22 +426,41 @@ class OLSAttention(HookedRootModule):
         n, p, m = len(self.context_x), self.W_Q.shape[0], self.context_y.shape[1]
         text = f"OLSAttention ({self.form} form): n = {n} context rows, "
         text += f"p = {p} inputs, m = {m} outputs"
+        solution, distance = self._present()
         if self.spectrum is None:
-            return f"{text}; weights given by hand"
-        fit = self.spectrum
-        text += f", rank {fit.rank}; "
-        if fit.solution == "ridge":
-            text += f"ridge solution with ridge = {fit.ridge:g}"
-        elif fit.solution == "minimum-norm":
-            rows = fit.n - self.intercept  # the intercept uses one up
-            why = f"{rows} free rows < p" if rows < fit.p else "collinear or constant columns"
-            text += f"minimum-norm solution ({why}; pass ridge > 0 for another choice)"
+            how = {"given": "given by hand", "trained": "trained by gradient descent"}
+            text += f"; weights {how[solution]}"
+        elif solution == "other data":
+            text += (
+                f"; weights made from {self.geometry_rows} rows, not (or no longer) the least squares "
+                f"of this context: its slopes are off by {distance:.2g} of their size"
+            )
         else:
-            text += "the unique least-squares solution"
+            text += f", rank {self.spectrum.rank}; {self._least_squares(solution)}"
         return text + (", with intercept" if self.intercept else ", no intercept")
 
+    def _least_squares(self, solution: str) -> str:
+        """In words, which least squares of the context the layer is."""
+        if solution == "unique":
+            return "the unique least-squares solution"
+        if solution == "ridge":
+            ridge = self.spectrum.ridge if self.spectrum is not None else 0.0
+            return (
+                f"ridge solution with ridge = {ridge * len(self.context_x) / self.geometry_rows:g}"
+            )
+        rows, p = (
+            len(self.context_x) - self.intercept,
+            self.W_Q.shape[0],
+        )  # an intercept uses one up
+        why = f"{rows} free rows < p" if rows < p else "collinear or constant columns"
+        return f"minimum-norm solution ({why}; pass ridge > 0 for another choice)"
+
+    def _share(self) -> float:
+        """Rows that the geometry was made from, over rows of the context."""
+        return self.geometry_rows / len(self.context_x)
+
     def _as_queries(self, x_new: Any) -> Float[Tensor, "q p"]:
-        x = as_rows("x_new", x_new).to(self.W_Q)
+        x = within_range("x_new", as_rows("x_new", x_new), self.W_Q)
         if x.shape[1] != self.W_Q.shape[0]:
             raise InvalidArgumentError(
                 f"x_new must have {self.W_Q.shape[0]} columns like the training data, got shape "
@@ -367,9 +479,9 @@ class OLSAttention(HookedRootModule):
         """Queries and keys, minus the context's mean when there is an intercept."""
         if not self.intercept:
             return x, self.context_x
-        keys = centred(self.context_x)
-        # The same mean for both: the row the keys were reduced by, not a second rounding of it.
-        return x - (self.context_x - keys).mean(0), keys
+        keys, centre = centred(self.context_x)
+        # The same two subtractions for both, so that a query that is a key stands where it stands.
+        return minus(x, centre), keys
 
 
 def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, "r m"]:

@@ -144,6 +144,7 @@ class TrainingRun(Table):
             context_x=self.x,
             context_y=self.y,
             form=self.form,
+            origin="trained",
         )
 
 

@@ -20,6 +20,7 @@ Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory; sensitivity to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear._tl import derive_generator
 from lens_linear.checks import (
     require_choice,
     require_float,
@@ -57,7 +59,7 @@ class MemorySwap(Table):
 
     to_context_ols: Float[Tensor, "2 2"]
     to_weights_ols: Float[Tensor, "2 2"]
-    geometry_distance: float  # ‖L₁ᵀ X₂ᵀX₂ L₁ - I‖ / √rank: 0 when both data sets share XᵀX
+    geometry_distance: float  # ‖L₁ᵀ C₂ L₁ - I‖ / √rank, C₂ = X₂ᵀX₂ n₁/n₂; 0: the same covariance
     form: Form
     n: tuple[int, int]
     p: int
@@ -92,9 +94,13 @@ def swap_memories(
 ) -> MemorySwap:
     """Cross the weights of two data sets with their contexts; queries are the context's own rows.
 
-    In-context form: with the same ``XᵀX`` on both sides, swapped contexts are answered exactly (the
-    labels were only in the context); otherwise the fixed L costs an error. Paper's form: the answer
-    follows the labels the weights were built on.
+    In-context form: with the same covariance on both sides, swapped contexts are answered exactly
+    (the labels were only in the context), whatever their numbers of rows; otherwise the fixed L costs
+    an error. Paper's form: the answer follows the labels the weights were built on.
+
+    ``geometry_distance`` compares covariances in units of the first: ``‖L₁ᵀ X₂ᵀX₂ L₁ n₁/n₂ - I‖ /
+    √rank``, 0 where they agree and infinite where the second data vary along a direction in which the
+    first do not vary at all. Two samples of one distribution are about ``√(p/n₁ + p/n₂)`` apart.
 
     Args:
         first: ``(x, y)`` with x ``[n, p]`` and y ``[n]`` or ``[n, m]``.
@@ -131,17 +137,28 @@ def swap_memories(
             for out, oracle in ((to_context, context), (to_weights, weights)):
                 want = oracle.predict(x).reshape(len(x), -1)
                 out[w, c] = _relative(got, want)
-    root = models[0].W_Q.detach()
-    memory = (models[1].context_x @ root).T @ (models[1].context_x @ root)
-    identity = torch.eye(len(memory), dtype=memory.dtype)
     return MemorySwap(
         to_context_ols=to_context,
         to_weights_ols=to_weights,
-        geometry_distance=float((memory - identity).norm() / max(1, len(memory)) ** 0.5),
+        geometry_distance=_geometry_distance(models[0].context_x, models[1].context_x),
         form=form,
         n=(len(models[0].context_x), len(models[1].context_x)),
-        p=root.shape[0],
+        p=models[0].context_x.shape[1],
     )
+
+
+def _geometry_distance(first: Float[Tensor, "n p"], second: Float[Tensor, "n2 p"]) -> float:
+    """``‖L₁ᵀ C₂ L₁ - I‖ / √rank`` of covariances; infinite where the second goes beyond the first."""
+    fit = spectral_root(first)
+    keys = second @ fit.root * (len(first) / len(second)) ** 0.5
+    # Rows of the second along directions that the first lacks: what no map of its keys rebuilds.
+    seen = second @ fit.root @ torch.linalg.pinv(fit.root)
+    size = second.abs().amax(0)
+    beyond = fit.rank < fit.p and bool(((second - seen).abs() > 1e-8 * size.amax()).any())
+    if beyond:
+        return math.inf
+    identity = torch.eye(fit.rank, dtype=keys.dtype)
+    return float((keys.T @ keys - identity).norm() / max(1, fit.rank) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,39 +207,53 @@ class ShiftCurve(Table):
         return frame
 
     def summary(self) -> pd.DataFrame:
-        """Per method, depth and shift: ``median``, ``low`` and ``high`` (quartiles over seeds)."""
+        """Per method, depth and shift the median over seeds, with its spread.
+
+        Columns: ``method``, ``layers``, ``flops``, ``condition``, ``error`` (median), ``error_low``
+        and ``error_high`` (95 % of the seeds lie between them), ``n_seeds``.
+        """
         keys = ["method", "layers", "flops", "condition"]
         groups = self.to_dataframe().groupby(keys, sort=False)["error"]
-        return (
-            groups.quantile(np.array([0.25, 0.5, 0.75]))
-            .unstack()
-            .set_axis(["low", "median", "high"], axis=1)
-            .reset_index()
-        )
+        spread = groups.quantile(np.array([0.5, 0.025, 0.975])).unstack()
+        spread = spread[[0.5, 0.025, 0.975]].set_axis(["error", "error_low", "error_high"], axis=1)
+        return spread.assign(n_seeds=groups.size()).reset_index()
 
     def cost(self, *, tolerance: float = 1e-6) -> pd.DataFrame:
         """The fewest layers that bring the median error over seeds below ``tolerance``.
 
-        Columns: ``method``, ``condition``, ``layers``, ``flops``, ``ratio``: flops over those of
-        the fixed layer. Depths that were run and do not suffice give missing values.
+        Columns: ``method``, ``condition``, ``layers``, ``layers_low`` and ``layers_high`` (fewest
+        and most that any seed needs), ``reached`` (share of seeds that get there at all), ``flops``,
+        ``ratio`` (flops over those of the fixed layer). Depths that were run and do not suffice give
+        missing values.
         """
         require_float("tolerance", tolerance, minimum=0.0)
         fixed = self.flops[self.methods.index("fixed weights")]
-        median = self.summary()
         rows: list[dict[str, Any]] = []
-        for (method, condition), group in median.groupby(["method", "condition"], sort=False):
-            enough = group[group["median"] <= tolerance].sort_values("layers")
-            best = enough.iloc[0] if len(enough) else None
-            rows.append(
-                {
-                    "method": method,
-                    "condition": condition,
-                    "layers": None if best is None else int(best["layers"]),
-                    "flops": None if best is None else int(best["flops"]),
-                    "ratio": None if best is None else best["flops"] / fixed,
-                }
-            )
-        return pd.DataFrame(rows).astype({"layers": "Int64", "flops": "Int64", "ratio": "float64"})
+        for method in dict.fromkeys(self.methods):
+            at = [i for i, name in enumerate(self.methods) if name == method]
+            for c, condition in enumerate(self.conditions):
+                enough = self.errors[at, c] <= tolerance  # [depth, seed]
+                middle = self.errors[at, c].quantile(0.5, dim=1) <= tolerance
+                first = int(middle.int().argmax()) if bool(middle.any()) else None
+                got = enough.any(0)
+                each = enough.int().argmax(0)[got]
+                cost = None if first is None else self.flops[at[first]]
+                rows.append(
+                    {
+                        "method": method,
+                        "condition": condition,
+                        "layers": None if first is None else self.layers[at[first]],
+                        "layers_low": self.layers[at[int(each.min())]] if len(each) else None,
+                        "layers_high": self.layers[at[int(each.max())]]
+                        if bool(got.all())
+                        else None,
+                        "reached": float(got.double().mean()),
+                        "flops": cost,
+                        "ratio": None if cost is None else cost / fixed,
+                    }
+                )
+        whole = dict.fromkeys(("layers", "layers_low", "layers_high", "flops"), "Int64")
+        return pd.DataFrame(rows).astype(whole | {"ratio": "float64"})
 
 
 def covariance_shift(
@@ -244,7 +275,9 @@ def covariance_shift(
     step's rate come from ``base_rows`` of them, and L is rescaled to contexts of n rows. Context:
     rows from N(0, Σ₀^½ S Σ₀^½), S with eigenvalues spread evenly in logarithm from κ^-½ to κ^½
     along random axes, and labels ``y = β·x + ε``. Even at κ = 1 the fixed layer is off by about
-    √(d/n): the covariance of the n rows in the context is not the one in the weights.
+    √(d/n): the covariance of the n rows in the context is not the one in the weights. All shifts of a
+    seed share their random numbers, so curves differ by the shift alone, and a number does not depend
+    on which others were asked for.
 
     Methods: ``fixed weights`` (OLSAttention), ``gradient step`` (one step, the rate that is best on
     the base data), ``gradient descent`` (k steps, step size 1/‖Kᵀ K‖_F taken in context),
@@ -333,10 +366,9 @@ class _Task:
     def __init__(
         self, d: int, n: int, base_rows: int, *, base_condition: float, noise: float, seed: int
     ) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.n, self.d, self.noise = n, d, noise
-        self.base = self._spread(base_condition)  # Σ₀^½
-        x = self._draw(base_rows, d) @ self.base
+        self.n, self.d, self.noise, self.seed = n, d, noise, seed
+        self.base = self._spread(base_condition, "base axes")  # Σ₀^½
+        x = self._draw("base rows", base_rows, d) @ self.base
         # A context of n rows has an XᵀX n / base_rows times as large.
         self.root = spectral_root(x).root * (base_rows / n) ** 0.5
         # The rate that is best on average over labels, on the base data: min_η ‖I - η C‖_F.
@@ -344,9 +376,12 @@ class _Task:
         self.rate = float(gram.trace() / gram.square().sum())
 
     def errors(self, kappa: float, layers: int, queries: int) -> list[float]:
-        mix = self._spread(kappa) @ self.base
-        x, new = self._draw(self.n, self.d) @ mix, self._draw(queries, self.d) @ mix
-        y = x @ self._draw(self.d, 1) + self.noise * self._draw(self.n, 1)
+        mix = self._spread(kappa, "axes") @ self.base
+        x, new = (
+            self._draw("rows", self.n, self.d) @ mix,
+            self._draw("queries", queries, self.d) @ mix,
+        )
+        y = x @ self._draw("slopes", self.d, 1) + self.noise * self._draw("noise", self.n, 1)
         root = spectral_root(x).root
         want = new @ (root @ ((x @ root).T @ y))
         answers = [
@@ -358,12 +393,14 @@ class _Task:
         ]
         return [_relative(answer, want) for answer in answers]
 
-    def _draw(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+    def _draw(self, what: str, *shape: int) -> Tensor:
+        """Normal numbers of this seed and name: all shifts share them, and none depends on the others."""
+        generator = derive_generator(self.seed, f"covariance shift: {what}")
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def _spread(self, condition: float) -> Float[Tensor, "d d"]:
+    def _spread(self, condition: float, what: str) -> Float[Tensor, "d d"]:
         """Symmetric root of a covariance with that condition number and determinant 1."""
-        axes, _ = torch.linalg.qr(self._draw(self.d, self.d))
+        axes, _ = torch.linalg.qr(self._draw(what, self.d, self.d))
         powers = torch.linspace(-0.25, 0.25, self.d, dtype=torch.float64)
         return (axes * condition**powers) @ axes.T
 

@@ -9,6 +9,7 @@ more, see :func:`spectral_root`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class SpectralRoot:
     """
 
     root: Float[Tensor, "p r"]  # L = V (Λ + ridge)^{-1/2}, one column a kept direction
-    eigenvalues: Float[Tensor, " r"]  # Λ: of XᵀX, decreasing, without the ridge
+    eigenvalues: Float[Tensor, " r"]  # Λ: of XᵀX, decreasing, without the ridge; inf past 1e308
     condition: float  # largest over smallest kept singular value of X
     solution: Solution
     n: int
@@ -127,16 +128,48 @@ def as_outputs(name: str, value: Any, n: int) -> tuple[Float[Tensor, "n m"], boo
     return y, vector
 
 
-def centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """Rows minus their mean; columns constant up to rounding become exactly zero.
+def centred(
+    x: Float[Tensor, "n p"],
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "2 p"]]:
+    """Rows minus their mean, and the mean in two parts; columns constant up to rounding become zero.
 
-    Without the second half a constant column of value 0.1 would leave 1e-17 behind, a direction
-    that data of size 1e-10 would take for signal.
+    The second part is the rounding of the first: subtract both in turn (:func:`minus`) to put other
+    rows where these are. Without the last step a constant column of value 0.1 would leave 1e-17
+    behind, a direction that data of size 1e-10 would take for signal.
     """
-    shifted = x - x.mean(0)
-    shifted = shifted - shifted.mean(0)  # removes the rounding of a mean far from zero
+    size = power_of_two(x)  # a sum of large rows overflows where their mean does not
+    mean = (x / size).mean(0) * size
+    centre = torch.stack([mean, ((x - mean) / size).mean(0) * size])
+    shifted = minus(x, centre)
     constant = shifted.abs().amax(0) <= rounding(x)
-    return torch.where(constant, torch.zeros_like(shifted), shifted)
+    return torch.where(constant, torch.zeros_like(shifted), shifted), centre
+
+
+def minus(x: Float[Tensor, "n p"], centre: Float[Tensor, "2 p"]) -> Float[Tensor, "n p"]:
+    """Subtract both parts of a mean in turn: rounded once, as the rows it was taken from were."""
+    return x - centre[0] - centre[1]
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of two just above the largest entry of x, so that dividing by it rounds nothing.
+
+    Products of rows of 1e170 overflow in float64; of rows divided by this they do not. 1 for zeros.
+    """
+    _, exponent = torch.frexp(x.abs().amax())
+    limit = torch.finfo(x.dtype)
+    exponent = exponent.clamp(math.ceil(math.log2(limit.tiny)), math.floor(math.log2(limit.max)))
+    return torch.ldexp(torch.ones((), dtype=x.dtype, device=x.device), exponent)
+
+
+def within_range(name: str, value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in the dtype and on the device of ``like``; refused where it does not fit."""
+    cast = value.to(like)
+    if not bool(torch.isfinite(cast).all()):
+        raise NonFiniteError(
+            f"{name} reaches {float(value.abs().amax()):.3g}, more than {cast.dtype} can hold; "
+            f"scale {name} down, or use a module in float64 (module.double())"
+        )
+    return cast
 
 
 def rounding(x: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:
@@ -171,7 +204,8 @@ def spectral_root(
         SpectralRoot: ``root`` ``[p, r]`` and which solution it stands for.
 
     Raises:
-        InvalidArgumentError: wrong shape, negative ``ridge`` or ``rtol``, NaN or infinity.
+        InvalidArgumentError: wrong shape, or a negative ``ridge`` or ``rtol``.
+        NonFiniteError: NaN or infinity in ``x``, or rows so small that the root overflows.
 
     Source: Tan & Zhao 2026, arXiv 2604.13656 (L = V Λ^{-1/2}); the numerics are ours.
 
@@ -186,6 +220,8 @@ def spectral_root(
     if rtol is None:
         rtol = torch.finfo(x.dtype).eps * max(n, p)
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
+    size = power_of_two(x)
+    x, penalty = x / size, ridge**0.5 / float(size)
     _, s, vt = torch.linalg.svd(x, full_matrices=False)
     floor = (rtol * s[0]).expand_as(s)
     if noise is not None:
@@ -194,25 +230,26 @@ def spectral_root(
             raise InvalidArgumentError(
                 f"noise must have one entry for each of {p} columns, got {len(noise)}; see rounding(x)"
             )
-        floor = torch.maximum(floor, n**0.5 * (vt * noise).norm(dim=1))
+        floor = torch.maximum(floor, n**0.5 * (vt * (noise / size)).norm(dim=1))
     kept = s > floor
     rank = int(kept.sum())
     s, v = s[kept], vt[kept].T
     if rank == p:
         # A ridge is p more rows: x stacked on √ridge I has the Gram matrix XᵀX + ridge I.
-        penalty = ridge**0.5 * torch.eye(p, dtype=x.dtype, device=x.device)
-        root = _root_of_full_rank(torch.cat([x, penalty]) if ridge else x)
+        more = penalty * torch.eye(p, dtype=x.dtype, device=x.device)
+        root = _root_of_full_rank(torch.cat([x, more]) if ridge else x)
     else:
-        root = v / torch.hypot(s, torch.tensor(ridge, dtype=x.dtype).sqrt())
+        root = v / torch.hypot(s, torch.tensor(penalty, dtype=x.dtype))
     if ridge == 0.0:
         # One Newton step towards orthonormal keys; at condition numbers of 1e6 to 1e7 the
         # prediction's largest error over 300 problems measured 1e-9 instead of 6e-9.
         keys = x @ root
         root = 1.5 * root - 0.5 * root @ (keys.T @ keys)
+    root = within_range("the inverse root of x", root / size, root)
     solution: Solution = "ridge" if ridge > 0 else "unique" if rank == p else "minimum-norm"
     return SpectralRoot(
         root=root * _signs(root),
-        eigenvalues=s**2,
+        eigenvalues=(s * size) ** 2,
         condition=float(s[0] / s[-1]) if rank else 1.0,
         solution=solution,
         n=n,

@@ -40,6 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear._tl import derive_generator
 from lens_linear.checks import (
     require_float,
     require_int,
@@ -210,9 +211,8 @@ def attention_head_memory(
     draws, seed = require_int("draws", draws, minimum=1), require_seed(seed)
     max_queries = require_int("max_queries", max_queries, minimum=1)
     kinds, grid = _kinds_and_grid(energies, n_patterns, n, causal)
-    generator = torch.Generator().manual_seed(seed)
     given = [
-        _Memory(k[b], None if q is None else q[b], v[b], beta, noise, causal, generator)
+        _Memory(k[b], None if q is None else q[b], v[b], beta, noise, causal, (seed, b, "head"))
         for b in range(len(k))
     ]
     head = _measure(given, kinds, grid, max_queries, draws)
@@ -251,10 +251,12 @@ class _Memory:
         beta: float,
         noise: float,
         causal: bool,
-        generator: torch.Generator,
+        labels: tuple[int, int, str],
     ) -> None:
         self.keys, self.values, self.beta = keys, values, beta
-        self.noise, self.causal, self.generator = noise, causal, generator
+        # Seed, sequence and source: with what is drawn they make a generator of its own, so that no
+        # number depends on which others were asked for.
+        self.noise, self.causal, self.labels = noise, causal, labels
         self.given = queries
         n = len(keys)
         self.size = (keys - keys.mean(0)).square().mean().sqrt()  # per entry
@@ -265,21 +267,23 @@ class _Memory:
 
     def randomised(self, *, own_values: bool) -> _Memory:
         """Gaussian keys, queries and values of the same size, in place of the given ones."""
-        keys = self._draw(self.keys) * self.size
+        keys = self._draw("random keys", self.keys) * self.size
         queries = None
         if self.given is not None:
-            queries = self._draw(self.given) * self.given.square().mean().sqrt()
-        values = keys if own_values else self._draw(self.values)
-        return _Memory(keys, queries, values, self.beta, self.noise, self.causal, self.generator)
+            queries = self._draw("random queries", self.given)
+            queries = queries * self.given.square().mean().sqrt()
+        values = keys if own_values else self._draw("random values", self.values)
+        labels = (*self.labels[:2], "random keys")
+        return _Memory(keys, queries, values, self.beta, self.noise, self.causal, labels)
 
     def choose(self, max_queries: int) -> None:
         """Pick the queries, their noise and their targets."""
-        rows = torch.randperm(len(self.queries), generator=self.generator)[:max_queries]
+        rows = torch.randperm(len(self.queries), generator=self._generator("queries"))[:max_queries]
         rows = rows[self.visible[rows].sum(1) >= 2]
         self.visible = self.visible[rows]
         queries = self.queries[rows]
         if self.given is None:
-            queries = queries + self.noise * self.size * self._draw(queries)
+            queries = queries + self.noise * self.size * self._draw("noise", queries)
         scores = (queries @ self.keys.T).masked_fill(~self.visible, -torch.inf)
         self.target = rows if self.given is None else scores.argmax(1)
         mean = scores.masked_fill(~self.visible, 0).sum(1) / self.visible.sum(1)
@@ -307,14 +311,14 @@ class _Memory:
             [signal.mean(), spread.mean(), log_capacity.median(), entropy.exp().median()]
         )
 
-    def retrieve(self, kinds: list[Energy], count: int) -> Tensor:
+    def retrieve(self, kinds: list[Energy], count: int, draw: int) -> Tensor:
         """``[energies, 3]``: recall, similarity, weight with ``count`` keys stored a query."""
         enough = self.visible.sum(1) >= count
         if not bool(enough.any()):
             return torch.full((len(kinds), 3), torch.nan, dtype=torch.float64)
         scores, target = self.scores[enough], self.target[enough]
         here = torch.arange(len(target))
-        order = torch.rand(scores.shape, generator=self.generator)
+        order = torch.rand(scores.shape, generator=self._generator("subset", count, draw))
         order = order.masked_fill(~self.visible[enough], -1.0)
         order[here, target] = 2.0  # the target is always stored
         stored = order.topk(count, dim=1).indices
@@ -335,8 +339,11 @@ class _Memory:
             out.append(torch.stack([(held > 0.5).double().mean(), similarity.mean(), held.mean()]))
         return torch.stack(out)
 
-    def _draw(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
+    def _generator(self, *what: object) -> torch.Generator:
+        return derive_generator(self.labels[0], "head memory", *self.labels[1:], *what)
+
+    def _draw(self, what: str, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator(what), dtype=torch.float64)
 
 
 def _measure(
@@ -347,8 +354,10 @@ def _measure(
     for memory in memories:
         memory.choose(queries)
         stats.append(memory.statistics())
-        for _ in range(draws):
-            cells.append(torch.stack([memory.retrieve(kinds, count) for count in grid], dim=1))
+        for draw in range(draws):
+            cells.append(
+                torch.stack([memory.retrieve(kinds, count, draw) for count in grid], dim=1)
+            )
     return torch.stack(cells, dim=-1), torch.stack(stats).mean(0)
 
 

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear._tl import derive_generator
 from lens_linear.checks import require_float, require_int, require_ints, require_list, require_seed
 from lens_linear.constructions.memory.binary_patterns import draw_signs, field, flip
 from lens_linear.constructions.memory.energies import Energy, parse_energy
@@ -137,9 +138,15 @@ def retrieval_curve(
     overlap = torch.zeros(shape, dtype=torch.float64)
     recall = torch.zeros(shape, dtype=torch.float64)
     for s in range(seeds):
-        generator = torch.Generator().manual_seed(seed + s)
-        patterns = draw_signs(generator, counts[-1], d)
-        starts = [[flip(patterns[: min(queries, k)], v, generator) for v in levels] for k in counts]
+        # A generator for each name, so that no number depends on which others were asked for.
+        patterns = draw_signs(derive_generator(seed + s, "retrieval patterns"), counts[-1], d)
+        starts = [
+            [
+                flip(patterns[: min(queries, k)], v, derive_generator(seed + s, "flips", k, v))
+                for v in levels
+            ]
+            for k in counts
+        ]
         for e, kind in enumerate(kinds):
             for i, count in enumerate(counts):
                 stored = patterns[:count]
