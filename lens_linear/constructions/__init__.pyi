@@ -7,6 +7,8 @@ from .least_squares.ols import OLSAttention as OLSAttention
 from .least_squares.ols_training import TrainingRun as TrainingRun
 from .least_squares.ols_training import regression_data as regression_data
 from .least_squares.ols_training import train_ols_attention as train_ols_attention
+from .least_squares.ols_transformer import OLSTransformer as OLSTransformer
+from .least_squares.ols_transformer import ols_transformer as ols_transformer
 from .least_squares.slow_fast import MemorySwap as MemorySwap
 from .least_squares.slow_fast import ShiftCurve as ShiftCurve
 from .least_squares.slow_fast import covariance_shift as covariance_shift
@@ -31,6 +33,7 @@ __all__ = [
     "MemorySwap",
     "NewtonSchulzAttention",
     "OLSAttention",
+    "OLSTransformer",
     "RetrievalCurve",
     "ShiftCurve",
     "SpectralRoot",
@@ -42,6 +45,7 @@ __all__ = [
     "hopfield_energy",
     "hopfield_update",
     "memory_capacity",
+    "ols_transformer",
     "regression_data",
     "retrieval_curve",
     "spectral_root",

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
+from transformer_lens.model_bridge.sources.native.model import NativeAttention
 
-from lens_linear.checks import require_choice, require_instance, require_int, require_seed
+from lens_linear.checks import (
+    require_bool,
+    require_choice,
+    require_instance,
+    require_int,
+    require_seed,
+)
 from lens_linear.errors import InvalidArgumentError
 
 Norm = Literal["none", "LN", "LNPre", "RMS"]
 Activation = Literal["gelu", "relu", "silu"]
 Positions = Literal["standard", "none", "rotary"]
+Attention = Literal["softmax", "linear"]
 
 _NORMS = {"none": None, "LN": "LN", "LNPre": "LNPre", "RMS": "RMS"}
 
@@ -42,6 +51,8 @@ class ModelSpec:
         d_mlp: MLP width; ``4 * d_model`` when 0.
         positions: ``"standard"`` (learnt, added), ``"none"`` (the same with a table of zeros that
             training leaves alone) or ``"rotary"``.
+        attention: ``"softmax"``, or ``"linear"``: the scores themselves are the pattern.
+        causal: False lets every token see every other one.
     """
 
     n_layers: int
@@ -55,6 +66,8 @@ class ModelSpec:
     gated: bool = False
     d_mlp: int = 0
     positions: Positions = "standard"
+    attention: Attention = "softmax"
+    causal: bool = True
 
     def __post_init__(self) -> None:
         require_int("n_layers", self.n_layers, minimum=0)
@@ -64,6 +77,8 @@ class ModelSpec:
         require_choice("norm", self.norm, _NORMS)
         require_choice("activation", self.activation, ("gelu", "relu", "silu"))
         require_choice("positions", self.positions, ("standard", "none", "rotary"))
+        require_choice("attention", self.attention, ("softmax", "linear"))
+        require_bool("causal", self.causal)
         if self.d_model % self.n_heads:
             raise InvalidArgumentError(
                 f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}; "
@@ -109,9 +124,38 @@ class ModelSpec:
             attn_only=self.attn_only,
             normalization_type=_NORMS[self.norm],
             positional_embedding_type="rotary" if self.positions == "rotary" else "standard",
+            attention_dir="causal" if self.causal else "bidirectional",
             init_weights=self.n_layers > 0,
             seed=seed,
         )
+
+
+class LinearAttention(NativeAttention):
+    """Attention without softmax: ``pattern = mask ⊙ q kᵀ / √d_head``, ``out = pattern v W_O``."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pattern_fn: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Output and pattern, as the softmax attention that it stands in for gives them."""
+        batch, seq, _ = hidden_states.shape
+        q, k, v = (
+            part(hidden_states).view(batch, seq, self.n_heads, self.d_head).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        if self.rotary is not None:
+            q, k = self.rotary.apply_rope(q, k, position_ids=position_ids)
+        hidden = self.causal_mask[:seq, :seq] & self.causal
+        if attention_mask is not None:
+            hidden = self._combine_attention_mask(hidden, attention_mask, batch=batch)
+        pattern = (q @ k.transpose(-2, -1) / self.scale).masked_fill(hidden, 0.0)
+        if pattern_fn is not None:
+            pattern = pattern_fn(pattern)
+        return self.o((pattern @ v).transpose(1, 2).reshape(batch, seq, -1)), pattern
 
 
 def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
@@ -132,6 +176,11 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
             for name, weight in module.named_parameters():
                 if not name.startswith("ln_out"):
                     torch.nn.init.normal_(weight, std=scale)
+    if spec.attention == "linear":
+        for layer in module.layers:
+            linear = LinearAttention(config, rotary=module.rotary)
+            linear.load_state_dict(layer.attn.state_dict())
+            layer.attn = linear
     if spec.positions == "none":
         if module.pos is None:
             raise InvalidArgumentError("positions='none' needs a position table; use 'standard'")

@@ -278,11 +278,11 @@ class OLSAttention(HookedRootModule):
         k = self.hook_k(keys @ self.W_K)
         v = self.hook_v((keys if self.form == "paper" else self.context_y) @ self.W_V)
         if self._scores_wanted(len(q)):
-            scores = self.hook_scores(q @ k.T * self._share())
+            scores = self.hook_scores(q @ k.T * self.share)
             hat = self.hook_hat(scores + 1.0 / len(k) if self.intercept else scores)
             z = hat @ v
         else:
-            z = q @ (k.T @ v) * self._share() + (v.mean(0) if self.intercept else 0.0)
+            z = q @ (k.T @ v) * self.share + (v.mean(0) if self.intercept else 0.0)
         return self.hook_out(self.hook_z(z) @ self.W_O + self.b_O)
 
     def predict(self, x_new: Any) -> Tensor:
@@ -380,7 +380,7 @@ class OLSAttention(HookedRootModule):
         with torch.no_grad():
             _, keys = self._centred_on_context(self.context_x[:1])
             values = (keys if self.form == "paper" else self.context_y) @ self.W_V
-            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O * self._share()
+            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O * self.share
 
     def hat(self, x_new: Any = None) -> HatMatrix:
         """The hat matrix of ``x_new``, or of the context's own rows when it is None.
@@ -455,8 +455,9 @@ class OLSAttention(HookedRootModule):
         why = f"{rows} free rows < p" if rows < p else "collinear or constant columns"
         return f"minimum-norm solution ({why}; pass ridge > 0 for another choice)"
 
-    def _share(self) -> float:
-        """Rows that the geometry was made from, over rows of the context."""
+    @property
+    def share(self) -> float:
+        """Rows that the geometry was made from, over rows of the context: a factor of the scores."""
         return self.geometry_rows / len(self.context_x)
 
     def _as_queries(self, x_new: Any) -> Float[Tensor, "q p"]:
