@@ -57,6 +57,31 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+def absent(reason):
+    """Skip with a reason; fail where everything has to be there (``LENS_LINEAR_REQUIRE_ALL=1``)."""
+    if os.environ.get("LENS_LINEAR_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason}, and LENS_LINEAR_REQUIRE_ALL=1 asks for it")
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """A real language model, 30 layers of 9 heads, vocabulary 49,152; such tests run with ``-m real``."""
+    import lens_linear as ll
+
+    try:
+        return ll.load("smollm2-135m")
+    except ll.errors.OfflineError as error:
+        absent(f"the real model is not here ({error})")
+
+
 @pytest.fixture(scope="session")
 def stories_folder():
     """Folder of a real third-party Llama: rotary, grouped-query, RMS-norm, gated FFN."""

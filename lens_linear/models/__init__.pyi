@@ -38,11 +38,12 @@ from .native import bridge_from_module as bridge_from_module
 from .native import native_module as native_module
 from .open.bundled import available_models as available_models
 from .open.bundled import training_table as training_table
+from .open.cards import TOKENIZER as TOKENIZER
+from .open.cards import write_card as write_card
 from .open.checksum import weights_sha256 as weights_sha256
-from .open.folder import TOKENIZER as TOKENIZER
-from .open.folder import write_card as write_card
 from .open.folder import write_weights as write_weights
 from .open.load import load as load
+from .open.obtain import get_model as get_model
 from .open.toy import toy_model as toy_model
 from .tokenizer import bos_token as bos_token
 from .tokenizer import encode_stream as encode_stream
@@ -81,6 +82,7 @@ __all__ = [
     "forward_logits",
     "freeze_attention",
     "freeze_context",
+    "get_model",
     "has_spot",
     "in_double",
     "load",

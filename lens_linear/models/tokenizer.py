@@ -20,6 +20,7 @@ from lens_linear.models.hooks import require_bridge
 
 END_OF_TEXT = "<|endoftext|>"
 _SPACE = "▁"  # how SentencePiece writes a space inside its pieces
+ROW_LENGTH = 256  # tokens a row where nobody says otherwise
 _UNDECODED = "\ufffd"  # what decoders put for bytes that are no whole character
 
 
@@ -84,7 +85,7 @@ def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
 def tokenize(
     model: TransformerBridge, text: str, *, length: int | None = None, bos: bool = True
 ) -> Int[Tensor, "sequence position"]:
-    """Cut one long text into equal rows of token ids that fill the model's context.
+    """Cut one long text into equal rows of token ids: 256 a row, or the model's context if that is less.
 
     Every row begins with the beginning-of-sequence token when the model has one. Text shorter than one
     row gives one shorter row; of longer text the ragged rest is left out.
@@ -92,7 +93,8 @@ def tokenize(
     Args:
         model: a bridge with a tokenizer.
         text: any text.
-        length: tokens a row; the model's context ``n_ctx`` by default.
+        length: tokens a row, up to the model's context ``n_ctx``. Attention costs memory for the square
+            of it: a row that fills a context of 131,072 tokens needs tens of gigabytes.
         bos: put the beginning-of-sequence token before each row.
 
     Returns:
@@ -114,7 +116,11 @@ def tokenize(
         )
     model = require_bridge(model)
     n_ctx = model.cfg.n_ctx
-    length = n_ctx if length is None else require_int("length", length, minimum=2, maximum=n_ctx)
+    length = (
+        min(n_ctx, ROW_LENGTH)
+        if length is None
+        else require_int("length", length, minimum=2, maximum=n_ctx)
+    )
     ids = _ids(model, [text])[0]
     if not ids:
         raise NotEnoughDataError("text holds no tokens; pass text that is not empty")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lens_linear.files import require_folder
 from lens_linear.models.native import native_module
-from lens_linear.models.open.folder import TOKENIZER, write_card, write_weights
+from lens_linear.models.open.cards import TOKENIZER, write_card
+from lens_linear.models.open.folder import write_weights
 from lens_linear.models.tokenizer import save_tokenizer
 from lens_linear.training.data import repeated_rows, step_generator
 from lens_linear.training.loop import BOS, TrainingRun, validation_loss

@@ -33,7 +33,9 @@ from lens_linear.training.recipes import RECIPES
 
 def test_table_of_bundled_models():
     table = ll.available_models()
-    assert " ".join(table.columns) == "name layers d_model heads vocab parameters loss floor sha256"
+    columns = "name layers d_model heads vocab parameters loss floor sha256 state"
+    assert " ".join(table.columns) == columns
+    table = table[table["state"] == "bundled"]
     assert table["layers"].is_monotonic_increasing and table["layers"].iloc[0] == 0
     for name, checksum in zip(table["name"], table["sha256"], strict=True):
         weights = (BUNDLED / name / "model.safetensors").read_bytes()

@@ -23,3 +23,12 @@ def test_parts_of_a_character_are_shown_as_their_bytes():
 def test_bytes_that_sentencepiece_falls_back_to(stories_model):
     strings = token_strings(stories_model, range(3 + 0xE2, 3 + 0xE4))
     assert strings == [r"\xe2", r"\xe3"]
+
+
+def test_rows_are_256_tokens_or_the_context_unless_asked():
+    text = "a b c d " * 400
+    for n_ctx, expected in [(64, 64), (300, 256), (5000, 256)]:
+        model = ll.toy_model(n_layers=1, d_vocab=1024, n_ctx=n_ctx)
+        model.tokenizer = ll.load("attn-2l").tokenizer
+        assert ll.tokenize(model, text).shape[1] == expected
+    assert ll.tokenize(model, text, length=700).shape[1] == 700

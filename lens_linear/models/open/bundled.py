@@ -1,4 +1,4 @@
-"""The models inside the package: where they are, and what their cards say."""
+"""The models that can be opened by a short name: what their cards say, and whether they are here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens_linear.models.open.folder import CARD, read_card
+from lens_linear.models.open.cards import CARD, read_card
+from lens_linear.models.open.obtain import OBTAINABLE, obtained_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +21,13 @@ def bundled_names() -> list[str]:
 
 
 def available_models() -> pd.DataFrame:
-    """Table of the bundled models, read from their cards, fewest layers first.
+    """Table of the models that a short name opens, read from their cards, fewest layers first.
 
     Columns: ``name``, ``layers``, ``d_model``, ``heads``, ``vocab``, ``parameters``, ``loss`` (nats per
-    token on two whole books that were not trained on), ``floor`` (nats per token; what a bigram table
-    counted on the training text reaches there, given for models without layers, NaN for others) and
-    ``sha256`` of the file of weights.
+    token on two whole books that were not trained on; NaN for models that others trained), ``floor``
+    (nats per token; what a bigram table counted on the training text reaches there, given for models
+    without layers, NaN for others), ``sha256`` of the file of weights and ``state``: "bundled" (in the
+    package), "present" (fetched before) or "obtainable" (``lens-linear models --get NAME`` fetches it).
 
     Returns:
         DataFrame with one row a model.
@@ -53,6 +55,20 @@ def available_models() -> pd.DataFrame:
                 "loss": card["validation_loss"],
                 "floor": card["floor"] if card.get("floor") is not None else float("nan"),
                 "sha256": card["sha256"],
+                "state": "bundled",
+            }
+        )
+    for entry in OBTAINABLE.values():
+        shape = {key: getattr(entry, key) for key in ("layers", "d_model", "heads", "vocab")}
+        rows.append(
+            {
+                "name": entry.name,
+                **shape,
+                "parameters": entry.parameters,
+                "loss": float("nan"),
+                "floor": float("nan"),
+                "sha256": entry.sha256,
+                "state": "obtainable" if obtained_folder(entry.name) is None else "present",
             }
         )
     return pd.DataFrame(rows)
@@ -66,7 +82,7 @@ def training_table() -> pd.DataFrame:
     whose weights can be loaded too) and ``note`` (what was mixed in).
 
     Returns:
-        DataFrame with one row a model, in the order of :func:`available_models`.
+        DataFrame with one row a model, in the order of :func:`available_models`, bundled ones only.
 
     Example:
         >>> int(training_table().set_index("name").loc["attn-2l", "steps"])

@@ -6,7 +6,6 @@ Bundled models and the output of ``lens-linear train`` have this one format.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
-from lens_linear.files import write_tensors, write_text
+from lens_linear.files import write_tensors
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
+from lens_linear.models.open.cards import TOKENIZER, not_a_card, read_card, weights_name
 from lens_linear.models.tokenizer import END_OF_TEXT
-
-CARD = "card.json"
-WEIGHTS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
 
 
 def file_sha256(path: Path) -> str:
@@ -34,40 +30,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_name(step: int | None) -> str:
-    """Return the file name of the final weights (None) or of a kept checkpoint."""
-    return WEIGHTS if step is None else f"checkpoint-{step}.safetensors"
-
-
 def write_weights(folder: Path, state: dict[str, Tensor], *, step: int | None = None) -> str:
     """Write weights in half precision; returns the checksum for the card."""
     path = folder / weights_name(step)
     halves = {name: value.detach().cpu().half().contiguous() for name, value in state.items()}
     return file_sha256(write_tensors(path, halves, {"format": "pt"}))
-
-
-def write_card(folder: Path, card: dict[str, Any]) -> Path:
-    """Write the card last: a folder without one is not a model yet."""
-    return write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Read a folder's card.
-
-    Raises:
-        CorruptedFileError: it is not JSON, or lacks what a card must have.
-    """
-    path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        ModelSpec.from_dict(card["spec"])
-        card["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptedFileError(
-            f"{str(path)!r} is not the card of a model ({error}); train the model again, or install "
-            "the package again if it is a bundled one"
-        ) from error
-    return card
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -109,6 +76,10 @@ def load_folder(
         InvalidArgumentError: there is no such checkpoint.
     """
     card = read_card(folder)
+    try:
+        spec = ModelSpec.from_dict(card["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise not_a_card(folder, error) from error
     checksum = card["sha256"]
     if checkpoint is not None:
         kept = {int(step): entry["sha256"] for step, entry in card.get("checkpoints", {}).items()}
@@ -128,7 +99,6 @@ def load_folder(
             f"the weights {path.name!r} of {card['name']!r} do not match the checksum on their card; "
             "the file is missing, cut short or changed: install the package (or train the model) again"
         )
-    spec = ModelSpec.from_dict(card["spec"])
     try:
         state = {name: value.float() for name, value in load_file(path).items()}
         module = native_module(spec)

@@ -25,6 +25,7 @@ from lens_linear.errors import (
 from lens_linear.models.capture import model_device, require_runs
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import quiet_transformer_lens
+from lens_linear.models.open.gguf import read_gguf
 
 CONFIG = "config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -72,6 +73,7 @@ def placement(
 def load_hugging_face_folder(
     folder: Path,
     *,
+    name: str | None = None,
     device: torch.device | None,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] | None,
@@ -97,8 +99,37 @@ def load_hugging_face_folder(
         raise
     except Exception as error:  # many libraries, many classes: one clear error for the caller
         raise _local_error(folder, error) from error
-    model.cfg.model_name = folder.resolve().name  # for messages and titles: not the whole path
+    # For messages and titles: not the whole path.
+    model.cfg.model_name = name or folder.resolve().name
     _require_faithful(model.eval(), whole.logits)
+    return model
+
+
+def load_gguf(path: Path, *, device: torch.device | None, dtype: torch.dtype) -> TransformerBridge:
+    """Open a GGUF file, dequantised; the model's name says so.
+
+    Raises:
+        OfflineError: the package ``gguf`` is not installed.
+        CorruptedFileError: the file is cut short.
+        UnsupportedModelError: transformers or TransformerLens do not open it.
+    """
+    read = read_gguf(path, dtype=dtype)
+    expected = _plain_logits(read.model)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
+            hf_model = read.model if device is None else read.model.to(device)
+            if read.tokenizer is None:
+                model = _bridge_without_tokenizer(hf_model, path)
+            else:
+                # Without this mark TransformerLens loads the tokenizer anew from where it came from.
+                read.tokenizer.init_kwargs["add_bos_token"] = True
+                model = TransformerBridge.boot_transformers(
+                    str(path), hf_model=hf_model, tokenizer=read.tokenizer, dtype=dtype
+                )
+    except Exception as error:
+        raise _local_error(path, error) from error
+    model.cfg.model_name = f"{path.stem} (dequantised {read.quantization})"
+    _require_faithful(model.eval(), expected)
     return model
 
 
@@ -194,17 +225,18 @@ def _without_tokenizer(
     hf_model = whole.from_pretrained(str(folder), local_files_only=True, **arguments)
     if device is not None:
         hf_model = hf_model.to(device)
-    bridge = build_bridge_from_module(
-        hf_model,
-        type(hf_model).__name__,
-        hf_config=hf_model.config,
-        model_name=str(folder),
-    )
+    bridge = _bridge_without_tokenizer(hf_model, folder)
     if device_map is not None:
         # What TransformerLens needs to know to gather the weights of layers on several devices.
         bridge.cfg.device = str(model_device(bridge))
         bridge.cfg.n_devices = count_unique_devices(hf_model)
     return bridge
+
+
+def _bridge_without_tokenizer(hf_model: Any, path: Path) -> TransformerBridge:
+    return build_bridge_from_module(
+        hf_model, type(hf_model).__name__, hf_config=hf_model.config, model_name=str(path)
+    )
 
 
 def _local_error(folder: Path, error: Exception) -> LensLinearError:

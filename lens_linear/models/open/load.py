@@ -21,8 +21,16 @@ from lens_linear.errors import (
 )
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.open.bundled import BUNDLED, bundled_names
-from lens_linear.models.open.folder import CARD, load_folder
-from lens_linear.models.open.hugging_face import CONFIG, load_hugging_face_folder, placement
+from lens_linear.models.open.cards import CARD
+from lens_linear.models.open.folder import load_folder
+from lens_linear.models.open.gguf import is_gguf
+from lens_linear.models.open.hugging_face import (
+    CONFIG,
+    load_gguf,
+    load_hugging_face_folder,
+    placement,
+)
+from lens_linear.models.open.obtain import OBTAINABLE, not_obtained, obtained_folder
 
 
 @torch.inference_mode(False)  # weights made under it could not be differentiated through
@@ -36,13 +44,15 @@ def load(
 ) -> TransformerBridge:
     """Open a model as a ``TransformerBridge`` in evaluation mode, with the weights as stored.
 
-    Tried in this order: a bundled name (no network), a folder written by ``lens-linear train``, a local
-    Hugging Face folder, the old attention-only Hub names (``NeelNanda/Attn_Only_2L512W_C4_Code``), any
-    other Hub name. Only the last two may use the network. A folder beside you that is called like a
-    bundled model is meant by ``"./attn-2l"`` or by a ``Path``.
+    Tried in this order: a bundled name (no network), a folder written by ``lens-linear train``, a real
+    model fetched before with ``lens-linear models --get``, a GGUF file (dequantised; the model's name
+    says from what), a local Hugging Face folder, the old attention-only Hub names
+    (``NeelNanda/Attn_Only_2L512W_C4_Code``), any other Hub name. Only the last two may use the network. A
+    folder beside you that is called like a bundled model is meant by ``"./attn-2l"`` or by a ``Path``.
 
     Args:
-        name: e.g. ``"attn-2l"``, ``"gpt-micro@300"``, ``"path/to/folder"``, ``"gpt2"``.
+        name: e.g. ``"attn-2l"``, ``"gpt-micro@300"``, ``"smollm2-135m"``, ``"path/to/folder"``,
+            ``"file.gguf"``, ``"gpt2"``.
         checkpoint: training step of a bundled model whose checkpoints were kept.
         device: where to put it; the processor by default. Not together with ``device_map``.
         dtype: of the weights.
@@ -80,6 +90,14 @@ def load(
         _refuse_device_map(text, device_map)
         model = load_folder(BUNDLED / text if bundled else folder, checkpoint=checkpoint)
         return _placed(model, device, dtype)
+    if text in OBTAINABLE and not _is_dir(folder):
+        found = obtained_folder(text)
+        if found is None:
+            raise not_obtained(text)
+        name, folder = text, found
+    if is_gguf(folder):
+        _refuse_device_map(text, device_map)
+        return load_gguf(folder, device=device, dtype=dtype).eval()
     if checkpoint is not None:
         raise InvalidArgumentError(
             f"checkpoint is for bundled models, got it with {text!r}; bundled: {bundled_names()}"
@@ -93,7 +111,11 @@ def load(
             "trained with `lens-linear train`); pass the folder that does"
         )
     return load_hugging_face_folder(
-        folder, device=device, dtype=dtype, device_map=device_map
+        folder,
+        name=text if text in OBTAINABLE else None,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
     ).eval()
 
 

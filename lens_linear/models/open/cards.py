@@ -1,0 +1,48 @@
+"""What a folder of ours says about itself: names of its files and its card. JSON only, no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lens_linear.errors import CorruptedFileError
+from lens_linear.files import write_text
+
+CARD = "card.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+def weights_name(step: int | None) -> str:
+    """Return the file name of the final weights (None) or of a kept checkpoint."""
+    return WEIGHTS if step is None else f"checkpoint-{step}.safetensors"
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> Path:
+    """Write the card last: a folder without one is not a model yet."""
+    return write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read a folder's card; whether its numbers make a model is seen when it is opened.
+
+    Raises:
+        CorruptedFileError: it is not JSON, or lacks what a card must have.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        dict(card["spec"])
+        str(card["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise not_a_card(folder, error) from error
+    return card
+
+
+def not_a_card(folder: Path, reason: object) -> CorruptedFileError:
+    """Say that a folder's card is not one, and what to do."""
+    return CorruptedFileError(
+        f"{str(folder / CARD)!r} is not the card of a model ({reason}); train the model again, or install "
+        "the package again if it is a bundled one"
+    )
