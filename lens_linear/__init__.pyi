@@ -42,6 +42,7 @@ from .teaching.checker import check as check
 from .text.concepts import Concept as Concept
 from .text.concepts import load_concept as load_concept
 from .text.synthetic import SyntheticLanguage as SyntheticLanguage
+from .text.task import Task as Task
 from .training.loop import train as train
 from .training.regularizer import CosineRegularizer as CosineRegularizer
 
@@ -54,6 +55,7 @@ __all__ = [
     "Moments",
     "OLSAttention",
     "SyntheticLanguage",
+    "Task",
     "available_models",
     "bilinear_probe",
     "check",

@@ -12,6 +12,7 @@ FLOORS = {
     "checksummed": 0,
     "files": 0,
     "tables": 0,
+    "token_rows": 0,
     "_tl": 0,
     "linalg": 1,
     "models": 2,

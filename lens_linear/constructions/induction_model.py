@@ -32,9 +32,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_floats, require_int, require_tokens
+from lens_linear.checks import require_float, require_floats, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
+from lens_linear.token_rows import require_tokens
 
 PREVIOUS_TOKEN_HEAD = (0, 0)
 INDUCTION_HEAD = (1, 1)

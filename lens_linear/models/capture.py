@@ -12,15 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import (
-    require_choice,
-    require_int,
-    require_layers,
-    require_list,
-    require_mask,
-    require_tokens,
-    shown,
-)
+from lens_linear.checks import require_choice, require_int, require_layers, require_list, shown
 from lens_linear.errors import (
     InvalidArgumentError,
     LensLinearError,
@@ -28,6 +20,13 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
+from lens_linear.token_rows import (
+    PaddedRows,
+    check_ids,
+    read_token_rows,
+    require_mask,
+    require_tokens,
+)
 
 Site = Literal["block", "attn", "ffn"]
 SITES: tuple[Site, ...] = ("block", "ffn", "attn")
@@ -43,6 +42,13 @@ class TokenRows(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+class PaddedTokens(Protocol):
+    """What :class:`lens_linear.Task` is to this room: ids padded on the right, and what is real."""
+
+    tokens: Tensor
+    mask: Tensor
 
 
 class _Stop(Exception):
@@ -119,7 +125,7 @@ def require_runs(model: TransformerBridge, tokens: Tensor) -> Tensor:
 
 def run(
     model: TransformerBridge,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     record: Iterable[Spot] = (),
     edits: Sequence[Edit] = (),
@@ -131,11 +137,13 @@ def run(
 
     Args:
         model: a bridge.
-        tokens: ids [batch, position].
+        tokens: ids [batch, position], of any kind that :mod:`lens_linear.token_rows` reads, or a Task. Rows
+            of unequal length are padded on the right, and pads are masked in attention.
         record: spots ``(layer, what)``, see :mod:`lens_linear.models.hooks`. Recorded tensors are what
             later parts of the model read, edits included.
         edits: ``((layer, what), function)``; the function gets the tensor and returns its replacement.
-        attention_mask: 1 for real tokens, 0 for padding.
+        attention_mask: 1 for real tokens, 0 for padding on either side; what comes back keeps the places
+            of the tokens that were passed.
         logits: False stops as soon as the last recorded spot was seen, and saves the unembedding.
         grad: keep the graph, so that gradients can be taken.
 
@@ -150,7 +158,7 @@ def run(
         torch.Size([1, 6, 32])
     """
     model = require_bridge(model)
-    tokens = require_model_tokens(model, tokens)
+    tokens, attention_mask = _with_mask(model, tokens, attention_mask)
     asked = require_list("record", record, of="spots (layer, what)")
     for spot in asked:
         hook_name(model, spot)  # refuses what is no spot
@@ -181,8 +189,7 @@ def run(
     hooks += [(hook_name(model, spot), recorder(spot)) for spot in spots]
     arguments: dict[str, Any] = {}
     if attention_mask is not None:
-        mask = require_mask("attention_mask", attention_mask, tokens)
-        arguments["attention_mask"] = mask.to(model_device(model))
+        arguments["attention_mask"] = attention_mask.to(model_device(model), torch.int64)
     out: Tensor | None = None
     mode = nullcontext() if grad else torch.no_grad()
     with _running(model, tokens), hooked(model, hooks), mode, suppress(_Stop):
@@ -190,6 +197,17 @@ def run(
     if out is not None:
         _require_seen(model, [*spots, *(spot for spot, _ in pairs)], {*recorded, *fired})
     return Run(out, recorded)
+
+
+def _with_mask(
+    model: TransformerBridge, tokens: Any, attention_mask: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Ids that fit the model, and the mask that came with them or was passed beside them."""
+    if attention_mask is None:
+        rows = require_model_rows(model, tokens)
+        return rows.tokens, rows.mask
+    tokens = require_model_tokens(model, tokens)
+    return tokens, require_mask("attention_mask", attention_mask, tokens)
 
 
 def _require_seen(model: TransformerBridge, asked: Iterable[Spot], seen: set[Spot]) -> None:
@@ -212,10 +230,26 @@ def _edits(edits: Any) -> list[Edit]:
 
 
 def batched(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, rows) pieces of at most ``batch_size`` sequences."""
+    """Yield (first row, rows) pieces of at most ``batch_size`` sequences, all of one length."""
     require_int("batch_size", batch_size, minimum=1)
-    for start in range(0, len(tokens), batch_size):
-        yield start, tokens[start : start + batch_size]
+    for start, stop in row_ranges(tokens, batch_size):
+        yield start, tokens[start:stop]
+
+
+def row_ranges(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, past the last) of pieces of at most ``batch_size`` sequences, all of one length.
+
+    Rows say their lengths in an attribute ``lengths``; without it all have one.
+    """
+    lengths = getattr(tokens, "lengths", None)
+    ends = [len(tokens)]
+    if lengths is not None:
+        ends = [*((lengths.diff() != 0).nonzero()[:, 0] + 1).tolist(), len(tokens)]
+    start = 0
+    for end in ends:
+        while start < end:
+            yield start, min(start + batch_size, end)
+            start = min(start + batch_size, end)
 
 
 def available_sites(model: TransformerBridge, layer: int) -> tuple[Site, ...]:
@@ -328,15 +362,26 @@ def _stop(_tensor: Tensor) -> None:
 
 def _require_rows(model: TransformerBridge, tokens: Any) -> TokenRows:
     """Accept ids, or rows on disk, which are checked batch by batch."""
-    if isinstance(tokens, (Tensor, str, bytes, list, tuple, dict)):
-        return require_model_tokens(model, tokens)
-    if not (hasattr(tokens, "__len__") and hasattr(tokens, "__getitem__")):
-        raise InvalidArgumentError(
-            f"tokens must be ids [sequence, position] or rows on disk, got {type(tokens).__name__}; "
-            "use lens_linear.tokenize(model, text)"
-        )
-    rows: TokenRows = tokens
-    return rows
+    if is_row_stream(tokens):
+        rows: TokenRows = tokens
+        return rows
+    return require_model_tokens(model, tokens)
+
+
+def is_row_stream(tokens: Any) -> bool:
+    """Say whether ``tokens`` gives rows of one length on slicing: an array, or rows on disk."""
+    if isinstance(tokens, (Tensor, str, bytes, list, tuple, range)) or not hasattr(
+        tokens, "__len__"
+    ):
+        return False
+    if (
+        hasattr(tokens, "keys")
+        or hasattr(tokens, "column_names")
+        or not hasattr(tokens, "__getitem__")
+    ):
+        return False
+    first = tokens[0:1] if len(tokens) else None
+    return getattr(first, "ndim", 0) == 2
 
 
 def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequence[int]) -> None:
@@ -351,7 +396,7 @@ def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequ
 
 def residual_stream(
     model: TransformerBridge,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     attention_mask: Int[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "boundary batch position d_model"]:
@@ -366,7 +411,7 @@ def residual_stream(
 def require_model_tokens(
     model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
 ) -> Tensor:
-    """Accept token ids that fit the model's vocabulary and context."""
+    """Accept token ids of one length that fit the model's vocabulary and context."""
     model = require_bridge(model)
     return require_tokens(
         "tokens",
@@ -376,6 +421,23 @@ def require_model_tokens(
         min_sequences=min_sequences,
         min_length=min_length,
     )
+
+
+def require_model_rows(
+    model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
+) -> PaddedRows:
+    """Accept token ids, also of unequal length or with pads, that fit the model; padded on the right."""
+    model = require_bridge(model)
+    rows = read_token_rows("tokens", tokens)
+    check_ids(
+        "tokens",
+        rows.tokens,
+        n_vocab=model.cfg.d_vocab,
+        n_ctx=model.cfg.n_ctx,
+        min_sequences=min_sequences,
+        min_length=min_length,
+    )
+    return rows
 
 
 def _require_finite(layer: int, site: Site, x: Tensor, y: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear.checks import require_tokens
+from lens_linear.token_rows import require_tokens
 
 CHUNK_TOKENS = 1 << 20
 _MAX_TABLE = 1 << 22

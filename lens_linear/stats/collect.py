@@ -289,19 +289,20 @@ def gather_rows(
     seed = require_seed(seed)
     if max_rows is not None:
         require_int("max_rows", max_rows, minimum=1)
-    width = rows.length - skip
-    total = len(rows) * width
+    total = rows.n_tokens(skip)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(total, dtype=torch.bool)
     kept[order[: total if max_rows is None else max_rows]] = True
-    kept = kept.reshape(len(rows), width)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    done = 0
+    done, seen = 0, 0
 
     def visit(_layer: int, _site: Site, x: Tensor, y: Tensor) -> None:
-        mask = kept[done : done + len(x)]
+        nonlocal seen
+        x, y = x[:, skip:], y[:, skip:]
+        mask = kept[seen : seen + x.shape[:2].numel()].reshape(x.shape[:2])
+        seen += mask.numel()
         here = mask.to(x.device)
-        parts.append((x[:, skip:][here], y[:, skip:][here], done + mask.nonzero()[:, 0]))
+        parts.append((x[here], y[here], done + mask.nonzero()[:, 0]))
 
     def on_batch(count: int) -> None:
         nonlocal done

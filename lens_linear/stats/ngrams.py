@@ -32,11 +32,11 @@ from lens_linear.checks import (
     require_float_tensor,
     require_instance,
     require_int,
-    require_tokens,
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
 from lens_linear.stats._token_blocks import CHUNK_TOKENS, SparseCounts, token_blocks
+from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

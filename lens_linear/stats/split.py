@@ -19,23 +19,39 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_seed, require_tokens
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.models.capture import TokenRows, require_model_tokens
+from lens_linear.checks import require_int, require_seed
+from lens_linear.errors import NotEnoughDataError
+from lens_linear.models.capture import (
+    TokenRows,
+    is_row_stream,
+    require_model_rows,
+    require_model_tokens,
+)
 from lens_linear.models.hooks import require_bridge
+from lens_linear.stats.task_scores import require_task
+from lens_linear.text.task import Task
+from lens_linear.token_rows import read_token_rows
 
 
 class RowView:
-    """Some rows of ``tokens``, in rising order; slicing reads only the rows it needs.
+    """Some rows of ``tokens``; slicing reads only the rows it needs.
+
+    Rows go by rising index; rows of unequal length (of a :class:`~lens_linear.Task`) go by rising length, so
+    that a piece of one length never holds a pad.
 
     Args:
-        tokens: ids [sequence, position], or a stream of such rows.
+        tokens: ids [sequence, position], a stream of such rows, or a Task.
         index: which rows; all when None.
     """
 
-    def __init__(self, tokens: TokenRows, index: Int[Tensor, " row"] | None = None) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: TokenRows | Task, index: Int[Tensor, " row"] | None = None) -> None:
+        self.task = tokens if isinstance(tokens, Task) else None
+        self.tokens: TokenRows = tokens.tokens if isinstance(tokens, Task) else tokens
         self.index = torch.arange(len(tokens)) if index is None else index.sort().values
+        uneven = self.task is not None and not bool(self.task.mask.all())
+        self._all_lengths = self.task.lengths if self.task is not None and uneven else None
+        if self._all_lengths is not None:
+            self.index = self.index[self._all_lengths[self.index].argsort(stable=True)]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -43,22 +59,47 @@ class RowView:
     def __getitem__(self, rows: slice) -> Int[Tensor, "row position"]:
         index = self.index[rows]
         if len(index) == 0:
-            return self.tokens[0:0]
+            return torch.as_tensor(self.tokens[0:0])
+        if self._all_lengths is not None:
+            return self.tokens[index][:, : int(self._all_lengths[index].max())]  # type: ignore[index]
         low, high = int(index[0]), int(index[-1])
-        return torch.as_tensor(self.tokens[low : high + 1])[index - low]
+        return read_token_rows("tokens", self.tokens[low : high + 1]).tokens[index - low]
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"] | None:
+        """Tokens of each row; None when all have :attr:`length`."""
+        return None if self._all_lengths is None else self._all_lengths[self.index]
 
     @property
     def length(self) -> int:
-        """Tokens a row."""
-        return int(self.tokens[0:1].shape[1])
+        """Tokens of the longest row."""
+        lengths = self.lengths
+        return int(self.tokens[0:1].shape[1]) if lengths is None else int(lengths.max())
+
+    def n_tokens(self, skip: int = 0) -> int:
+        """Real tokens of all rows, without the first ``skip`` of each."""
+        lengths = self.lengths
+        if lengths is None:
+            return len(self) * max(0, self.length - skip)
+        return int((lengths - skip).clamp(min=0).sum())
+
+    def asked(self, rows: slice) -> Task:
+        """What is asked of some rows: the task's question, or the next token."""
+        if self.task is not None:
+            return self.task.take(self.index[rows])
+        return Task(self[rows])
+
+    def take(self, which: Int[Tensor, " row"] | slice) -> RowView:
+        """Those of these rows whose places are given."""
+        return RowView(self.tokens if self.task is None else self.task, self.index[which])
 
     def after(self, done: int) -> RowView:
         """The same rows without the first ``done``."""
-        return RowView(self.tokens, self.index[done:])
+        return self.take(slice(done, None))
 
     def share(self, rank: int, world: int) -> RowView:
         """The rows of one process out of ``world``: every world-th, from ``rank`` on."""
-        return RowView(self.tokens, self.index[rank::world])
+        return self.take(slice(rank, None, world))
 
 
 def process() -> tuple[int, int]:
@@ -75,11 +116,12 @@ def as_rows(
     skip: int = 0,
     min_sequences: int = 1,
 ) -> RowView:
-    """Accept tokens that fit the model: a tensor [sequence, position] or a stream of rows.
+    """Accept what a model is to be run on: ids of any kind, rows of unequal length, a Task, a stream of rows.
 
     Args:
         model: a bridge.
-        tokens: ids; of a stream only the first row is checked here.
+        tokens: ids as :mod:`lens_linear.token_rows` reads them; of a stream only the first row is checked
+            here.
         skip: leading positions that will be left out; some must remain.
         min_sequences: rows needed.
 
@@ -92,22 +134,24 @@ def as_rows(
     require_int("min_sequences", min_sequences, minimum=1)
     if isinstance(tokens, RowView):
         view = tokens
-    elif isinstance(tokens, Tensor) or not hasattr(tokens, "__getitem__"):
-        view = RowView(require_model_tokens(model, tokens))
-    elif isinstance(tokens, (list, tuple, str, bytes, dict)):
-        require_tokens("tokens", tokens)
-        raise InvalidArgumentError("tokens must be a tensor [sequence, position]")
-    else:
+    elif isinstance(tokens, Task):
+        view = RowView(require_task(model, tokens))
+    elif is_row_stream(tokens):
         view = RowView(tokens)
-        require_model_tokens(model, torch.as_tensor(tokens[0:1]))
+        require_model_tokens(model, tokens[0:1])
+    else:
+        rows = require_model_rows(model, tokens)
+        view = RowView(rows.tokens if rows.mask is None else Task(rows.tokens, mask=rows.mask))
     if len(view) < min_sequences:
         raise NotEnoughDataError(
             f"tokens has {len(view)} sequences but at least {min_sequences} are needed (they are "
             "split by whole sequences); pass more text, or shorter rows"
         )
-    if view.length <= skip:
+    shortest = view.length if view.lengths is None else int(view.lengths.min())
+    if shortest <= skip:
         raise NotEnoughDataError(
-            f"skip={skip} leaves nothing of sequences of {view.length} tokens; pass a smaller skip"
+            f"skip={skip} leaves nothing of sequences of {shortest} tokens; pass a smaller skip, or leave "
+            "short rows out"
         )
     return view
 
@@ -117,7 +161,4 @@ def halves(rows: RowView, *, seed: int) -> tuple[RowView, RowView]:
     seed = require_seed(seed)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     middle = (len(rows) + 1) // 2
-    return (
-        RowView(rows.tokens, rows.index[order[:middle]]),
-        RowView(rows.tokens, rows.index[order[middle:]]),
-    )
+    return rows.take(order[:middle]), rows.take(order[middle:])

@@ -21,6 +21,7 @@ from .random_rows import RepeatedTokens as RepeatedTokens
 from .random_rows import random_tokens as random_tokens
 from .random_rows import repeated_tokens as repeated_tokens
 from .synthetic import SyntheticLanguage as SyntheticLanguage
+from .task import Task as Task
 from .token_stream import TokenStream as TokenStream
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Preset",
     "RepeatedTokens",
     "SyntheticLanguage",
+    "Task",
     "TokenStream",
     "batches",
     "default_stories",

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_instance, require_int, require_tokens
+from lens_linear.checks import require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._floors import EntropyFloors, exact_floors
 from lens_linear.text._mood import MoodHalf, MoodSentences, random_mood_sentences
@@ -54,6 +54,7 @@ from lens_linear.text._vocabulary import (
     made_up_words,
     name_syllables,
 )
+from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,16 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lens_linear.checks import (
-    require_device,
-    require_instance,
-    require_int,
-    require_rows,
-    require_stream,
-)
+from lens_linear.checks import require_device, require_instance, require_int, require_rows
 from lens_linear.errors import NonFiniteError
 from lens_linear.files import require_target
 from lens_linear.models.native import native_module
+from lens_linear.token_rows import require_stream
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
 from lens_linear.training.recipes import Phase, Recipe

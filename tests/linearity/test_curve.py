@@ -16,10 +16,10 @@ from lens_linear.errors import (
 from lens_linear.linalg import fit_linear
 from lens_linear.linearity.replace.affine_map import Linearization
 from lens_linear.linearity.replace.compression import ffn_compression
-from lens_linear.linearity.replace.loss import mean_loss, perplexity, sequence_loss
 from lens_linear.linearity.replace.replacement import fit_linearization
 from lens_linear.linearity.replace.runs import run_table
 from lens_linear.models.hooks import hooked
+from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.split import RowView
 
 
@@ -32,17 +32,18 @@ def plain_loss(model, ids):
 
 def test_loss_by_sequence_is_the_mean_cross_entropy():
     model, ids = small(2), tokens()
-    losses = sequence_loss(model, RowView(ids), batch_size=7)
-    assert losses.shape == (40,)
-    assert float(losses.mean()) == pytest.approx(plain_loss(model, ids), abs=1e-6)
-    assert mean_loss(model, RowView(ids[3:4])) == pytest.approx(float(losses[3]), abs=1e-6)
+    losses = score_model(model, RowView(ids), batch_size=7).loss
+    assert losses.values.shape == (40,)
+    assert losses.mean == pytest.approx(plain_loss(model, ids), abs=1e-6)
+    single = score_model(model, RowView(ids[3:4])).loss
+    assert single.mean == pytest.approx(float(losses.values[3]), abs=1e-6)
     assert perplexity(2.0) == pytest.approx(math.e**2) and perplexity(1e4) == math.inf
-    with pytest.raises(NotEnoughDataError, match="at least 2 tokens"):
-        sequence_loss(model, RowView(ids[:, :1]))
+    with pytest.raises(NotEnoughDataError, match="nothing to predict"):
+        score_model(model, RowView(ids[:, :1]))
     with torch.no_grad():
         model.unembed.weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="logits"):
-        sequence_loss(model, RowView(ids))
+        score_model(model, RowView(ids))
 
 
 @pytest.mark.parametrize("strategy", ["remove", "linear", "linear+distill"])

@@ -262,8 +262,8 @@ def test_tokens_that_do_not_fit_are_refused():
         ll.linearity_profile(small(), tokens() + 60)
     with pytest.raises(InvalidArgumentError, match="n_ctx"):
         ll.linearity_profile(small(), tokens(10, 65))
-    with pytest.raises(InvalidArgumentError, match="must be a tensor"):
-        ll.linearity_profile(small(), [[1, 2], [3, 4]])
+    with pytest.raises(InvalidArgumentError, match="must be token ids"):
+        ll.linearity_profile(small(), ["one", "two"])
 
 
 def test_random_blocks_with_small_updates_look_linear_only_through_the_residual():

@@ -179,5 +179,5 @@ def test_sites_common_to_all_layers():
 def test_rows_are_checked():
     with pytest.raises(NotEnoughDataError, match="2 sequences but at least 3"):
         as_rows(model(), ids(2), min_sequences=3)
-    with pytest.raises(InvalidArgumentError, match="must be a tensor"):
+    with pytest.raises(InvalidArgumentError, match="must be token ids"):
         as_rows(model(), "text")

@@ -294,7 +294,7 @@ print((peak() - before) / 1024)
         (lambda: bigram_counts(torch.tensor([[1]]), 4), NotEnoughDataError, "at least 2 tokens"),
         (lambda: bigram_counts(torch.zeros(0, 4).long(), 4), NotEnoughDataError, "tokens"),
         (lambda: bigram_counts(torch.tensor([[1, 4]]), 4), InvalidArgumentError, "ids 0 to 3"),
-        (lambda: bigram_counts([[1, 2]], 4), InvalidArgumentError, "tensor of token ids"),
+        (lambda: bigram_counts([[1, 2], [3]], 4), InvalidArgumentError, "rows of 1 to 2"),
         (lambda: bigram_counts("text", 4), InvalidArgumentError, "tensor of token ids"),
         (lambda: bigram_counts(torch.rand(2, 3), 4), InvalidArgumentError, "whole token ids"),
         (lambda: bigram_entropy(torch.tensor([[1, 2]])), InvalidArgumentError, "n_vocab"),

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.checks import require_float_tensor, require_int, require_tokens
+from lens_linear.checks import require_float_tensor, require_int
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.factored import MAX_BYTES, MAX_CELLS, dense
 from lens_linear.circuits.labels import require_token_text
@@ -27,6 +27,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.stats.ngrams import BigramCounts, bigram_kl
 from lens_linear.tables import Table
+from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_instance, require_int, require_list, require_tokens
+from lens_linear.checks import require_instance, require_int, require_list
 from lens_linear.circuits.heads.head_circuit import HeadCircuit
 from lens_linear.circuits.paths.skip_trigrams import HeadEffects
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Table
+from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
     import pandas as pd

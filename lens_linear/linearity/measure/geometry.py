@@ -124,16 +124,16 @@ def layer_geometry(
     require_int("max_rows", max_rows, minimum=20)
     require_int("batch_size", batch_size, minimum=1)
     seed = require_seed(seed)
-    width = rows.length - skip
-    order = torch.randperm(len(rows) * width, generator=torch.Generator().manual_seed(seed))
-    kept = torch.zeros(len(rows) * width, dtype=torch.bool)
+    total = rows.n_tokens(skip)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(total, dtype=torch.bool)
     kept[order[:max_rows]] = True
-    kept = kept.reshape(len(rows), width)
-    parts = []
-    for first, batch in batched(rows, batch_size):
-        states = residual_stream(model, batch.long())[:, :, skip:]
-        mask = kept[first : first + len(batch)].to(states.device)
+    parts, seen = [], 0
+    for _, batch in batched(rows, batch_size):
+        states = residual_stream(model, batch.long())[:, :, skip:].flatten(1, 2)
+        mask = kept[seen : seen + states.shape[1]].to(states.device)
         parts.append(states[:, mask])
+        seen += states.shape[1]
     clouds = torch.cat(parts, dim=1)
     columns = torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T
     return LayerGeometry(

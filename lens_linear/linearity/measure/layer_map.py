@@ -162,7 +162,9 @@ def layer_map(
             f"boundaries must name at least two layer boundaries, got {chosen}; e.g. [0, 1]"
         )
     held_out = fit == "held-out"
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=held_out)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=held_out
+    )
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     walk = _Walk(model, chosen, skip, batch_size, progress)
     fits = fit_pairs(walk, train, ridge)
@@ -171,14 +173,13 @@ def layer_map(
     scored = _held_out(walk, test, fits) if held_out else _in_sample(fits)
     for (i, j), value in scored.items():
         values[i, j] = value
-    counted = rows.length - skip
     return LayerMap(
         values=values,
         boundaries=tuple(chosen),
         model_name=str(model.cfg.model_name),
         fit=fit,
-        n_tokens=len(test) * counted,
-        n_fit=len(train) * counted,
+        n_tokens=test.n_tokens(skip),
+        n_fit=train.n_tokens(skip),
         skip=skip,
         ridge=ridge,
         seed=seed,

@@ -221,7 +221,9 @@ def linearity_profile(
     held_out = fit == "held-out"
     rows = as_rows(model, tokens, skip=skip)
     sites = _usable(model, sites)
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=held_out)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=held_out
+    )
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     question = ""
     if checkpoint is not None:
@@ -237,7 +239,6 @@ def linearity_profile(
         model.cfg.n_layers, moments, fits, sums, confidence=confidence, seed=seed
     )
     keeper.remove()
-    counted = rows.length - skip
     return LinearityProfile(
         model_name=str(model.cfg.model_name),
         fit=fit,
@@ -246,8 +247,8 @@ def linearity_profile(
         ranks=ranks(model.cfg.n_layers, fits),
         null_r2=nulls(model.cfg.n_layers, sites[0], fits, held_out=held_out),
         update_ratio=ratio,
-        n_tokens=len(test) * counted,
-        n_fit=len(train) * counted,
+        n_tokens=test.n_tokens(skip),
+        n_fit=train.n_tokens(skip),
         n_sequences=len(test),
         skip=skip,
         ridge=ridge,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -19,12 +18,13 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit
 from lens_linear.linearity.measure.pooled_scores import varies
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, map_rtol
-from lens_linear.linearity.replace.loss import perplexity, sequence_loss
 from lens_linear.models.capture import TokenRows
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
+from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import as_rows, halves
+from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Table
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def ffn_compression(
     Source: Whipp 2026, arXiv 2606.19379 (FFN to one linear layer).
 
     Example:
+        >>> import torch
         >>> from lens_linear.models.open.toy import toy_model
         >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
         >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
@@ -131,7 +132,9 @@ def ffn_compression(
     for rank in ranks:
         if rank is not None:
             require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
+    )
     train, test = halves(rows, seed=seed)
     fitted, tested = (
         collect_moments(
@@ -139,7 +142,7 @@ def ffn_compression(
         )
         for half in (train, test)
     )
-    base = sequence_loss(model, test, batch_size=batch_size)
+    base = score_model(model, test, batch_size=batch_size).loss
     usable = [layer for layer in chosen if varies(fitted[layer, "ffn"])]
     out: list[dict[str, object]] = []
     with sequence_bar(len(usable), "compressing", show=progress) as bar:
@@ -148,17 +151,17 @@ def ffn_compression(
             for rank in ranks:
                 fit: LinearFit = full if rank is None else full.truncate(rank)
                 m = from_fit("ffn", layer, layer, fit)
-                loss = sequence_loss(model, test, edits=m.edits(), batch_size=batch_size)
+                loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
                 r2 = tested[layer, "ffn"].score(fit)
                 out.append(_row(model, m, rank, r2, base, loss))
             bar(count)
     return CompressionTable(
         rows=tuple(out),
-        base_loss=float(base.mean()),
+        base_loss=base.mean,
         parameters=n_parameters(model),
         model_name=str(model.cfg.model_name),
-        n_fit=len(train) * (rows.length - skip),
-        n_tokens=len(test) * rows.length,
+        n_fit=train.n_tokens(skip),
+        n_tokens=test.n_tokens(),
         seed=seed,
     )
 
@@ -168,13 +171,11 @@ def _row(
     m: AffineMap,
     rank: int | None,
     r2: float,
-    base: Tensor,
-    loss: Tensor,
+    base: RowScores,
+    loss: RowScores,
 ) -> dict[str, object]:
     before = site_parameters(model, m.first, "ffn")
-    increase = loss - base
-    error = increase.std() / len(increase) ** 0.5 if len(increase) > 1 else torch.tensor(torch.nan)
-    mean, mean_before = float(loss.mean()), float(base.mean())
+    increase = loss.minus(base)
     return {
         "layer": m.first,
         "rank": m.weight.shape[0] if rank is None else rank,
@@ -183,9 +184,9 @@ def _row(
         "map_parameters": m.n_parameters,
         "times_fewer": before / m.n_parameters,
         "share_saved": (before - m.n_parameters) / n_parameters(model),
-        "loss": mean,
-        "loss_increase": mean - mean_before,
-        "loss_increase_se": float(error),
-        "perplexity": perplexity(mean),
-        "perplexity_increase": perplexity(mean) - perplexity(mean_before),
+        "loss": loss.mean,
+        "loss_increase": increase.mean,
+        "loss_increase_se": increase.standard_error,
+        "perplexity": perplexity(loss.mean),
+        "perplexity_increase": perplexity(loss.mean) - perplexity(base.mean),
     }

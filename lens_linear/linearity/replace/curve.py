@@ -40,10 +40,10 @@ from lens_linear.linearity.replace.affine_map import (
     map_rtol,
 )
 from lens_linear.linearity.replace.distill import polish
-from lens_linear.linearity.replace.loss import perplexity, sequence_loss
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
+from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Table
@@ -60,8 +60,10 @@ class ReplacementCurve(Table):
     """Loss against the number of blocks replaced; acts as its table.
 
     Attributes:
-        losses: [step, sequence], nats per token on each test sequence; step 0 is the whole model.
+        scores: losses (nats an answer) and the task's metric on each test sequence, by step; step 0 is the
+            whole model.
         steps: layers replaced at each step, in the order they went.
+        metric: what the task scores besides the loss.
         n_parameters: of the model with maps in place, by step.
         model_name: as the model calls itself.
         strategy: "remove", "linear" or "linear+distill".
@@ -72,8 +74,9 @@ class ReplacementCurve(Table):
         seed: of the halves, and of the random order.
     """
 
-    losses: Tensor
+    scores: tuple[ModelScores, ...]
     steps: tuple[tuple[int, ...], ...]
+    metric: str
     n_parameters: tuple[int, ...]
     model_name: str
     strategy: Strategy
@@ -84,24 +87,24 @@ class ReplacementCurve(Table):
     seed: int
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per step: n_replaced, layers, loss, perplexity, loss_increase and its standard error.
+        """One row per step: n_replaced, layers, loss, perplexity, loss_increase, metric, metric_value.
 
         ``loss_increase_se`` is over test sequences, of the difference to the whole model (paired).
         """
         import pandas as pd
 
-        mean = self.losses.mean(1)
-        difference = self.losses - self.losses[0]
-        n = self.losses.shape[1]
-        error = difference.std(1) / n**0.5 if n > 1 else torch.full_like(mean, torch.nan)
+        losses = [score.loss for score in self.scores]
+        change = [loss.minus(losses[0]) for loss in losses]
         return pd.DataFrame(
             {
                 "n_replaced": [len(step) for step in self.steps],
                 "layers": [list(step) for step in self.steps],
-                "loss": mean.numpy(),
-                "perplexity": [perplexity(float(value)) for value in mean],
-                "loss_increase": difference.mean(1).numpy(),
-                "loss_increase_se": error.numpy(),
+                "loss": [loss.mean for loss in losses],
+                "perplexity": [perplexity(loss.mean) for loss in losses],
+                "loss_increase": [one.mean for one in change],
+                "loss_increase_se": [one.standard_error for one in change],
+                "metric": self.metric,
+                "metric_value": [score.metric.mean for score in self.scores],
                 "n_parameters": self.n_parameters,
                 "strategy": self.strategy,
                 "order": self.order,
@@ -109,11 +112,13 @@ class ReplacementCurve(Table):
         )
 
     def __repr__(self) -> str:
-        mean = self.losses.mean(1)
-        first = "" if len(mean) == 2 else f"{float(mean[1]):.3f} with 1 block replaced, "
+        mean = [score.metric.mean for score in self.scores]
+        what = "loss" if self.metric == "loss" else self.metric
+        unit = " nats per token" if self.metric == "loss" else ""
+        first = "" if len(mean) == 2 else f"{mean[1]:.3f} with 1 block replaced, "
         return (
-            f"ReplacementCurve of {self.model_name}: strategy {self.strategy!r}, order {self.order}; loss "
-            f"{float(mean[0]):.3f} nats per token whole, {first}{float(mean[-1]):.3f} with "
+            f"ReplacementCurve of {self.model_name}: strategy {self.strategy!r}, order {self.order}; "
+            f"{what} {mean[0]:.3f}{unit} whole, {first}{mean[-1]:.3f} with "
             f"{len(self.steps) - 1} replaced; n = {self.n_tokens:,} test tokens, fitted "
             f"on {self.n_fit:,}"
         )
@@ -185,29 +190,32 @@ def replacement_curve(
     rows = as_rows(model, tokens, skip=skip)
     if model.cfg.n_layers == 0:
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} has no blocks to replace")
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
+    )
     train, test = halves(rows, seed=seed)
     statistics = collect_moments(model, train, sites=("block",), skip=skip, batch_size=batch_size)
     moments = {layer: statistics[layer, "block"] for layer in range(model.cfg.n_layers)}
     sequence = _sequence(moments, order, seed)[:max_replaced]
     builder = _Builder(model, train, moments, strategy, distill_steps, ridge, skip, batch_size)
-    losses, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
+    scores, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
     with sequence_bar(len(steps), "replacing", show=progress) as bar:
         for count, step in enumerate(steps, start=1):
             put = builder.maps(step)
-            losses.append(sequence_loss(model, test, edits=put.edits(), batch_size=batch_size))
+            scores.append(score_model(model, test, edits=put.edits(), batch_size=batch_size))
             own = 0 if strategy == "remove" else sum(m.n_parameters for m in put.maps)
             sizes.append(put.parameters_before - put.parameters_replaced + own)
             bar(count)
     return ReplacementCurve(
-        losses=torch.stack(losses),
+        scores=tuple(scores),
         steps=tuple(steps),
+        metric="loss" if rows.task is None else rows.task.metric_name,
         n_parameters=tuple(sizes),
         model_name=str(model.cfg.model_name),
         strategy=strategy,
         order=order if isinstance(order, str) else str(list(order)),
-        n_fit=len(train) * (rows.length - skip),
-        n_tokens=len(test) * rows.length,
+        n_fit=train.n_tokens(skip),
+        n_tokens=test.n_tokens(),
         distill_steps=distill_steps,
         seed=seed,
     )

@@ -176,7 +176,9 @@ def fit_linearization(
     if rank is not None:
         require_int("rank", rank, minimum=1, maximum=model.cfg.d_model)
     spans = _spans(model, layers, runs, site)
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=False)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=False
+    )
     rtol = map_rtol(model)
     if sequential or any(first < last for first, last in spans):
         maps: list[AffineMap] = []

@@ -18,12 +18,13 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map, map_rtol
-from lens_linear.linearity.replace.loss import perplexity, sequence_loss
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.collect import require_rows_for_fit
+from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
+from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Table
 
 if TYPE_CHECKING:
@@ -124,9 +125,11 @@ def run_table(
     spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
     if not spans:
         raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")
-    require_rows_for_fit(len(rows), rows.length - skip, model.cfg.d_model, halved=True)
+    require_rows_for_fit(
+        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
+    )
     train, test = halves(rows, seed=seed)
-    base = sequence_loss(model, test, batch_size=batch_size)
+    base = score_model(model, test, batch_size=batch_size).loss
     distance = _cosine_distances(model, train, skip, batch_size)
     rtol = map_rtol(model)
     out: list[dict[str, object]] = []
@@ -138,36 +141,36 @@ def run_table(
             fitted = from_fit("block", first, last, moments.fit(ridge=ridge, rtol=rtol))
             removed = identity_map(first, last, model.cfg.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
-                loss = sequence_loss(model, test, edits=m.edits(), batch_size=batch_size)
+                loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
                 entry = _row(model, m, method, base, loss)
                 out.append({**entry, "cosine_distance": float(distance[first, last + 1])})
             bar(count)
     return RunTable(
         rows=tuple(out),
-        base_loss=float(base.mean()),
+        base_loss=base.mean,
         model_name=str(model.cfg.model_name),
-        n_fit=len(train) * (rows.length - skip),
-        n_tokens=len(test) * rows.length,
+        n_fit=train.n_tokens(skip),
+        n_tokens=test.n_tokens(),
         seed=seed,
     )
 
 
 def _row(
-    model: TransformerBridge, m: AffineMap, method: str, base: Tensor, loss: Tensor
+    model: TransformerBridge, m: AffineMap, method: str, base: RowScores, loss: RowScores
 ) -> dict[str, object]:
     put = assemble(model, [m], method)
     own = m.n_parameters if method == "linear" else 0
-    increase = loss - base
+    increase = loss.minus(base)
     return {
         "first": m.first,
         "last": m.last,
         "n_replaced": len(m.layers),
         "method": method,
         "r2": m.r_squared,
-        "loss": float(loss.mean()),
-        "perplexity": perplexity(float(loss.mean())),
-        "loss_increase": float(increase.mean()),
-        "loss_increase_se": float(increase.std() / len(increase) ** 0.5) if len(loss) > 1 else None,
+        "loss": loss.mean,
+        "perplexity": perplexity(loss.mean),
+        "loss_increase": increase.mean,
+        "loss_increase_se": increase.standard_error,
         "n_parameters": put.parameters_before - put.parameters_replaced + own,
     }
 

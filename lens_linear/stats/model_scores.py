@@ -1,0 +1,83 @@
+"""What a model scores on the task it is asked, with or without edits, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.capture import row_ranges, run
+from lens_linear.models.hooks import Edit, require_causal
+from lens_linear.stats.split import RowView
+from lens_linear.stats.task_scores import RowScores, score_answers, warn_if_not_next_token
+
+
+@dataclass(frozen=True, eq=False)
+class ModelScores:
+    """Cross-entropy of the right answers in nats, and the task's own metric (the same for "loss")."""
+
+    loss: RowScores
+    metric: RowScores
+
+
+def score_model(
+    model: TransformerBridge,
+    rows: RowView,
+    *,
+    edits: Sequence[Edit] = (),
+    batch_size: int = 8,
+) -> ModelScores:
+    """Score a model's answers on rows: the next token, or what the rows' task asks.
+
+    Args:
+        model: a bridge.
+        rows: from :func:`lens_linear.stats.as_rows`.
+        edits: hooks in place while it runs.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        Losses and the task's metric by row, in the order of ``rows``.
+
+    Raises:
+        NotEnoughDataError: rows of one token have no next one.
+        NonFiniteError: the logits are not finite.
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> from lens_linear.stats.split import as_rows
+        >>> model = toy_model(n_layers=1, seed=0)
+        >>> score_model(model, as_rows(model, [[1, 2, 3], [4, 5]])).loss.counts.tolist()
+        [1, 2]
+    """
+    require_int("batch_size", batch_size, minimum=1)
+    require_causal(model)
+    losses, metrics = [], []
+    for start, stop in row_ranges(rows, batch_size):
+        task = rows.asked(slice(start, stop))
+        logits = run(model, task.tokens, edits=edits).logits
+        if logits is None:
+            raise UnsupportedModelError(
+                f"model {model.cfg.model_name!r} returned no logits; use a causal language model"
+            )
+        losses.append(score_answers(task, logits, metric="loss"))
+        metrics.append(losses[-1] if task.metric == "loss" else score_answers(task, logits))
+    loss = _joined(losses)
+    if not edits:
+        warn_if_not_next_token(task, loss.mean, model)
+    return ModelScores(loss, _joined(metrics))
+
+
+def _joined(parts: Sequence[RowScores]) -> RowScores:
+    return RowScores(
+        torch.cat([part.values for part in parts]), torch.cat([part.counts for part in parts])
+    )
+
+
+def perplexity(loss: float) -> float:
+    """``exp(loss)``; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
