@@ -25,11 +25,15 @@ def link_first_uses(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if docname.startswith(_LEFT_OUT):
         return
     std = app.env.get_domain("std")
-    terms = dict(std._terms) if isinstance(std, StandardDomain) else {}  # lower-case term -> (page, anchor)
+    terms = (
+        dict(std._terms) if isinstance(std, StandardDomain) else {}
+    )  # lower-case term -> (page, anchor)
     names = sorted(terms, key=len, reverse=True)
     if not names:
         return
-    pattern = re.compile(r"(?<![\w/-])(" + "|".join(map(re.escape, names)) + r")s?(?![\w/-])", re.IGNORECASE)
+    pattern = re.compile(
+        r"(?<![\w/-])(" + "|".join(map(re.escape, names)) + r")s?(?![\w/-])", re.IGNORECASE
+    )
     used: set[str] = set()
     for text in list(doctree.findall(nodes.Text)):
         if _inside(text, _SKIP):

@@ -32,7 +32,9 @@ def lessons(docs: Path, made: Path) -> None:
         for cell in notebook["cells"]:
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
-                if "image/png" in data:  # one picture is enough; the interactive twin needs its library
+                if (
+                    "image/png" in data
+                ):  # one picture is enough; the interactive twin needs its library
                     data.pop("text/html", None)
                     data.pop("application/vnd.plotly.v1+json", None)
         (made / "lessons" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
