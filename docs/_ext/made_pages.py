@@ -30,6 +30,9 @@ def lessons(docs: Path, made: Path) -> None:
     for path in sorted((docs.parent / "tutorials" / "exercises").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":  # badges are pictures from outside
+                source = "".join(cell["source"])
+                cell["source"] = re.sub(r"\[!\[[^\]]*\]\(https?:[^)]*\)\]\([^)]*\)\n*", "", source)
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
                 if (
