@@ -217,3 +217,27 @@ def quiet_transformer_lens() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def rebuilt(config: TransformerBridgeConfig, weights: dict[str, Tensor]) -> TransformerBridge:
+    """Build a native bridge again from its configuration and weights."""
+    with quiet_transformer_lens(), torch.random.fork_rng(devices=[]):
+        bridge = build_bridge_from_module(
+            NativeModel(config),
+            architecture="TransformerLensNative",
+            tl_config=config,
+            tokenizer=None,
+            model_name="native",
+        )
+    bridge.load_state_dict(weights)
+    return bridge.eval()
+
+
+def recipe_of_native(
+    model: TransformerBridge,
+) -> tuple[Callable[..., TransformerBridge], tuple[TransformerBridgeConfig, dict[str, Tensor]]]:
+    """Return how to build this native model again, in the form that ``pickle`` takes.
+
+    Bridges themselves do not pickle: they hold functions that are defined inside functions.
+    """
+    return rebuilt, (model.cfg, dict(model.state_dict()))

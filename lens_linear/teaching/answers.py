@@ -187,6 +187,11 @@ def _shapes(arguments: Sequence[Any]) -> str:
 
 def _where(answer: Any, error: BaseException) -> str:
     """Return the line of the student's own code where the error arose, if it is known."""
+    told = getattr(
+        error, "student_line", None
+    )  # from a process of its own, when notebooks are graded
+    if told is not None:
+        return f", in your line `{told}`" if told else ""
     code = getattr(inspect.unwrap(answer), "__code__", None)
     own = [
         frame

@@ -69,6 +69,10 @@ class CheckResult:
         )
 
 
+class CheckFailed(AssertionError):
+    """An answer did not pass a check that was asked with ``strict=True``."""
+
+
 class Checker:
     """Checks answers and remembers attempts; :data:`check` is the one that notebooks share.
 
@@ -80,6 +84,8 @@ class Checker:
     """
 
     def __init__(self) -> None:
+        #: With True, a failing check raises :class:`CheckFailed` in the whole notebook.
+        self.strict = False
         self._attempts: dict[str, int] = {}
         self._hints: dict[str, int] = {}
         self._results: dict[str, CheckResult] = {}
@@ -88,18 +94,21 @@ class Checker:
         done = sum(result.passed for result in self._results.values())
         return f"Checker: {done} of {len(self._results)} exercises tried in this session passed"
 
-    def __call__(self, exercise: str, answer: Any) -> CheckResult:
+    def __call__(self, exercise: str, answer: Any, *, strict: bool | None = None) -> CheckResult:
         """Check an answer to an exercise.
 
         Args:
             exercise: name as the notebook writes it, such as "3.2".
             answer: the function you wrote (the function itself, not its result).
+            strict: True raises for an answer that does not pass, so that nbgrader and Otter count it;
+                default: ``check.strict``, False unless a notebook sets it.
 
         Returns:
-            CheckResult: shown as a box in a notebook; never raises for a wrong answer.
+            CheckResult: shown as a box in a notebook; a wrong answer raises only with ``strict``.
 
         Raises:
             InvalidArgumentError: there is no exercise of that name.
+            CheckFailed: the answer does not pass and ``strict`` is on.
 
         Example:
             >>> Checker()("1.1", lambda W_E, W_U, b_U: W_E.T).passed
@@ -135,6 +144,8 @@ class Checker:
                 message += f'\nStuck? `ll.check.hint("{exercise}")` gives a hint.'
         result = CheckResult(exercise, passed, message, attempts)
         self._results[exercise] = result
+        if not passed and (self.strict if strict is None else strict):
+            raise CheckFailed(repr(result))
         return result
 
     def hint(self, exercise: str) -> str:

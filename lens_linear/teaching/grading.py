@@ -1,0 +1,489 @@
+"""Grade a folder of submitted notebooks: one row an exercise, written as soon as a notebook is done.
+
+Each notebook runs in a process of its own, with the network off. Its answers are judged in another process,
+which never runs a line of the notebook: it calls functions from outside and looks only at the values
+that come back (:mod:`lens_linear.teaching.wire`). What a student patches in the notebook, the checker or
+``print`` included, changes nothing here.
+
+Grading runs students' code. Do it in a container or an account without files of your own.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import json
+import os
+import re
+import select
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lens_linear.checks import require_float, require_int, require_path
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.files import write_text
+from lens_linear.teaching.checker import LESSONS, Checker
+from lens_linear.teaching.notebook_process import NotebookProcess
+from lens_linear.teaching.tutorials import exercise_notebooks
+
+COLUMNS = (
+    "student",
+    "lesson",
+    "exercise",
+    "points",
+    "out_of",
+    "hints",
+    "message",
+    "notebook",
+    "sha256",
+)
+_CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*([A-Za-z_]\w*)""")
+_LARGEST = 50 * 2**20
+# What an honest notebook does not touch; each is a reason to read it, not a verdict.
+_ODD = {
+    "changes the checker": re.compile(
+        r"\bll\.check\s*=|Checker\b|teaching\.(checker|answers|lesson_\d)"
+    ),
+    "replaces builtins": re.compile(r"\bbuiltins\b|__builtins__"),
+    "ends processes or starts them": re.compile(
+        r"os\._exit|os\.kill|os\.fork|subprocess|multiprocessing"
+    ),
+    "reads other processes or frames": re.compile(
+        r"/proc/|sys\._getframe|gc\.get_objects|inspect\.stack"
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """Grades of a class.
+
+    Attributes:
+        rows: one mapping an exercise, with the columns of ``COLUMNS``.
+        review: (notebook, reason) for every notebook that should be read by a person.
+        missing: students of the roster of whom nothing was found.
+        finished: False when grading was stopped before the end.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    review: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+    finished: bool = True
+
+    def __repr__(self) -> str:
+        students = len({row["student"] for row in self.rows})
+        got, most = (sum(int(row[name]) for row in self.rows) for name in ("points", "out_of"))
+        stopped = "" if self.finished else "; stopped before the end, run it again to go on"
+        return (
+            f"Grades: {got} of {most} points over {students} students, {len(self.review)} notes to read, "
+            f"nothing from {len(self.missing)}{stopped}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an exercise of a notebook."""
+        return pd.DataFrame(list(self.rows), columns=list(COLUMNS))
+
+    def by_student(self) -> pd.DataFrame:
+        """Points of each student and lesson, the best notebook counting."""
+        frame = self.to_dataframe()
+        if frame.empty:
+            return frame[["student", "lesson", "points", "out_of"]]
+        each = frame.groupby(["student", "lesson", "notebook"], dropna=False)[
+            ["points", "out_of"]
+        ].sum()
+        return each.groupby(["student", "lesson"], dropna=False).max().reset_index()
+
+
+@dataclass(frozen=True)
+class _Submission:
+    student: str
+    path: Path
+    name: str  # below the folder of submissions
+    sha256: str
+
+
+def grade(
+    submissions: str | Path,
+    *,
+    roster: str | Path | None = None,
+    out: str | Path | None = None,
+    jobs: int = 1,
+    seconds: float = 120.0,
+    whole: float = 900.0,
+    say: Any = None,
+) -> Grades:
+    """Run submitted notebooks, judge their answers from outside, and write a row an exercise.
+
+    A point an exercise. Rows of a notebook are written to ``out`` when it is done; running the same line
+    again keeps rows of notebooks that have not changed and grades the rest. Ctrl-C stops, keeps what is done
+    and scores nobody 0 for it.
+
+    Args:
+        submissions: one notebook, or a folder that is searched for notebooks: one folder a student, or names
+            that begin with the student's id.
+        roster: CSV file with a column ``student``; who handed in nothing gets a row of 0 points.
+        out: CSV file for the rows; notes to read go to ``<out>.review.md`` beside it.
+        jobs: notebooks at once.
+        seconds: how long one cell, and one call of an answer, may take.
+        whole: how long the cells of one notebook may take together.
+        say: called with a sentence after each notebook.
+
+    Returns:
+        The grades.
+
+    Raises:
+        InvalidArgumentError: no notebook is found, or the roster has no column ``student``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     grade(folder)
+        Traceback (most recent call last):
+        lens_linear.errors.InvalidArgumentError: submissions must hold notebooks (.ipynb), found none ...
+    """
+    jobs = require_int("jobs", jobs, minimum=1)
+    require_float("seconds", seconds, minimum=0.1)
+    require_float("whole", whole, minimum=0.1)
+    students = _read_roster(roster)
+    found = _submissions(require_path("submissions", submissions), students)
+    target = None if out is None else require_path("out", out)
+    kept = _kept_rows(target, found)
+    done = {(row["notebook"], row["sha256"]) for row in kept}
+    todo = [s for s in found if (s.name, s.sha256) not in done]
+    rows, finished = list(kept), True
+    if target is not None:
+        _write_rows(target, kept)
+    torch.set_num_threads(1)  # forks of a process with busy thread pools hang
+    try:
+        for submission, new in _in_parallel(todo, jobs, seconds, whole):
+            rows += new
+            if target is not None:
+                _append_rows(target, new)
+            if say is not None:
+                say(_sentence(submission, new))
+    except KeyboardInterrupt:
+        finished = False
+    seen = {s.student.lower() for s in found}
+    missing = tuple(name for name in students if name.lower() not in seen)
+    if finished:
+        nothing = [
+            _row(name, None, None, 0, 0, "Nothing was handed in.", "", "") for name in missing
+        ]
+        rows += nothing
+        if target is not None and nothing:
+            _append_rows(target, nothing)
+    grades = Grades(tuple(rows), tuple(_review(found, rows)), missing, finished)
+    if target is not None:
+        write_text(target.with_name(target.name + ".review.md"), _review_page(grades))
+    return grades
+
+
+def _read_roster(path: str | Path | None) -> list[str]:
+    if path is None:
+        return []
+    with require_path("roster", path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if "student" not in (reader.fieldnames or []):
+            raise InvalidArgumentError(
+                f"roster must have a column 'student', got {reader.fieldnames}; add it to the first line"
+            )
+        return [row["student"].strip() for row in reader if (row["student"] or "").strip()]
+
+
+def _submissions(folder: Path, students: Sequence[str]) -> list[_Submission]:
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.ipynb"))
+    files = [f for f in files if ".ipynb_checkpoints" not in f.parts and f.is_file()]
+    if not files:
+        raise InvalidArgumentError(
+            f"submissions must hold notebooks (.ipynb), found none in {str(folder)!r}; check the path"
+        )
+    top = folder.parent if folder.is_file() else folder
+    found = []
+    for path in files:
+        name = path.relative_to(top)
+        small = path.stat().st_size <= _LARGEST
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
+        found.append(_Submission(_student_of(name, students), path, str(name), sha256))
+    return found
+
+
+def _student_of(name: Path, students: Sequence[str]) -> str:
+    """The student a path belongs to, by a folder or a name; otherwise the first part of the path."""
+    parts = [part.lower() for part in (*name.parts[:-1], name.stem)]
+    for student in sorted(students, key=len, reverse=True):
+        one = re.escape(student.lower())
+        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in parts):
+            return student
+    return name.parts[0] if len(name.parts) > 1 else name.stem
+
+
+def _kept_rows(target: Path | None, found: Sequence[_Submission]) -> list[dict[str, Any]]:
+    """Rows of an earlier run that still hold: same notebook, same bytes, and all of its rows there."""
+    if target is None or not target.is_file():
+        return []
+    with target.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or []) != list(COLUMNS):
+            raise InvalidArgumentError(
+                f"out must be a table of grades or a new file, got {str(target)!r} with columns "
+                f"{reader.fieldnames}; choose another name"
+            )
+        rows = [row for row in reader if all(row[name] is not None for name in COLUMNS)]
+    now = {(s.name, s.sha256) for s in found}
+    kept = [row for row in rows if (row["notebook"], row["sha256"]) in now]
+    whole = []
+    for key in dict.fromkeys((row["notebook"], row["sha256"]) for row in kept):
+        mine = [row for row in kept if (row["notebook"], row["sha256"]) == key]
+        lesson = mine[0]["lesson"]
+        if not lesson or len(mine) == len(_questions(int(lesson))):
+            whole += mine
+    return whole
+
+
+def _write_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
+    lines = [",".join(COLUMNS)]
+    write_text(target, lines[0] + "\n")
+    _append_rows(target, rows)
+
+
+def _append_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with target.open("a", encoding="utf-8", newline="") as file:
+        csv.DictWriter(file, COLUMNS).writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _row(student: str, lesson: Any, exercise: Any, points: int, most: int, message: str,
+         notebook: str, sha256: str, hints: int = 0) -> dict[str, Any]:  # fmt: skip
+    values = (student, lesson, exercise, points, most, hints, message, notebook, sha256)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _in_parallel(
+    todo: Sequence[_Submission], jobs: int, seconds: float, whole: float
+) -> Iterator[tuple[_Submission, list[dict[str, Any]]]]:
+    """Judge in forked processes, ``jobs`` at a time; each writes its rows to a pipe of its own."""
+    waiting, running = list(todo), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                submission = waiting.pop(0)
+                out, into = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    os.close(out)
+                    _judge_and_exit(submission, into, seconds, whole)
+                os.close(into)
+                running[out] = (pid, submission, bytearray())
+            ready, _, _ = select.select(list(running), [], [])
+            for out in ready:
+                part = os.read(out, 2**16)
+                pid, submission, content = running[out]
+                content += part
+                if not part:
+                    del running[out]
+                    os.close(out)
+                    os.waitpid(pid, 0)
+                    yield submission, _rows_of(submission, bytes(content))
+    finally:
+        for out, (pid, _, _) in running.items():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+                os.close(out)
+
+
+def _rows_of(submission: _Submission, content: bytes) -> list[dict[str, Any]]:
+    try:
+        return [dict(row) for row in json.loads(content)]
+    except ValueError:
+        why = "This file was not graded: the judge ended. Look at it by hand."
+        return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
+
+
+def _judge_and_exit(submission: _Submission, into: int, seconds: float, whole: float) -> None:
+    notebook: list[NotebookProcess] = []
+
+    def stop(*_: Any) -> None:
+        for process in notebook:
+            process.stop()
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader decides
+    with suppress(BaseException):
+        rows = _judge(submission, seconds, whole, notebook)
+        content = json.dumps(rows).encode()
+        while content:
+            content = content[os.write(into, content) :]
+    os._exit(0)
+
+
+def _judge(
+    submission: _Submission, seconds: float, whole: float, running: list[NotebookProcess]
+) -> list[dict[str, Any]]:
+    """The rows of one notebook."""
+    try:
+        if submission.sha256 == "too large":
+            raise InvalidArgumentError("larger than 50 MiB; submit it without outputs")
+        notebook = json.loads(submission.path.read_text(encoding="utf-8"))
+        cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+        sources = ["".join(c["source"]) for c in cells]
+        lesson = _lesson_of(submission.path, notebook, sources)
+    except Exception as error:  # not a notebook, or none of ours: the others still count
+        first = (str(error).splitlines() or [""])[0][:200]
+        why = f"This file was not graded: {type(error).__name__}: {first}"
+        return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
+    process = NotebookProcess(
+        [s for s in sources if not _CHECK.match(s.strip().removeprefix("ll."))], seconds, whole
+    )
+    running.append(process)
+    ran = process.start()
+    rows = []
+    for exercise, function in _questions(lesson):
+        points, message = _ask(process, ran, exercise, function)
+        hints = _hints_used(cells, exercise)
+        rows.append(
+            _row(
+                submission.student,
+                lesson,
+                exercise,
+                points,
+                1,
+                message,
+                submission.name,
+                submission.sha256,
+                hints,
+            )
+        )
+    if process.lost:
+        cells_lost = "; ".join(
+            f"code cell {number + 1} {why}" for number, why in sorted(process.lost.items())
+        )
+        rows[-1]["message"] += f" ({cells_lost})"
+    process.stop()
+    return rows
+
+
+def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple[int, str]:
+    if not ran:
+        return 0, "The notebook could not be run to its end."
+    function = process.answer(name)
+    if function is None:
+        return 0, f"There is no {name} in the notebook."
+    result = Checker()(exercise, function)
+    return int(result.passed), result.message.split("\n")[0]
+
+
+def _questions(lesson: int) -> list[tuple[str, str]]:
+    """Exercise and function name of every check of a lesson, read from the notebook in the package."""
+    for path in exercise_notebooks():
+        if path.name.startswith(f"lesson_{lesson}_"):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            found = [_CHECK.search("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+            return [(match[1], match[2]) for match in found if match]
+    raise InvalidArgumentError(f"lesson must be one of {list(LESSONS)}, got {lesson}")
+
+
+def _lesson_of(path: Path, notebook: Any, sources: Sequence[str]) -> int:
+    """The lesson: from the notebook's metadata, its name, or the exercises that it checks."""
+    known = notebook.get("metadata", {}).get("lens_linear", {}).get("lesson")
+    if known in LESSONS:
+        return int(known)
+    named = re.search(r"lesson[_ -]?(\d+)", path.stem)
+    if named and int(named[1]) in LESSONS:
+        return int(named[1])
+    asked = [int(m[1].split(".")[0]) for m in _CHECK.finditer("\n".join(sources))]
+    if asked:
+        return max(set(asked), key=asked.count)
+    raise InvalidArgumentError(
+        "neither its metadata, its name nor its checks say which lesson it is"
+    )
+
+
+def _hints_used(cells: Sequence[Any], exercise: str) -> int:
+    """How many hints of an exercise stand in the stored outputs."""
+    most = 0
+    for cell in cells:
+        source = "".join(cell["source"])
+        if exercise in source and "check" in source:
+            text = json.dumps(cell.get("outputs", []))
+            most = max(most, *[int(n) for n in re.findall(r"Hint (\d+):", text)], 0)
+    return most
+
+
+def _review(
+    found: Sequence[_Submission], rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Reasons to read a notebook."""
+    copies: dict[str, list[str]] = {}
+    for submission in found:
+        mine = [row for row in rows if row["notebook"] == submission.name]
+        yield from (
+            (submission.name, m) for row in mine if "not graded" in (m := str(row["message"]))
+        )
+        try:
+            cells = json.loads(submission.path.read_text(encoding="utf-8"))["cells"]
+            cells = [c for c in cells if c["cell_type"] == "code"]
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+        source = "\n".join("".join(c["source"]) for c in cells)
+        yield from (
+            (submission.name, what) for what, pattern in _ODD.items() if pattern.search(source)
+        )
+        stored = json.dumps([c.get("outputs", []) for c in cells], ensure_ascii=False)
+        for row in mine:
+            if "code cell" in str(row["message"]):
+                yield submission.name, f"cells were left out: {row['message']}"
+            if (
+                row["exercise"]
+                and f"✓ exercise {row['exercise']}" in stored
+                and not int(row["points"])
+            ):
+                yield (
+                    submission.name,
+                    f"its stored output says {row['exercise']} passed; here it did not",
+                )
+        body = _bodies(source)
+        if body:
+            copies.setdefault(hashlib.sha256(body.encode()).hexdigest(), []).append(submission.name)
+    for names in copies.values():
+        if len({name.split("/")[0] for name in names}) > 1:
+            yield names[0], f"the same code as {', '.join(names[1:])}"
+
+
+def _bodies(source: str) -> str:
+    """All functions of a notebook without comments and layout, when there is enough of them to compare."""
+    try:
+        tree = ast.parse(source.replace("%", "#%"))
+    except SyntaxError:
+        return ""
+    functions = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    written = [f for f in functions if "NotImplementedError" not in f]
+    return "\n".join(written) if sum(f.count("\n") for f in written) >= 20 else ""
+
+
+def _review_page(grades: Grades) -> str:
+    lines = ["# Notebooks to look at", "", repr(grades) + ".", ""]
+    lines += [f"- `{name}`: {reason}" for name, reason in grades.review] or [
+        "Nothing odd was seen."
+    ]
+    lines += ["", "Each line is a reason to read a notebook, not a verdict.", ""]
+    if grades.missing:
+        lines += ["Nothing from: " + ", ".join(grades.missing), ""]
+    return "\n".join(lines)
+
+
+def _sentence(submission: _Submission, rows: Sequence[dict[str, Any]]) -> str:
+    if rows and rows[0]["lesson"] is None:
+        return f"{submission.name}: {rows[0]['message']}"
+    points = sum(int(row["points"]) for row in rows)
+    return f"{submission.name}: {points} of {len(rows)} passed"

@@ -1,0 +1,304 @@
+"""A submitted notebook in a process of its own, and its answers as functions that are called from outside.
+
+The notebook's cells run in a forked process, one after the other, going on after errors. A cell that never
+ends, or that ends the process, is left out and the rest is run again. When the cells are done, that process
+forks once more for every exercise, and the fork answers calls over a socket: an answer that hangs or dies
+costs its own exercise. The judge never runs a line of the notebook.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import linecache
+import os
+import pickle
+import re
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lens_linear.teaching.answers import Wrong
+from lens_linear.teaching.wire import decode, encode, pack_arguments, receive, send
+
+_RESTARTS = 6
+_MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+
+
+@dataclass
+class NotebookProcess:
+    """The running notebook.
+
+    Args:
+        cells: source of its code cells, in order.
+        seconds: how long one cell, and later one call, may take.
+        whole: how long all cells together may take.
+    """
+
+    cells: list[str]
+    seconds: float
+    whole: float
+    lost: dict[int, str] = field(default_factory=dict)  # cell -> why it was left out
+    _pid: int = 0
+    _control: socket.socket | None = None
+
+    def start(self) -> bool:
+        """Run the cells; False when nothing could be run to the end."""
+        began = time.monotonic()
+        for _ in range(_RESTARTS):
+            self.stop()
+            mine, theirs = socket.socketpair()
+            self._pid = os.fork()
+            if self._pid == 0:
+                mine.close()
+                _run(self.cells, set(self.lost), theirs)
+            theirs.close()
+            self._control = mine
+            if self._wait(mine, began):
+                return True
+            if time.monotonic() - began > self.whole:
+                return False
+        return False
+
+    def _wait(self, control: socket.socket, began: float) -> bool:
+        """Follow the cells; False when one was lost, which is then noted."""
+        cell = -1
+        while True:
+            left = min(self.seconds, self.whole - (time.monotonic() - began))
+            control.settimeout(max(left, 0.01))
+            try:
+                (cell,) = struct.unpack(">q", receive(control))
+            except TimeoutError:
+                self.lost[cell] = "did not end in time"
+                return False
+            except (ConnectionError, OSError, struct.error):
+                self.lost[cell] = "ended the whole notebook"
+                return False
+            if cell == len(self.cells):
+                return True
+
+    def answer(self, name: str) -> Callable[..., Any] | None:
+        """A function of the notebook, called in a fork of it; None when there is no such name."""
+        if self._control is None:
+            return None
+        mine, theirs = socket.socketpair()
+        mine.settimeout(self.seconds)
+        try:
+            socket.send_fds(self._control, [name.encode()], [theirs.fileno()])
+            theirs.close()
+            if receive(mine) != b"ready":
+                return None
+        except (ConnectionError, TimeoutError, OSError):
+            return None
+
+        def remote(*arguments: Any) -> Any:
+            return _ask(mine, arguments)
+
+        remote.__name__ = remote.__qualname__ = name
+        return remote
+
+    def stop(self) -> None:
+        """End the notebook and everything it started."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def _ask(where: socket.socket, arguments: tuple[Any, ...]) -> Any:
+    """One call of the answer: its result, or its error raised here."""
+    try:
+        send(where, pack_arguments(arguments))
+        (kind, result, changed, hooks, same) = decode(receive(where))
+    except TimeoutError:
+        raise Wrong("Your function did not end in time.") from None
+    except (ConnectionError, OSError, ValueError, TypeError):
+        raise Wrong("Your function ended the whole process (exit, or out of memory).") from None
+    for index, value in changed:
+        _put_back(arguments[index], value)
+    if kind == "raised":
+        raise _error(*result)
+    if hooks:
+        raise Wrong(
+            "After your function the model still has a hook. Use run_with_hooks, which removes them."
+        )
+    return arguments[same] if same >= 0 else result
+
+
+def _put_back(mine: Any, theirs: Any) -> None:
+    """Show in the judge what the answer did to an argument in place."""
+    if (
+        isinstance(mine, torch.Tensor)
+        and isinstance(theirs, torch.Tensor)
+        and mine.shape == theirs.shape
+    ):
+        with torch.no_grad():
+            mine.copy_(theirs)
+    elif isinstance(mine, dict) and isinstance(theirs, dict):
+        mine.clear()
+        mine.update(theirs)
+    elif isinstance(mine, list) and isinstance(theirs, list):
+        mine[:] = theirs
+
+
+def _error(name: str, text: str, line: str) -> BaseException:
+    """The answer's error: of the same builtin type, or of an empty one of that name."""
+    kind = getattr(builtins, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, Exception)
+    error = kind(text) if known else type(str(name), (Exception,), {})(text)  # type: ignore[misc]
+    error.student_line = line  # type: ignore[attr-defined]
+    return error
+
+
+# From here on: code that runs in the student's process.
+
+
+def _run(cells: list[str], lost: set[int], control: socket.socket) -> None:
+    """Run the cells, then fork for every function that is asked for. Never returns."""
+    with contextlib.suppress(BaseException):
+        os.setsid()
+        _close_others({control.fileno()})
+        _quiet()
+        os.chdir(tempfile.mkdtemp(prefix="notebook-"))
+        space: dict[str, Any] = {
+            "__name__": "__main__",
+            "get_ipython": _NoShell,
+            "display": _nothing,
+        }
+        for number, source in enumerate(cells):
+            send(control, struct.pack(">q", number))
+            if number not in lost:
+                with contextlib.suppress(BaseException):
+                    _execute(source, number, space)
+        send(control, struct.pack(">q", len(cells)))
+        _serve(control, space)
+    os._exit(0)
+
+
+def _serve(control: socket.socket, space: dict[str, Any]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        content, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
+        if not content:
+            return
+        if os.fork() == 0:
+            control.close()
+            with contextlib.suppress(BaseException):
+                _answer_calls(
+                    socket.socket(fileno=descriptors[0]),
+                    space.get(content.decode()),
+                    content.decode() in space,
+                )
+            os._exit(0)
+        os.close(descriptors[0])
+
+
+def _answer_calls(where: socket.socket, function: Any, known: bool) -> None:
+    send(where, b"ready" if known else b"missing")
+    if not callable(function):
+        value = function
+
+        def function() -> Any:
+            raise TypeError(f"{type(value).__name__} object is not callable")
+
+    while True:
+        arguments = pickle.loads(receive(where))  # the judge made this, and the judge is trusted
+        before = [_hooks(argument) for argument in arguments]
+        try:
+            result, kind = function(*arguments), "returned"
+        except BaseException as error:
+            result, kind = _described(error), "raised"
+        hooks = any(_hooks(argument) != was for argument, was in zip(arguments, before))
+        changed = [(i, a) for i, a in enumerate(arguments) if _holds(a)]
+        same = next((i for i, a in enumerate(arguments) if result is a and _holds(a)), -1)
+        try:
+            content = encode((kind, None if same >= 0 else result, changed, hooks, same))
+        except BaseException as error:
+            content = encode(("raised", _described(error), [], False, -1))
+        send(where, content)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, dict, list))
+
+
+def _described(error: BaseException) -> tuple[str, str, str]:
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<cell ")]
+    line = (own[-1].line or "") if own else ""
+    return type(error).__name__, str(error)[:2000], line
+
+
+def _hooks(value: Any) -> int:
+    modules = getattr(value, "modules", None)
+    if not callable(modules):
+        return 0
+    return sum(len(m.fwd_hooks) for m in modules() if hasattr(m, "fwd_hooks"))
+
+
+def _execute(source: str, number: int, space: dict[str, Any]) -> None:
+    name = f"<cell {number}>"
+    source = _plain(source)
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), space)
+
+
+def _plain(source: str) -> str:
+    """A cell as Python: lines for the shell are left out."""
+    if source.lstrip().startswith("%%"):
+        return ""
+    try:
+        compile(source, "cell", "exec")
+    except SyntaxError:
+        return _MAGIC.sub(r"\1pass", source)
+    return source
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Show nothing."""
+
+
+class _NoShell:
+    """Stands for IPython's shell and does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _nothing
+
+
+def _close_others(keep: set[int]) -> None:
+    for number in map(
+        int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else range(3, 256)
+    ):
+        if number > 2 and number not in keep:
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+
+def _quiet() -> None:
+    hole = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(hole, number)
+    sys.stdout = sys.stderr = io.StringIO()
+    sys.stdin = io.StringIO()
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError("no network while notebooks are graded")
+
+    socket.socket.connect = refused  # type: ignore[method-assign, assignment]
+    socket.create_connection = refused

@@ -1,0 +1,159 @@
+"""A small class is graded from outside: honest points kept, cheats worth nothing."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.teaching.grading import COLUMNS, grade
+from lens_linear.teaching.wire import decode, encode
+
+RIGHT = {
+    "1.1": "def direct_path(W_E, W_U, b_U):\n    return W_E @ W_U + b_U",
+    "1.2": "import torch\ndef bigram_counts(tokens, n_vocab):\n    out = torch.zeros(n_vocab, n_vocab)\n"
+    "    pair = (tokens[:, :-1].flatten(), tokens[:, 1:].flatten())\n"
+    "    out.index_put_(pair, torch.ones(1), accumulate=True)\n"
+    "    out[out.sum(1) == 0] = 1.0\n    return out / out.sum(1, keepdim=True)",
+}
+
+
+def names():
+    from lens_linear.teaching.grading import _questions
+
+    return dict(_questions(1))
+
+
+def notebook(*cells, lesson=1):
+    made = [
+        {"cell_type": "code", "metadata": {}, "source": s, "outputs": [], "execution_count": None}
+        for s in cells
+    ]
+    metadata = {} if lesson is None else {"lens_linear": {"lesson": lesson}}
+    return {"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def answer(exercise):
+    head, _, body = RIGHT[exercise].partition("def ")
+    return f"{head}def {names()[exercise]}({body.partition('(')[2]}"
+
+
+def put(folder, student, made, name="lesson_1_bigrams.ipynb"):
+    (folder / student).mkdir(parents=True, exist_ok=True)
+    (folder / student / name).write_text(json.dumps(made), encoding="utf-8")
+
+
+CHEATS = {
+    "patched": "from lens_linear.teaching import checker\n"
+    "checker.Checker.__call__ = lambda self, e, a, **k: checker.CheckResult(e, True, 'Correct.', 1)",
+    "printed": "import builtins\nbuiltins.print = lambda *a, **k: None",
+    "lenient": "import lens_linear.teaching.answers as a\na.require_close = lambda *x, **k: None\n"
+    "import torch\ntorch.allclose = lambda *x, **k: True",
+}
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("class")
+    put(folder, "anna", notebook(answer("1.1"), answer("1.2")))
+    put(folder, "renamed", notebook("x = 1", answer("1.1"), lesson=None), "lesson 1 mine.ipynb")
+    for who, cell in CHEATS.items():
+        put(folder, who, notebook(cell, answer("1.2")))
+    endless = (
+        f"def {names()['1.1']}(*a):\n    while True:\n        try:\n            while True: pass\n"
+    )
+    endless += "        except BaseException: pass"
+    put(folder, "endless", notebook(endless, answer("1.2")))
+    put(folder, "dead", notebook("import os\nos._exit(0)", answer("1.1"), answer("1.2")))
+    put(
+        folder,
+        "exits",
+        notebook(f"import os\ndef {names()['1.1']}(*a): os._exit(1)", answer("1.2")),
+    )
+    (folder / "broken").mkdir()
+    (folder / "broken" / "lesson_1.ipynb").write_text("{", encoding="utf-8")
+    roster = folder / "roster.csv"
+    people = "anna renamed patched printed lenient endless dead exits broken zoe".split()
+    roster.write_text("student\n" + "\n".join(people), encoding="utf-8")
+    out = folder / "grades.csv"
+    said = []
+    grades = grade(folder, roster=roster, out=out, seconds=6, say=said.append)
+    return folder, roster, out, grades, said
+
+
+def points(grades, student):
+    return {r["exercise"] for r in grades.rows if r["student"] == student and int(r["points"])}
+
+
+def test_honest_points_are_kept_and_cheats_are_worth_nothing(graded):
+    *_, grades, said = graded
+    assert points(grades, "anna") == {"1.1", "1.2"}
+    assert points(grades, "renamed") == {"1.1"}
+    for who in CHEATS:
+        assert points(grades, who) == {"1.2"}, who
+    assert len(said) == 9
+
+
+def test_what_dies_or_never_ends_costs_only_itself(graded):
+    *_, grades, _ = graded
+    assert points(grades, "endless") == {"1.2"}
+    assert points(grades, "dead") == {"1.1", "1.2"}
+    assert points(grades, "exits") == {"1.2"}
+    messages = {
+        r["student"]: r["message"] for r in grades.rows if r["exercise"] in ("1.1", None, "")
+    }
+    assert "did not end in time" in messages["endless"]
+    assert "ended the whole process" in messages["exits"]
+    assert "not graded" in messages["broken"] and "Nothing" in messages["zoe"]
+    assert grades.missing == ("zoe",)
+
+
+def test_odd_notebooks_are_named_for_reading(graded):
+    *_, grades, _ = graded
+    named = {name.split("/")[0] for name, _ in grades.review}
+    assert {"patched", "printed", "lenient", "dead", "broken"} <= named
+    assert "anna" not in named
+
+
+def test_a_second_run_keeps_what_has_not_changed(graded):
+    folder, roster, out, first, _ = graded
+    put(folder, "printed", notebook(answer("1.1")))
+    said = []
+    again = grade(folder, roster=roster, out=out, seconds=6, say=said.append)
+    assert len(said) == 1 and said[0].startswith("printed")
+    assert points(again, "printed") == {"1.1"} and points(again, "anna") == points(first, "anna")
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(COLUMNS) and len(rows) == len(again.rows)
+
+
+def test_a_table_that_is_something_else_is_left_alone(graded, tmp_path):
+    folder, *_ = graded
+    other = tmp_path / "mine.csv"
+    other.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(InvalidArgumentError, match="choose another name"):
+        grade(folder, out=other)
+    assert other.read_text(encoding="utf-8") == "a,b\n1,2\n"
+
+
+def test_values_cross_without_pickle():
+    moments = ll.Moments().update(torch.randn(9, 2), torch.randn(9, 1))
+    sent = {"x": [1, 2.5, None, True, torch.eye(2, dtype=torch.complex64)], 3: (moments, object())}
+    got = decode(encode(sent))
+    assert got["x"][:4] == [1, 2.5, None, True] and torch.equal(got["x"][4], sent["x"][4])
+    assert torch.equal(got[3][0].mean_x, moments.mean_x) and type(got[3][1]).__name__ == "object"
+    for junk in (b"", b"\x00" * 20, encode(1)[:-3], b"cos\nsystem\n(S'true'\ntR."):
+        with pytest.raises(ConnectionError):
+            decode(junk)
+
+
+def test_strict_checks_raise():
+    checker = ll.teaching.Checker()
+    with pytest.raises(ll.teaching.CheckFailed, match="exercise 1"):
+        checker("1.1", lambda *a: None, strict=True)
+    checker.strict = True
+    with pytest.raises(AssertionError):
+        checker("1.1", lambda *a: None)
+    assert not checker("1.1", lambda *a: None, strict=False).passed
