@@ -17,6 +17,8 @@ from .least_squares.spectral import SpectralRoot as SpectralRoot
 from .least_squares.spectral import spectral_root as spectral_root
 from .memory.capacity import MemoryCapacity as MemoryCapacity
 from .memory.capacity import memory_capacity as memory_capacity
+from .memory.dial import AttentionDial as AttentionDial
+from .memory.dial import attention_dial as attention_dial
 from .memory.energies import hopfield_energy as hopfield_energy
 from .memory.energies import hopfield_update as hopfield_update
 from .memory.head_memory import HeadMemory as HeadMemory
@@ -24,8 +26,11 @@ from .memory.head_memory import attention_head_memory as attention_head_memory
 from .memory.retrieval import RetrievalCurve as RetrievalCurve
 from .memory.retrieval import retrieval_curve as retrieval_curve
 from .memory.trained_head import trained_head_memory as trained_head_memory
+from .memory.trained_heads import TrainedHeads as TrainedHeads
+from .memory.trained_heads import trained_heads as trained_heads
 
 __all__ = [
+    "AttentionDial",
     "HatMatrix",
     "HeadMemory",
     "InductionConstruction",
@@ -37,7 +42,9 @@ __all__ = [
     "RetrievalCurve",
     "ShiftCurve",
     "SpectralRoot",
+    "TrainedHeads",
     "TrainingRun",
+    "attention_dial",
     "attention_head_memory",
     "build_induction",
     "covariance_shift",
@@ -52,4 +59,5 @@ __all__ = [
     "swap_memories",
     "train_ols_attention",
     "trained_head_memory",
+    "trained_heads",
 ]

@@ -25,6 +25,8 @@ from .constructions import hat_matrix as hat_matrix
 from .constructions import memory_swap as memory_swap
 from .constructions import ols_convergence as ols_convergence
 from .constructions import shift_cost as shift_cost
+from .constructions_dial import attention_dial as attention_dial
+from .constructions_dial import trained_heads as trained_heads
 from .constructions_memory import bit_error as bit_error
 from .constructions_memory import head_memory as head_memory
 from .constructions_memory import memory_capacity as memory_capacity
@@ -55,6 +57,7 @@ __all__ = [
     "adam_convergence",
     "agreement_by_order",
     "agreement_by_size",
+    "attention_dial",
     "attention_heads",
     "attention_pattern",
     "bigram_comparison",
@@ -102,4 +105,5 @@ __all__ = [
     "study_profiles",
     "svd_directions",
     "top_pairs",
+    "trained_heads",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
@@ -14,8 +15,9 @@ from lens_linear.constructions.memory.head_memory import HeadMemory, attention_h
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
-from lens_linear.models.describe.weights import read_weights
+from lens_linear.models.describe.weights import score_scale, score_softcap
 from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.hooks import Spot
 
 
 def trained_head_memory(
@@ -63,28 +65,54 @@ def trained_head_memory(
     tokens = require_model_tokens(model, tokens)
     layer = require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
     head = require_int("head", head, minimum=0, maximum=model.cfg.n_heads - 1)
-    attention = read_weights(model, fold=False, dtype=torch.float32).attention
-    if attention is None or attention.softcap is not None:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
-            "single inverse temperature; capture queries and keys and call attention_head_memory"
-        )
-    # Refuses heads whose scores are not q·k over all earlier keys.
-    attention_scores(model, tokens, layer, windows=False)
-    out = run(model, tokens, record=[(layer, "q"), (layer, "k")], logits=False)
-    q = out[(layer, "q")].to("cpu", torch.float64).transpose(1, 2)
-    k = out[(layer, "k")].to("cpu", torch.float64).transpose(1, 2)
-    rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
-    if rotary is not None:
-        q, k = rotary.rotate(q), rotary.rotate(k)
-    group = q.shape[1] // k.shape[1]
+    reads = head_reads(model, tokens, layer)
+    q, k, _ = reads.of(head)
     return attention_head_memory(
-        k[:, head // group],
-        q[:, head],
-        beta=float(attention.scale[layer]),
+        k,
+        q,
+        beta=reads.scale,
         energies=energies,
         n_patterns=n_patterns,
         causal=True,
         draws=draws,
         seed=seed,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class HeadReads:
+    """Queries, keys and values of a layer's heads, rotated where the model rotates; float64."""
+
+    q: Float[Tensor, "batch head position d_head"]
+    k: Float[Tensor, "batch kv_head position d_head"]
+    v: Float[Tensor, "batch kv_head position d_head"]
+    scale: float  # factor of q · k inside the softmax
+
+    def of(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One query head's queries, with the keys and values of its group."""
+        group = head // (self.q.shape[1] // self.k.shape[1])
+        return self.q[:, head], self.k[:, group], self.v[:, group]
+
+
+def head_reads(
+    model: TransformerBridge, tokens: Int[Tensor, "batch position"], layer: int
+) -> HeadReads:
+    """Capture what a layer's heads attend with; refuses scores that are not q·k over all earlier keys.
+
+    Raises:
+        UnsupportedModelError: see :func:`trained_head_memory`.
+    """
+    if score_softcap(model.cfg) is not None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
+            "single inverse temperature; capture queries and keys and call attention_head_memory"
+        )
+    # Refuses heads whose scores are not q·k over all earlier keys.
+    attention_scores(model, tokens, layer, windows=False)
+    spots: list[Spot] = [(layer, "q"), (layer, "k"), (layer, "v")]
+    out = run(model, tokens, record=spots, logits=False)
+    q, k, v = (out[spot].to("cpu", torch.float64).transpose(1, 2) for spot in spots)
+    rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
+    if rotary is not None:
+        q, k = rotary.rotate(q), rotary.rotate(k)
+    return HeadReads(q, k, v, float(score_scale(model, layer)))
