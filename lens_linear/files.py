@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -10,10 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lens_linear.checks import require_path
-from lens_linear.errors import InvalidArgumentError, LensLinearError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,3 +144,26 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:
     with atomic_path(path) as temporary:
         write(temporary)
     return Path(path).expanduser()
+
+
+MAX_JSON = 64 * 2**20  # bytes; the largest tokenizer files are below 40 MB
+
+
+def read_json(path: Path, *, advice: str) -> dict[str, Any]:
+    """Read a JSON object that somebody else wrote; ``advice`` ends the message when it is none.
+
+    Raises:
+        CorruptedFileError: absent, no JSON object, nested too deep, or larger than ``MAX_JSON``.
+    """
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any such file needs")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+        reason = "it holds no JSON object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise CorruptedFileError(f"{str(path)!r} cannot be read ({reason}); {advice}")

@@ -75,7 +75,8 @@ def forward_logits(
     model: TransformerBridge, tokens: Int[Tensor, "batch position"], **arguments: Any
 ) -> Float[Tensor, "batch position vocab"]:
     """Return the logits of tokens, without dropout, on the model's device."""
-    with evaluating(model):
+    # Under the caller's autocast the numbers would be those of another precision, without a word.
+    with evaluating(model), torch.autocast(model_device(model).type, enabled=False):
         return model(tokens.to(model_device(model)), return_type="logits", **arguments)
 
 

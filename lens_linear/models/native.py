@@ -158,6 +158,21 @@ class LinearAttention(NativeAttention):
         return self.o((pattern @ v).transpose(1, 2).reshape(batch, seq, -1)), pattern
 
 
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Build in float32 on the processor, whatever torch's default type and device are set to."""
+    dtype = torch.get_default_dtype()
+    try:
+        if dtype is not torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        if dtype is not torch.float32:
+            torch.set_default_dtype(dtype)
+
+
+@plain_defaults()
 def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     """Build the bare torch module for ``spec`` with seeded random weights (fast to train).
 

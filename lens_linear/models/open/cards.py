@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear.errors import CorruptedFileError
-from lens_linear.files import write_text
+from lens_linear.files import read_json, write_text
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -30,12 +30,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         CorruptedFileError: it is not JSON, or lacks what a card must have.
     """
-    path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(folder / CARD, advice="it is not a card")
         dict(card["spec"])
         str(card["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise not_a_card(folder, error) from error
     return card
 

@@ -1,43 +1,44 @@
-"""Open a model: bundled, a local folder, or a name on the Hugging Face Hub."""
+"""Open a model: bundled, a local folder or file, or a name on the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import tl_legacy
-from transformer_lens.supported_models import DEFAULT_MODEL_ALIASES, get_official_model_name
+from transformer_lens.supported_models import get_official_model_name
 
-from lens_linear.checks import require_device, require_int, require_path, shown
-from lens_linear.errors import (
-    InvalidArgumentError,
-    LensLinearError,
-    OfflineError,
-    UnknownModelError,
-    UnsupportedModelError,
-)
-from lens_linear.models.native import quiet_transformer_lens
+from lens_linear.checks import require_device, require_instance, require_int, require_path, shown
+from lens_linear.errors import InvalidArgumentError, LensLinearError, UnknownModelError
+from lens_linear.models.native import plain_defaults, quiet_transformer_lens
 from lens_linear.models.open.bundled import BUNDLED, bundled_names
 from lens_linear.models.open.cards import CARD
 from lens_linear.models.open.folder import load_folder
 from lens_linear.models.open.gguf import is_gguf
+from lens_linear.models.open.hooked_state import SUFFIXES, load_hooked_state
+from lens_linear.models.open.hub import checkpoint_revision, hub_error, hub_folder, nearest_names
 from lens_linear.models.open.hugging_face import (
-    CONFIG,
     load_gguf,
     load_hugging_face_folder,
+    never_asking,
     placement,
 )
 from lens_linear.models.open.obtain import OBTAINABLE, not_obtained, obtained_folder
+from lens_linear.models.open.untrusted import CONFIG, refuse_adapter
 
 
 @torch.inference_mode(False)  # weights made under it could not be differentiated through
+@plain_defaults()
 def load(
     name: str | Path,
     *,
     checkpoint: int | None = None,
+    revision: str | None = None,
+    n_ctx: int | None = None,
+    config: dict[str, Any] | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     device_map: str | dict[str, Any] | None = None,
@@ -46,25 +47,31 @@ def load(
 
     Tried in this order: a bundled name (no network), a folder written by ``lens-linear train``, a real
     model fetched before with ``lens-linear models --get``, a GGUF file (dequantised; the model's name
-    says from what), a local Hugging Face folder, the old attention-only Hub names
-    (``NeelNanda/Attn_Only_2L512W_C4_Code``), any other Hub name. Only the last two may use the network. A
-    folder beside you that is called like a bundled model is meant by ``"./attn-2l"`` or by a ``Path``.
+    says from what), a state dict of HookedTransformer (with ``config``), a local Hugging Face folder, the
+    old attention-only Hub names (``NeelNanda/Attn_Only_2L512W_C4_Code``), any other Hub name. Only the last
+    two may use the network, and a Hub model meets every check that a folder meets. A folder beside you
+    that is called like a bundled model is meant by ``"./attn-2l"`` or by a ``Path``.
 
     Args:
         name: e.g. ``"attn-2l"``, ``"gpt-micro@300"``, ``"smollm2-135m"``, ``"path/to/folder"``,
-            ``"file.gguf"``, ``"gpt2"``.
-        checkpoint: training step of a bundled model whose checkpoints were kept.
+            ``"file.gguf"``, ``"weights.pt"``, ``"gpt2"``.
+        checkpoint: training step of a bundled model whose checkpoints were kept, or of a Hub model whose
+            steps are published (``EleutherAI/pythia-70m``, ``stanford-crfm/...``).
+        revision: branch, tag or commit of a Hub model. Not together with ``checkpoint``.
+        n_ctx: longest sequence to allow; beyond the model's own context for rotary Hugging Face models
+            only.
+        config: of a HookedTransformer state dict: its ``cfg.to_dict()``, or a JSON file of it.
         device: where to put it; the processor by default. Not together with ``device_map``.
-        dtype: of the weights.
+        dtype: of the weights; torch's own defaults for type and device change nothing here.
         device_map: spread a Hugging Face model over devices, as ``accelerate`` does.
 
     Returns:
         The bridge. Nothing is folded, compatibility mode is never switched on, and the global random
-        generator is left as it was.
+        generator is left as it was. No code of a folder is ever run.
 
     Raises:
         UnknownModelError: no such model; the message lists the nearest names.
-        OfflineError: a Hub model is not in the local cache and the network is not to be had.
+        OfflineError: a model is not on this machine and the network is not to be had.
         CorruptedFileError: the weights do not match their checksum, are not all there, or cannot be read.
         UnsupportedModelError: a local folder with pickled weights, no causal language model, or an
             architecture that TransformerLens cannot open.
@@ -83,28 +90,74 @@ def load(
         raise InvalidArgumentError(
             f"dtype must be a floating torch dtype, got {dtype!r}; e.g. torch.bfloat16"
         )
+    if revision is not None:
+        require_instance("revision", revision, str, advice="pass a branch, a tag or a commit")
+    if n_ctx is not None:
+        require_int("n_ctx", n_ctx, minimum=2)
     text, checkpoint = _split_checkpoint(str(name), checkpoint)
+    if revision is not None and checkpoint is not None:
+        raise InvalidArgumentError(
+            f"pass revision or checkpoint, not both; got {revision!r} and {checkpoint}"
+        )
+    where = _Where(device, dtype, device_map, n_ctx)
+    model = _open(name, text, checkpoint, revision, config, where)
+    return _limited(model, n_ctx)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """How the caller wants the weights."""
+
+    device: torch.device | None
+    dtype: torch.dtype
+    device_map: str | dict[str, Any] | None
+    n_ctx: int | None
+
+
+def _open(
+    name: str | Path,
+    text: str,
+    checkpoint: int | None,
+    revision: str | None,
+    config: dict[str, Any] | str | Path | None,
+    where: _Where,
+) -> TransformerBridge:
+    """Open what the name means; see :func:`load` for the order."""
     folder = Path(text).expanduser()
-    bundled = text in bundled_names() and not (isinstance(name, Path) and _is_dir(folder))
-    if bundled or (_is_dir(folder) and (folder / CARD).is_file()):
-        _refuse_device_map(text, device_map)
+    is_dir = _is_dir(folder)
+    bundled = text in bundled_names() and not (isinstance(name, Path) and is_dir)
+    if bundled or (is_dir and (folder / CARD).is_file()):
+        _refuse("with a model of ours", text, revision=revision, config=config)
+        _refuse_device_map(text, where.device_map)
         model = load_folder(BUNDLED / text if bundled else folder, checkpoint=checkpoint)
-        return _placed(model, device, dtype)
-    if text in OBTAINABLE and not _is_dir(folder):
-        found = obtained_folder(text)
+        return _placed(model, where)
+    if config is not None:
+        _refuse("with config", text, revision=revision, checkpoint=checkpoint)
+        _refuse_device_map(text, where.device_map)
+        return _placed(_hooked_state(folder, config, where), where)
+    if is_dir or text in OBTAINABLE or is_gguf(folder):
+        _refuse("for Hub models", text, revision=revision)
+        _refuse("for bundled models and those on the Hub", text, checkpoint=checkpoint)
+        return _open_local(text, folder, is_dir, where)
+    _refuse_paths(text, folder)
+    return _from_hub(text, checkpoint, revision, where)
+
+
+def _open_local(text: str, folder: Path, is_dir: bool, where: _Where) -> TransformerBridge:
+    if is_gguf(folder):
+        _refuse_device_map(text, where.device_map)
+        return load_gguf(folder, device=where.device, dtype=where.dtype).eval()
+    label = None
+    if not is_dir:
+        found, label = obtained_folder(text), text
         if found is None:
             raise not_obtained(text)
-        name, folder = text, found
-    if is_gguf(folder):
-        _refuse_device_map(text, device_map)
-        return load_gguf(folder, device=device, dtype=dtype).eval()
-    if checkpoint is not None:
-        raise InvalidArgumentError(
-            f"checkpoint is for bundled models, got it with {text!r}; bundled: {bundled_names()}"
-        )
-    if not _is_dir(folder):
-        _refuse_paths(text, folder)
-        return _from_hub(text, device, dtype, device_map).eval()
+        folder = found
+    return _from_folder(folder, label, where)
+
+
+def _from_folder(folder: Path, label: str | None, where: _Where) -> TransformerBridge:
+    refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         raise UnknownModelError(
             f"folder {str(folder)!r} holds neither {CONFIG} (a Hugging Face model) nor {CARD} (a model "
@@ -112,11 +165,47 @@ def load(
         )
     return load_hugging_face_folder(
         folder,
-        name=text if text in OBTAINABLE else None,
-        device=device,
-        dtype=dtype,
-        device_map=device_map,
+        name=label,
+        device=where.device,
+        dtype=where.dtype,
+        device_map=where.device_map,
+        n_ctx=where.n_ctx,
     ).eval()
+
+
+def _hooked_state(
+    path: Path, config: dict[str, Any] | str | Path, where: _Where
+) -> TransformerBridge:
+    if path.suffix not in SUFFIXES or not path.is_file():
+        raise InvalidArgumentError(
+            f"config goes with a file of weights ({', '.join(SUFFIXES)}), got {str(path)!r}; leave config "
+            "out for folders and Hub names"
+        )
+    return load_hooked_state(path, config, dtype=where.dtype)
+
+
+def _refuse(where: str, text: str, **given: object) -> None:
+    """Refuse arguments that mean nothing for this kind of model."""
+    for word, value in given.items():
+        if value is not None:
+            raise InvalidArgumentError(
+                f"{word} is not {where}, got {word}={shown(value)} and {text!r}; leave it out"
+                if where.startswith("with")
+                else f"{word} is {where}, got {word}={shown(value)} with {text!r}; leave it out"
+            )
+
+
+def _limited(model: TransformerBridge, n_ctx: int | None) -> TransformerBridge:
+    """Let the model take at most ``n_ctx`` tokens; weights stay as they are."""
+    if n_ctx is None or n_ctx == model.cfg.n_ctx:
+        return model
+    if n_ctx > model.cfg.n_ctx:
+        raise InvalidArgumentError(
+            f"n_ctx must be at most {model.cfg.n_ctx} for {model.cfg.model_name!r}, whose positions end "
+            f"there; got {n_ctx}"
+        )
+    model.cfg.n_ctx = n_ctx
+    return model
 
 
 def _split_checkpoint(text: str, checkpoint: int | None) -> tuple[str, int | None]:
@@ -166,22 +255,17 @@ def _refuse_device_map(name: str, device_map: object) -> None:
         )
 
 
-def _placed(
-    model: TransformerBridge, device: torch.device | None, dtype: torch.dtype
-) -> TransformerBridge:
-    if dtype != torch.float32:
-        model = model.to(dtype)
-        model.cfg.dtype = dtype  # TransformerLens leaves it at float32
-    if device is not None:
-        model = model.to(device)
+def _placed(model: TransformerBridge, where: _Where) -> TransformerBridge:
+    if where.dtype != torch.float32:
+        model = model.to(where.dtype)
+        model.cfg.dtype = where.dtype  # TransformerLens leaves it at float32
+    if where.device is not None:
+        model = model.to(where.device)
     return model.eval()
 
 
 def _from_hub(
-    name: str,
-    device: torch.device | None,
-    dtype: torch.dtype,
-    device_map: str | dict[str, Any] | None,
+    name: str, checkpoint: int | None, revision: str | None, where: _Where
 ) -> TransformerBridge:
     try:
         official = get_official_model_name(name)
@@ -189,59 +273,30 @@ def _from_hub(
         official = name
         if "/" not in name:
             raise UnknownModelError(
-                f"no model is called {shown(name)} here; nearest names: {_nearest(name)}; "
+                f"no model is called {shown(name)} here; nearest names: {nearest_names(name)}; "
                 f"bundled: {', '.join(bundled_names())}; or pass a local folder or a Hub name owner/model"
             ) from None
-    legacy = official.startswith(tl_legacy.TL_LEGACY_PREFIXES)
-    if legacy:
-        _refuse_device_map(name, device_map)
-    where = placement(device, device_map)
+    if official.startswith(tl_legacy.TL_LEGACY_PREFIXES):
+        _refuse("for models in Hugging Face format", name, revision=revision)
+        return _legacy(name, official, checkpoint, where)
+    if checkpoint is not None:
+        revision = checkpoint_revision(official, checkpoint)
+    label = official if revision is None else f"{official}@{revision}"
+    return _from_folder(hub_folder(official, revision=revision), label, where)
+
+
+def _legacy(name: str, official: str, checkpoint: int | None, where: _Where) -> TransformerBridge:
+    """Open a repository that holds a HookedTransformer's state dict."""
+    _refuse_device_map(name, where.device_map)
     try:
-        with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
-            if legacy:
-                boot = TransformerBridge.boot_tl_legacy  # type: ignore[attr-defined]  # set on import
-                return boot(official, **where, dtype=dtype)
-            return TransformerBridge.boot_transformers(official, **where, dtype=dtype)
+        with torch.random.fork_rng(devices=[]), quiet_transformer_lens(), never_asking():
+            boot = TransformerBridge.boot_tl_legacy  # type: ignore[attr-defined]  # set on import
+            place = placement(where.device, None)
+            model: TransformerBridge = boot(
+                official, checkpoint_value=checkpoint, **place, dtype=where.dtype
+            )
     except LensLinearError:
         raise
-    except NotImplementedError as error:
-        raise UnsupportedModelError(f"{official!r} cannot be opened: {error}") from error
     except Exception as error:
-        raise _hub_error(name, error) from error
-
-
-def _nearest(name: str) -> str:
-    """Return known names that look like ``name``, whatever its case, as a list in words."""
-    known = {one.lower(): one for one in (*DEFAULT_MODEL_ALIASES, *bundled_names())}
-    near = difflib.get_close_matches(name.strip().lower(), known, n=4, cutoff=0.5)
-    return ", ".join(known[one] for one in near) or "none"
-
-
-def _hub_error(name: str, error: Exception) -> LensLinearError:
-    kinds = {cls.__name__ for cls in type(error).__mro__}
-    text = str(error)
-    if (
-        kinds & {"RepositoryNotFoundError", "GatedRepoError"}
-        or "not a valid model identifier" in text
-    ):
-        return UnknownModelError(
-            f"the Hub has no open model {name!r}; nearest names known: {_nearest(name)}; "
-            f"bundled: {', '.join(bundled_names())}"
-        )
-    offline = {
-        "OSError",
-        "ConnectionError",
-        "ConnectError",
-        "TimeoutException",
-        "OfflineModeIsEnabled",
-    }
-    if kinds & offline or "offline" in text.lower() or "connect" in text.lower():
-        return OfflineError(
-            f"{name!r} is not in the local cache and the Hub could not be reached; download the model's "
-            "folder where there is network and pass the folder, or use a bundled model: "
-            f"{', '.join(bundled_names())}"
-        )
-    first = text.splitlines()[0][:300] if text else ""
-    return UnsupportedModelError(
-        f"TransformerLens could not open {name!r} ({type(error).__name__}: {first})"
-    )
+        raise hub_error(name, error) from error
+    return model.eval()

@@ -1,0 +1,157 @@
+"""What a model folder says, read without trusting it, before anything is built or run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from lens_linear.errors import CorruptedFileError, UnsupportedModelError
+from lens_linear.files import read_json
+
+CONFIG = "config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+# Each of these is one side of a stored matrix whose other side is the width.
+_SIDES = ("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff")
+# A configuration may ask for this many numbers that no file holds (masks, rotary tables).
+_SPARE = 2**28
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a folder that can be opened without running anything of its own.
+
+    Raises:
+        CorruptedFileError: files are missing, damaged, or the configuration does not fit the weights.
+        UnsupportedModelError: pickled weights, an adapter without its model, or Python of its own.
+    """
+    refuse_adapter(folder)
+    config = read_json(folder / CONFIG, advice="copy the folder again")
+    _require_weights(folder)
+    _refuse_nan(config, folder)
+    _refuse_own_code(config, folder)
+    _require_sizes(config, folder)
+    return config
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a LoRA folder, which holds what is added to a model and not the model.
+
+    Raises:
+        UnsupportedModelError: the folder holds an adapter only.
+    """
+    path = folder / "adapter_config.json"
+    if path.is_file() and not (folder / CONFIG).is_file():
+        base = read_json(path, advice="copy the folder again").get("base_model_name_or_path", "?")
+        raise UnsupportedModelError(
+            f"folder {str(folder)!r} holds an adapter (LoRA) for {str(base)!r}, not a model; merge the two "
+            "with peft (merge_and_unload, then save_pretrained) and pass that folder"
+        )
+
+
+def _require_weights(folder: Path) -> None:
+    """Refuse folders whose weights are pickled, absent, or named by an index and not there."""
+    if not any(folder.glob("*.safetensors")):
+        if any(found for pattern in _PICKLES for found in folder.glob(pattern)):
+            raise UnsupportedModelError(
+                f"the weights in {str(folder)!r} are pickled, and a pickle can run any program; only "
+                "*.safetensors are opened: convert it where you trust it, with model.save_pretrained "
+                "of transformers"
+            )
+        raise CorruptedFileError(
+            f"folder {str(folder)!r} holds {CONFIG} but no weights (*.safetensors); copy the folder again"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        places = read_json(index, advice="copy the folder again").get("weight_map", {})
+        names = {str(name) for name in places.values()} if isinstance(places, dict) else {"?"}
+        outside = sorted(name for name in names if Path(name).name != name)
+        if outside:
+            raise CorruptedFileError(
+                f"{index.name} in {str(folder)!r} names weights outside the folder ({outside[0]!r}); copy "
+                "the folder again"
+            )
+        absent = sorted(name for name in names if not (folder / name).is_file())
+        if absent:
+            raise CorruptedFileError(
+                f"folder {str(folder)!r} lacks {len(absent)} of the {len(names)} files of weights that "
+                f"{index.name} names (the first is {absent[0]!r}); copy the folder again"
+            )
+
+
+def _refuse_nan(config: dict[str, Any], folder: Path) -> None:
+    """Refuse NaN anywhere in the configuration: every comparison with it is false, checks pass unseen."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, float) and math.isnan(value):
+            raise CorruptedFileError(
+                f"{CONFIG} in {str(folder)!r} says NaN for {name!r}; mend it or copy the folder again"
+            )
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{key}", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, item) for item in value]
+
+
+def _refuse_own_code(config: dict[str, Any], folder: Path) -> None:
+    """Refuse an architecture that only the folder's own Python knows."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind in CONFIG_MAPPING:
+        return  # opened as transformers' own class; the folder's Python is not looked at
+    if "auto_map" in config:
+        raise UnsupportedModelError(
+            f"folder {str(folder)!r} needs Python of its own (auto_map in {CONFIG}, model_type {kind!r}); "
+            "code in a model folder is never run: use a model that transformers itself knows"
+        )
+
+
+def _require_sizes(config: dict[str, Any], folder: Path) -> None:
+    """Hold the sizes in the configuration against the weights, before anything of that size is built."""
+    tensors, numbers = _stored(folder)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for key in _LAYERS:
+            _at_most(key, part.get(key), tensors, "tensors are stored", folder)
+        width = max((_size(part.get(key)) for key in _WIDTHS), default=0) or 1
+        for key in _SIDES:
+            asked = _size(part.get(key)) * width
+            _at_most(f"{key} x width", asked, numbers, "numbers are stored", folder)
+        _at_most("the width", width, numbers, "numbers are stored", folder)
+        for key in _POSITIONS:  # some architectures keep a mask of positions x positions
+            limit = max(numbers, _SPARE)
+            _at_most(key, part.get(key), limit, "positions could be used", folder)
+
+
+def _size(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _at_most(what: str, value: Any, most: int, of: str, folder: Path) -> None:
+    if _size(value) > most:
+        raise CorruptedFileError(
+            f"{CONFIG} in {str(folder)!r} asks for {what} = {value:,}, but only {most:,} {of}; it belongs to "
+            "another model: copy the folder again"
+        )
+
+
+def _stored(folder: Path) -> tuple[int, int]:
+    """Count tensors and numbers in the heads of the weight files."""
+    tensors = numbers = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for name in list(file.keys()):
+                    tensors += 1
+                    numbers += math.prod(file.get_slice(name).get_shape())
+        except Exception as error:  # the library's own class, or what the bytes lead to
+            raise CorruptedFileError(
+                f"the weights in {str(folder)!r} cannot be read ({path.name}: {str(error)[:160]}); copy the "
+                "folder again"
+            ) from error
+    return tensors, numbers

@@ -1,0 +1,121 @@
+"""State dicts of HookedTransformer against a forward pass written out in plain torch."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lens_linear as ll
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, UnsupportedModelError
+
+CONFIG = {
+    "n_layers": 2,
+    "d_model": 24,
+    "n_ctx": 16,
+    "d_head": 5,  # heads that do not fill the width
+    "n_heads": 3,
+    "d_mlp": 40,
+    "d_vocab": 30,
+    "d_vocab_out": 7,
+    "act_fn": "relu",
+    "attn_only": False,
+    "normalization_type": "LN",
+    "positional_embedding_type": "standard",
+    "eps": 1e-5,
+    "attention_dir": "causal",
+    "seed": 3,
+}
+
+
+def weights():
+    """Named and laid out as HookedTransformer does: [head, d_model, d_head], with its buffers."""
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g) * 0.3
+
+    state = {"embed.W_E": draw(30, 24), "pos_embed.W_pos": draw(16, 24)}
+    for layer in range(2):
+        p = f"blocks.{layer}."
+        for letter in "QKV":
+            state[f"{p}attn.W_{letter}"], state[f"{p}attn.b_{letter}"] = draw(3, 24, 5), draw(3, 5)
+        state[p + "attn.W_O"], state[p + "attn.b_O"] = draw(3, 5, 24), draw(24)
+        state[p + "attn.mask"] = torch.ones(16, 16).tril().bool()
+        state[p + "attn.IGNORE"] = torch.tensor(float("-inf"))
+        state[p + "mlp.W_in"], state[p + "mlp.b_in"] = draw(24, 40), draw(40)
+        state[p + "mlp.W_out"], state[p + "mlp.b_out"] = draw(40, 24), draw(24)
+        for norm in ("ln1", "ln2"):
+            state[f"{p}{norm}.w"], state[f"{p}{norm}.b"] = 1 + draw(24), draw(24)
+    state["ln_final.w"], state["ln_final.b"] = 1 + draw(24), draw(24)
+    state["unembed.W_U"], state["unembed.b_U"] = draw(24, 7), draw(7)
+    return state
+
+
+def by_hand(state, tokens, causal=True):
+    n = len(tokens)
+
+    def norm(x, name):
+        return torch.nn.functional.layer_norm(
+            x, (24,), state[name + ".w"], state[name + ".b"], 1e-5
+        )
+
+    x = state["embed.W_E"][tokens] + state["pos_embed.W_pos"][:n]
+    for layer in range(2):
+        p = f"blocks.{layer}."
+        reads = norm(x, p + "ln1")
+        for head in range(3):
+            q, k, v = (
+                reads @ state[f"{p}attn.W_{c}"][head] + state[f"{p}attn.b_{c}"][head] for c in "QKV"
+            )
+            scores = q @ k.T / math.sqrt(5)
+            if causal:
+                scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), float("-inf"))
+            x = x + scores.softmax(-1) @ v @ state[p + "attn.W_O"][head]
+        x = x + state[p + "attn.b_O"]
+        hidden = (norm(x, p + "ln2") @ state[p + "mlp.W_in"] + state[p + "mlp.b_in"]).relu()
+        x = x + hidden @ state[p + "mlp.W_out"] + state[p + "mlp.b_out"]
+    return norm(x, "ln_final") @ state["unembed.W_U"] + state["unembed.b_U"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_logits_are_those_of_the_formula(tmp_path, suffix, direction):
+    state, path = weights(), tmp_path / f"palindromes{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG | {"attention_dir": direction}))
+    model = ll.load(path, config=config)
+    assert model.cfg.model_name == "palindromes" and not model.training
+    tokens = torch.tensor([3, 29, 0, 7, 7, 11])
+    expected = by_hand(state, tokens, causal=direction == "causal")
+    torch.testing.assert_close(model(tokens[None])[0], expected, atol=2e-5, rtol=1e-4)
+    with pytest.raises(InvalidArgumentError, match=r"config goes with|is a file"):
+        ll.load(path)
+
+
+def test_pickles_are_read_as_tensors_and_nothing_else(tmp_path):
+    path = tmp_path / "evil.pt"
+    path.write_bytes(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.".encode())
+    with pytest.raises(CorruptedFileError, match=r"read safely"):
+        ll.load(path, config=CONFIG)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"n_heads": 5}, CorruptedFileError, "do not fit"),
+        ({"d_head": 8}, CorruptedFileError, "do not fit"),
+        ({"n_layers": 3}, CorruptedFileError, "do not fit"),
+        ({"d_vocab": None}, InvalidArgumentError, "lacks d_vocab"),
+        ({"use_attn_scale": False}, UnsupportedModelError, "use_attn_scale=False"),
+        ({"use_local_attn": True}, UnsupportedModelError, "use_local_attn=True"),
+        ({"positional_embedding_type": "rotary"}, UnsupportedModelError, "standard positions"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(tmp_path, change, kind, words):
+    torch.save(weights(), tmp_path / "weights.pt")
+    with pytest.raises(kind, match=words):
+        ll.load(tmp_path / "weights.pt", config=CONFIG | change)

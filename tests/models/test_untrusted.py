@@ -1,0 +1,255 @@
+"""Model folders are read without trust; Hub names meet the same checks as folders."""
+
+import builtins
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import save_random
+from huggingface_hub import constants
+
+import lens_linear as ll
+from lens_linear.errors import (
+    CorruptedFileError,
+    InvalidArgumentError,
+    LensLinearError,
+    OfflineError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from lens_linear.models.open import hub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(save_random("llama", tmp_path / "llama"))
+
+
+@pytest.fixture(params=["folder", "Hub name"])
+def opened(request, tmp_path, monkeypatch):
+    """Open a folder as it is, or as what a Hub name stands for in the local cache."""
+
+    def run(folder, **arguments):
+        if request.param == "folder":
+            return ll.load(folder, **arguments)
+        cache, commit = tmp_path / "hub", "0123456789abcdef0123456789abcdef01234567"
+        home = cache / "models--someone--model"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text(commit)
+        (home / "snapshots").mkdir()
+        (home / "snapshots" / commit).symlink_to(folder, target_is_directory=True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        return ll.load("someone/model", **arguments)
+
+    return run
+
+
+def edit(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+def test_a_sound_folder_opens_either_way(opened, folder):
+    tokens = torch.arange(30)[None]
+    model = opened(folder, n_ctx=32)
+    assert model.cfg.n_ctx == 32 and model.cfg.model_name in ("llama", "someone/model")
+    assert torch.equal(model(tokens), ll.load(folder)(tokens))
+
+
+@pytest.mark.parametrize("layers", ["num_hidden_layers", "n_layer"])
+@pytest.mark.parametrize("number", [10**6, 10**12])
+def test_sizes_are_held_against_the_weights_before_anything_is_built(
+    opened, folder, layers, number
+):
+    start = time.process_time()
+    with pytest.raises(CorruptedFileError, match=rf"{layers} = {number:,}, but only \d+ tensors"):
+        opened(edit(folder, **{layers: number}))
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "hidden_size"])
+def test_widths_too(opened, folder, key):
+    with pytest.raises(CorruptedFileError, match="numbers are stored"):
+        opened(edit(folder, **{key: 10**9}))
+
+
+@pytest.mark.parametrize("place", [{"rms_norm_eps": float("nan")}, {"rope": {"a": [float("nan")]}}])
+def test_nan_in_a_configuration_is_refused(opened, folder, place):
+    with pytest.raises(CorruptedFileError, match=r"says NaN for '(rms_norm_eps|rope\.a)'"):
+        opened(edit(folder, **place))
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer", "tokenizer without a beginning"])
+def test_a_folders_python_is_never_run_and_nothing_asks(
+    opened, folder, where, monkeypatch, tmp_path
+):
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("something asked"))
+    if where == "config":
+        edit(
+            folder,
+            model_type="own",
+            auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"},
+        )
+    else:
+        words = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+        if where != "tokenizer":
+            words |= {"bos_token": "<s>", "add_bos_token": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(words))
+        (folder / "vocab.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="never run"):
+        opened(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_architecture_of_transformers_opens_as_its_own_class(opened, folder, tmp_path):
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    model = opened(edit(folder, auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}))
+    assert model.cfg.n_layers == 3 and not (tmp_path / "ran").exists()
+
+
+def test_what_the_bridge_would_ignore_is_refused(opened, tmp_path):
+    folder = edit(Path(save_random("gpt2", tmp_path / "gpt2", scale=0.5)), scale_attn_weights=False)
+    with pytest.raises(UnsupportedModelError, match="other logits"):
+        opened(folder)
+
+
+def test_models_that_see_later_tokens_are_refused(opened, folder):
+    with pytest.raises(UnsupportedModelError, match=r"other logits|causal"):
+        opened(edit(folder, is_causal=False))
+
+
+def test_a_missing_tensor_is_not_filled_up(opened, folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights.pop("model.layers.1.self_attn.k_proj.weight")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(CorruptedFileError, match=r"lack 1 tensors"):
+        opened(folder)
+
+
+def test_a_lora_folder_is_said_to_be_one(opened, folder):
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    with pytest.raises(UnsupportedModelError, match=r"adapter \(LoRA\) for 'gpt2'.*merge"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "[]", "\ud800", ""])
+def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CorruptedFileError, match=r"config.json.* cannot be read"):
+        ll.load(folder)
+
+
+def test_a_sparse_configuration_is_not_read_whole(folder):
+    os.truncate(folder / "config.json", 2 * 2**30)
+    with pytest.raises(CorruptedFileError, match="more than any such file needs"):
+        ll.load(folder)
+
+
+def test_weights_outside_the_folder_are_not_opened(folder):
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptedFileError, match="outside the folder"):
+        ll.load(folder)
+
+
+class GatedRepoError(OSError):
+    pass
+
+
+class RevisionNotFoundError(OSError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (GatedRepoError("403"), UnknownModelError, "gated: its terms"),
+        (RevisionNotFoundError("404"), UnknownModelError, "no revision 'main2'"),
+        (
+            OSError("401 Client Error. Invalid username or password."),
+            UnknownModelError,
+            "the token",
+        ),
+        (ConnectionError("no route"), OfflineError, "could not be reached"),
+    ],
+)
+def test_what_the_hub_answers_is_said(monkeypatch, raised, kind, words):
+    def answer(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+    with pytest.raises(kind, match=words):
+        ll.load("someone/model", revision="main2")
+
+
+def test_a_training_step_is_the_revision_that_holds_it(monkeypatch, folder):
+    asked = []
+
+    def answer(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+    model = ll.load("EleutherAI/pythia-70m", checkpoint=3000)
+    assert asked == [("EleutherAI/pythia-70m", "step3000")]
+    assert model.cfg.model_name == "EleutherAI/pythia-70m@step3000"
+    with pytest.raises(InvalidArgumentError, match=r"published training step.*got 7"):
+        ll.load("EleutherAI/pythia-70m", checkpoint=7)
+    with pytest.raises(InvalidArgumentError, match="not both"):
+        ll.load("EleutherAI/pythia-70m", checkpoint=3000, revision="main")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "attn-2l", "revision": "main"},
+        {"name": "attn-2l", "config": {}},
+        {"name": "attn-2l", "n_ctx": 4096},
+        {"name": "gpt2", "config": {}},
+    ],
+)
+def test_arguments_that_mean_nothing_here_are_refused(arguments):
+    with pytest.raises(InvalidArgumentError, match=r"revision|config|n_ctx"):
+        ll.load(**arguments)
+
+
+def test_a_longer_context_is_for_rotary_models(folder, tmp_path):
+    assert ll.load(folder, n_ctx=100)(torch.zeros(1, 100, dtype=torch.long)).shape[1] == 100
+    with pytest.raises(LensLinearError, match=r"n_ctx|other shapes"):
+        ll.load(save_random("gpt2", tmp_path / "gpt2"), n_ctx=100)
+
+
+def test_the_name_asked_for_is_not_advised():
+    assert "gpt2" not in hub.nearest_names("gpt2").split(", ")
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_defaults_change_nothing(default):
+    tokens = torch.arange(20)[None]
+    expected, toy = ll.load("attn-2l")(tokens), ll.toy_model(seed=3)(tokens)
+    torch.set_default_dtype(default)
+    torch.set_default_device("meta")
+    try:
+        model, again = ll.load("attn-2l"), ll.toy_model(seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert model.W_E.dtype == torch.float32 and model.W_E.device.type == "cpu"
+    assert torch.equal(model(tokens), expected) and torch.equal(again(tokens), toy)
+
+
+def test_autocast_changes_nothing():
+    model, tokens = ll.load("gpt-nano"), torch.arange(30)[None]
+    expected = ll.models.forward_logits(model, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ll.models.forward_logits(model, tokens), expected)
