@@ -1,5 +1,7 @@
 from .balanced import BalancedReduction as BalancedReduction
 from .balanced import balanced_truncation as balanced_truncation
+from .distributed import all_reduce_sum as all_reduce_sum
+from .distributed import process as process
 from .krylov import KrylovBasis as KrylovBasis
 from .krylov import complete_basis as complete_basis
 from .krylov import krylov_basis as krylov_basis
@@ -9,9 +11,8 @@ from .least_squares import r_squared as r_squared
 from .least_squares import reduced_rank as reduced_rank
 from .moments import Moments as Moments
 from .precision import compute_device as compute_device
-from .precision import default_rtol as default_rtol
 from .precision import gram as gram
-from .precision import scatter_rtol as scatter_rtol
+from .precision import row_error as row_error
 from .precision import to_compute as to_compute
 from .procrustes import OrthogonalProcrustes as OrthogonalProcrustes
 from .procrustes import orthogonal_procrustes as orthogonal_procrustes
@@ -32,20 +33,21 @@ __all__ = [
     "Moments",
     "OrthogonalProcrustes",
     "Spectrum",
+    "all_reduce_sum",
     "anisotropy",
     "balanced_truncation",
     "complete_basis",
     "compute_device",
-    "default_rtol",
     "fit_linear",
     "gram",
     "intrinsic_dimension",
     "krylov_basis",
     "orthogonal_procrustes",
+    "process",
     "procrustes_similarity",
     "r_squared",
     "reduced_rank",
-    "scatter_rtol",
+    "row_error",
     "spectrum",
     "to_compute",
 ]

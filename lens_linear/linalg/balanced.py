@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import default_rtol, to_compute
+from lens_linear.linalg.precision import EPS, to_compute
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ def balanced_truncation(
         observability_factor: L_o [d, q]; its columns are the adjoint responses ``Aᵀ … Aᵀ Cᵀ``.
         order: columns wanted, at least 1; fewer are returned when fewer values are nonzero.
         rtol: relative size below which a Hankel value counts as zero; default
-            ``default_rtol(max(p, q), d)``.
+            ``eps · max(p, q, d)``, eps = 2.2e-16, the rule of ``numpy.linalg.matrix_rank``.
 
     Returns:
         Left and right bases with the Hankel singular values.
@@ -124,7 +124,7 @@ def balanced_truncation(
         )
     order = require_int("order", order, minimum=1)
     if rtol is None:
-        rtol = default_rtol(max(reach.shape[1], see.shape[1]), reach.shape[0])
+        rtol = EPS * max(*reach.shape, see.shape[1])
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
     u, hankel, vt = torch.linalg.svd(see.T @ reach, full_matrices=False)
     if not float(hankel[0]) > 0:

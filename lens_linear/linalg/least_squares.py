@@ -13,7 +13,7 @@ evidence while ``n`` is a small multiple of the rank: independent noise scores `
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,13 +21,22 @@ from torch import Tensor
 
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg._solve import Solution, constant_columns, solve_rows
-from lens_linear.linalg.precision import default_rtol, to_compute
+from lens_linear.linalg.conditioning import smallest_directions
+from lens_linear.linalg.precision import (
+    compute_device,
+    constant_columns,
+    largest_entry,
+    row_error,
+    to_compute,
+)
+from lens_linear.linalg.scatter import Factor, Products, Scatter, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lens_linear.linalg.moments import Moments
+
+Solver = Literal["svd", "cholesky", "eigh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +52,14 @@ class LinearFit:
         scatter_y: [d_out], ``Σ (y − mean_y)²`` by column.
         r_squared: in-sample, pooled over output columns; dimensionless, at most 1.
         n: rows it was fitted on.
-        rank: numerical rank of the centred x at ``rtol``.
+        rank: directions of the centred x that the map uses.
+        dropped: directions left out because they hold nothing but rounding, ``d_in − rank``.
         map_rank: largest rank ``weight`` can have: ``min(rank, d_out)``, or what ``truncate`` kept.
-        rtol: tolerance on the singular values of x with columns scaled to unit norm.
+        tolerance: standard deviation below which a direction of x counts as rounding, columns scaled
+            to a root mean square of one.
         ridge: penalty λ in ``‖Yc − Xc W‖² + λ ‖W‖²``, in squared units of x summed over rows.
+        solver: "cholesky" of the products of the rows, "eigh" of them where more than a few directions
+            are empty, or "svd" of a triangular factor (float64, few or ill-conditioned rows).
     """
 
     weight: Float[Tensor, "d_in d_out"]
@@ -57,9 +70,11 @@ class LinearFit:
     r_squared: float
     n: int
     rank: int
+    dropped: int
     map_rank: int
-    rtol: float
+    tolerance: float
     ridge: float
+    solver: Solver
 
     @property
     def null_r2(self) -> float:
@@ -112,13 +127,14 @@ class LinearFit:
         directions = vt[:rank].T
         weight = (self.weight @ directions) @ directions.T
         offset = self.mean_y - self.bias  # mean_x @ weight of the full map
-        solution = Solution(weight, (self.core @ directions) @ directions.T, self.rank)
+        core = (self.core @ directions) @ directions.T
+        explained = core.square().sum() + self.ridge * weight.square().sum()
         return replace(
             self,
             weight=weight,
             bias=self.mean_y - (offset @ directions) @ directions.T,
-            core=solution.core,
-            r_squared=float(explained(solution, self.ridge).sum() / self.scatter_y.sum()),
+            core=core,
+            r_squared=float(explained / self.scatter_y.sum()),
             map_rank=rank,
         )
 
@@ -126,8 +142,8 @@ class LinearFit:
         """One row per output column: bias, weight_norm, r_squared (in-sample; NaN if constant)."""
         import pandas as pd
 
-        solution = Solution(self.weight, self.core, self.rank)
-        fraction = explained(solution, self.ridge) / self.scatter_y
+        explained = self.core.square().sum(0) + self.ridge * self.weight.square().sum(0)
+        fraction = explained / self.scatter_y
         return pd.DataFrame(
             {
                 "bias": self.bias.cpu().numpy(),
@@ -143,54 +159,151 @@ class LinearFit:
         return (
             f"LinearFit {d_in} -> {d_out}: in-sample R² = {self.r_squared:.4f} "
             f"(independent noise would score {self.null_r2:.4f}), n = {self.n} rows, "
-            f"rank {self.rank} of {d_in}{low}{knobs}"
+            f"rank {self.rank} of {d_in}{low}{knobs}, by {self.solver}"
         )
 
 
-def explained(solution: Solution, ridge: float) -> Float[Tensor, " d_out"]:
-    """Σ y² − Σ (y − fit)² by output column.
+@dataclass(frozen=True, eq=False)
+class _Solution:
+    """Coefficients in units of the columns' sizes, and what they explain."""
 
-    With S = Sxx + ridge: weightᵀ Sxy = weightᵀ S weight = coreᵀ core, hence
-    2 weightᵀ Sxy − weightᵀ Sxx weight = coreᵀ core + ridge weightᵀ weight (diagonals).
+    weight: Float[Tensor, "d_in d_out"]
+    core: Float[Tensor, "k d_out"]  # coreᵀ core is the scatter of the fitted values
+    empty: Float[Tensor, "d_in k"]  # orthonormal directions left out
+    solver: Solver
+
+
+def _from_factor(form: Factor, size: Tensor, n: int, tolerance: float, ridge: float) -> _Solution:
+    """Least squares by SVD of the triangular factor of x; ridge is d more rows."""
+    root, image = form.root / size, form.image
+    if ridge > 0:
+        root = torch.cat([root, ridge**0.5 * torch.diag(1 / size)])
+        image = torch.cat([image, image.new_zeros(len(size), image.shape[1])])
+    if len(root) > len(size):
+        q, root = torch.linalg.qr(root)
+        image = q.T @ image
+    u, s, vt = torch.linalg.svd(root, full_matrices=True)
+    rank = int((s > tolerance * n**0.5).sum())
+    core = u[:, :rank].T @ image
+    return _Solution(vt[:rank].T @ (core / s[:rank, None]), core, vt[rank:].T, "svd")
+
+
+def _from_products(
+    form: Products, moments: Tensor, size: Tensor, n: int, tolerance: float, ridge: float
+) -> _Solution:
+    """Least squares from second moments, by Cholesky with the few empty directions set apart.
+
+    By eigh, several times as slow, when these are more than a few.
     """
-    return solution.core.square().sum(0) + ridge * solution.weight.square().sum(0)
+    if ridge > 0:
+        moments.diagonal().add_(ridge / n / size.square())
+    target = form.sxy / n**0.5 / size[:, None]
+    dead = moments.diagonal() <= tolerance**2
+    moments[dead], moments[:, dead], target[dead] = 0.0, 0.0, 0.0
+    moments.diagonal()[dead] = 1.0
+    found = smallest_directions(moments, tolerance**2)
+    gone = torch.eye(len(size), dtype=size.dtype, device=size.device)[:, dead]
+    if found is not None:
+        empty = found[1][:, found[0] <= tolerance**2]
+        filled = torch.addmm(moments, empty, empty.T)
+        root, failed = torch.linalg.cholesky_ex(filled, upper=True)
+        if not int(failed):
+            target = target - empty @ (empty.T @ target)
+            core = torch.linalg.solve_triangular(root.T, target, upper=False)
+            weight = torch.linalg.solve_triangular(root, core, upper=True)
+            weight = weight - empty @ (empty.T @ weight)
+            return _Solution(weight / n**0.5, core, torch.cat([gone, empty], 1), "cholesky")
+    moments.diagonal()[dead] = 0.0
+    values, vectors = torch.linalg.eigh(moments)
+    kept = values > tolerance**2
+    scale = values[kept].sqrt()[:, None]
+    core = vectors[:, kept].T @ target / scale
+    weight = vectors[:, kept] @ (core / scale) / n**0.5
+    return _Solution(weight, core, vectors[:, ~kept], "eigh")
 
 
-def assemble(
-    solution: Solution,
-    *,
-    mean_x: Tensor,
-    mean_y: Tensor,
-    scatter_y: Tensor,
-    n: int,
-    rtol: float,
-    ridge: float,
-) -> LinearFit:
-    """Make a LinearFit of a solution; refuses a y that does not vary.
+def _shortest(solution: _Solution, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients with their part along the empty directions removed, and what was removed.
+
+    Shortest in the units of x, as ``numpy.linalg.lstsq`` gives it. Columns below 1e-4 of the largest
+    count as that long: the rounding in an empty direction must not be blown up along them.
+    """
+    largest = float(size[size.isfinite()].max())
+    unit = size.clamp(min=1e-4 * largest, max=largest)
+    basis, _ = torch.linalg.qr(solution.empty / unit[:, None])
+    weight = solution.weight / unit[:, None]
+    step = -unit[:, None] * (basis @ (basis.T @ weight))
+    return solution.weight + step, step
+
+
+def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
+    """Least squares of y on x from their statistics; refuses a y that does not vary.
 
     Raises:
         InvalidArgumentError: y is constant up to roundoff, so R² has no meaning.
     """
-    constant = constant_columns(scatter_y, mean_y, n)
+    n, form = scatter.n, scatter.form
+    scatter_y = form.scatter_y
+    constant = constant_columns(scatter_y, scatter.mean_y, n, torch.float64)
     if bool(constant.all()):
         raise InvalidArgumentError(
-            f"y must vary, but all its {len(mean_y)} columns are constant over {n} rows, so R² is "
+            f"y must vary, but all its {len(constant)} columns are constant over {n} rows, so R² is "
             "0/0; check that y is the activation you meant, or leave this site out"
         )
     scatter_y = torch.where(constant, torch.zeros_like(scatter_y), scatter_y)
+    size = scatter.size
+    while True:
+        if isinstance(form, Products):
+            moments, tolerance = scatter.second_moments(size)
+            solution = _from_products(form, moments, size, n, tolerance, ridge)
+        else:
+            tolerance = row_error(scatter.dtype)
+            solution = _from_factor(form, size, n, tolerance, ridge)
+        overflow = (solution.weight / size[:, None]).abs().amax(1) > largest_entry(scatter.dtype)
+        if not bool(overflow.any()):
+            break
+        size = size.masked_fill(overflow, torch.inf)  # such columns are no use to a model
+    weight, explained = solution.weight, solution.core.square().sum(0)
+    dropped = solution.empty.shape[1]
+    if dropped:
+        weight, step = _shortest(solution, size)
+        explained = explained + _gain(form, size, solution.weight, step, ridge)
+    weight = weight / size[:, None]
+    explained = explained + ridge * weight.square().sum(0)
     return LinearFit(
-        weight=solution.weight,
-        bias=mean_y - mean_x @ solution.weight,
-        mean_y=mean_y,
+        weight=weight,
+        bias=scatter.mean_y - scatter.mean_x @ weight,
+        mean_y=scatter.mean_y,
         core=solution.core,
         scatter_y=scatter_y,
-        r_squared=float(explained(solution, ridge).sum() / scatter_y.sum()),
+        r_squared=float(explained.sum() / scatter_y.sum()),
         n=n,
-        rank=solution.rank,
-        map_rank=min(solution.rank, len(mean_y)),
-        rtol=rtol,
+        rank=len(size) - dropped,
+        dropped=dropped,
+        map_rank=min(len(size) - dropped, len(constant)),
+        tolerance=tolerance,
         ridge=ridge,
+        solver=solution.solver,
     )
+
+
+def _gain(
+    form: Products | Factor, size: Tensor, weight: Tensor, step: Tensor, ridge: float
+) -> Float[Tensor, " d_out"]:
+    """What moving the coefficients along empty directions adds to the explained scatter.
+
+    ``2 stepᵀ (Sxy − S W) − stepᵀ S step`` (diagonals), S with the ridge, all in units of ``size``.
+    """
+    if isinstance(form, Factor):
+        moved, left = form.root / size @ step, form.image - form.root / size @ weight
+        gain = 2 * (moved * left).sum(0) - moved.square().sum(0)
+    else:
+        moved, target = form.sxx / size[:, None] / size @ step, form.sxy / size[:, None]
+        gain = 2 * (step * target).sum(0) - (moved * (2 * weight + step)).sum(0)
+    if ridge > 0:
+        penalty = ridge * step / size[:, None].square()
+        gain = gain - 2 * (penalty * weight).sum(0) - (penalty * step).sum(0)
+    return gain
 
 
 def require_pair(x: Tensor, y: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:
@@ -222,7 +335,6 @@ def fit_linear(
     y: Float[Tensor, "... d_out"],
     *,
     ridge: float = 0.0,
-    rtol: float | None = None,
 ) -> LinearFit:
     """Least-squares affine map from the rows of x to the rows of y, from the data itself.
 
@@ -231,19 +343,15 @@ def fit_linear(
     Dimensionless, in [0, 1] in-sample; 1 is exact; a y independent of x scores
     ``rank / (n − 1)`` on average (``null_r2``). It says nothing about held-out data.
 
-    QR of the scaled, centred x and SVD of its triangular factor, all in float64: errors grow with
-    the condition number of x, not with its square. This is the accurate path. Memory: a few
-    float64 copies of x and y.
+    The statistics of ``Moments`` and their solution, in one call. Float64 rows are never squared, so
+    errors grow with the condition number of x, as in ``lstsq``; rows of less precision are.
+    Directions that vary less than the precision of the rows are left out and counted (``dropped``).
+    Memory: a few float64 copies of x and y.
 
     Args:
         x: [..., d_in]; leading axes are flattened to rows.
         y: [..., d_out], same leading axes.
         ridge: λ ≥ 0 in ``‖Yc − Xc W‖² + λ ‖W‖²`` (scikit-learn's ``Ridge(alpha=λ)``).
-        rtol: singular values of the scaled x below ``rtol`` times the largest count as zero;
-            default ``default_rtol(n, d_in)``, which fits even the roundoff of float32 data, as
-            ``lstsq`` does. For a map that will run inside a float32 model pass 1e-6: the entries
-            of a float32 LayerNorm sum to zero but for roundoff, and fitting that direction gave
-            weights of norm 169,018 (14.6 without it) and a float32 error of 0.7 % (3e-7).
 
     Returns:
         The fit. Rank-deficient x gives the solution of minimum norm, and its rank.
@@ -262,29 +370,12 @@ def fit_linear(
         >>> fit_linear(x, x.flip(1)).rank
         2
     """
-    x, y = require_pair(x, y)
+    x, y = require_pair(x, y, finite=False)
     ridge = require_float("ridge", ridge, minimum=0.0)
-    n, d = x.shape
-    require_overdetermined(n, d)
-    rtol = (
-        default_rtol(n, d)
-        if rtol is None
-        else require_float("rtol", rtol, minimum=0.0, maximum=1.0)
-    )
-    xc, yc = to_compute(x), to_compute(y)
-    mean_x, mean_y = xc.mean(0), yc.mean(0)
-    xc, yc = xc - mean_x, yc - mean_y
-    constant = constant_columns(xc.square().sum(0), mean_x, n)
-    solution = solve_rows(xc, yc, constant, rtol=rtol, ridge=ridge)
-    return assemble(
-        solution,
-        mean_x=mean_x,
-        mean_y=mean_y,
-        scatter_y=yc.square().sum(0),
-        n=n,
-        rtol=rtol,
-        ridge=ridge,
-    )
+    require_overdetermined(*x.shape)
+    device = compute_device(x.device)
+    scatter = summarise(x.to(device), y.to(device), full=False)
+    return solve(scatter, ridge=ridge)
 
 
 def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFit:
@@ -371,7 +462,7 @@ def r_squared(
                 f"{tuple(centre.shape)}; pass e.g. fit.mean_y"
             )
     total = (target - centre).square().sum()
-    if not len(target) or bool(constant_columns(total, centre.norm(), len(target))):
+    if not len(target) or bool(constant_columns(total, centre.norm(), len(target), torch.float64)):
         raise InvalidArgumentError(
             "y must differ from mean somewhere, otherwise R² is 0/0; check y, or pass more rows"
         )

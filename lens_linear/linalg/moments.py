@@ -15,38 +15,50 @@ Moments 3 -> 3: n = 200 rows
 >>> round(moments.fit().r_squared, 6)
 1.0
 
-Accuracy. Plain sums of products square the condition number of x. Here columns are scaled (so
-outlier columns do no harm), and directions in which the first ``max(2 d_in, 256)`` rows hardly vary
-are measured apart, row by row (``_probe.py``). The fit then agrees with ``numpy.linalg.lstsq`` on
-the rows within 1e-6 at condition number 1e6 with outlier columns 1000 times the rest, even for a y
-that lives in the smallest directions. Use :func:`fit_linear` when the first rows are not like the
-later ones *and* x is that ill-conditioned, or when the condition number exceeds 1e8.
+Accuracy. The fit is that of ``numpy.linalg.lstsq`` on the rows. Where x is well-conditioned (columns
+scaled, rounding left out) float64 products are enough; where it is not, or the rows are float64, a
+triangular factor of the rows is kept instead (:mod:`~lens_linear.linalg.scatter`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Self
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lens_linear.checks import require_device, require_float, require_instance, require_int
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linalg import _moments_io
-from lens_linear.linalg._distributed import agree_on_sizes, all_reduce_state, world_size
-from lens_linear.linalg._held import Held, join, start, state_rtol, take
-from lens_linear.linalg._probe import residual_scatter, solve_state
-from lens_linear.linalg._scatter import State
-from lens_linear.linalg._solve import constant_columns
+from lens_linear.checks import (
+    require_device,
+    require_file,
+    require_float,
+    require_instance,
+    require_int,
+)
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
+from lens_linear.files import write_tensors
+from lens_linear.linalg.distributed import gather_ints, process
 from lens_linear.linalg.least_squares import (
     LinearFit,
-    assemble,
     require_overdetermined,
     require_pair,
+    solve,
 )
-from lens_linear.linalg.precision import compute_device
+from lens_linear.linalg.precision import compute_device, constant_columns
+from lens_linear.linalg.scatter import (
+    Factor,
+    Scatter,
+    all_reduce,
+    combine,
+    summarise,
+    without_input,
+)
+
+FORMAT = "lens_linear.moments"
+VERSION = 2
 
 
 class Moments:
@@ -81,7 +93,7 @@ class Moments:
         self.d_out = None if d_out is None else require_int("d_out", d_out, minimum=1)
         self.keep_yy = bool(keep_yy)
         self.device = None if device is None else compute_device(require_device("device", device))
-        self._held = Held(None, ())
+        self._scatter: Scatter | None = None
 
     def update(self, x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_out"]) -> Self:
         """Take in more rows.
@@ -103,7 +115,8 @@ class Moments:
             return self
         device = compute_device(x.device) if self.device is None else self.device
         with torch.no_grad():
-            held = take(self._held, x.to(device), y.to(device), full=self.keep_yy)
+            part = summarise(x.to(device), y.to(device), full=self.keep_yy, like=self._scatter)
+            held = part if self._scatter is None else combine(self._scatter, part, reuse=True)
         self._hold(held)
         return self
 
@@ -128,11 +141,15 @@ class Moments:
                 f"keep_yy must agree to merge, got {self.keep_yy} and {other.keep_yy}; "
                 "build both with the same value"
             )
-        if other.n == 0:
+        theirs = other._scatter
+        if theirs is None:
             return self
-        self._require_sizes(*other._sizes())
-        device = other.mean_x.device if self.device is None else self.device
-        self._hold(join(self._held.to(device), other._held.to(device), full=self.keep_yy))
+        self._require_sizes(len(theirs.mean_x), len(theirs.mean_y))
+        if self._scatter is not None:
+            theirs = combine(self._scatter, theirs.to(self._scatter.mean_x.device))
+        elif self.device is not None:
+            theirs = theirs.to(self.device)
+        self._hold(theirs)
         return self
 
     def __add__(self, other: Moments) -> Moments:
@@ -141,19 +158,13 @@ class Moments:
     def copy(self) -> Moments:
         """An independent object with the same statistics."""
         twin = Moments(self.d_in, self.d_out, device=self.device, keep_yy=self.keep_yy)
-        twin._held = self._held  # what is held is never changed in place, so sharing is safe
+        twin._scatter = self._scatter  # what is held is never changed in place: sharing is safe
         return twin
 
-    def _hold(self, held: Held) -> None:
-        self._held = held  # one assignment: an interrupt before it loses only this batch
-        self.d_in, self.d_out = self._sizes()
-        self.device = (held.rows[0][0] if held.state is None else held.state.sxx).device
-
-    def _sizes(self) -> tuple[int, int]:
-        state, rows = self._held
-        if state is not None:
-            return len(state.mean_x), len(state.mean_y)
-        return rows[0][0].shape[1], rows[0][1].shape[1]
+    def _hold(self, scatter: Scatter) -> None:
+        self._scatter = scatter  # one assignment: an interrupt before it loses only this batch
+        self.d_in, self.d_out = len(scatter.mean_x), len(scatter.mean_y)
+        self.device = scatter.mean_x.device
 
     def _require_sizes(self, d_in: int, d_out: int) -> None:
         for name, mine, theirs in (("x", self.d_in, d_in), ("y", self.d_out, d_out)):
@@ -163,65 +174,65 @@ class Moments:
                     "use one Moments object per site"
                 )
 
-    def _require_state(self) -> State:
-        """The statistics of all rows so far, kept rows included."""
-        state, rows = self._held
-        if state is not None:
-            return state
-        if not rows:
+    @property
+    def scatter(self) -> Scatter:
+        """Everything that is held: count, means, centred scatter.
+
+        Raises:
+            NotEnoughDataError: no rows yet.
+        """
+        if self._scatter is None:
             raise NotEnoughDataError("Moments has seen no rows; call update(x, y) first")
-        return start(rows, full=self.keep_yy)
+        return self._scatter
 
     @property
     def n(self) -> int:
         """Rows seen."""
-        state, rows = self._held
-        return sum(len(x) for x, _ in rows) if state is None else state.n
+        return 0 if self._scatter is None else self._scatter.n
 
     @property
     def mean_x(self) -> Float[Tensor, " d_in"]:
         """Mean of x by column."""
-        return self._require_state().mean_x
+        return self.scatter.mean_x
 
     @property
     def mean_y(self) -> Float[Tensor, " d_out"]:
         """Mean of y by column."""
-        return self._require_state().mean_y
+        return self.scatter.mean_y
 
     @property
     def sxx(self) -> Float[Tensor, "d_in d_in"]:
         """Scatter ``Σ (x − mean)ᵀ(x − mean)``."""
-        return self._require_state().sxx
+        return self.scatter.products.sxx
 
     @property
     def sxy(self) -> Float[Tensor, "d_in d_out"]:
         """Cross-scatter ``Σ (x − mean)ᵀ(y − mean)``."""
-        return self._require_state().sxy
+        return self.scatter.products.sxy
 
     @property
     def syy(self) -> Float[Tensor, "d_out d_out"]:
         """Scatter of y; only with ``keep_yy=True``."""
-        state = self._require_state()
+        products = self.scatter.products
         if not self.keep_yy:
             raise InvalidArgumentError(
                 "syy is kept only with keep_yy=True; build Moments so, or use scatter_y (diagonal)"
             )
-        return state.syy
+        return products.syy
 
     @property
     def scatter_y(self) -> Float[Tensor, " d_out"]:
         """Diagonal of the scatter of y: ``Σ (y − mean)²`` by column."""
-        return self._require_state().scatter_y
+        return self.scatter.products.scatter_y
 
     @property
-    def null_r2(self) -> float:
-        """In-sample R² expected of a y independent of x: ``rank / (n − 1)``, at most 1."""
-        state = self._require_state()
-        bare = state._replace(sxy=state.sxy[:, :0], szy=state.szy[:, :0])
-        rank = solve_state(bare, rtol=state_rtol(state), ridge=0.0).rank
-        return min(1.0, rank / max(state.n - 1, 1))
+    def varies(self) -> bool:
+        """Whether y varies at all by more than rounding: otherwise R² is 0/0."""
+        here = self.scatter
+        constant = constant_columns(here.products.scatter_y, here.mean_y, here.n, torch.float64)
+        return not bool(constant.all())
 
-    def fit(self, ridge: float = 0.0, *, rtol: float | None = None) -> LinearFit:
+    def fit(self, ridge: float = 0.0) -> LinearFit:
         """Least-squares affine map from x to y.
 
         ``R² = 1 − ‖Yc − Xc W‖² / ‖Yc‖²`` with W = argmin ‖Yc − Xc W‖² + ridge ‖W‖².
@@ -230,31 +241,18 @@ class Moments:
 
         Args:
             ridge: λ ≥ 0, as in :func:`fit_linear`.
-            rtol: tolerance on singular values of the scaled x; default ``scatter_rtol(d_in)``,
-                or ``default_rtol(n, d_in)`` when small directions are measured apart. Pass 1e-6
-                for a map that will run inside a float32 model (see :func:`fit_linear`).
 
         Returns:
-            The fit; rank-deficient x gives the solution of minimum norm, and its rank.
+            The fit, with the rank found, the directions dropped and the solver that ran;
+            rank-deficient x gives the solution of minimum norm.
 
         Raises:
             NotEnoughDataError: ``n <= d_in + 1``.
             InvalidArgumentError: y is constant.
         """
-        state = self._require_state()
         ridge = require_float("ridge", ridge, minimum=0.0)
-        d = len(state.mean_x)
-        require_overdetermined(state.n, d)
-        rtol = state_rtol(state) if rtol is None else require_float("rtol", rtol, minimum=0.0)
-        return assemble(
-            solve_state(state, rtol=rtol, ridge=ridge),
-            mean_x=state.mean_x,
-            mean_y=state.mean_y,
-            scatter_y=state.scatter_y,
-            n=state.n,
-            rtol=rtol,
-            ridge=ridge,
-        )
+        require_overdetermined(self.scatter.n, len(self.scatter.mean_x))
+        return solve(self.scatter, ridge=ridge)
 
     def score(self, fit: LinearFit) -> float:
         """R² of a given map on these rows, without seeing them again.
@@ -274,18 +272,26 @@ class Moments:
             InvalidArgumentError: sizes disagree, or y equals the training mean everywhere.
         """
         require_instance("fit", fit, LinearFit, advice="make one with .fit() or fit_linear(x, y)")
-        state = self._require_state()
+        here, products = self.scatter, self.scatter.products
         self._require_sizes(*fit.weight.shape)
-        device = state.sxx.device
-        weight, bias, centre = (t.to(device) for t in (fit.weight, fit.bias, fit.mean_y))
-        offset = (state.mean_y - state.mean_x @ weight - bias).square().sum()
-        residual = max(residual_scatter(state, weight), 0.0) + state.n * float(offset)
-        total = state.scatter_y.sum() + state.n * (state.mean_y - centre).square().sum()
-        if bool(constant_columns(total, centre.norm(), state.n)):
+        weight, bias, centre = (
+            t.to(here.mean_x.device) for t in (fit.weight, fit.bias, fit.mean_y)
+        )
+        if isinstance(here.form, Factor):
+            missed = here.form.image - here.form.root @ weight
+            rest = here.form.rest
+            residual = missed.square().sum() + (rest.trace() if rest.ndim == 2 else rest.sum())
+        else:
+            residual = products.scatter_y.sum() - 2 * (weight * products.sxy).sum()
+            residual = residual + (weight * (products.sxx @ weight)).sum()
+        offset = (here.mean_y - here.mean_x @ weight - bias).square().sum()
+        residual = residual.clamp(min=0) + here.n * offset
+        total = products.scatter_y.sum() + here.n * (here.mean_y - centre).square().sum()
+        if bool(constant_columns(total, centre.norm(), here.n, torch.float64)):
             raise InvalidArgumentError(
                 "y must differ from the training mean somewhere, otherwise R² is 0/0"
             )
-        return 1 - residual / float(total)
+        return float(1 - residual / total)
 
     def without_input(self) -> Moments:
         """The statistics of (x, y − x): what a block adds to its input, by algebra.
@@ -298,31 +304,14 @@ class Moments:
         Raises:
             InvalidArgumentError: ``d_in != d_out``.
         """
-        state = self._require_state()
-        if len(state.mean_x) != len(state.mean_y):
+        d_in, d_out = len(self.scatter.mean_x), len(self.scatter.mean_y)
+        if d_in != d_out:
             raise InvalidArgumentError(
-                f"y − x needs as many columns in y as in x, got {len(state.mean_y)} and "
-                f"{len(state.mean_x)}; this site is not a residual one"
+                f"y − x needs as many columns in y as in x, got {d_out} and {d_in}; this site is not "
+                "a residual one"
             )
         twin = self.copy()
-        if self._held.state is None:
-            rows = tuple((x, y.double() - x.double()) for x, y in self._held.rows)
-            twin._held = Held(None, rows)
-            return twin
-        syy = state.sdd
-        if self.keep_yy:
-            syy = state.syy - state.sxy - state.sxy.T + state.sxx
-            syy.diagonal().copy_(state.sdd)
-        change = state._replace(
-            mean_y=state.mean_y - state.mean_x,
-            sxy=state.sxy - state.sxx,
-            szy=state.szy - state.szx,
-            syy=syy,
-            sdd=(state.scatter_y + 4 * state.sxx.diagonal() - 4 * state.sxy.diagonal()).clamp(
-                min=0
-            ),
-        )
-        twin._held = Held(change, ())
+        twin._scatter = without_input(self.scatter)
         return twin
 
     def all_reduce_(self) -> Self:
@@ -337,16 +326,20 @@ class Moments:
         Raises:
             InvalidArgumentError: sizes disagree between processes.
         """
-        if world_size() == 1:
+        if process()[1] == 1:
             return self
-        n, d_in, d_out = agree_on_sizes(self.n, self.d_in or 0, self.d_out or 0, self.keep_yy)
-        if n == 0:
+        every = gather_ints((self.n, self.d_in or 0, self.d_out or 0, int(self.keep_yy)))
+        sizes = {(row[1], row[2]) for row in every if row[0]}
+        if len(sizes) > 1 or len({row[3] for row in every}) > 1:
+            raise InvalidArgumentError(
+                "every process must hold Moments of the same sizes and keep_yy, got (n, d_in, d_out, "
+                f"keep_yy) = {every}; build them alike"
+            )
+        if not sizes:
             return self
-        self._require_sizes(d_in, d_out)
+        self._require_sizes(*min(sizes))
         device = torch.device("cpu") if self.device is None else self.device
-        state = self._require_state() if self.n else None
-        total = all_reduce_state(state, n, d_in, d_out, full=self.keep_yy, device=device)
-        self._hold(Held(total, ()))
+        self._hold(all_reduce(self._scatter, *min(sizes), full=self.keep_yy, device=device))
         return self
 
     def save(self, path: str | Path) -> Path:
@@ -362,12 +355,14 @@ class Moments:
             NotEnoughDataError: nothing to save.
             WriteError: the disk is full or the folder may not be written to.
         """
-        self._require_state()
-        state, rows = self._held
-        tensors = {} if state is None else {k: v for k, v in state._asdict().items() if k != "n"}
-        if rows:
-            tensors = {"x": torch.cat([x for x, _ in rows]), "y": torch.cat([y for _, y in rows])}
-        return _moments_io.write(path, self.n, tensors, keep_yy=self.keep_yy)
+        tensors = {name: t.cpu().contiguous() for name, t in self.scatter.tensors().items()}
+        facts = {
+            "n": str(self.n),
+            "dtype": str(self.scatter.dtype).removeprefix("torch."),
+            "keep_yy": str(int(self.keep_yy)),
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), **facts}
+        return write_tensors(path, tensors, {**metadata, "sha256": _checksum(facts, tensors)})
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str | None = None) -> Self:
@@ -384,16 +379,56 @@ class Moments:
             CorruptedFileError: truncated, changed, or not a file of Moments.
             InvalidArgumentError: no such file.
         """
-        n, tensors, keep_yy = _moments_io.read(path)
+        metadata, tensors = _read(require_file("path", path))
         target = compute_device(require_device("device", "cpu" if device is None else device))
+        moments = cls(keep_yy=metadata["keep_yy"] == "1")
         tensors = {name: tensor.to(target) for name, tensor in tensors.items()}
-        moments = cls(keep_yy=keep_yy)
-        if "x" in tensors:
-            moments._hold(Held(None, ((tensors["x"], tensors["y"]),)))
-        else:
-            moments._hold(Held(State(n=n, **tensors), ()))
+        dtype = getattr(torch, metadata["dtype"])
+        moments._hold(Scatter.of_tensors(int(metadata["n"]), dtype, tensors))
         return moments
 
     def __repr__(self) -> str:
         d_in, d_out = ("?" if d is None else d for d in (self.d_in, self.d_out))
         return f"Moments {d_in} -> {d_out}: n = {self.n} rows"
+
+
+def _checksum(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(repr(sorted(facts.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file of Moments.
+
+    Raises:
+        CorruptedFileError: the file is not what it claims to be.
+    """
+    try:
+        with safe_open(file, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise CorruptedFileError(
+            f"{str(file)!r} cannot be read as Moments ({error}); it is truncated or no such file: "
+            "collect the statistics again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CorruptedFileError(
+            f"{str(file)!r} holds no Moments (format {metadata.get('format')!r}); "
+            "pass a file written by Moments.save"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise CorruptedFileError(
+            f"{str(file)!r} has format version {metadata.get('version')!r}, this release reads "
+            f"version {VERSION}; collect the statistics again"
+        )
+    facts = {name: metadata.get(name, "") for name in ("n", "dtype", "keep_yy")}
+    if _checksum(facts, tensors) != metadata.get("sha256"):
+        raise CorruptedFileError(
+            f"{str(file)!r} does not match its checksum: bytes changed after it was written; "
+            "collect the statistics again"
+        )
+    return metadata, tensors

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from lens_linear.checks import require_bool, require_float_tensor, require_rows
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg._solve import constant_columns
 from lens_linear.linalg.least_squares import fit_linear, require_pair
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import constant_columns, to_compute
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +163,7 @@ def orthogonal_procrustes(
     mean_x, mean_y = xc.mean(0), yc.mean(0)
     xc, yc = xc - mean_x, yc - mean_y
     for name, rows, mean in (("x", xc, mean_x), ("y", yc, mean_y)):
-        if bool(constant_columns(rows.square().sum(0), mean, n).all()):
+        if bool(constant_columns(rows.square().sum(0), mean, n, torch.float64).all()):
             raise InvalidArgumentError(
                 f"{name} must vary, but all its columns are constant over {n} rows; check the data"
             )

@@ -29,8 +29,7 @@ from lens_linear.checks import (
     require_seed,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg._solve import constant_columns
-from lens_linear.linalg.precision import default_rtol, gram, to_compute
+from lens_linear.linalg.precision import constant_columns, gram, row_error, to_compute
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,17 +44,19 @@ class Spectrum:
         n: rows.
         d: columns.
         centered: whether column means were removed.
+        tolerance: share of the largest below which a value is rounding (the rows' precision).
     """
 
     values: Float[Tensor, " k"]
     n: int
     d: int
     centered: bool
+    tolerance: float = row_error(torch.float64)
 
     @property
     def rank(self) -> int:
-        """Singular values above ``default_rtol(n, d)`` times the largest."""
-        return int((self.values > default_rtol(self.n, self.d) * self.values[0]).sum())
+        """Singular values above ``tolerance`` times the largest."""
+        return int((self.values > self.tolerance * self.values[0]).sum())
 
     @property
     def effective_rank(self) -> float:
@@ -143,7 +144,7 @@ def _rows(x: Tensor, minimum: int, why: str) -> Tensor:
 def _varying(rows: Tensor) -> Tensor:
     mean = rows.mean(0)
     centred = rows - mean
-    if bool(constant_columns(centred.square().sum(0), mean, len(rows)).all()):
+    if bool(constant_columns(centred.square().sum(0), mean, len(rows), torch.float64).all()):
         raise InvalidArgumentError(
             f"x must vary, but its {len(rows)} rows are all equal; check the data"
         )
@@ -177,7 +178,8 @@ def spectrum(x: Float[Tensor, "... d"], *, center: bool = True) -> Spectrum:
     matrix = _varying(rows) if require_bool("center", center) else rows
     if not bool(matrix.any()):
         raise InvalidArgumentError("x must not be zero everywhere; check the data")
-    return Spectrum(torch.linalg.svdvals(matrix), rows.shape[0], rows.shape[1], center)
+    values = torch.linalg.svdvals(matrix)
+    return Spectrum(values, rows.shape[0], rows.shape[1], center, row_error(x.dtype))
 
 
 def anisotropy(x: Float[Tensor, "... d"]) -> float:

@@ -18,7 +18,6 @@ from .resume import fingerprint as fingerprint
 from .split import RowView as RowView
 from .split import as_rows as as_rows
 from .split import halves as halves
-from .split import process as process
 from .task_scores import RowScores as RowScores
 from .task_scores import answer_values as answer_values
 from .task_scores import require_task as require_task
@@ -45,7 +44,6 @@ __all__ = [
     "gather_rows",
     "halves",
     "perplexity",
-    "process",
     "require_task",
     "score_answers",
     "score_fits",

@@ -19,8 +19,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linalg import LinearFit, Moments, to_compute
-from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.models.capture import (
     SITES,
     Site,
@@ -30,7 +29,7 @@ from lens_linear.models.capture import (
 )
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.resume import Checkpoint, Key, PassState
-from lens_linear.stats.split import RowView, process
+from lens_linear.stats.split import RowView
 
 _NOTHING = Checkpoint(None, "")
 
@@ -190,7 +189,7 @@ def score_fits(
     out = {}
     for layer, site in fits:
         sums = state.sums[f"{layer}.{site}"]
-        out[layer, site] = SequenceSums(*(sums if world == 1 else all_reduce_sum(sums)))
+        out[layer, site] = SequenceSums(*all_reduce_sum(sums))
     return out
 
 

@@ -22,9 +22,9 @@ from lens_linear.checks import require_int
 from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
 from lens_linear.files import require_target
-from lens_linear.linalg import Moments
+from lens_linear.linalg import Moments, process
 from lens_linear.models.capture import Site
-from lens_linear.stats.split import RowView, process
+from lens_linear.stats.split import RowView
 
 Key = tuple[int, Site]
 FORMAT = "lens_linear.pass 1"

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
@@ -100,13 +99,6 @@ class RowView:
     def share(self, rank: int, world: int) -> RowView:
         """The rows of one process out of ``world``: every world-th, from ``rank`` on."""
         return self.take(slice(rank, None, world))
-
-
-def process() -> tuple[int, int]:
-    """Return the rank of this process and how many there are (0 and 1 without ``torch.distributed``)."""
-    if not dist.is_available() or not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
 
 
 def as_rows(

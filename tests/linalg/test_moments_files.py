@@ -34,7 +34,7 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(saved, tmp_path):
     again = Moments.load(few.save(tmp_path / "few.safetensors"))
     assert again.keep_yy and torch.equal(again.syy, few.syy)
     with safe_open(path, framework="pt") as archive:
-        assert archive.metadata()["version"] == "1"
+        assert archive.metadata()["version"] == "2"
 
 
 def test_every_truncation_is_seen(saved, tmp_path):

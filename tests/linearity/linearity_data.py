@@ -61,11 +61,14 @@ def activations(model, ids, layer, site, skip=0):
     return tuple(seen[spot][:, skip:].double() for spot in spots)
 
 
-def numpy_r2(x, y, x_test=None, y_test=None):
-    """R² of float64 ``numpy.linalg.lstsq`` with an intercept, held out when test rows are given."""
+def numpy_r2(x, y, x_test=None, y_test=None, rounding=None):
+    """R² of float64 ``numpy.linalg.lstsq`` with an intercept, held out when test rows are given.
+
+    ``rounding``: directions below it, relative to the longest, are left out.
+    """
     x, y = (t.flatten(0, -2).numpy() for t in (x, y))
     mean_x, mean_y = x.mean(0), y.mean(0)
-    weight = np.linalg.lstsq(x - mean_x, y - mean_y, rcond=None)[0]
+    weight = np.linalg.lstsq(x - mean_x, y - mean_y, rcond=rounding)[0]
     if x_test is not None:
         x, y = (t.flatten(0, -2).numpy() for t in (x_test, y_test))
     missed = y - mean_y - (x - mean_x) @ weight

@@ -98,7 +98,7 @@ def test_the_table_names_every_public_function():
 
 
 # Callbacks, numbers that need no check, or a function whose arguments are another's.
-NOT_FUZZED = {"default_rtol", "scatter_rtol", "gram", "check"}
+NOT_FUZZED = {"row_error", "process", "all_reduce_sum", "gram", "check"}
 
 WEIRD = st.recursive(
     st.none()

@@ -26,15 +26,13 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_int, require_layers
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import LinearFit, Moments, to_compute
-from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.precision import compute_device
-from lens_linear.linearity.measure.pooled_scores import varies
 from lens_linear.linearity.measure.profile import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.progress import sequence_bar
-from lens_linear.stats.split import RowView, as_rows, halves, process
+from lens_linear.stats.split import RowView, as_rows, halves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +209,7 @@ class _Walk:
             if layer == last:
                 # A model spread over devices has its boundaries on several: bring them together.
                 device = compute_device(y.device)
-                ready = [to_compute(states[b], device=device) for b in self.boundaries]
+                ready = [states[b].to(device) for b in self.boundaries]
                 use([state.flatten(0, 1) for state in ready])
                 states.clear()
 
@@ -241,7 +239,7 @@ def fit_pairs(walk: _Walk, rows: RowView, ridge: float) -> list[LinearFit]:
     walk(rows, "fitting pairs", use)
     for m in moments:
         m.all_reduce_()
-        if not varies(m):
+        if not m.varies:
             raise InvalidArgumentError(
                 "the residual stream does not vary over these tokens; pass different tokens"
             )
@@ -260,6 +258,7 @@ def _held_out(walk: _Walk, rows: RowView, fits: list[LinearFit]) -> dict[tuple[i
     means = [fits[0].mean_y[part] for part in _targets(fits, 0)]
 
     def use(states: list[Tensor]) -> None:
+        states = [to_compute(state) for state in states]
         for j in range(1, n):
             total[j] += float((states[j] - means[j - 1]).square().sum())
         for i, fit in enumerate(fits):
@@ -268,8 +267,7 @@ def _held_out(walk: _Walk, rows: RowView, fits: list[LinearFit]) -> dict[tuple[i
                 residual[i, j] += float((states[j] - guess[:, part]).square().sum())
 
     walk(rows, "scoring pairs", use)
-    if process()[1] > 1:
-        residual, total = all_reduce_sum(residual), all_reduce_sum(total)
+    residual, total = all_reduce_sum(residual), all_reduce_sum(total)
     return {
         (i, j): 1 - residual[i, j] / total[j] if total[j] > 0 else torch.tensor(torch.nan)
         for i in range(n)

@@ -15,12 +15,6 @@ from lens_linear.stats.resume import Key
 SCORES = ("block", "block_no_residual", "ffn", "attn")
 
 
-def varies(moments: Moments) -> bool:
-    """Say whether y varies at all: otherwise R² is 0/0."""
-    roundoff = moments.n * (1e-13 * moments.mean_y).square()
-    return bool((moments.scatter_y > roundoff).any())
-
-
 def scores_and_intervals(
     n_layers: int,
     moments: dict[Key, Moments],
@@ -57,7 +51,7 @@ def scores_and_intervals(
 def _without_residual(moments: Moments, fit: LinearFit) -> float:
     """In-sample R² of x → y − x: the best map is ``A − 1``, so the residual is the same."""
     update = moments.without_input()
-    if not varies(update):
+    if not update.varies:
         return float("nan")
     residual = (1 - fit.r_squared) * moments.scatter_y.sum()
     return float(1 - residual / update.scatter_y.sum())

@@ -34,14 +34,12 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_list, require_seed
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.linalg import LinearFit, Moments, to_compute
-from lens_linear.linalg._distributed import all_reduce_sum
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
 from lens_linear.linearity.measure.pooled_scores import (
     SCORES,
     nulls,
     ranks,
     scores_and_intervals,
-    varies,
 )
 from lens_linear.models.capture import SITES, Site, TokenRows
 from lens_linear.stats.collect import (
@@ -52,7 +50,7 @@ from lens_linear.stats.collect import (
     score_fits,
 )
 from lens_linear.stats.resume import Checkpoint, Key, fingerprint
-from lens_linear.stats.split import RowView, as_rows, halves, process
+from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Table
 
 if TYPE_CHECKING:
@@ -232,7 +230,7 @@ def linearity_profile(
     keeper = Checkpoint(checkpoint, question, every=save_every)
     run = _Run(model, sites, skip, ridge, batch_size, progress, keeper)
     moments = run.moments(train, count_ratio=not held_out)
-    fits = {key: m.fit(ridge=ridge) for key, m in moments.items() if varies(m)}
+    fits = {key: m.fit(ridge=ridge) for key, m in moments.items() if m.varies}
     sums = run.sums(test, fits, moments) if held_out else None
     ratio = run.update_ratio()
     scores, intervals = scores_and_intervals(
@@ -333,5 +331,5 @@ class _Run:
     def update_ratio(self) -> Float[Tensor, " layer"]:
         """Mean of ‖y − x‖ / ‖x‖ over tokens; NaN without the block site."""
         sums = self.state.sums["update_ratio"]
-        total, count = (sums if process()[1] == 1 else all_reduce_sum(sums)).unbind(1)
+        total, count = all_reduce_sum(sums).unbind(1)
         return torch.where(count > 0, total / count.clamp(min=1), torch.nan)

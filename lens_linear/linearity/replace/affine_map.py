@@ -18,7 +18,6 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
-from lens_linear.linearity.measure.pooled_scores import varies
 from lens_linear.models.hooks import Edit, edited
 
 if TYPE_CHECKING:
@@ -165,18 +164,6 @@ def from_fit(site: MapSite, first: int, last: int, fit: LinearFit) -> AffineMap:
     return AffineMap(site, first, last, fit.weight, fit.bias, fit.map_rank, fit.r_squared, fit.n)
 
 
-def map_rtol(model: TransformerBridge) -> float | None:
-    """Tolerance below which directions of x are left out of maps that run in float32.
-
-    The entries of a LayerNorm output sum to zero up to rounding. A least-squares fit may put a weight of
-    1e5 on that sum, which is harmless in float64, where scores are taken, but in float32 its rounding was
-    measured to move outputs by 1e-2. Such directions (below 1e-6 of the largest) say nothing; maps do
-    without them. A float64 model keeps everything.
-    """
-    widest = max((p.dtype.itemsize for p in model.parameters() if p.is_floating_point()), default=4)
-    return None if widest == 8 else 1e-6
-
-
 def fitted_map(
     moments: Moments,
     site: MapSite,
@@ -184,25 +171,23 @@ def fitted_map(
     *,
     rank: int | None = None,
     ridge: float = 0.0,
-    rtol: float | None = None,
 ) -> AffineMap:
     """Fit one layer's map from its statistics; an output that never varies becomes its constant.
 
-    With ``rank`` a block keeps the identity and only what it adds is of low rank. ``rtol`` as from
-    :func:`map_rtol`.
+    With ``rank`` a block keeps the identity and only what it adds is of low rank.
     """
-    if not varies(moments):
+    if not moments.varies:
         weight = torch.zeros_like(moments.sxy)
         return AffineMap(site, layer, layer, weight, moments.mean_y, 0, float("nan"), moments.n)
     if rank is None or rank >= min(moments.sxy.shape):
-        return from_fit(site, layer, layer, moments.fit(ridge=ridge, rtol=rtol))
+        return from_fit(site, layer, layer, moments.fit(ridge=ridge))
     if site == "ffn":
-        return from_fit(site, layer, layer, moments.fit(ridge=ridge, rtol=rtol).truncate(rank))
+        return from_fit(site, layer, layer, moments.fit(ridge=ridge).truncate(rank))
     update = moments.without_input()
     eye = torch.eye(len(moments.mean_x), dtype=torch.float64, device=moments.mean_x.device)
-    if not varies(update):
+    if not update.varies:
         return AffineMap(site, layer, layer, eye, update.mean_y, 0, 1.0, moments.n)
-    fit = update.fit(ridge=ridge, rtol=rtol).truncate(rank)
+    fit = update.fit(ridge=ridge).truncate(rank)
     missed = (1 - fit.r_squared) * float(update.scatter_y.sum() / moments.scatter_y.sum())
     return AffineMap(
         site, layer, layer, fit.weight + eye, fit.bias, fit.map_rank, 1 - missed, fit.n

@@ -16,8 +16,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit
-from lens_linear.linearity.measure.pooled_scores import varies
-from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, map_rtol
+from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
 from lens_linear.models.capture import TokenRows
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -143,11 +142,11 @@ def ffn_compression(
         for half in (train, test)
     )
     base = score_model(model, test, batch_size=batch_size).loss
-    usable = [layer for layer in chosen if varies(fitted[layer, "ffn"])]
+    usable = [layer for layer in chosen if fitted[layer, "ffn"].varies]
     out: list[dict[str, object]] = []
     with sequence_bar(len(usable), "compressing", show=progress) as bar:
         for count, layer in enumerate(usable, start=1):
-            full = fitted[layer, "ffn"].fit(ridge=ridge, rtol=map_rtol(model))
+            full = fitted[layer, "ffn"].fit(ridge=ridge)
             for rank in ranks:
                 fit: LinearFit = full if rank is None else full.truncate(rank)
                 m = from_fit("ffn", layer, layer, fit)

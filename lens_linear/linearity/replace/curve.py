@@ -31,13 +31,11 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
-from lens_linear.linearity.measure.pooled_scores import varies
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
     Linearization,
     fitted_map,
     identity_map,
-    map_rtol,
 )
 from lens_linear.linearity.replace.distill import polish
 from lens_linear.linearity.replace.replacement import assemble, span_moments
@@ -231,7 +229,7 @@ def _sequence(moments: dict[int, Moments], order: Order | Sequence[int], seed: i
     require_choice("order", order, ("linearity", "reverse", "random"))
     if order == "random":
         return torch.randperm(n_layers, generator=torch.Generator().manual_seed(seed)).tolist()
-    score = {layer: m.fit().r_squared if varies(m) else 1.0 for layer, m in moments.items()}
+    score = {layer: m.fit().r_squared if m.varies else 1.0 for layer, m in moments.items()}
     ranked = sorted(score, key=lambda layer: -score[layer])
     return ranked if order == "linearity" else ranked[::-1]
 
@@ -257,9 +255,7 @@ class _Builder:
             chosen = [identity_map(layer, layer, width) for layer in layers]
         elif self.strategy == "linear" or not layers:
             chosen = [
-                fitted_map(
-                    self.moments[layer], "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
-                )
+                fitted_map(self.moments[layer], "block", layer, ridge=self.ridge)
                 for layer in layers
             ]
         else:
@@ -267,7 +263,7 @@ class _Builder:
         return assemble(self.model, chosen, self.strategy)
 
     def _fit(self, moments: Moments, layer: int) -> AffineMap:
-        return fitted_map(moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model))
+        return fitted_map(moments, "block", layer, ridge=self.ridge)
 
     def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
         done: list[AffineMap] = []
@@ -290,9 +286,7 @@ class _Builder:
                     skip=self.skip,
                     batch_size=self.batch_size,
                 )
-            self.cache[before] = fitted_map(
-                moments, "block", layer, ridge=self.ridge, rtol=map_rtol(self.model)
-            )
+            self.cache[before] = fitted_map(moments, "block", layer, ridge=self.ridge)
             done.append(self.cache[before])
         if self.distill_steps:
             done = polish(

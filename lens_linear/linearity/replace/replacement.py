@@ -36,7 +36,6 @@ from lens_linear.linearity.replace.affine_map import (
     Linearization,
     MapSite,
     fitted_map,
-    map_rtol,
     require_disjoint,
 )
 from lens_linear.models.capture import TokenRows, available_sites, batched, run
@@ -179,7 +178,6 @@ def fit_linearization(
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=False
     )
-    rtol = map_rtol(model)
     if sequential or any(first < last for first, last in spans):
         maps: list[AffineMap] = []
         for first, last in spans:
@@ -187,7 +185,7 @@ def fit_linearization(
             moments = span_moments(
                 model, rows, first, last, site, edits=earlier, skip=skip, batch_size=batch_size
             )
-            single = fitted_map(moments, site, first, rank=rank, ridge=ridge, rtol=rtol)
+            single = fitted_map(moments, site, first, rank=rank, ridge=ridge)
             maps.append(_moved(single, last))
     else:
         chosen = [first for first, _ in spans]
@@ -195,7 +193,7 @@ def fit_linearization(
             model, rows, sites=(site,), layers=chosen, skip=skip, batch_size=batch_size
         )
         maps = [
-            fitted_map(statistics[layer, site], site, layer, rank=rank, ridge=ridge, rtol=rtol)
+            fitted_map(statistics[layer, site], site, layer, rank=rank, ridge=ridge)
             for layer in chosen
         ]
     low = "" if rank is None else f", rank {rank}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_ints
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map, map_rtol
+from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.collect import require_rows_for_fit
@@ -131,14 +131,13 @@ def run_table(
     train, test = halves(rows, seed=seed)
     base = score_model(model, test, batch_size=batch_size).loss
     distance = _cosine_distances(model, train, skip, batch_size)
-    rtol = map_rtol(model)
     out: list[dict[str, object]] = []
     with sequence_bar(len(spans), "runs", show=progress) as bar:
         for count, (first, last) in enumerate(spans, start=1):
             moments = span_moments(
                 model, train, first, last, "block", skip=skip, batch_size=batch_size
             )
-            fitted = from_fit("block", first, last, moments.fit(ridge=ridge, rtol=rtol))
+            fitted = from_fit("block", first, last, moments.fit(ridge=ridge))
             removed = identity_map(first, last, model.cfg.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
