@@ -31,6 +31,7 @@ def score_model(
     *,
     edits: Sequence[Edit] = (),
     batch_size: int = 8,
+    warn: bool = True,
 ) -> ModelScores:
     """Score a model's answers on rows: the next token, or what the rows' task asks.
 
@@ -39,6 +40,7 @@ def score_model(
         rows: from :func:`lens_linear.stats.as_rows`.
         edits: hooks in place while it runs.
         batch_size: sequences a forward pass.
+        warn: say it when the model as it is predicts the next token worse than a uniform guess.
 
     Returns:
         Losses and the task's metric by row, in the order of ``rows``.
@@ -67,7 +69,7 @@ def score_model(
         losses.append(score_answers(task, logits, metric="loss"))
         metrics.append(losses[-1] if task.metric == "loss" else score_answers(task, logits))
     loss = _joined(losses)
-    if not edits:
+    if warn and not edits:
         warn_if_not_next_token(task, loss.mean, model)
     return ModelScores(loss, _joined(metrics))
 

@@ -14,13 +14,15 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.linalg import fit_linear
-from lens_linear.linearity.replace.affine_map import Linearization
+from lens_linear.linearity.replace.affine_map import Linearization, fitted_map, identity_map
 from lens_linear.linearity.replace.compression import ffn_compression
 from lens_linear.linearity.replace.replacement import fit_linearization
 from lens_linear.linearity.replace.runs import run_table
+from lens_linear.models.capture import run
 from lens_linear.models.hooks import hooked
+from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.stats.model_scores import perplexity, score_model
-from lens_linear.stats.split import RowView
+from lens_linear.stats.split import RowView, halves
 
 
 def plain_loss(model, ids):
@@ -138,7 +140,9 @@ def test_gradient_polish_lowers_its_own_loss_and_trains_nothing_else():
             out += float(_miss(tapped(model, ids, put, layer).double(), target))
         return out
 
-    maps = polish(model, RowView(ids), start.maps, steps=60, learning_rate=1e-3, batch_size=40)
+    maps = polish(
+        BlockStandIns(model), RowView(ids), start.maps, steps=60, learning_rate=1e-3, batch_size=40
+    )
     assert loss(maps) < loss(start.maps) * 0.999
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -229,3 +233,44 @@ def test_compression_counts_scores_and_losses():
         )
     with pytest.raises(InvalidArgumentError, match="ranks must be at most 16"):
         ffn_compression(model, ids, ranks=(17,))
+
+
+@pytest.mark.parametrize("strategy", ["linear", "linear+distill"])
+def test_each_block_is_solved_once_and_removed_blocks_do_not_run(strategy, monkeypatch):
+    from lens_linear.linearity.replace import curve
+
+    solves = []
+
+    def counted(moments, site, layer, **knobs):
+        solves.append(layer)
+        return fitted_map(moments, site, layer, **knobs)
+
+    monkeypatch.setattr(curve, "fitted_map", counted)
+    model, ids = small(4), tokens(60)
+    ll.replacement_curve(model, ids, strategy, order=[3, 2, 1, 0])
+    if strategy == "linear":
+        assert sorted(solves) == [0, 1, 2, 3]
+    else:  # on top of these, every step refits what stands above the newly replaced block
+        assert sorted(solves[4:]) == sorted([3, 3, 3, 2, 2, 1])
+    ran = []
+    part = next(model.blocks[3].original_component.children())
+    part.register_forward_hook(lambda *_: ran.append(1))
+    ll.replacement_curve(model, ids, "remove", order=[3], batch_size=100)
+    assert len(ran) == 2  # two tokens to learn what it returns, and the whole model
+
+
+def test_the_metric_of_a_task_runs_along_the_curve():
+    model, ids = small(2), tokens(60)
+    labels = torch.arange(60) % 64
+    task = ll.Task(ids, labels=labels, positions=2, metric="logit_difference")
+    found = ll.replacement_curve(model, task, "remove", order=[1])
+    test = halves(RowView(ids), seed=0)[1].index
+    for step in (0, 1):
+        edits = identity_map(1, 1, 16).edits() if step else ()
+        last = run(model, ids[test], edits=edits).logits[:, 2].double()
+        at = last.gather(1, labels[test][:, None])[:, 0]
+        expected = at - (last.sum(1) - at) / 63
+        assert found["metric_value"][step] == pytest.approx(float(expected.mean()), abs=1e-6)
+        nats = last.logsumexp(1) - at
+        assert found["loss"][step] == pytest.approx(float(nats.mean()), abs=1e-6)
+    assert "logit difference" in repr(found)

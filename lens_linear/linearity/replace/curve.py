@@ -13,12 +13,13 @@ is taken on sequences that neither the order nor the maps have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
@@ -33,13 +34,14 @@ from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
-    Linearization,
     fitted_map,
     identity_map,
 )
 from lens_linear.linearity.replace.distill import polish
-from lens_linear.linearity.replace.replacement import assemble, span_moments
-from lens_linear.models.capture import TokenRows
+from lens_linear.models.capture import TokenRows, batched, run
+from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
+from lens_linear.models.hooks import Spot
+from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
@@ -192,17 +194,19 @@ def replacement_curve(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
-    statistics = collect_moments(model, train, sites=("block",), skip=skip, batch_size=batch_size)
-    moments = {layer: statistics[layer, "block"] for layer in range(model.cfg.n_layers)}
-    sequence = _sequence(moments, order, seed)[:max_replaced]
-    builder = _Builder(model, train, moments, strategy, distill_steps, ridge, skip, batch_size)
+    fits: dict[int, AffineMap] = {}
+    if strategy != "remove" or (isinstance(order, str) and order != "random"):
+        fits = _fits(model, train, ridge, skip, batch_size)
+    sequence = _sequence(model.cfg.n_layers, fits, order, seed)[:max_replaced]
+    builder = _Builder(model, train, fits, strategy, distill_steps, ridge, skip, batch_size)
     scores, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
     with sequence_bar(len(steps), "replacing", show=progress) as bar:
         for count, step in enumerate(steps, start=1):
-            put = builder.maps(step)
-            scores.append(score_model(model, test, edits=put.edits(), batch_size=batch_size))
-            own = 0 if strategy == "remove" else sum(m.n_parameters for m in put.maps)
-            sizes.append(put.parameters_before - put.parameters_replaced + own)
+            maps = builder.maps(step)
+            with builder.stand_ins.applied({m.first: m for m in maps}):
+                scores.append(score_model(model, test, batch_size=batch_size, warn=not step))
+            own = 0 if strategy == "remove" else sum(m.n_parameters for m in maps)
+            sizes.append(builder.parameters_left(step) + own)
             bar(count)
     return ReplacementCurve(
         scores=tuple(scores),
@@ -219,8 +223,20 @@ def replacement_curve(
     )
 
 
-def _sequence(moments: dict[int, Moments], order: Order | Sequence[int], seed: int) -> list[int]:
-    n_layers = len(moments)
+def _fits(
+    model: TransformerBridge, rows: RowView, ridge: float, skip: int, batch_size: int
+) -> dict[int, AffineMap]:
+    """The affine fit of every block on the original activations, from one pass; one solve a block."""
+    statistics = collect_moments(model, rows, sites=("block",), skip=skip, batch_size=batch_size)
+    return {
+        layer: fitted_map(statistics.pop((layer, "block")), "block", layer, ridge=ridge)
+        for layer in range(model.cfg.n_layers)
+    }
+
+
+def _sequence(
+    n_layers: int, fits: Mapping[int, AffineMap], order: Order | Sequence[int], seed: int
+) -> list[int]:
     if not isinstance(order, str):
         layers = require_ints("order", order, minimum=0, maximum=n_layers - 1)
         if len(set(layers)) != len(layers) or not layers:
@@ -229,67 +245,91 @@ def _sequence(moments: dict[int, Moments], order: Order | Sequence[int], seed: i
     require_choice("order", order, ("linearity", "reverse", "random"))
     if order == "random":
         return torch.randperm(n_layers, generator=torch.Generator().manual_seed(seed)).tolist()
-    score = {layer: m.fit().r_squared if m.varies else 1.0 for layer, m in moments.items()}
+    # A block whose output never varies has no R²; its constant is exact.
+    score = {layer: 1.0 if math.isnan(m.r_squared) else m.r_squared for layer, m in fits.items()}
     ranked = sorted(score, key=lambda layer: -score[layer])
     return ranked if order == "linearity" else ranked[::-1]
 
 
-@dataclass(frozen=True, eq=False)
 class _Builder:
     """Makes the maps of each step; keeps those that do not change from step to step."""
 
-    model: TransformerBridge
-    rows: RowView
-    moments: dict[int, Moments]
-    strategy: Strategy
-    distill_steps: int
-    ridge: float
-    skip: int
-    batch_size: int
-    cache: dict[tuple[int, ...], AffineMap] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: TransformerBridge,
+        rows: RowView,
+        fits: Mapping[int, AffineMap],
+        strategy: Strategy,
+        distill_steps: int,
+        ridge: float,
+        skip: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.rows, self.fits, self.strategy = model, rows, fits, strategy
+        self.distill_steps, self.ridge, self.skip = distill_steps, ridge, skip
+        self.batch_size = batch_size
+        self.stand_ins = BlockStandIns(model)
+        self.total = n_parameters(model)
+        self.sizes = [site_parameters(model, layer) for layer in range(model.cfg.n_layers)]
+        # A map depends on the replaced blocks before it alone, so most serve the next step too.
+        self.known: dict[tuple[int, ...], AffineMap] = {(layer,): m for layer, m in fits.items()}
 
-    def maps(self, layers: Sequence[int]) -> Linearization:
+    def parameters_left(self, layers: Sequence[int]) -> int:
+        """Parameters of the model without these blocks."""
+        return self.total - sum(self.sizes[layer] for layer in layers)
+
+    def maps(self, layers: Sequence[int]) -> list[AffineMap]:
         """The maps for a set of layers."""
+        ordered = sorted(layers)
         if self.strategy == "remove":
-            width = self.model.cfg.d_model
-            chosen = [identity_map(layer, layer, width) for layer in layers]
-        elif self.strategy == "linear" or not layers:
-            chosen = [
-                fitted_map(self.moments[layer], "block", layer, ridge=self.ridge)
-                for layer in layers
-            ]
-        else:
-            chosen = self._distilled(sorted(layers))
-        return assemble(self.model, chosen, self.strategy)
-
-    def _fit(self, moments: Moments, layer: int) -> AffineMap:
-        return fitted_map(moments, "block", layer, ridge=self.ridge)
-
-    def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
-        done: list[AffineMap] = []
-        for place, layer in enumerate(layers):
-            # A map depends on the replaced blocks before it alone, so most serve the next step too.
-            before = tuple(layers[: place + 1])
-            if before in self.cache:
-                done.append(self.cache[before])
-                continue
-            # What reaches the first replaced block is what the original model sends there.
-            moments = self.moments[layer]
-            if done:
-                moments = span_moments(
-                    self.model,
-                    self.rows,
-                    layer,
-                    layer,
-                    "block",
-                    edits=[edit for m in done for edit in m.edits()],
-                    skip=self.skip,
-                    batch_size=self.batch_size,
-                )
-            self.cache[before] = fitted_map(moments, "block", layer, ridge=self.ridge)
-            done.append(self.cache[before])
+            return [identity_map(layer, layer, self.model.cfg.d_model) for layer in ordered]
+        if self.strategy == "linear" or not ordered:
+            return [self.fits[layer] for layer in ordered]
+        done = self._distilled(ordered)
         if self.distill_steps:
             done = polish(
-                self.model, self.rows, done, steps=self.distill_steps, batch_size=self.batch_size
+                self.stand_ins,
+                self.rows,
+                done,
+                steps=self.distill_steps,
+                batch_size=self.batch_size,
             )
         return done
+
+    def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
+        """Refit the maps after the first one whose predecessors changed, in one walk up the blocks.
+
+        Two streams are carried from block to block for all batches: the original model's, and that of the
+        model with maps in place. So a step costs two forward passes at most, whatever is replaced.
+        """
+        before = [tuple(layers[: place + 1]) for place in range(len(layers))]
+        n_known = next((k for k, key in enumerate(before) if key not in self.known), len(layers))
+        done = [self.known[key] for key in before[:n_known]]
+        if n_known == len(layers):
+            return done
+        first = layers[n_known]
+        batches = [tokens for _, tokens in batched(self.rows, self.batch_size)]
+        teacher = [self._stream_before(tokens, first, {}) for tokens in batches]
+        placed = {m.first: m for m in done}
+        student = [self._stream_before(tokens, first, placed) for tokens in batches]
+        for layer in range(first, layers[-1] + 1):
+            moments = Moments()
+            for i, tokens in enumerate(batches):
+                teacher[i] = self.stand_ins.advance(tokens, teacher[i], layer)
+                if layer in layers:
+                    moments.update(student[i][:, self.skip :], teacher[i][:, self.skip :])
+                else:
+                    student[i] = self.stand_ins.advance(tokens, student[i], layer)
+            if layer in layers:
+                m = fitted_map(moments, "block", layer, ridge=self.ridge)
+                self.known[before[len(done)]] = m
+                done.append(m)
+                student = [m(stream) for stream in student]
+        return done
+
+    def _stream_before(
+        self, tokens: Tensor, layer: int, placed: Mapping[int, AffineMap]
+    ) -> Float[Tensor, "batch position d_model"]:
+        spot: Spot = (layer, "resid_pre")
+        with self.stand_ins.applied(placed):
+            return run(self.model, tokens, record=[spot], logits=False)[spot]

@@ -8,16 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_int
 from lens_linear.linearity.replace.affine_map import AffineMap
-from lens_linear.models.capture import run
-from lens_linear.models.hooks import Edit, Spot
+from lens_linear.models.capture import row_ranges, run
+from lens_linear.models.hooks import Spot
+from lens_linear.models.stand_ins import BlockStandIns, StandIn
 from lens_linear.stats.split import RowView
 
 
 def polish(
-    model: TransformerBridge,
+    stand_ins: BlockStandIns,
     rows: RowView,
     maps: Sequence[AffineMap],
     *,
@@ -32,7 +31,7 @@ def polish(
     sequences in order, again and again.
 
     Args:
-        model: a bridge in float32 or wider.
+        stand_ins: of a bridge in float32 or wider.
         rows: sequences.
         maps: block maps to start from.
         steps: Adam steps.
@@ -42,24 +41,22 @@ def polish(
     Returns:
         New maps. ``r_squared`` is NaN: they are no longer least-squares fits.
     """
-    require_int("steps", steps, minimum=0)
-    require_float("learning_rate", learning_rate, minimum=0.0)
+    model = stand_ins.model
     spots: list[Spot] = [
         (layer, "resid_post") for layer in range(min(m.first for m in maps), model.cfg.n_layers)
     ]
     weights = [m.weight.float().clone().requires_grad_() for m in maps]
     biases = [m.bias.float().clone().requires_grad_() for m in maps]
     optimizer = torch.optim.Adam([*weights, *biases], lr=learning_rate)
-    edits = _trained(maps, weights, biases)
-    starts = list(range(0, len(rows), batch_size))
+    functions = {m.first: _affine(w, b) for m, w, b in zip(maps, weights, biases, strict=True)}
+    starts = list(row_ranges(rows, batch_size))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        start = starts[step % len(starts)]
-        tokens = rows[start : start + batch_size].long()
+        tokens = rows[slice(*starts[step % len(starts)])]
         target = run(model, tokens, record=spots, logits=False)
-        with torch.enable_grad():
-            student = run(model, tokens, record=spots, edits=edits, logits=False, grad=True)
+        with torch.enable_grad(), stand_ins.applied(functions):
+            student = run(model, tokens, record=spots, logits=False, grad=True)
             loss = torch.stack([_miss(student[spot], target[spot]) for spot in spots]).sum()
             gradients = torch.autograd.grad(loss, [*weights, *biases])
         for parameter, gradient in zip([*weights, *biases], gradients, strict=True):
@@ -71,25 +68,8 @@ def polish(
     ]
 
 
-def _trained(
-    maps: Sequence[AffineMap], weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> list[Edit]:
-    edits: list[Edit] = []
-    for m, weight, bias in zip(maps, weights, biases, strict=True):
-        edits += _pair(m, weight, bias)
-    return edits
-
-
-def _pair(m: AffineMap, weight: Tensor, bias: Tensor) -> list[Edit]:
-    waiting: list[Tensor] = []
-
-    def keep(x: Tensor) -> None:
-        waiting[:] = [x]
-
-    def put(y: Tensor) -> Tensor:
-        return (waiting.pop().to(weight) @ weight + bias).to(y.dtype)
-
-    return [((m.first, "resid_pre"), keep), ((m.last, "resid_post"), put)]
+def _affine(weight: Tensor, bias: Tensor) -> StandIn:
+    return lambda x: (x.to(weight) @ weight + bias).to(x.dtype)
 
 
 def _miss(student: Tensor, teacher: Tensor) -> Tensor:
