@@ -1,72 +1,116 @@
-"""Results that are tables: a frozen result that can be used like the DataFrame it documents.
+"""Results: frozen values with the knobs that made them, a sentence, a table and a figure.
 
-A class that inherits :class:`Table` defines ``to_dataframe``. Its objects then answer ``result[column]``,
-``len(result)``, ``for column in result``, ``result.columns`` and every other attribute of the frame
-(``.loc``, ``.query``, ``.sort_values``), while their own fields keep the knobs that made them. The frame
-is handed out as a copy, so changing it does not change the result.
+A class that inherits :class:`Result` defines ``to_dataframe`` and ``__repr__``. It then answers ``result[column]``,
+shows itself in a notebook as its sentence and a rounded table, and draws itself with ``plot()``. It is not a
+DataFrame: what a frame can do is asked of ``result.to_dataframe()``, which is a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import html
+import importlib
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    import pandas as pd
+import numpy as np
+import pandas as pd
+
+from lens_linear.errors import InvalidArgumentError
+
+_ROWS = 20
+_DIGITS = 4
 
 
-class Table:
-    """Mixin for results whose data is one table.
+class Result:
+    """What every analysis returns.
 
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True, eq=False)
-        ... class Squares(Table):
+        ... class Squares(Result):
         ...     n: int
+        ...     def __repr__(self):
+        ...         return f"Squares of the first {self.n} numbers"
         ...     def to_dataframe(self):
-        ...         import pandas as pd
         ...         return pd.DataFrame({"x": range(self.n), "y": [i * i for i in range(self.n)]})
-        >>> squares = Squares(4)
-        >>> len(squares), list(squares), int(squares["y"].sum()), int(squares.loc[3, "y"])
-        (4, ['x', 'y'], 14, 9)
+        >>> int(Squares(4)["y"].sum())
+        14
     """
+
+    #: Name of the figure in ``lens_linear.plots`` that draws this result; None where there is none.
+    _figure: ClassVar[str | None] = None
+    #: Columns that the notebook view shows; all of them when empty.
+    _columns: ClassVar[tuple[str, ...]] = ()
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table as a DataFrame of its own."""
         raise NotImplementedError
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.to_dataframe()[key]
+    def __getitem__(self, column: Any) -> Any:
+        """One column of the table, or several: ``result["r2"]``, ``result[["layer", "r2"]]``."""
+        frame = self.to_dataframe()
+        asked = column if isinstance(column, list) else [column]
+        unknown = [name for name in asked if isinstance(name, str) and name not in frame.columns]
+        if unknown:
+            raise KeyError(
+                f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}"
+            )
+        return frame[column]
 
     def __len__(self) -> int:
+        """Rows of the table."""
         return len(self.to_dataframe())
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.to_dataframe())
-
-    def __contains__(self, column: object) -> bool:
-        return column in self.to_dataframe()
-
     def __bool__(self) -> bool:
-        # A frame has no truth value; a result is a thing, also when its table is empty.
+        # A result is a thing, also when its table is empty.
         return True
 
-    def __getattr__(self, name: str) -> Any:
-        # Only called for names that the result itself does not have. Names that start with an
-        # underscore are protocols (copy, pickle, IPython) and never belong to the frame.
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        frame = self.to_dataframe()
-        if not hasattr(frame, name):
-            raise AttributeError(
-                f"{type(self).__name__!r} has neither a field nor a column nor a DataFrame attribute "
-                f"{name!r}; its columns are {list(frame.columns)}"
-            )
-        return getattr(frame, name)
+    # Without this, Python would iterate by asking for column 0, 1, 2 …
+    __iter__ = None
 
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self.to_dataframe())})
+    def plot(self, **options: Any) -> Any:
+        """Draw the result; the same as ``lens_linear.plots.<figure>(result, **options)``.
+
+        Args:
+            **options: of that figure.
+
+        Returns:
+            A ``plotly.graph_objects.Figure``.
+
+        Raises:
+            InvalidArgumentError: this kind of result has no figure.
+        """
+        if self._figure is None:
+            raise InvalidArgumentError(
+                f"{type(self).__name__} has no figure of its own; use its table, .to_dataframe()"
+            )
+        # The one place where a result knows of a floor above it, by name and only when asked.
+        figures = importlib.import_module("lens_linear.plots")
+        return getattr(figures, self._figure)(self, **options)
 
     def _repr_html_(self) -> str:
+        frame = self.to_dataframe()
+        wanted = [name for name in self._columns if name in frame.columns]
+        hidden = len(frame.columns) - len(wanted) if wanted else 0
+        table = rounded(frame[wanted] if wanted else frame)
+        notes = []
+        if hidden:
+            notes.append(f"{hidden} more columns in <code>.to_dataframe()</code>")
+        if len(table) > _ROWS:
+            notes.append(f"the first {_ROWS} of {len(table):,} rows")
+        if self._figure is not None:
+            notes.append("<code>.plot()</code> draws it")
         # pandas escapes cell contents, so tokens such as <script> are shown and not run.
-        return self.to_dataframe().to_html(max_rows=60, max_cols=20, notebook=True)
+        shown = table.head(_ROWS).to_html(notebook=True, border=0, max_cols=20)
+        note = f"<p><small>{'; '.join(notes)}.</small></p>" if notes else ""
+        return f"<p>{html.escape(repr(self))}</p>{shown}{note}"
+
+
+def rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with floats to four significant digits, for people."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, (float, np.floating)) and np.isfinite(value) and value != 0:
+            return float(f"{value:.{_DIGITS}g}")
+        return value
+
+    return frame.map(short)

@@ -21,13 +21,14 @@ from torch import Tensor
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import EPS, to_compute
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class BalancedReduction:
+class BalancedReduction(Result):
     """Oblique projection onto the directions that are both reached and seen.
 
     The reduced system of ``x' = A x + B u, y = C x`` is ``leftᵀ A right``, ``leftᵀ B``,

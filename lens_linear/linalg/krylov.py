@@ -29,13 +29,14 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class KrylovBasis:
+class KrylovBasis(Result):
     """Orthonormal bases of ``span{v, A v, A² v, …}``, one per start vector.
 
     Attributes:

@@ -24,6 +24,7 @@ from lens_linear.checks import require_bool, require_float_tensor, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import fit_linear, require_pair
 from lens_linear.linalg.precision import constant_columns, to_compute
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def procrustes_similarity(x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_
 
 
 @dataclass(frozen=True, eq=False)
-class OrthogonalProcrustes:
+class OrthogonalProcrustes(Result):
     """Best rotation (or reflection) of x onto y: ``y ≈ scale · (x − mean_x) @ rotation + mean_y``.
 
     Attributes:

@@ -30,13 +30,14 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import constant_columns, gram, row_error, to_compute
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Result):
     """Singular values of an activation matrix, largest first, and what they say.
 
     Attributes:
@@ -221,7 +222,7 @@ _SAME = 1e-6  # of the mean length: below the roundoff of float32 activations
 
 
 @dataclass(frozen=True, eq=False)
-class IntrinsicDimension:
+class IntrinsicDimension(Result):
     """TwoNN estimate of the dimension of the surface a cloud of points lies on.
 
     Attributes:

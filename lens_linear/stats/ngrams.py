@@ -36,6 +36,7 @@ from lens_linear.checks import (
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
 from lens_linear.stats._token_blocks import CHUNK_TOKENS, SparseCounts, token_blocks
+from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ LogProbs = Float[Tensor, "vocab vocab"] | Callable[[Int[Tensor, " n"]], Float[Te
 
 
 @dataclass(frozen=True, eq=False)
-class BigramCounts:
+class BigramCounts(Result):
     """How often each pair of neighbouring tokens occurs; only pairs that occur are stored.
 
     Attributes:
@@ -161,7 +162,7 @@ class BigramDistribution:
 
 
 @dataclass(frozen=True, eq=False)
-class BigramDivergence:
+class BigramDivergence(Result):
     """``KL(corpus bigram || model bigram)`` for each current token, and its average over tokens.
 
     Attributes:

@@ -21,14 +21,14 @@ from lens_linear.errors import InvalidArgumentError, OfflineError, UnsupportedMo
 from lens_linear.models.capture import forward_logits
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import bos_token
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class DownstreamScores(Table):
+class DownstreamScores(Result):
     """Scores by task and metric; acts as its table.
 
     Attributes:

@@ -32,7 +32,7 @@ from lens_linear.files import write_text
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.native import bridge_from_module, native_module
 from lens_linear.stats.progress import sequence_bar
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 from lens_linear.training.loop import BOS, train, validation_loss
 from lens_linear.training.recipes import Recipe
 
@@ -86,7 +86,7 @@ def _scaled(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class StudyResult(Table):
+class StudyResult(Result):
     """One row per run, step and layer; acts as that table.
 
     Attributes:
@@ -96,6 +96,8 @@ class StudyResult(Table):
         n_text: tokens of the training text.
         minutes: training time, all runs together.
     """
+
+    _figure = "study_measures"
 
     study: Study
     rows: tuple[Mapping[str, Any], ...]

@@ -17,7 +17,7 @@ from lens_linear.linearity.measure.compare import ProfileComparison
 from lens_linear.linearity.measure.profile import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable
 from lens_linear.studies.pretraining import StudyResult
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class PublishedTable(Table):
+class PublishedTable(Result):
     """Published beside measured; acts as its table.
 
     Attributes:

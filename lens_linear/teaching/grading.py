@@ -30,6 +30,7 @@ import torch
 from lens_linear.checks import require_float, require_int, require_path
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
+from lens_linear.tables import Result
 from lens_linear.teaching.checker import LESSONS, Checker
 from lens_linear.teaching.notebook_process import NotebookProcess
 from lens_linear.teaching.tutorials import exercise_notebooks
@@ -63,7 +64,7 @@ _ODD = {
 
 
 @dataclass(frozen=True, eq=False)
-class Grades:
+class Grades(Result):
     """Grades of a class.
 
     Attributes:
@@ -271,7 +272,8 @@ def _in_parallel(
     todo: Sequence[_Submission], jobs: int, seconds: float, whole: float
 ) -> Iterator[tuple[_Submission, list[dict[str, Any]]]]:
     """Judge in forked processes, ``jobs`` at a time; each writes its rows to a pipe of its own."""
-    waiting, running = list(todo), {}
+    waiting = list(todo)
+    running: dict[int, tuple[int, _Submission, bytearray]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lens_linear.checks import require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_with
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent.parent / "tutorials" / "exerc
 
 
 @dataclass(frozen=True, eq=False)
-class CopiedTutorials:
+class CopiedTutorials(Result):
     """What was copied where.
 
     Attributes:

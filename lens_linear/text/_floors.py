@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear.tables import Result
 from lens_linear.text._process import Process
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class EntropyFloors:
+class EntropyFloors(Result):
     """Lowest reachable loss, in nats a token, of three kinds of model on this text.
 
     Averaged over the predicted positions 1 .. length - 1 of sequences of ``length`` tokens.

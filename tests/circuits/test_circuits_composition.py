@@ -115,7 +115,7 @@ def test_scores_are_a_table_and_seeded():
     model = native()
     one, two = (ll.composition_scores(model, n_random=20, seed=4) for _ in range(2))
     assert torch.equal(one.z, two.z)
-    assert list(one)[:7] == [
+    assert list(one.to_dataframe())[:7] == [
         "kind",
         "writer",
         "reader",

@@ -57,7 +57,7 @@ def test_every_step_equals_the_model_with_those_layers_replaced_by_hand(strategy
     assert list(frame.columns[:4]) == ["n_replaced", "layers", "loss", "perplexity"]
     assert frame.n_replaced.tolist() == [0, 1, 2, 3]
     assert frame.loss[0] == pytest.approx(plain_loss(model, test), abs=1e-6)
-    assert curve.loss.tolist() == frame.loss.tolist(), "acts as its table"
+    assert curve["loss"].tolist() == frame.loss.tolist()
     for row in range(1, 4):
         layers = frame.layers[row]
         assert layers[:-1] == frame.layers[row - 1]

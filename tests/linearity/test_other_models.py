@@ -40,7 +40,7 @@ def check_replacement(model, ids):
     missed = (y - fitted.maps[0](x)).square().sum() / (y - y.flatten(0, 1).mean(0)).square().sum()
     assert fitted.maps[0].r_squared == pytest.approx(1 - float(missed), abs=1e-6)
     curve = ll.replacement_curve(model, ids, "linear", max_replaced=1)
-    assert curve.loss.notna().all()
+    assert curve["loss"].notna().all()
 
 
 def test_other_architectures(foreign):

@@ -93,13 +93,13 @@ def test_tables_are_written_with_their_settings(result, tmp_path):
     paths = save_tables(table, tmp_path / "new", text="random ids")
     assert [path.name for path in paths][:2] == ["tiny.csv", "tiny-summary.csv"]
     frame = pd.read_csv(paths[0])
-    assert frame.ffn_r2.tolist() == pytest.approx(table.ffn_r2.tolist(), abs=1e-6)
+    assert frame.ffn_r2.tolist() == pytest.approx(table["ffn_r2"].tolist(), abs=1e-6)
     settings = json.loads(paths[-1].read_text())
     assert settings["recipe"] == TINY["recipe"] and settings["text"] == "random ids"
     assert settings["verdict"] == table.verdict().splitlines() and len(settings["verdict"]) == 2
     back = load_tables(tmp_path / "new", "tiny")
     assert back.verdict() == table.verdict() and back.n_tokens == table.n_tokens
-    assert back.ffn_r2.tolist() == pytest.approx(table.ffn_r2.tolist(), abs=1e-6)
+    assert back["ffn_r2"].tolist() == pytest.approx(table["ffn_r2"].tolist(), abs=1e-6)
     paths[0].write_text("\n".join(paths[0].read_text().splitlines()[:-8]) + "\n")
     with pytest.raises(CorruptedFileError, match="not those of the settings"):
         load_tables(tmp_path / "new", "tiny")

@@ -108,8 +108,8 @@ def test_curves_and_runs_and_compression(model, ids):
     curves = {s: ll.replacement_curve(model, ids, s) for s in ("remove", "linear")}
     figure = whole(linearity_replace.replacement_curves(curves))
     lines = traces(figure)
-    assert list(lines["linear"].y) == curves["linear"].loss.tolist()
-    assert list(lines["whole model"].y) == [float(curves["linear"].loss.iloc[0])] * 2
+    assert list(lines["linear"].y) == curves["linear"]["loss"].tolist()
+    assert list(lines["whole model"].y) == [float(curves["linear"]["loss"].iloc[0])] * 2
     assert lines["remove"].customdata[0] == "none"
     single = whole(linearity_replace.replacement_curves(curves["linear"], perplexity=True))
     assert single.layout.yaxis.type == "log"

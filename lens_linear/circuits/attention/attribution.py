@@ -39,6 +39,7 @@ from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import NormKind, norm_scale, read_attention, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ _HALF_LIMIT = 1e-1
 
 
 @dataclass(frozen=True, eq=False)
-class QKAttribution:
+class QKAttribution(Result):
     """The pre-softmax scores of one head as sums over pairs of components.
 
     Attributes:
@@ -63,6 +64,8 @@ class QKAttribution:
         model_scores: the model's own scores before the softmax (bounded, where it has a soft cap).
         softcap: the bound the model puts on scores, or None.
     """
+
+    _figure = "qk_attribution"
 
     layer: int
     head: int

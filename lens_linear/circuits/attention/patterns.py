@@ -16,14 +16,14 @@ from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.shape import model_shape
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionPattern(Table):
+class AttentionPattern(Result):
     """Where the heads of a layer look on some tokens.
 
     Attributes:
@@ -32,6 +32,8 @@ class AttentionPattern(Table):
         tokens: ids of the sequence.
         token_text: their text, or their ids as text.
     """
+
+    _figure = "attention_heads"
 
     layer: int
     pattern: Float[Tensor, "head query key"] = field(repr=False)

@@ -21,13 +21,14 @@ from lens_linear.checks import require_instance, require_int
 from lens_linear.circuits.heads.factored import MAX_BYTES, row_blocks
 from lens_linear.circuits.heads.head_circuit import SIDES, Circuit, HeadCircuit
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitMap:
+class CircuitMap(Result):
     """A circuit as a window and an overview.
 
     Attributes:
@@ -40,6 +41,8 @@ class CircuitMap:
         matrix_shape: of the whole circuit.
         row_labels, column_labels: text of the window's rows and columns.
     """
+
+    _figure = "circuit_window"
 
     name: str
     row_name: str

@@ -26,7 +26,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_int, require_seed
 from lens_linear.models.describe.weights import AttentionWeights, read_attention
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ Baseline = Literal["rotated", "gaussian"]
 
 
 @dataclass(frozen=True, eq=False)
-class CompositionScores(Table):
+class CompositionScores(Result):
     """Composition of every pair of heads of rising layers, per kind.
 
     Attributes:
@@ -50,6 +50,8 @@ class CompositionScores(Table):
         folded: whether norm weights were folded into the readers.
         seed: of the draws.
     """
+
+    _figure = "composition_map"
 
     scores: Float[Tensor, "kind layer head layer head"]
     baseline_mean: Float[Tensor, "kind layer head layer head"]

@@ -28,7 +28,7 @@ from lens_linear.checks import (
     require_list,
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def row_blocks(
 
 
 @dataclass(frozen=True, eq=False)
-class TopPairs(Table):
+class TopPairs(Result):
     """The entries of a matrix that stand out, best first.
 
     Attributes:
@@ -87,6 +87,8 @@ class TopPairs(Table):
         name: of the matrix.
         sides: what rows and columns are.
     """
+
+    _figure = "top_pairs"
 
     row_ids: Int[Tensor, " k"]
     column_ids: Int[Tensor, " k"]
@@ -301,7 +303,7 @@ def sum_of(matrices: Sequence[FactoredMatrix]) -> FactoredMatrix:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalAccuracy(Table):
+class DiagonalAccuracy(Result):
     """How often a token's own entry is among the k largest of its row (or column).
 
     Attributes:
@@ -309,6 +311,8 @@ class DiagonalAccuracy(Table):
         by: "row" or "column".
         ks: the k of the table.
     """
+
+    _figure = "diagonal_accuracy"
 
     ranks: Int[Tensor, " vocab"]
     by: Literal["row", "column"]

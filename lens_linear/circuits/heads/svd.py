@@ -19,14 +19,14 @@ from torch import Tensor
 from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import require_instance, require_int
 from lens_linear.linalg.spectra import Spectrum
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitSVD(Table):
+class CircuitSVD(Result):
     """The first singular directions of a circuit.
 
     Attributes:
@@ -41,6 +41,8 @@ class CircuitSVD(Table):
         row_labels, column_labels: text of the tokens, or None.
         sides: what rows and columns are.
     """
+
+    _figure = "svd_directions"
 
     name: str
     U: Float[Tensor, "row k"]

@@ -23,7 +23,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import batched, require_model_tokens, run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Edit, Spot, edited
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ How = Literal["mean", "zero"]
 
 
 @dataclass(frozen=True, eq=False)
-class AblationScores(Table):
+class AblationScores(Result):
     """In-context gain with each head taken away, one at a time.
 
     Attributes:
@@ -42,6 +42,8 @@ class AblationScores(Table):
         how: mean or zero ablation.
         n_rows: random rows behind the means.
     """
+
+    _figure = "ablation_map"
 
     gain: float
     gain_without: Float[Tensor, "layer head"]

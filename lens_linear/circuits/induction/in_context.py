@@ -25,7 +25,7 @@ from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, require_model_tokens, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import Edit
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ Alignment = Literal["token index", "second copy"]
 
 
 @dataclass(frozen=True, eq=False)
-class InContextLoss(Table):
+class InContextLoss(Result):
     """Mean loss along the sequence.
 
     Attributes:
@@ -48,6 +48,8 @@ class InContextLoss(Table):
             the repeat begins).
         aligned: what the index counts from.
     """
+
+    _figure = "in_context_loss"
 
     points: Int[Tensor, " point"]
     loss: Float[Tensor, " point"]

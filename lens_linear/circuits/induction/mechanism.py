@@ -42,7 +42,7 @@ from lens_linear.circuits.induction.repeated_rows import probe_rows
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.describe.shape import model_shape
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ class MechanismStep:
 
 
 @dataclass(frozen=True, eq=False)
-class InductionMechanism(Table):
+class InductionMechanism(Result):
     """The table of interventions.
 
     Attributes:
@@ -86,6 +86,8 @@ class InductionMechanism(Table):
         guess: loss of the second copy without help from the first (nats): that of an even guess, or of the
             first copy where that is lower.
     """
+
+    _figure = "mechanism_table"
 
     before: Outcome
     steps: tuple[MechanismStep, ...] = field(repr=False)

@@ -65,7 +65,7 @@ from lens_linear.models.capture import batched, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import ModelWeights, norm_scale, read_weights
 from lens_linear.models.hooks import Spot, has_spot, require_causal
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class InductionScores(Table):
+class InductionScores(Result):
     """Scores of every head, with controls and a verdict.
 
     Attributes:
@@ -105,6 +105,8 @@ class InductionScores(Table):
         bos: token put first in every row, or None.
         seed: of the rows.
     """
+
+    _figure = "head_scores"
 
     stats: AttentionStats = field(repr=False)
     copying: Float[Tensor, "layer head"] = field(repr=False)

@@ -26,7 +26,7 @@ from lens_linear.circuits.labels import require_token_text
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.stats.ngrams import BigramCounts, bigram_kl
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class NextTokens(Table):
+class NextTokens(Result):
     """The tokens a bigram table favours after one token.
 
     Attributes:
@@ -70,7 +70,7 @@ class NextTokens(Table):
 
 
 @dataclass(frozen=True, eq=False)
-class BigramComparison(Table):
+class BigramComparison(Result):
     """``KL(reference || direct path)`` after each token, and its weighted mean.
 
     Attributes:
@@ -79,6 +79,8 @@ class BigramComparison(Table):
         per_token: nats after each current token; NaN for one that is never followed.
         weights: share of each current token, sums to 1.
     """
+
+    _figure = "bigram_comparison"
 
     reference: str
     mean: float
@@ -113,7 +115,7 @@ class BigramComparison(Table):
 
 
 @dataclass(frozen=True, eq=False)
-class BigramTable:
+class BigramTable(Result):
     """The direct path as a table [current token, next token].
 
     Attributes:
@@ -124,6 +126,8 @@ class BigramTable:
         position_bias: the mean position row through ``W_U``; the final norm's scale divides it too.
         labels: text of the vocabulary, or None.
     """
+
+    _figure = "bigram_table"
 
     matrix: FactoredMatrix
     scales: Float[Tensor, " vocab"]

@@ -32,7 +32,7 @@ from lens_linear.checks import require_int
 from lens_linear.circuits.paths.chains import Heads, PathName
 from lens_linear.circuits.paths.importance import PathImportance, importance_of_orders, token_losses
 from lens_linear.errors import NotEnoughDataError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def _as_tensors(value: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class PathTable(Table):
+class PathTable(Result):
     """Which paths wrote one logit, largest first.
 
     Attributes:
@@ -125,13 +125,15 @@ class PathTable(Table):
 
 
 @dataclass(frozen=True, eq=False)
-class PathAblation(Table):
+class PathAblation(Result):
     """What the loss becomes when one path's logits are taken away, patterns and scales frozen.
 
     Attributes:
         loss: of all paths together, nats a token.
         rows: path, order, and the loss without it minus the loss with it (positive: the path helps).
     """
+
+    _figure = "path_ablations"
 
     loss: float
     rows: tuple[dict[str, Any], ...] = field(repr=False)
@@ -150,7 +152,7 @@ class PathAblation(Table):
 
 
 @dataclass(frozen=True, eq=False)
-class PathExpansion:
+class PathExpansion(Result):
     """The logits of some tokens as a sum over paths.
 
     Attributes:
@@ -162,6 +164,8 @@ class PathExpansion:
         final_scale: the final norm's scale at each position.
         model_logits: the model's own.
     """
+
+    _figure = "path_logits"
 
     tokens: Int[Tensor, "batch position"]
     names: tuple[PathName, ...]

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.frozen.frozen_attention import FrozenRun
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class PathImportance(Table):
+class PathImportance(Result):
     """Marginal loss effect of the paths of each order.
 
     Attributes:
@@ -38,6 +38,8 @@ class PathImportance(Table):
         uniform: loss of a uniform guess, ln(vocabulary): where order 0 starts from.
         n_tokens: predicted tokens behind the means.
     """
+
+    _figure = "path_importance"
 
     n_paths: tuple[int, ...]
     losses: tuple[float, ...]

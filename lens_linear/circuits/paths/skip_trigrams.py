@@ -38,7 +38,7 @@ from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.factored import MAX_BYTES, first_largest, row_blocks, top_of_blocks
 from lens_linear.circuits.paths.bigrams import BigramTable
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ Ranking = Literal["effect", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
-class SkipTrigrams(Table):
+class SkipTrigrams(Result):
     """Skip-trigrams of one or several heads, strongest first.
 
     Attributes:
@@ -66,6 +66,8 @@ class SkipTrigrams(Table):
         strongest: index into ``heads`` of the head that contributes most.
         context: keys a query is assumed to choose among.
     """
+
+    _figure = "skip_trigram_table"
 
     heads: tuple[str, ...]
     triples: Int[Tensor, "k 3"]

@@ -23,7 +23,7 @@ from lens_linear.checks import require_instance, require_int, require_list
 from lens_linear.circuits.heads.head_circuit import HeadCircuit
 from lens_linear.circuits.paths.skip_trigrams import HeadEffects
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SkipTrigramBugs(Table):
+class SkipTrigramBugs(Result):
     """Crossed skip-trigrams, strongest first.
 
     Attributes:
@@ -43,6 +43,8 @@ class SkipTrigramBugs(Table):
         count, expected: how often the crossed triple occurs in the corpus, and how often it would if the
             source told nothing; None without a corpus.
     """
+
+    _figure = "skip_trigram_bugs"
 
     heads: tuple[str, ...]
     crossed: Int[Tensor, "n 3"]

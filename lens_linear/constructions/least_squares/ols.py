@@ -41,7 +41,7 @@ from lens_linear.constructions.least_squares.spectral import (
     within_range,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 Form = Literal["in-context", "paper"]
 Origin = Literal["data", "given", "trained"]
@@ -50,7 +50,7 @@ _MAX_SCORES = 50_000_000  # 400 MB
 
 
 @dataclass(frozen=True, eq=False)
-class HatMatrix(Table):
+class HatMatrix(Result):
     """What the labels of the context are multiplied by: ``prediction = values @ Y``.
 
     On the context's own rows the diagonal is the *leverage*, and its sum the *effective degrees of
@@ -58,6 +58,8 @@ class HatMatrix(Table):
     rank (plus 1 with an intercept). A ridge shrinks both: they sum to ``Σ λ / (λ + ridge)``. Weights
     made for another covariance bound neither; ``solution`` says which it is.
     """
+
+    _figure = "hat_matrix"
 
     values: Float[Tensor, "q n"]
     on_training_rows: bool  # the queries are the context's own rows

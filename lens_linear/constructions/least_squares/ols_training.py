@@ -45,7 +45,7 @@ from lens_linear.checks import (
 from lens_linear.constructions.least_squares.ols import FORMS, Form, OLSAttention
 from lens_linear.constructions.least_squares.spectral import as_design, as_outputs, spectral_root
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 Optimizer = Literal["gd", "adam"]
 # With inputs and labels at unit root mean square. Over 2000 starts of the paper's experiment 0.02
@@ -57,13 +57,15 @@ _TASKS_PER_INPUT = 8  # few tasks leave directions of G that the loss hardly see
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRun(Table):
+class TrainingRun(Result):
     """Curves over epochs (epoch 0 is the random start) for each seed, and the trained weights.
 
     ``prediction_error`` is ``‖Ŷ - Ŷ_OLS‖ / ‖Ŷ_OLS‖`` on the training rows; ``geometry_error`` is
     ``‖c W_Q W_Kᵀ XᵀX - I‖ / √p``. Both are 0 for the construction and about 1 for unrelated
     weights.
     """
+
+    _figure = "ols_convergence"
 
     loss: Float[Tensor, "epochs seeds"]  # mean squared error, squared units of y
     prediction_error: Float[Tensor, "epochs seeds"]

@@ -43,19 +43,21 @@ from lens_linear.constructions.least_squares.newton_schulz import NewtonSchulzAt
 from lens_linear.constructions.least_squares.ols import FORMS, Form, OLSAttention
 from lens_linear.constructions.least_squares.spectral import spectral_root
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 _SIDES = ("first", "second")
 
 
 @dataclass(frozen=True, eq=False)
-class MemorySwap(Table):
+class MemorySwap(Result):
     """Whose regression does the layer answer with? Relative errors for every pair of memories.
 
     ``to_context_ols[w, c]``: distance of the prediction, weights from data w and context from data
     c, to least squares on the *context*; ``to_weights_ols[w, c]``: to least squares on the data the
     *weights* came from. Both in units of the least-squares prediction's norm; w, c = first, second.
     """
+
+    _figure = "memory_swap"
 
     to_context_ols: Float[Tensor, "2 2"]
     to_weights_ols: Float[Tensor, "2 2"]
@@ -162,12 +164,14 @@ def _geometry_distance(first: Float[Tensor, "n p"], second: Float[Tensor, "n2 p"
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftCurve(Table):
+class ShiftCurve(Result):
     """Error against covariance shift for each method, with its layers and cost.
 
     The shift is the condition number of the context's covariance as the base geometry sees it; 1 is
     no shift. The error is ``‖ŷ - ŷ_OLS‖ / ‖ŷ_OLS‖`` on fresh queries, OLS fitted on the context.
     """
+
+    _figure = "covariance_shift"
 
     errors: Float[Tensor, "methods shifts seeds"]
     methods: tuple[str, ...]  # e.g. "Newton-Schulz from L"

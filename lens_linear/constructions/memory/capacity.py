@@ -51,7 +51,7 @@ from lens_linear.constructions.memory.binary_patterns import (
 )
 from lens_linear.constructions.memory.energies import Energy, parse_energy
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 ENERGIES = ("quadratic", "polynomial-3", "polynomial-4", "exponential")
 _DIMS = {
@@ -83,8 +83,10 @@ class CapacityCurve:
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryCapacity(Table):
+class MemoryCapacity(Result):
     """Measured capacities of several energies, the curves behind them, and the fitted slopes."""
+
+    _figure = "memory_capacity"
 
     curves: tuple[CapacityCurve, ...]
     noise: float

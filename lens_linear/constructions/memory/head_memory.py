@@ -53,13 +53,13 @@ from lens_linear.constructions.least_squares.spectral import as_float64
 from lens_linear.constructions.memory.capacity import crossing
 from lens_linear.constructions.memory.energies import Energy, parse_energy
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 SOURCES = ("head", "random keys")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMemory(Table):
+class HeadMemory(Result):
     """Retrieval from a head's keys and from random ones, by energy and number of stored keys.
 
     ``recall``: fraction of queries whose target holds more than half of the absolute weights;
@@ -67,6 +67,8 @@ class HeadMemory(Table):
     absolute attention weights. NaN where fewer keys were visible. Axes: source (head, random keys),
     energy, number of keys, repetition.
     """
+
+    _figure = "head_memory"
 
     recall: Float[Tensor, "sources energies k reps"]
     similarity: Float[Tensor, "sources energies k reps"]

@@ -29,16 +29,18 @@ from lens_linear.checks import require_float, require_int, require_ints, require
 from lens_linear.constructions.memory.binary_patterns import draw_signs, field, flip
 from lens_linear.constructions.memory.energies import Energy, parse_energy
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalCurve(Table):
+class RetrievalCurve(Result):
     """Retrieval for each energy, number of stored patterns, noise level and seed.
 
     ``overlap`` is the mean of ``ξ · s / d`` with the target, 1 when retrieved, near 0 for an
     unrelated state; ``recall`` is the fraction of queries recovered bit for bit.
     """
+
+    _figure = "retrieval"
 
     overlap: Float[Tensor, "energies k noise seeds"]
     recall: Float[Tensor, "energies k noise seeds"]

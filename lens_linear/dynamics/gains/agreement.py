@@ -20,13 +20,14 @@ from torch import Tensor
 from lens_linear.checks import require_float_tensor
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Agreement(Result):
     """Agreement of predicted with exact gains over layers.
 
     Attributes:

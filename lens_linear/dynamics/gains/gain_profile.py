@@ -39,6 +39,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import compute_device, to_compute
 from lens_linear.models.capture import model_device
 from lens_linear.models.hooks import require_blocks, require_bridge
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ _HOW = {
 
 
 @dataclass(frozen=True, eq=False)
-class GainProfile:
+class GainProfile(Result):
     """Gains of every layer at every prompt.
 
     Attributes:
@@ -63,6 +64,8 @@ class GainProfile:
         lengths: tokens of each prompt.
         key: checksum of the prompts, see :class:`~lens_linear.dynamics.gains.prompts.Prompts`.
     """
+
+    _figure = "gain_profiles"
 
     gains: Float[Tensor, "prompt layer"]
     method: str

@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear.tables import Result
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -36,7 +38,7 @@ _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
-class StateGains:
+class StateGains(Result):
     """A linear map from the last token's state to the gains of all layers.
 
     Attributes:

@@ -18,14 +18,14 @@ from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.gain_profile import GainProfile, gain_profile
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class StepSizeTable(Table):
+class StepSizeTable(Result):
     """Agreement of central differences of several steps with the adjoint profile; acts as its table.
 
     Attributes:
@@ -34,6 +34,8 @@ class StepSizeTable(Table):
         profiles: the empirical profiles.
         adjoint: the exact profile.
     """
+
+    _figure = "step_size"
 
     steps: tuple[float, ...]
     agreements: tuple[Agreement, ...]

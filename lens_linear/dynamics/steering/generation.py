@@ -34,7 +34,7 @@ from lens_linear.linalg.precision import to_compute
 from lens_linear.models.capture import batched, model_device, require_model_tokens, run
 from lens_linear.models.hooks import Edit, require_bridge
 from lens_linear.models.tokenizer import require_tokenizer
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ Where = Literal["generated", "prompt"]
 
 
 @dataclass(frozen=True, eq=False)
-class SteeredText(Table):
+class SteeredText(Result):
     """Continuations at several scales of one schedule, usable as a data frame.
 
     Attributes:
@@ -57,6 +57,8 @@ class SteeredText(Table):
         temperature: 0 is greedy.
         seed: of the sampling.
     """
+
+    _figure = "steered_text"
 
     prompts: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
@@ -262,8 +264,10 @@ def _continuation_loss(
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringCost(Table):
+class SteeringCost(Result):
     """Loss on a text with a schedule added at every token; ``scales`` and ``losses`` (nats a token)."""
+
+    _figure = "steering_cost"
 
     scales: tuple[float, ...]
     losses: tuple[float, ...]

@@ -20,13 +20,14 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class JointSteering:
+class JointSteering(Result):
     """One schedule for several concepts, and what it does to each readout.
 
     Attributes:

@@ -32,7 +32,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ BASELINE, EXACT, REFINED = "minimum energy", "exact minimum energy", "refined mi
 
 
 @dataclass(frozen=True, eq=False)
-class ScheduleComparison(Table):
+class ScheduleComparison(Result):
     """Energy of every schedule at every prompt, usable as its data frame.
 
     Attributes:
@@ -54,6 +54,8 @@ class ScheduleComparison(Table):
         energy: sum of squares of what is added (amplitude², times the directions' lengths if not 1).
         tolerance: relative miss of the target accepted by the bisection.
     """
+
+    _figure = "schedule_energies"
 
     names: tuple[str, ...]
     shapes: Float[Tensor, "schedule prompt layer"]

@@ -40,7 +40,7 @@ from lens_linear.dynamics.surrogates.surrogate import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.open.load import load
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class AgreementRow:
 
 
 @dataclass(frozen=True, eq=False)
-class AgreementTable(Table):
+class AgreementTable(Result):
     """Agreement of every surrogate with the full model; acts as its table.
 
     Attributes:
@@ -91,6 +91,8 @@ class AgreementTable(Table):
         n_evaluation: prompts that scored them.
         seed: of the splits and of random columns.
     """
+
+    _figure = "agreement_by_order"
 
     rows: tuple[AgreementRow, ...]
     reference: str

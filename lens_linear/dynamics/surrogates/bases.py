@@ -35,6 +35,7 @@ from lens_linear.checks import require_choice, require_int
 from lens_linear.dynamics.gains.jacobian_products import Linearization
 from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ _RTOL = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Bases:
+class Bases(Result):
     """Reading and rebuilding matrices at boundaries 0 ... L.
 
     Attributes:

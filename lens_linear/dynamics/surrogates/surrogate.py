@@ -40,6 +40,7 @@ from lens_linear.dynamics.gains.state_gains import StateGains, fit_state_gains
 from lens_linear.dynamics.surrogates.bases import BASES, Bases, Basis, build_bases
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.hooks import require_bridge
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ JACOBIANS: tuple[JacobianKind, ...] = ("prompt", "mean", "state")
 
 
 @dataclass(frozen=True, eq=False)
-class Surrogate:
+class Surrogate(Result):
     """A reduced linear system over depth, with the gains it predicts at the operating prompts.
 
     Attributes:

@@ -22,14 +22,14 @@ from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
 from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class AdamBaseline(Table):
+class AdamBaseline(Result):
     """Held-out R² of an affine layer under training, beside the closed form; acts as its table.
 
     Attributes:
@@ -46,6 +46,8 @@ class AdamBaseline(Table):
         n_tokens: test rows.
         seed: of the halves, the rows and the batches.
     """
+
+    _figure = "adam_convergence"
 
     steps: tuple[int, ...]
     r2: Float[Tensor, " step"]

@@ -36,14 +36,14 @@ from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class BilinearProbe(Table):
+class BilinearProbe(Result):
     """Held-out R² of affine plus bilinear fits, by rank; acts as its table.
 
     Attributes:
@@ -58,6 +58,8 @@ class BilinearProbe(Table):
         n_tokens: test rows.
         seed: of the halves and of the starts.
     """
+
+    _figure = "bilinear_gain"
 
     ranks: tuple[int, ...]
     r2: Float[Tensor, " rank"]

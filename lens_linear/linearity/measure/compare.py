@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING
 
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.profile import LinearityProfile
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class ProfileComparison(Table):
+class ProfileComparison(Result):
     """Several profiles as one table; acts as it.
 
     Attributes:
         profiles: by name, in the order given.
     """
+
+    _figure = "profile_comparison"
 
     profiles: Mapping[str, LinearityProfile]
 

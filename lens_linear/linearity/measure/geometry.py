@@ -20,7 +20,7 @@ from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
 from lens_linear.linalg.spectra import Coinciding
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.split import as_rows
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ _COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
 
 
 @dataclass(frozen=True, eq=False)
-class LayerGeometry(Table):
+class LayerGeometry(Result):
     """Shape of the cloud of residual-stream states, by layer boundary; acts as its table.
 
     Attributes:
@@ -46,6 +46,8 @@ class LayerGeometry(Table):
         skip: leading positions left out.
         seed: of the draw.
     """
+
+    _figure = "layer_geometry"
 
     intrinsic_dimension: Float[Tensor, " boundary"]
     reference_dimension: Float[Tensor, " boundary"]

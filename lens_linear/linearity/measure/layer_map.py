@@ -33,13 +33,14 @@ from lens_linear.models.capture import Site, TokenRows, visit_sites
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class LayerMap:
+class LayerMap(Result):
     """R² of the best affine map between layer boundaries; acts as its matrix (``m[i, j]``).
 
     Attributes:
@@ -53,6 +54,8 @@ class LayerMap:
         ridge: penalty of the fits.
         seed: of the halves.
     """
+
+    _figure = "layer_map"
 
     values: Float[Tensor, "boundary boundary"]
     boundaries: tuple[int, ...]

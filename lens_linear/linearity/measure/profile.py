@@ -51,7 +51,7 @@ from lens_linear.stats.collect import (
 )
 from lens_linear.stats.resume import Checkpoint, Key, fingerprint
 from lens_linear.stats.split import RowView, as_rows, halves
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ Fit = Literal["held-out", "in-sample"]
 
 
 @dataclass(frozen=True, eq=False)
-class LinearityProfile(Table):
+class LinearityProfile(Result):
     """Linearity by layer, with everything needed to read it; acts as its table.
 
     Attributes:
@@ -81,6 +81,8 @@ class LinearityProfile(Table):
         seed: of the halves and the resampling.
         confidence: coverage of the intervals.
     """
+
+    _figure = "linearity_profile"
 
     model_name: str
     fit: Fit

@@ -19,6 +19,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.models.hooks import Edit, edited
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ class AffineMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
+class Linearization(Result):
     """Maps for some layers of one model.
 
     Attributes:

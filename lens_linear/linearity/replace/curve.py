@@ -46,7 +46,7 @@ from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ Order = Literal["linearity", "reverse", "random"]
 
 
 @dataclass(frozen=True, eq=False)
-class ReplacementCurve(Table):
+class ReplacementCurve(Result):
     """Loss against the number of blocks replaced; acts as its table.
 
     Attributes:
@@ -73,6 +73,8 @@ class ReplacementCurve(Table):
         distill_steps: gradient steps after each closed-form refit.
         seed: of the halves, and of the random order.
     """
+
+    _figure = "replacement_curves"
 
     scores: tuple[ModelScores, ...]
     steps: tuple[tuple[int, ...], ...]

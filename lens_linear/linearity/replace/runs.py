@@ -25,14 +25,14 @@ from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class RunTable(Table):
+class RunTable(Result):
     """Every run of neighbouring blocks as one map; acts as its table.
 
     Attributes:
@@ -43,6 +43,8 @@ class RunTable(Table):
         n_tokens: tokens the loss was taken on.
         seed: of the halves.
     """
+
+    _figure = "run_table"
 
     rows: tuple[dict[str, object], ...]
     base_loss: float

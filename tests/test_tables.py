@@ -1,0 +1,87 @@
+"""A result has its fields, a table, one column at a time, a figure, a sentence and a view for notebooks."""
+
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+
+import lens_linear
+from lens_linear import plots
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.tables import Result, rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Example(Result):
+    n: int
+
+    _columns = ("y", "t")
+
+    def __repr__(self):
+        return f"Example <of> {self.n} rows"
+
+    def to_dataframe(self):
+        return pd.DataFrame({"x": range(self.n), "y": [i * 1.23456 for i in range(self.n)], "t": "<b>"})
+
+
+def test_columns_are_asked_by_name():
+    result = Example(4)
+    assert result["x"].tolist() == [0, 1, 2, 3] and len(result) == 4 and bool(Example(0))
+    assert result[result["x"] > 1]["x"].tolist() == [2, 3]
+    assert list(result[["y", "x"]].columns) == ["y", "x"]
+    with pytest.raises(KeyError, match=r"Example has no column 'z'; it has \['x', 'y', 't'\]"):
+        _ = result["z"]
+    with pytest.raises(TypeError):
+        iter(result)
+
+
+def test_a_result_is_no_frame():
+    assert not hasattr(Example(2), "loc") and not hasattr(Example(2), "sort_values")
+    public = {name for name in dir(Example(2)) if not name.startswith("_")}
+    assert public == {"n", "to_dataframe", "plot"}
+    assert copy.deepcopy(Example(2)).n == pickle.loads(pickle.dumps(Example(2))).n == 2
+
+
+def test_the_frame_is_a_copy():
+    result = Example(3)
+    result.to_dataframe().loc[0, "y"] = 99
+    assert result["y"].tolist()[0] == 0
+
+
+def test_the_view_is_a_sentence_and_the_columns_that_matter():
+    view = Example(30)._repr_html_()
+    assert view.startswith("<p>Example &lt;of&gt; 30 rows</p>")
+    assert "&lt;b&gt;" in view and "<b>" not in view
+    assert "1 more columns" in view and "first 20 of 30 rows" in view and "<th>x</th>" not in view
+    assert "1.235" in view and "1.23456" not in view
+
+
+def test_rounding_keeps_four_digits_and_everything_else():
+    frame = rounded(pd.DataFrame({"a": [123456.7, 1.2345678e-9], "b": [10**9, 3], "c": ["x", None]}))
+    assert frame["a"].tolist() == [123500.0, 1.235e-9] and frame["b"].tolist() == [10**9, 3]
+
+
+def test_without_a_figure_the_advice_works():
+    with pytest.raises(InvalidArgumentError, match="to_dataframe"):
+        Example(2).plot()
+
+
+def result_classes():
+    for module in pkgutil.walk_packages(lens_linear.__path__, "lens_linear."):
+        if not module.name.endswith("__main__"):
+            for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+                if issubclass(value, Result) and value.__module__ == module.name:
+                    yield value
+
+
+@pytest.mark.parametrize("kind", sorted(set(result_classes()), key=lambda c: c.__name__))
+def test_every_result_names_a_figure_that_exists_and_says_a_sentence(kind):
+    if kind is Result:
+        return
+    assert kind._figure is None or callable(getattr(plots, kind._figure))
+    assert kind.__repr__ is not object.__repr__ and kind.to_dataframe is not Result.to_dataframe
