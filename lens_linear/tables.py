@@ -1,6 +1,6 @@
 """Results: frozen values with the knobs that made them, a sentence, a table and a figure.
 
-A class that inherits :class:`Result` defines ``to_dataframe`` and ``__repr__``. It then answers ``result[column]``,
+A class that inherits :class:`Result` defines ``to_dataframe`` and ``__repr__``. It gives columns by name,
 shows itself in a notebook as its sentence and a rounded table, and draws itself with ``plot()``. It is not a
 DataFrame: what a frame can do is asked of ``result.to_dataframe()``, which is a copy.
 """

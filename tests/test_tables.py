@@ -26,7 +26,9 @@ class Example(Result):
         return f"Example <of> {self.n} rows"
 
     def to_dataframe(self):
-        return pd.DataFrame({"x": range(self.n), "y": [i * 1.23456 for i in range(self.n)], "t": "<b>"})
+        return pd.DataFrame(
+            {"x": range(self.n), "y": [i * 1.23456 for i in range(self.n)], "t": "<b>"}
+        )
 
 
 def test_columns_are_asked_by_name():
@@ -62,7 +64,9 @@ def test_the_view_is_a_sentence_and_the_columns_that_matter():
 
 
 def test_rounding_keeps_four_digits_and_everything_else():
-    frame = rounded(pd.DataFrame({"a": [123456.7, 1.2345678e-9], "b": [10**9, 3], "c": ["x", None]}))
+    frame = rounded(
+        pd.DataFrame({"a": [123456.7, 1.2345678e-9], "b": [10**9, 3], "c": ["x", None]})
+    )
     assert frame["a"].tolist() == [123500.0, 1.235e-9] and frame["b"].tolist() == [10**9, 3]
 
 
@@ -74,7 +78,9 @@ def test_without_a_figure_the_advice_works():
 def result_classes():
     for module in pkgutil.walk_packages(lens_linear.__path__, "lens_linear."):
         if not module.name.endswith("__main__"):
-            for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            for _, value in inspect.getmembers(
+                importlib.import_module(module.name), inspect.isclass
+            ):
                 if issubclass(value, Result) and value.__module__ == module.name:
                     yield value
 

@@ -44,7 +44,7 @@ from lens_linear.checks import (
 )
 from lens_linear.constructions.memory.head_memory import attention_head_memory
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 MEASURES = (
     "gain", "ols_error", "raw_error", "kernel_error", "truth_error", "effective_rows", "best_share",
@@ -55,7 +55,7 @@ _HELD = 0.5  # share of the weights in one row from which it counts as retrieval
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionDial(Table):
+class AttentionDial(Result):
     """Readouts of one context at every setting of the dial.
 
     ``values[measure, setting, seed]``, measures in the order of ``MEASURES``:
@@ -68,6 +68,8 @@ class AttentionDial(Table):
     * ``best_share``: largest absolute weight, median over queries, 0 to 1;
     * ``capacity``: stored rows among which one, asked for with noise, still holds half of the weights.
     """
+
+    _figure = "attention_dial"
 
     values: Float[Tensor, "measure setting seed"]
     dial: tuple[str, ...]  # "order" or "temperature" of each setting

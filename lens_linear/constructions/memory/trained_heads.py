@@ -40,7 +40,7 @@ from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.hooks import Edit
-from lens_linear.tables import Table
+from lens_linear.tables import Result
 
 EXCHANGES = (
     "other context", "other values", "turned geometry", "no geometry", "linear", "retrieval",
@@ -49,8 +49,10 @@ _EVEN = 0.5  # share of the visible keys that weigh in: above it a head averages
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedHeads(Table):
+class TrainedHeads(Result):
     """One row a head: where it reads between regression and retrieval, and what its memories carry."""
+
+    _figure = "trained_heads"
 
     frame: pd.DataFrame
     model: str
