@@ -1,63 +1,64 @@
-from .attention import attention_heads as attention_heads
-from .attention import attention_pattern as attention_pattern
-from .attention import positional_qk as positional_qk
+from .circuits import ablation_map as ablation_map
+from .circuits import circuit_graph as circuit_graph
 from .circuits import composition_map as composition_map
 from .circuits import diagonal_accuracy as diagonal_accuracy
 from .circuits import head_scores as head_scores
-from .circuits import path_importance as path_importance
-from .circuits_gain import ablation_map as ablation_map
-from .circuits_gain import in_context_loss as in_context_loss
-from .circuits_gain import mechanism_table as mechanism_table
-from .circuits_graph import circuit_graph as circuit_graph
-from .circuits_maps import bigram_comparison as bigram_comparison
-from .circuits_maps import circuit_overview as circuit_overview
-from .circuits_maps import circuit_window as circuit_window
-from .circuits_paths import path_ablations as path_ablations
-from .circuits_paths import path_logits as path_logits
-from .circuits_paths import qk_attribution as qk_attribution
-from .circuits_tables import bigram_table as bigram_table
-from .circuits_tables import skip_trigram_bugs as skip_trigram_bugs
-from .circuits_tables import skip_trigram_table as skip_trigram_table
-from .circuits_tables import svd_directions as svd_directions
-from .circuits_tables import top_pairs as top_pairs
+from .circuits import in_context_loss as in_context_loss
+from .circuits import mechanism_table as mechanism_table
+from .constructions import bit_error as bit_error
 from .constructions import covariance_shift as covariance_shift
 from .constructions import hat_matrix as hat_matrix
+from .constructions import head_memory as head_memory
+from .constructions import memory_capacity as memory_capacity
 from .constructions import memory_swap as memory_swap
 from .constructions import ols_convergence as ols_convergence
+from .constructions import retrieval as retrieval
 from .constructions import shift_cost as shift_cost
-from .constructions_dial import attention_dial as attention_dial
-from .constructions_dial import trained_heads as trained_heads
-from .constructions_memory import bit_error as bit_error
-from .constructions_memory import head_memory as head_memory
-from .constructions_memory import memory_capacity as memory_capacity
-from .constructions_memory import retrieval as retrieval
+from .dynamics import agreement_by_order as agreement_by_order
+from .dynamics import agreement_by_size as agreement_by_size
 from .dynamics import concept_separation as concept_separation
 from .dynamics import gain_profiles as gain_profiles
+from .dynamics import schedule_energies as schedule_energies
+from .dynamics import schedule_shapes as schedule_shapes
+from .dynamics import steered_text as steered_text
+from .dynamics import steering_cost as steering_cost
 from .dynamics import step_size as step_size
-from .dynamics_agreement import agreement_by_order as agreement_by_order
-from .dynamics_agreement import agreement_by_size as agreement_by_size
-from .dynamics_steering import schedule_energies as schedule_energies
-from .dynamics_steering import schedule_shapes as schedule_shapes
-from .dynamics_steering import steered_text as steered_text
-from .dynamics_steering import steering_cost as steering_cost
+from .linearity import adam_convergence as adam_convergence
+from .linearity import bilinear_gain as bilinear_gain
+from .linearity import ffn_compression as ffn_compression
 from .linearity import layer_geometry as layer_geometry
 from .linearity import layer_map as layer_map
 from .linearity import linearity_profile as linearity_profile
 from .linearity import profile_comparison as profile_comparison
-from .linearity_probe import adam_convergence as adam_convergence
-from .linearity_probe import bilinear_gain as bilinear_gain
-from .linearity_replace import ffn_compression as ffn_compression
-from .linearity_replace import replacement_curves as replacement_curves
-from .linearity_replace import run_table as run_table
-from .studies import study_measures as study_measures
-from .studies import study_profiles as study_profiles
+from .linearity import replacement_curves as replacement_curves
+from .linearity import run_table as run_table
+from .linearity import study_measures as study_measures
+from .linearity import study_profiles as study_profiles
+from .paths import direct_logit_attribution as direct_logit_attribution
+from .paths import lens_grid as lens_grid
+from .paths import lens_profile as lens_profile
+from .paths import patching as patching
+from .paths import path_ablations as path_ablations
+from .paths import path_importance as path_importance
+from .paths import path_logits as path_logits
+from .paths import qk_attribution as qk_attribution
+from .tokens import attention_heads as attention_heads
+from .tokens import attention_pattern as attention_pattern
+from .tokens import bigram_comparison as bigram_comparison
+from .tokens import bigram_table as bigram_table
+from .tokens import circuit_overview as circuit_overview
+from .tokens import circuit_window as circuit_window
+from .tokens import positional_qk as positional_qk
+from .tokens import skip_trigram_bugs as skip_trigram_bugs
+from .tokens import skip_trigram_table as skip_trigram_table
+from .tokens import svd_directions as svd_directions
+from .tokens import top_pairs as top_pairs
 
 __all__ = [
     "ablation_map",
     "adam_convergence",
     "agreement_by_order",
     "agreement_by_size",
-    "attention_dial",
     "attention_heads",
     "attention_pattern",
     "bigram_comparison",
@@ -71,6 +72,7 @@ __all__ = [
     "concept_separation",
     "covariance_shift",
     "diagonal_accuracy",
+    "direct_logit_attribution",
     "ffn_compression",
     "gain_profiles",
     "hat_matrix",
@@ -79,11 +81,14 @@ __all__ = [
     "in_context_loss",
     "layer_geometry",
     "layer_map",
+    "lens_grid",
+    "lens_profile",
     "linearity_profile",
     "mechanism_table",
     "memory_capacity",
     "memory_swap",
     "ols_convergence",
+    "patching",
     "path_ablations",
     "path_importance",
     "path_logits",
@@ -105,5 +110,4 @@ __all__ = [
     "study_profiles",
     "svd_directions",
     "top_pairs",
-    "trained_heads",
 ]

@@ -1,44 +1,65 @@
-"""Figures of linearity: profiles by layer, maps between layers, profiles side by side, geometry.
+"""Figures of linearity: profiles by layer, maps between layers, what replacement costs, probes, studies.
 
-Each function takes a result of :mod:`lens_linear.linearity` and returns a figure; nothing is computed here.
+Each function takes a result of :mod:`lens_linear.linearity` (or of a pretraining study) and returns a
+figure; nothing is computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from lens_linear.checks import require_choice
+from lens_linear.linearity.measure.adam import AdamBaseline
+from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.linearity.measure.compare import ProfileComparison
 from lens_linear.linearity.measure.geometry import LayerGeometry
 from lens_linear.linearity.measure.layer_map import LayerMap
 from lens_linear.linearity.measure.profile import LinearityProfile
-from lens_linear.plots.style import DASHES, GREY, colour, escape, faded, matrix, styled
+from lens_linear.linearity.replace.compression import CompressionTable
+from lens_linear.linearity.replace.curve import ReplacementCurve
+from lens_linear.linearity.replace.runs import RunTable
+from lens_linear.plots._kinds import (
+    add_level,
+    add_line,
+    figure,
+    in_legend,
+    inks,
+    layer_axis,
+    panels,
+    window,
+)
+from lens_linear.plots.style import colour, escape, legend_name, matrix, styled, tick_label
 
 _LABELS = {
-    "block": "block",
-    "block_no_residual": "block, without residual",
-    "ffn": "FFN",
-    "attn": "attention",
+    "block_r2": "block",
+    "block_r2_no_residual": "block, without residual",
+    "ffn_r2": "FFN",
+    "attn_r2": "attention",
 }
-PANELS_TOP = 130  # pixels above panels that have titles of their own
-SCORE_NAMES: Mapping[str, str] = {
+_NAMES = {
     "block_r2": "block R²",
     "block_r2_no_residual": "block R² without residual",
     "ffn_r2": "FFN R²",
     "attn_r2": "attention R²",
     "update_ratio": "‖update‖ / ‖stream‖",
+    "loss": "validation loss (nats per token)",
 }
+Score = Literal["block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "update_ratio"]
+Measure = Literal["loss", "block_r2", "block_r2_no_residual", "ffn_r2", "update_ratio"]
 
 
+@figure
 def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Figure:
     """R² by layer for blocks (with and without residual), FFNs and attention, with the null.
 
     The x axis is the layer, the y axis the fraction of variance explained, at most 1. Bands are bootstrap
     intervals over test sequences; an in-sample profile has none. The grey line is what an output
-    independent of its input would score. Scores below −0.1 are cut off; the hover shows them.
+    independent of its input would score. Scores below −0.1 are cut off; the hover shows them. Thin lines,
+    where the profile has them, are the same scores without the first position, whose outlier can carry
+    most of the variance.
 
     Args:
         profile: what ``ll.linearity_profile`` returned.
@@ -52,54 +73,39 @@ def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Fi
         >>> import lens_linear as ll
         >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
         >>> profile = ll.linearity_profile(ll.toy_model(d_model=16, attn_only=False), tokens)
-        >>> [line.name for line in ll.plots.linearity_profile(profile, bands=False).data]
-        ['block', 'block, without residual', 'FFN', 'attention', 'independent noise']
+        >>> [line.name for line in ll.plots.linearity_profile(profile, bands=False).data][:3]
+        ['block', 'block, without residual', 'FFN']
     """
-    figure = go.Figure()
-    layers = list(range(profile.n_layers))
-    lowest = 0.0
+    frame = profile.to_dataframe().reset_index()
+    layers, fig = frame["layer"].tolist(), go.Figure()
     for index, (score, label) in enumerate(_LABELS.items()):
-        values = profile.scores[score]
-        if bool(values.isnan().all()):
+        if score not in frame or bool(frame[score].isna().all()):
             continue
-        lowest = min(lowest, float(values.nan_to_num(nan=0.0).min()))
-        low, high = profile.intervals[score].unbind(1)
-        if bands and not bool(low.isnan().all()):
-            figure.add_trace(_band(layers, low.tolist(), high.tolist(), colour(index)))
-        figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=values.tolist(),
-                mode="lines+markers",
-                name=label,
-                line={"color": colour(index), "dash": DASHES[index % len(DASHES)], "width": 2.5},
-                marker={"size": 8, "symbol": index},
-                hovertemplate=f"layer %{{x}}<br>{label}: R² %{{y:.4f}}<extra></extra>",
-            )
+        ends = [frame.get(f"{score}_{end}") for end in ("low", "high")]
+        band = (
+            (ends[0], ends[1]) if bands and ends[0] is not None and ends[0].notna().any() else None
         )
-    figure.add_trace(
-        go.Scatter(
-            x=layers,
-            y=profile.null_r2.clamp(min=-1).tolist(),
-            mode="lines",
-            name="independent noise",
-            line={"color": GREY, "dash": "dot", "width": 1.5},
-            hovertemplate="null: R² %{y:.4f}<extra></extra>",
-        )
-    )
-    figure.update_yaxes(range=[max(lowest, -0.1) - 0.04, 1.04])
-    figure.update_xaxes(dtick=1 if profile.n_layers <= 24 else None)
+        hover = "layer %{x}: R² %{y:.4f}"
+        add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover)
+        later = frame.get(f"{score}_skip1")
+        if later is not None and later.notna().any():
+            name = f"{label}, without first position"
+            add_line(fig, layers, later, name, index=index, width=1, hover=hover)
+    null = frame["null_r2"]
+    lowest = float(null.min())
+    outside = f" ({lowest:.2g}, below the axis)" if lowest < -1 else ""
+    add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers)
+    window(fig, lowest=max(-1.0, min(-0.1, lowest)) if not outside else -0.1, highest=1.0)
     skipped = f", first {profile.skip} positions left out" if profile.skip else ""
     fitted = f", fitted on {profile.n_fit:,}" if profile.fit == "held-out" else ""
     return styled(
-        figure,
-        title=f"Linearity by layer: {escape(profile.model_name)}",
+        layer_axis(fig, profile.n_layers), title=f"Linearity by layer: {escape(profile.model_name)}",
         subtitle=f"{profile.fit} R² of the best affine map; n = {profile.n_tokens:,} tokens{fitted}{skipped}",
-        x="layer",
-        y="R² (fraction of variance explained)",
-    )
+        x="layer", y="R² (fraction of variance explained)",
+    )  # fmt: skip
 
 
+@figure
 def layer_map(result: LayerMap) -> go.Figure:
     """Heatmap of the R² of the best affine map from one layer boundary (row) to a later one (column).
 
@@ -124,36 +130,23 @@ def layer_map(result: LayerMap) -> go.Figure:
         >>> figure.layout.xaxis.ticktext, figure.data[0].z.shape
         (('embedding', 'after 0', 'after 1'), (3, 3))
     """
-    values = result.values.clamp(min=0).numpy()
     names = ["embedding" if b == 0 else f"after {b - 1}" for b in result.boundaries]
-    figure = matrix(
-        values,
-        rows=names,
-        columns=names,
-        value_name="R²",
-        row_name="from",
-        column_name="to",
-        diverging=False,
-        limits=(0.0, 1.0),
-    )
-    if len(names) <= 14:
-        figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
-    figure.update_xaxes(scaleanchor="y", tickangle=-40)
+    fig = matrix(
+        result.values.clamp(min=0).numpy(), rows=names, columns=names, value_name="R²",
+        row_name="from", column_name="to", diverging=False, limits=(0.0, 1.0), square=True, numbers=True,
+    )  # fmt: skip
     return styled(
-        figure,
-        title=f"Best affine map between layers: {escape(result.model_name)}",
+        fig, title=f"Best affine map between layers: {escape(result.model_name)}",
         subtitle=f"{result.fit} R², n = {result.n_tokens:,} tokens; negative values shown as 0",
-        x="to (residual stream)",
-        y="from (residual stream)",
-        height=560,
-        width=680,
-    )
+        x="to (residual stream)", y="from (residual stream)", height=220 + min(520, 60 + 34 * len(names)),
+    )  # fmt: skip
 
 
+@figure
 def profile_comparison(
     comparison: ProfileComparison,
     *,
-    scores: tuple[str, ...] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
+    scores: Sequence[Score] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
     ordered: bool = False,
 ) -> go.Figure:
     """One panel per score, one line per profile, over relative depth.
@@ -185,46 +178,26 @@ def profile_comparison(
         (['block R²', '‖update‖ / ‖stream‖'], 4)
     """
     frame = comparison.to_dataframe()
-    for score in scores:
-        require_choice("scores", score, SCORE_NAMES)
-    titles = [SCORE_NAMES[score] for score in scores]
-    figure = make_subplots(rows=1, cols=len(scores), subplot_titles=titles, shared_yaxes=False)
+    fig, places = panels([_NAMES[score] for score in scores])
     names = list(comparison.profiles)
-    for index, name in enumerate(names):
+    for index, (name, ink) in enumerate(zip(names, inks(len(names), ordered=ordered), strict=True)):
         part = frame[frame["name"] == name]
-        shade = _shade(index, len(names)) if ordered else colour(index)
-        for column, score in enumerate(scores, start=1):
-            figure.add_trace(
-                go.Scatter(
-                    x=part["depth"],
-                    y=part[score],
-                    mode="lines+markers",
-                    name=escape(name),
-                    legendgroup=escape(name),
-                    showlegend=column == 1,
-                    line={"color": shade, "width": 2},
-                    marker={"size": 6, "symbol": index % 8},
-                    customdata=part["layer"],
-                    hovertemplate=(
-                        f"{escape(name)}<br>layer %{{customdata}}<br>"
-                        f"{SCORE_NAMES[score]} %{{y:.4f}}<extra></extra>"
-                    ),
-                ),
-                row=1,
-                col=column,
-            )
-    figure.update_xaxes(title_text="depth (0 first, 1 last layer)")
+        for score, at in zip(scores, places, strict=True):
+            add_line(
+                fig, part["depth"], part[score], name, index=index, ink=ink, at=at, width=2,
+                custom=part["layer"], hover=f"layer %{{customdata}}<br>{_NAMES[score]} %{{y:.4f}}",
+                dash="solid", legend=in_legend(index, len(names)),
+            )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
     counted = " or ".join(f"{n:,}" for n in tokens[:3])
+    fig.update_xaxes(title_text="depth (0 first, 1 last)", nticks=4)
     return styled(
-        figure,
-        title="Linearity profiles side by side",
-        subtitle=f"n = {counted} tokens each",
-        height=500,
-        width=380 * len(scores) + 180,
-    ).update_layout(margin_t=PANELS_TOP)
+        fig, title="Linearity profiles side by side", subtitle=f"n = {counted} tokens each", panels=True,
+        height=130 + 340 * places[-1][0],
+    )  # fmt: skip
 
 
+@figure
 def layer_geometry(geometry: LayerGeometry) -> go.Figure:
     """Anisotropy and intrinsic dimension of the residual stream at every layer boundary.
 
@@ -249,52 +222,399 @@ def layer_geometry(geometry: LayerGeometry) -> go.Figure:
     """
     frame = geometry.to_dataframe().reset_index()
     names = {
-        "anisotropy": "anisotropy (share of first direction)",
+        "anisotropy": "anisotropy",
         "intrinsic_dimension": "intrinsic dimension (TwoNN)",
         "effective_rank": "effective rank",
     }
-    figure = make_subplots(rows=1, cols=3, subplot_titles=list(names.values()))
-    for column, name in enumerate(names, start=1):
-        figure.add_trace(
-            go.Scatter(
-                x=frame["boundary"],
-                y=frame[name],
-                mode="lines+markers",
-                line={"color": colour(column - 1), "width": 2.5},
-                name=names[name],
-                hovertemplate="boundary %{x}: %{y:.3f}<extra></extra>",
-            ),
-            row=1,
-            col=column,
+    fig, places = panels(list(names.values()))
+    for index, ((column, name), at) in enumerate(zip(names.items(), places, strict=True)):
+        hover = "boundary %{x}: %{y:.3f}"
+        add_line(
+            fig,
+            frame["boundary"],
+            frame[column],
+            name,
+            index=index,
+            at=at,
+            dash="solid",
+            hover=hover,
         )
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(title_text="layer boundary (0 = embedding)", dtick=1)
+    fig.update_yaxes(rangemode="tozero")
+    fig.update_xaxes(title_text="layer boundary")
     return styled(
-        figure,
+        layer_axis(fig, len(frame), room=6), legend="none", height=430, panels=True,
         title=f"Shape of the residual stream: {escape(geometry.model_name)}",
-        subtitle=f"n = {geometry.n_rows:,} states per boundary",
-        legend="none",
-        height=460,
-        width=1100,
-    ).update_layout(margin_t=PANELS_TOP)
+        subtitle=f"n = {geometry.n_rows:,} states at each boundary (0 is the embedding); anisotropy is the "
+        "share of variance on the first direction",
+    )  # fmt: skip
 
 
-def _band(x: list[int], low: list[float], high: list[float], shade: str) -> go.Scatter:
-    return go.Scatter(
-        x=[*x, *reversed(x)],
-        y=[*high, *reversed(low)],
-        mode="lines",
-        fill="toself",
-        fillcolor=faded(shade, 0.18),
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
+@figure
+def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Figure:
+    """Held-out gain of R² over the affine fit against the number of products, one line per probe.
+
+    The x axis is the rank of the bilinear term, the y axis a difference of two R². 0 (the grey line) is no
+    better than the affine fit. Bands are bootstrap intervals over test sequences; the dotted line of the
+    same colour is the gain on the training half, so the distance between the two is what overfitting adds.
+
+    Args:
+        probes: one probe of ``ll.bilinear_probe``, or several by name.
+
+    Returns:
+        Figure with two lines a probe, held out and training.
+
+    Raises:
+        InvalidArgumentError: no probes, or something that is neither a probe nor {name: probe}.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> from lens_linear.linearity.measure.bilinear import probe_rows
+        >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
+        >>> probe = probe_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
+        >>> figure = ll.plots.bilinear_gain({"a product": probe})
+        >>> [line.name for line in figure.data], bool(figure.data[0].y[1] > 0.9)
+        (['a product, held out', 'a product, training'], True)
+    """
+    named = {probes.where: probes} if isinstance(probes, BilinearProbe) else probes
+    fig = go.Figure()
+    for index, (name, probe) in enumerate(named.items()):
+        frame = probe.to_dataframe()
+        band = None if frame["gain_low"].isna().all() else (frame["gain_low"], frame["gain_high"])
+        for column, dash, what in (
+            ("gain", "solid", "held out"),
+            ("train_gain", "dot", "training"),
+        ):
+            add_line(
+                fig, frame["rank"], frame[column], f"{name[:22]}, {what}", index=index, dash=dash,
+                band=band if column == "gain" else None, hover="%{x} products: %{y:+.4f}",
+            )  # fmt: skip
+    first = next(iter(named.values()))
+    most = max(float(probe.to_dataframe()["rank"].max()) for probe in named.values())
+    add_level(fig, 0.0, "affine fit alone", x=[0, most])
+    return styled(
+        fig, title="What a few products add to the affine fit", y="gain of R² over the affine fit",
+        subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; bands: 95 % intervals "
+        "over sequences", x="products (rank of the bilinear term)", height=500,
+    )  # fmt: skip
+
+
+@figure
+def adam_convergence(baseline: AdamBaseline) -> go.Figure:
+    """Held-out R² of a linear layer under Adam, raw and standardised inputs, beside least squares.
+
+    The x axis is Adam's steps, logarithmic; the y axis the held-out R², at most 1, where 0 predicts the
+    mean. The dashed line is the closed form on the same rows: best on the training half, so a run that is
+    stopped early can lie a little above it on the other. Raw inputs that stay below it while standardised
+    ones reach it are slow because of their condition number, not for want of a linear map.
+
+    Args:
+        baseline: what ``linearity.adam_baseline`` returned.
+
+    Returns:
+        Figure with two lines and the level of the closed form.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> from lens_linear.linearity.measure.adam import adam_on_rows
+        >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
+        >>> found = adam_on_rows(x, x.cumsum(1), new, new.cumsum(1), steps=20)
+        >>> figure = ll.plots.adam_convergence(found)
+        >>> [line.name for line in figure.data]
+        ['Adam, raw inputs', 'Adam, standardised inputs', 'closed form 1.0000']
+    """
+    frame = baseline.to_dataframe()
+    # Step 0 has no place on a logarithmic axis, and one step is close enough to it.
+    frame, fig = frame[frame["step"] > 0], go.Figure()
+    lines = {"r2": "Adam, raw inputs", "r2_standardized": "Adam, standardised inputs"}
+    for index, (column, label) in enumerate(lines.items()):
+        hover = "step %{x}: R² %{y:.4f}"
+        add_line(fig, frame["step"], frame[column], label, index=index, hover=hover)
+    add_level(fig, baseline.closed_form, f"closed form {baseline.closed_form:.4f}", x=list(frame["step"]),
+              dash="dash")  # fmt: skip
+    window(fig, lowest=-0.2)
+    above = float(frame[list(lines)].max().max()) > baseline.closed_form + 1e-4
+    note = "; above the closed form: stopped early, it overfits less" if above else ""
+    return styled(
+        fig.update_xaxes(type="log", dtick=1), title=f"A trained linear layer: {escape(baseline.where)}",
+        subtitle=f"learning rate {baseline.learning_rate:g}, batches of {baseline.batch}; condition number "
+        f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}",
+        x="Adam steps", y="held-out R²",
+    )  # fmt: skip
+
+
+@figure
+def replacement_curves(
+    curves: ReplacementCurve | Mapping[str, ReplacementCurve], *, perplexity: bool = False
+) -> go.Figure:
+    """Held-out loss (or perplexity) against the number of blocks replaced, one line per curve.
+
+    The x axis counts blocks, the y axis is nats per token. The dotted line is the whole model, where every
+    curve begins; a uniform guess costs the logarithm of the vocabulary's size. Error bars are standard
+    errors over test sequences of the difference to the whole model.
+
+    Args:
+        curves: one curve of ``ll.replacement_curve``, or several by name.
+        perplexity: show the exponential of the loss on a logarithmic axis, without error bars.
+
+    Returns:
+        Figure with one line a curve, and the whole model's.
+
+    Raises:
+        InvalidArgumentError: no curves, or something that is neither a curve nor {name: curve}.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> curve = ll.replacement_curve(ll.toy_model(d_model=16), tokens, "remove")
+        >>> figure = ll.plots.replacement_curves(curve)
+        >>> [line.name for line in figure.data], len(figure.data[0].x)
+        (['remove', 'whole model'], 3)
+    """
+    named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else curves
+    value, fig = "perplexity" if perplexity else "loss", go.Figure()
+    for index, (name, curve) in enumerate(named.items()):
+        frame = curve.to_dataframe()
+        order = [", ".join(map(str, layers)) or "none" for layers in frame["layers"]]
+        se = frame["loss_increase_se"].fillna(0)
+        ends = None if perplexity else (frame["loss"] - se, frame["loss"] + se)
+        add_line(
+            fig, frame["n_replaced"], frame[value], name, index=index, bars=ends, custom=order,
+            hover="%{x} blocks replaced: %{y:.4g}<br>layers %{customdata}",
+        )  # fmt: skip
+    first = next(iter(named.values()))
+    most = max(len(curve.steps) for curve in named.values()) - 1
+    add_level(fig, float(first.to_dataframe()[value].iloc[0]), "whole model", x=[0, most])
+    if perplexity:
+        fig.update_yaxes(type="log")
+    return styled(
+        layer_axis(fig, most + 1), title=f"Replacing blocks: {escape(first.model_name)}",
+        subtitle=f"n = {first.n_tokens:,} held-out tokens, maps fitted on {first.n_fit:,}",
+        x="blocks replaced", y=value if perplexity else "loss (nats per token)",
+    )  # fmt: skip
+
+
+@figure
+def run_table(table: RunTable, *, method: Literal["linear", "remove"] = "linear") -> go.Figure:
+    """Heatmap of the loss increase when blocks first (row) to last (column) become one map.
+
+    Cells are nats per token above the whole model's loss: 0 is a run that is replaced for free. The
+    diagonal is one block alone; below it nothing is drawn. Hold "linear" against "remove", which leaves the
+    blocks out: only what the map saves over it is owed to the map.
+
+    Args:
+        table: what ``linearity.run_table`` returned.
+        method: "linear" or "remove".
+
+    Returns:
+        Figure with one heatmap; up to 200 cells the numbers are written in.
+
+    Raises:
+        InvalidArgumentError: an unknown method.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> table = ll.linearity.run_table(ll.toy_model(d_model=16), tokens)
+        >>> figure = ll.plots.run_table(table, method="remove")
+        >>> figure.layout.xaxis.title.text, figure.data[0].z.shape
+        ('last block of the run', (2, 2))
+    """
+    frame = table.to_dataframe()
+    grid = frame[frame["method"] == method].pivot(
+        index="first", columns="last", values="loss_increase"
     )
+    fig = matrix(
+        grid.to_numpy(), rows=list(grid.index), columns=list(grid.columns), row_name="first block",
+        value_name="loss increase (nats)", column_name="last block", diverging=False, square=True,
+        numbers=True,
+    )  # fmt: skip
+    what = "one affine map" if method == "linear" else "nothing"
+    return styled(
+        fig, title=f"Runs of blocks replaced by {what}: {escape(table.model_name)}",
+        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens",
+        x="last block of the run", y="first block of the run", height=220 + min(520, 60 + 34 * len(grid)),
+    )  # fmt: skip
 
 
-def _shade(index: int, count: int) -> str:
-    """From light to dark blue-green, readable in grey."""
-    share = index / max(count - 1, 1)
-    light, dark = (158, 202, 225), (8, 48, 107)
-    mixed = (round(a + share * (b - a)) for a, b in zip(light, dark, strict=True))
-    return "rgb({},{},{})".format(*mixed)
+@figure
+def ffn_compression(table: CompressionTable) -> go.Figure:
+    """Loss increase of each single-FFN replacement against how many times fewer parameters it has.
+
+    The x axis is logarithmic: the FFN's parameters over the map's, low ranks to the right. The y axis is
+    nats per token above the whole model; 0 (the dotted line) is a replacement that costs nothing. Bars are
+    standard errors over test sequences. The hover names rank, perplexity and held-out R².
+
+    Args:
+        table: what ``linearity.ffn_compression`` returned.
+
+    Returns:
+        Figure with one line a layer.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> model = ll.toy_model(d_model=16, attn_only=False)
+        >>> figure = ll.plots.ffn_compression(ll.linearity.ffn_compression(model, tokens, ranks=(None, 2)))
+        >>> [line.name for line in figure.data]
+        ['layer 0', 'layer 1']
+    """
+    frame, fig = table.to_dataframe(), go.Figure()
+    layers = list(dict.fromkeys(frame["layer"]))
+    for index, (layer, ink) in enumerate(zip(layers, inks(len(layers)), strict=True)):
+        part = frame[frame["layer"] == layer].sort_values("map_parameters")
+        y, se = part["loss_increase"], part["loss_increase_se"].fillna(0)
+        add_line(
+            fig, part["times_fewer"], y, f"layer {layer}", index=index, ink=ink, width=1.5,
+            bars=(y - se, y + se), legend=in_legend(index, len(layers)),
+            custom=part[["rank", "ffn_r2", "perplexity_increase"]].to_numpy(),
+            hover="rank %{customdata[0]}<br>%{x:.1f} times fewer parameters<br>loss %{y:+.4f} nats, "
+            "perplexity %{customdata[2]:+.3f}<br>held-out R² %{customdata[1]:.3f}",
+        )  # fmt: skip
+    ends = [float(frame["times_fewer"].min()), float(frame["times_fewer"].max())]
+    add_level(fig, 0.0, "whole model", x=ends)
+    fig.update_xaxes(type="log", dtick="D1" if ends[1] < 40 * ends[0] else 1)
+    return styled(
+        fig, title=f"One FFN as one affine layer: {escape(table.model_name)}",
+        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
+        "low rank to the right", x="times fewer parameters than the FFN",
+        y="loss increase (nats per token)",
+    )  # fmt: skip
+
+
+@runtime_checkable
+class StudyLike(Protocol):
+    """What a figure needs of ``studies.StudyResult``, which stands on the same floor."""
+
+    study: Any
+    n_text: int
+    minutes: float
+    n_tokens: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row a variant, seed, step and layer."""
+
+
+@figure
+def study_measures(
+    result: StudyLike,
+    *,
+    measures: Sequence[Measure] = ("loss", "block_r2", "block_r2_no_residual", "ffn_r2"),
+) -> go.Figure:
+    """One panel per measure: final models by variant, a dot per seed, a bar at their mean.
+
+    The x axis names the variants. The loss is in nats per token; scores are R² (at most 1) or a ratio of
+    lengths, means over layers. The dotted line is the baseline's mean: a difference smaller than the
+    scatter of the dots is no effect.
+
+    Args:
+        result: what ``studies.run_study`` returned.
+        measures: any of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
+
+    Returns:
+        Figure with one panel a measure.
+
+    Raises:
+        InvalidArgumentError: an unknown measure.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> study = ll.studies.load_study("cosine")
+        >>> one = {"step": 9, "final": True, "layer": 0, "loss": 2.5, "ffn_r2": 0.9}
+        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
+        >>> result = ll.studies.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
+        >>> figure = ll.plots.study_measures(result, measures=("loss", "ffn_r2"))
+        >>> [panel.text for panel in figure.layout.annotations], float(figure.data[1].y[0])
+        (['validation loss (nats per token)', 'FFN R²'], 2.5)
+    """
+    frame = result.to_dataframe()
+    final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[list(measures)].mean()
+    final, variants = final.reset_index(), list(result.study.variants)
+    fig, places = panels([_NAMES[measure] for measure in measures], across=2)
+    at_variant = [variants.index(v) for v in final["variant"]]
+    for measure, (row, col) in zip(measures, places, strict=True):
+        means = final.groupby("variant", sort=False)[measure].mean()
+        fig.add_scatter(
+            x=at_variant, y=final[measure], mode="markers", showlegend=False, row=row, col=col,
+            marker={"color": [colour(v) for v in at_variant], "size": 9, "opacity": 0.75},
+            customdata=[[escape(v), s] for v, s in zip(final["variant"], final["seed"])],
+            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}<extra></extra>",
+        )  # fmt: skip
+        fig.add_scatter(
+            x=list(range(len(variants))), y=[means[v] for v in variants], mode="markers",
+            marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": "#222222"}},
+            hovertemplate="mean %{y:.4f}<extra></extra>", name="mean over seeds", row=row, col=col,
+            showlegend=(row, col) == (1, 1),
+        )  # fmt: skip
+        ends = [-0.4, len(variants) - 0.6]
+        add_level(
+            fig, float(means[result.study.baseline]), "mean of the baseline", x=ends, at=(row, col)
+        )
+    names = [tick_label(v, max_length=18) for v in variants]
+    fig.update_xaxes(tickvals=list(range(len(variants))), ticktext=names, tickangle=-40)
+    fig.update_xaxes(range=[-0.5, len(variants) - 0.5])
+    return styled(
+        fig, title=escape(result.study.question), subtitle=_study(result), panels=True,
+        height=180 + 300 * places[-1][0],
+    )  # fmt: skip
+
+
+@figure
+def study_profiles(result: StudyLike, *, measure: Measure = "ffn_r2") -> go.Figure:
+    """One panel per variant: the measure by layer, a line per seed; thin lines are earlier checkpoints.
+
+    All panels share the y axis: R² (at most 1), a ratio of lengths, or nats per token for the loss. The
+    panel of the baseline is what the others are held against; lines of one panel differ by the seed alone.
+
+    Args:
+        result: what ``studies.run_study`` returned.
+        measure: one of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
+
+    Returns:
+        Figure with one panel a variant.
+
+    Raises:
+        InvalidArgumentError: an unknown measure.
+
+    Example:
+        >>> import lens_linear as ll
+        >>> study = ll.studies.load_study("cosine")
+        >>> one = {"step": 9, "final": True, "layer": 0, "ffn_r2": 0.9}
+        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
+        >>> result = ll.studies.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
+        >>> figure = ll.plots.study_profiles(result)
+        >>> figure.layout.yaxis.title.text, len(figure.data) == len(study.runs())
+        ('FFN R²', True)
+    """
+    frame, variants = result.to_dataframe(), list(result.study.variants)
+    fig, places = panels([legend_name(v) for v in variants], share_y=True)
+    steps = sorted(frame["step"].unique())
+    named: set[Any] = set()
+    for variant, at in zip(variants, places, strict=True):
+        for (seed, step), part in frame[frame["variant"] == variant].groupby(["seed", "step"]):
+            last = bool(part["final"].iloc[0])
+            add_line(
+                fig, part["layer"], part[measure], f"after {step} steps", at=at, dash="solid",
+                index=0 if last else 1 + steps.index(step), width=2.5 if last else 1,
+                mode="lines+markers" if last else "lines", legend=step not in named,
+                hover=f"{escape(variant)}, seed {seed}<br>layer %{{x}}: %{{y:.4f}}",
+            )  # fmt: skip
+            named.add(step)
+    fig.update_xaxes(title_text="layer")
+    fig.update_yaxes(title_text=_NAMES[measure], col=1)
+    return styled(
+        layer_axis(fig, int(frame["layer"].max()) + 1, room=6), subtitle=_study(result), panels=True,
+        title=f"{_NAMES[measure]} by layer, every seed", height=140 + 320 * places[-1][0],
+    )  # fmt: skip
+
+
+def _study(result: StudyLike) -> str:
+    spec = result.study.recipe["spec"]
+    return (
+        f"{spec['n_layers']} layers, width {spec['d_model']}, {len(result.study.seeds)} seeds each; "
+        f"n = {result.n_tokens:,} validation tokens"
+    )

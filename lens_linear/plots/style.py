@@ -1,22 +1,25 @@
-"""One look for every figure of the package, and the few marks that several rooms share.
+"""One look for every figure of the package: colours, titles, labels, matrices.
 
 A figure function takes a result and returns a :class:`plotly.graph_objects.Figure`: it computes
 nothing, calls no ``show`` and sets no global renderer or template. Readers with a colour vision
 deficiency can tell the colours apart: Okabe & Ito's eight for categories, red to blue centred at
-zero for signed values, viridis for unsigned ones.
+zero for signed values, viridis for unsigned ones. No figure has a width of its own: the page or the
+notebook gives it one, from 390 pixels on.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from lens_linear.checks import require_float, require_instance, require_int, require_list
-from lens_linear.errors import InvalidArgumentError
-from lens_linear.plots._cells import MAX_CELLS, as_array, check_cells
+from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
+from lens_linear.text.labels import EMPTY, text_label
 
 # Okabe & Ito 2008, "Color universal design", black last: grid text is already dark.
 OKABE_ITO = (
@@ -33,7 +36,10 @@ GREY = "#7F7F7F"  # nulls, baselines, theory
 DIVERGING = "RdBu"  # red below zero, blue above: the convention of TransformerLens' own lessons
 SEQUENTIAL = "Viridis"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-MAX_TICKS = 40  # more tick labels than this overlap; the hover still names every cell
+MAX_CELLS = 40_000
+MAX_ROWS = 40  # tick labels beside a matrix; more overlap, and the hover still names every cell
+LABELS_BELOW = 25  # upright tick labels that fit below a matrix
+NAME_LENGTH = 34  # characters of a legend's name
 
 _AXIS = {
     "showline": True,
@@ -47,8 +53,9 @@ _AXIS = {
 }
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "Open Sans, Segoe UI, Helvetica, Arial, sans-serif", "size": 14},
-        "title": {"font": {"size": 18}, "x": 0.0, "xref": "paper", "xanchor": "left"},
+        "font": {"family": "Open Sans, Segoe UI, Helvetica, Arial, sans-serif", "size": 13},
+        "title": {"font": {"size": 17}, "x": 0.0, "xref": "container", "yref": "container"}
+        | {"xanchor": "left"},
         "colorway": list(OKABE_ITO),
         "colorscale": {"diverging": DIVERGING, "sequential": SEQUENTIAL},
         "paper_bgcolor": "white",
@@ -56,9 +63,11 @@ TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "hoverlabel": {"font": {"family": "monospace", "size": 13}, "align": "left"},
-        "margin": {"l": 70, "r": 30, "t": 80, "b": 60},
+        "margin": {"l": 60, "r": 20, "b": 50},
+        "autosize": True,
     }
 )
+_LINE, _SMALL = 23, 17  # pixels of a line of the title and of the subtitle
 
 
 def colour(index: int) -> str:
@@ -78,6 +87,26 @@ def colour(index: int) -> str:
         ('#0072B2', '#0072B2')
     """
     return OKABE_ITO[require_int("index", index, minimum=0) % len(OKABE_ITO)]
+
+
+def shades(count: int) -> list[str]:
+    """Colours of an ordered series (layers, checkpoints, sizes), dark first, also apart in grey.
+
+    Args:
+        count: how many, at least 1.
+
+    Returns:
+        ``rgb(r, g, b)`` strings along viridis, without its palest end.
+
+    Raises:
+        InvalidArgumentError: below 1.
+
+    Example:
+        >>> shades(2)
+        ['rgb(68, 1, 84)', 'rgb(143, 213, 71)']
+    """
+    ends = np.linspace(0.0, 0.82, require_int("count", count, minimum=1))
+    return list(sample_colorscale(SEQUENTIAL, ends.tolist()))
 
 
 def faded(hex_colour: str, alpha: float) -> str:
@@ -109,24 +138,26 @@ def styled(
     x: str | None = None,
     y: str | None = None,
     subtitle: str | None = None,
-    legend: Literal["right", "bottom", "none"] = "right",
+    legend: Literal["right", "bottom", "none"] = "bottom",
     height: int = 480,
     width: int | None = None,
+    panels: bool = False,
 ) -> go.Figure:
     """Give ``fig`` the package's look, a title and axis titles; returns the same figure.
 
     Titles may hold plotly's own markup (``<sub>``, ``<br>``), so text that comes from a user or a tokenizer
-    goes through :func:`escape` first.
+    goes through :func:`escape` first. Long titles are wrapped so that they fit a narrow page.
 
     Args:
         fig: the figure, changed in place.
         title: what the figure shows, in a few words.
         x: title of every x axis; None leaves them alone (subplots).
         y: title of every y axis.
-        subtitle: one smaller line below the title: n, units, the knobs.
-        legend: where the legend stands.
+        subtitle: smaller lines below the title: n, units, the knobs.
+        legend: where the legend stands; at the right it takes room from the figure.
         height: pixels.
         width: pixels; None lets the page decide.
+        panels: subplots with titles of their own, which need room.
 
     Returns:
         ``fig`` itself.
@@ -137,14 +168,25 @@ def styled(
         >>> figure.layout.title.text, figure.layout.xaxis.title.text
         ('Linearity', 'layer')
     """
+    lines, small = _wrapped(title, 44), _wrapped(subtitle or "", 60)
     layout: dict[str, Any] = {"template": TEMPLATE, "height": height, "width": width}
-    layout["title"] = {"text": title}
-    if subtitle:
-        layout["title"]["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": "#555555"}}
+    layout["title"] = {
+        "text": "<br>".join(lines),
+        "y": 1 - (8 + _LINE / 2 * len(lines)) / height,
+        "yanchor": "middle",
+        "pad": {"l": 12},
+    }
+    if small:
+        layout["title"]["subtitle"] = {
+            "text": "<br>".join(small),
+            "font": {"size": 13, "color": "#555555"},
+        }
+    layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + 24 * panels}
     if legend == "none":
         layout["showlegend"] = False
     elif legend == "bottom":
-        layout["legend"] = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}
+        layout["legend"] = {"orientation": "h", "x": 0, "yref": "container", "y": 0}
+        layout["legend"] |= {"xanchor": "left", "yanchor": "bottom"}
     else:
         layout["legend"] = {"x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"}
     fig.update_layout(**layout)
@@ -155,6 +197,15 @@ def styled(
     return fig
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of like length, at most ``width`` characters; a line break that is there stays."""
+    lines = []
+    for part in text.split("<br>"):
+        even = -(-len(part) // max(1, -(-len(part) // (width - 8)))) + 8
+        lines += textwrap.wrap(part, min(width, even), break_long_words=False)
+    return lines
+
+
 def escape(text: object) -> str:
     """Text as plotly will show it literally: ``<b>`` stays three characters, never markup.
 
@@ -162,43 +213,36 @@ def escape(text: object) -> str:
         text: anything; its ``str`` is taken.
 
     Returns:
-        The text with ``&``, ``<`` and ``>`` as entities.
+        The text with ``&``, ``<`` and ``>`` as entities, and so the marks that plotly reads: ``$`` and
+        ``%{``.
 
     Example:
-        >>> escape("<b>")
-        '&lt;b&gt;'
+        >>> escape("<b>"), escape("%{x}")
+        ('&lt;b&gt;', '%&#123;x}')
     """
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return safe.replace("$", "&#36;").replace("%{", "%&#123;")
 
 
 def tick_label(label: object, *, max_length: int = 16) -> str:
-    """A label fit for an axis: escaped, control characters spelled out, outer spaces as ``·``.
+    """A label fit for an axis: escaped, the invisible made visible as everywhere in the package.
 
     Args:
         label: anything; its ``str`` is taken.
-        max_length: characters shown; a longer label ends in ``…``.
+        max_length: characters shown; the middle of a longer label becomes ``…``.
 
     Returns:
-        The label; ``''`` for empty text.
+        The label; ``∅`` for empty text.
 
     Example:
-        >>> tick_label(" the"), tick_label("unbelievable", max_length=5)
-        ('·the', 'unbe…')
+        >>> tick_label(" the"), tick_label("unbelievable", max_length=7)
+        ('␣the', 'unb…ble')
     """
-    text = str(label)
-    if not text:
-        return "''"
-    shown = "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
-    body = shown.strip(" ")
-    left = len(shown) - len(shown.lstrip(" "))
-    shown = "·" * left + body + "·" * (len(shown) - left - len(body))
-    if len(shown) > max_length:
-        shown = shown[: max_length - 1] + "…"
-    return escape(shown)
+    return escape(text_label(str(label), max_length=max_length))
 
 
 def hover_label(label: object) -> str:
-    """A label fit for a hover box: the ``repr`` of text, escaped; numbers as they are.
+    """A label fit for a hover box: as :func:`tick_label`, but whole.
 
     Args:
         label: anything.
@@ -208,9 +252,82 @@ def hover_label(label: object) -> str:
 
     Example:
         >>> hover_label("<s>"), hover_label(3)
-        ("'&lt;s&gt;'", '3')
+        ('&lt;s&gt;', '3')
     """
-    return escape(repr(label) if isinstance(label, str) else label)
+    return escape(text_label(str(label)) if str(label) else EMPTY)
+
+
+def legend_name(name: object) -> str:
+    """A name fit for a legend: escaped, and short enough to leave room for the figure.
+
+    Args:
+        name: anything; its ``str`` is taken.
+
+    Returns:
+        At most 34 characters, before they are escaped.
+
+    Example:
+        >>> legend_name("a" * 80)
+        'aaaaaaaaaaaaaaaaa…aaaaaaaaaaaaaaaa'
+    """
+    return tick_label(name, max_length=NAME_LENGTH)
+
+
+def check_cells(n_cells: int, *, max_cells: int = MAX_CELLS) -> int:
+    """Accept at most ``max_cells`` cells.
+
+    Args:
+        n_cells: cells of the figure, from 0.
+        max_cells: largest number accepted, from 1.
+
+    Returns:
+        ``n_cells``.
+
+    Raises:
+        FigureTooLargeError: too many for a browser; the message says what to do.
+
+    Example:
+        >>> check_cells(200 * 200)
+        40000
+    """
+    if require_int("n_cells", n_cells, minimum=0) > require_int("max_cells", max_cells, minimum=1):
+        raise FigureTooLargeError(
+            f"the figure would have {n_cells} cells but max_cells is {max_cells}; "
+            "show fewer rows and columns, or pass a larger max_cells"
+        )
+    return n_cells
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """Accept real numbers as an array or a tensor of any shape and precision.
+
+    Args:
+        name: of the argument, for the message.
+        values: array, tensor or nested list.
+
+    Returns:
+        Numpy array of the same shape; 16-bit tensors become float32.
+
+    Raises:
+        InvalidArgumentError: not an array, or not of real numbers.
+
+    Example:
+        >>> as_array("values", [[1, 2], [3, 4]]).shape
+        (2, 2)
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype.itemsize == 2 else values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"its numbers are {array.dtype}")
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be an array of real numbers, got {type(values).__name__} ({error}); "
+            "pass a tensor or a numpy array"
+        ) from error
+    return array
 
 
 def matrix(
@@ -224,10 +341,12 @@ def matrix(
     diverging: bool = True,
     limits: tuple[float, float] | None = None,
     max_cells: int = MAX_CELLS,
+    square: bool = False,
+    numbers: bool = False,
 ) -> go.Figure:
     """A heatmap drawn like a matrix: row 0 on top, integer axes, labels as ticks.
 
-    Positions are integers, so two equal labels stay two rows; the hover shows each label's ``repr``. Call
+    Positions are integers, so two equal labels stay two rows; the hover shows each label whole. Call
     :func:`styled` on what comes back.
 
     Args:
@@ -240,6 +359,8 @@ def matrix(
         diverging: signed values, colours centred at 0; otherwise viridis.
         limits: lowest and highest value of the colour bar; None takes the data's.
         max_cells: largest number of cells drawn.
+        square: cells as high as wide.
+        numbers: write the numbers into the cells where they fit (up to 12 columns).
 
     Returns:
         Figure with one heatmap, without a title.
@@ -251,7 +372,7 @@ def matrix(
     Example:
         >>> figure = matrix([[1.0, -2.0], [0.0, 3.0]], rows=[" the", " the"])
         >>> figure.layout.yaxis.ticktext, figure.data[0].zmid
-        (('·the', '·the'), 0.0)
+        (('␣the', '␣the'), 0.0)
     """
     z = as_array("values", values).astype(np.float32)
     if z.ndim != 2:
@@ -269,8 +390,7 @@ def matrix(
     require_instance("column_name", column_name, str, advice="pass the words to be shown")
     names = [_labels("rows", rows, z.shape[0]), _labels("columns", columns, z.shape[1])]
     # One hover string a cell; only where there are labels, since it is most of the figure's size.
-    where = f"{row_name} %{{y}}<br>{column_name} %{{x}}"
-    text = None
+    where, text = f"{row_name} %{{y}}<br>{column_name} %{{x}}", None
     if rows is not None or columns is not None:
         shown = [[hover_label(label) for label in axis] for axis in names]
         text = [
@@ -282,15 +402,17 @@ def matrix(
         z=z,
         text=text,
         hovertemplate=f"{where}<br>{value_name} %{{z:.4g}}<extra></extra>",
+        hoverongaps=False,
         colorscale=DIVERGING if diverging else SEQUENTIAL,
         zmid=0.0 if diverging and limits is None else None,
         zmin=limits[0] if limits else None,
         zmax=limits[1] if limits else None,
-        colorbar={"title": {"text": value_name, "side": "right"}, "thickness": 14},
+        colorbar={"title": {"text": value_name, "side": "right"}, "thickness": 12, "xpad": 4},
     )
     figure = go.Figure(heatmap)
-    as_matrix(figure, rows=names[0], columns=names[1])
-    return figure
+    if numbers and z.shape[1] <= 12 and z.shape[0] <= 20:
+        figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
+    return as_matrix(figure, rows=names[0], columns=names[1], square=square)
 
 
 def as_matrix(
@@ -300,6 +422,8 @@ def as_matrix(
     columns: Sequence[object],
     row: int | None = None,
     col: int | None = None,
+    square: bool = False,
+    panels: int = 1,
 ) -> go.Figure:
     """Turn a figure's (or one subplot's) axes into matrix axes: row 0 on top, labels as ticks.
 
@@ -309,6 +433,8 @@ def as_matrix(
         columns: labels of the columns.
         row: of the subplot, from 1; None for all axes.
         col: of the subplot.
+        square: cells as high as wide.
+        panels: subplots side by side, which share the room for labels.
 
     Returns:
         ``fig`` itself.
@@ -317,10 +443,34 @@ def as_matrix(
         >>> as_matrix(go.Figure(), rows=["a", "b"], columns=["x"]).layout.yaxis.autorange
         'reversed'
     """
-    below, beside = _ticks(columns), _ticks(rows)
+    longest = max((min(len(str(label)), 16) for label in columns), default=1)
+    level = len(columns) * (longest + 1) <= 48 // panels  # characters that fit side by side
+    below = _ticks(columns, LABELS_BELOW // panels) | {"tickangle": 0 if level else -90}
     fig.update_xaxes(**below, showgrid=False, constrain="domain", row=row, col=col)
-    fig.update_yaxes(**beside, showgrid=False, autorange="reversed", row=row, col=col)
+    beside = _ticks(rows, MAX_ROWS) | {"autorange": "reversed", "showgrid": False}
+    if square:
+        axis = next(fig.select_xaxes(row=row, col=col)).plotly_name.replace("axis", "")
+        beside |= {"scaleanchor": axis, "constrain": "domain", "constraintoward": "top"}
+    fig.update_yaxes(**beside, row=row, col=col)
     return fig
+
+
+def matrix_height(n_rows: int, *, least: int = 20, most: int = 640) -> int:
+    """Pixels of a figure of so many rows, title and axis included: every label has its line.
+
+    Args:
+        n_rows: rows of the matrix.
+        least: pixels of a row while there are few.
+        most: pixels of all rows.
+
+    Returns:
+        Pixels, for :func:`styled`.
+
+    Example:
+        >>> matrix_height(2), matrix_height(48)
+        (260, 820)
+    """
+    return 180 + max(80, min(most, least * n_rows))
 
 
 def _labels(name: str, labels: Sequence[object] | None, size: int) -> list[object]:
@@ -335,8 +485,8 @@ def _labels(name: str, labels: Sequence[object] | None, size: int) -> list[objec
     return list(labels)
 
 
-def _ticks(labels: Sequence[object]) -> dict[str, Any]:
-    step = max(1, -(-len(labels) // MAX_TICKS))
+def _ticks(labels: Sequence[object], most: int) -> dict[str, Any]:
+    step = max(1, -(-len(labels) // max(most, 2)))
     shown = range(0, len(labels), step)
     return {
         "type": "linear",

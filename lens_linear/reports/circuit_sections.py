@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from lens_linear import plots as figures
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import composition_scores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
-from lens_linear.plots import circuits as figures
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.text.labels import token_label
 from lens_linear.text.random_rows import repeated_tokens

@@ -12,6 +12,7 @@ from .corpora import read_text as read_text
 from .huggingface import huggingface_text as huggingface_text
 from .huggingface import stream_huggingface_text as stream_huggingface_text
 from .labels import html_label as html_label
+from .labels import text_label as text_label
 from .labels import token_label as token_label
 from .labels import token_labels as token_labels
 from .labels import unique_labels as unique_labels
@@ -47,6 +48,7 @@ __all__ = [
     "read_text",
     "repeated_tokens",
     "stream_huggingface_text",
+    "text_label",
     "token_label",
     "token_labels",
     "unique_labels",

@@ -14,6 +14,7 @@ axis, ``html_label`` makes a label safe inside HTML and inside plotly text.
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -31,7 +32,9 @@ _VISIBLE = {
     "Ċ": "↵",
     "\t": "⇥",
 }
-_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+# Letters without ink are told by Unicode's own names (HANGUL FILLER, BRAILLE PATTERN BLANK, VARIATION
+# SELECTOR-16, COMBINING GRAPHEME JOINER, KHMER VOWEL INHERENT AQ); BLANK SYMBOL (␢) has ink.
+_NO_INK = re.compile(r"\b(FILLER|SELECTOR|JOINER|BLANK|INHERENT|NULL NOTEHEAD)\b(?! SYMBOL)")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -40,9 +43,9 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
 
     Spaces (also ``Ġ`` and ``▁``) become ``␣``, newlines (also ``Ċ``) ``↵``, tabs ``⇥``, the empty
     string ``∅``. Anything else that would be invisible or move its neighbours (control characters,
-    zero-width and right-to-left marks, lone surrogates, odd spaces) becomes its code point,
-    ``⟨200B⟩``; the Unicode pictures of control characters are missing from many fonts. Markup such
-    as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
+    zero-width and right-to-left marks, lone surrogates, odd spaces, fillers and blanks, variation
+    selectors) becomes its code point, ``⟨200B⟩``; the Unicode pictures of control characters are
+    missing from many fonts. Markup such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
 
     Args:
         token: a vocabulary entry or a decoded token. A real ``Ġ``, ``Ċ`` or ``▁`` in a text is
@@ -63,13 +66,32 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
         raise InvalidArgumentError(
             f"token must be a string, got {token!r} ({type(token).__name__}); decode the id first"
         )
-    label = "".join(_visible(character) for character in token) or EMPTY
-    if max_length is not None:
-        max_length = require_int("max_length", max_length, minimum=3)
-        if len(label) > max_length:
-            tail = (max_length - 1) // 2
-            label = label[: max_length - 1 - tail] + "…" + label[len(label) - tail :]
-    return label
+    return _shortened("".join(map(_visible, token)) or EMPTY, max_length)
+
+
+def text_label(text: str, *, max_length: int | None = None) -> str:
+    r""":func:`token_label` for text of several words: spaces between words stay, outer ones are marked.
+
+    Args:
+        text: any text.
+        max_length: longest label in characters; the middle of a longer one becomes ``…``.
+
+    Returns:
+        The label, at least one character, on one line.
+
+    Raises:
+        InvalidArgumentError: ``text`` is not a string, or ``max_length`` is below 3.
+
+    Example:
+        >>> text_label(" the old\nman "), text_label("\u3164")
+        ('␣the old↵man␣', '⟨3164⟩')
+    """
+    label = token_label(text)
+    inner = len(label) - len(label.lstrip(SPACE)), len(label.rstrip(SPACE))
+    if inner[0] < inner[1]:
+        words = label[inner[0] : inner[1]].replace(SPACE, " ")
+        label = label[: inner[0]] + words + label[inner[1] :]
+    return _shortened(label, max_length)
 
 
 def token_labels(tokens: Sequence[str], *, max_length: int | None = None) -> list[str]:
@@ -169,9 +191,20 @@ def html_label(token: str, *, max_length: int | None = None) -> str:
 def _visible(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]
-    if unicodedata.category(character) in _INVISIBLE_CATEGORIES:
+    if character.isascii() and character.isprintable():
+        return character
+    # Controls, formats, surrogates, unassigned (C*), every separator (Z*), and letters without ink.
+    blank = unicodedata.category(character)[0] in "CZ"
+    if blank or _NO_INK.search(unicodedata.name(character, "")):
         return f"⟨{ord(character):04X}⟩"
     return character
+
+
+def _shortened(label: str, max_length: int | None) -> str:
+    if max_length is None or len(label) <= require_int("max_length", max_length, minimum=3):
+        return label
+    tail = (max_length - 1) // 2
+    return label[: max_length - 1 - tail] + "…" + label[len(label) - tail :]
 
 
 def _numbered(label: str, number: int) -> str:
