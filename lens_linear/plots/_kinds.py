@@ -165,7 +165,8 @@ def describe(fig: go.Figure) -> str:
 
 
 def _plain(text: str | None) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", " ", text or "")).strip()
+    words = html.unescape(re.sub(r"<[^>]*>", " ", text or "")).strip()
+    return words.replace("<", "‹").replace(">", "›")  # safe wherever a page puts it
 
 
 # Lines ------------------------------------------------------------------------------------------

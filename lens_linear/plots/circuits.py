@@ -410,7 +410,7 @@ def _nodes(
 def diagonal_accuracy(found: Mapping[str, DiagonalAccuracy] | DiagonalAccuracy) -> go.Figure:
     """Bars: how often a token's own entry is among the k largest of its row, a group of bars a circuit.
 
-    The y axis is the share of tokens, 0 to 1. By chance it is k over the number of tokens, far below one
+    The x axis is the share of tokens, 0 to 1. By chance it is k over the number of tokens, far below one
     per cent for a real vocabulary; the hover gives it.
 
     Args:
@@ -423,7 +423,7 @@ def diagonal_accuracy(found: Mapping[str, DiagonalAccuracy] | DiagonalAccuracy) 
         >>> import lens_linear as ll
         >>> head = ll.circuits.head_circuit(ll.constructions.build_induction(16, 32).model, 1, 1)
         >>> figure = ll.plots.diagonal_accuracy({"L1H1": head.copying_accuracy()})
-        >>> [(bars.name, bars.y[0]) for bars in figure.data]
+        >>> [(bars.name, bars.x[0]) for bars in figure.data]
         [('top 1', 1.0), ('top 5', 1.0)]
     """
     if isinstance(found, DiagonalAccuracy):
@@ -509,7 +509,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
         >>> built = ll.constructions.build_induction(16, 32)
         >>> found = ll.circuits.verify_induction(built.model, rows_per_period=1, n_controls=2)
         >>> [bars.name for bars in ll.plots.mechanism_table(found).data]
-        ['named heads', 'as many other heads']
+        ['named heads', 'as many other heads (null)']
     """
     frame = mechanism.to_dataframe()
     labels = [f"{step} ({expected})" for step, expected in zip(frame["step"], frame["expected"])]

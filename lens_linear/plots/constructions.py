@@ -23,7 +23,6 @@ from lens_linear.plots.style import (
     MAX_CELLS,
     as_matrix,
     colour,
-    legend_name,
     matrix,
     styled,
 )
@@ -46,7 +45,9 @@ def _middle(
     fig: go.Figure, part: pd.DataFrame, x: str, name: str, *, floor: float = FLOOR, **look: Any
 ) -> go.Figure:
     """A line of medians with bars that hold 95 % of the seeds, for a log axis that ends at ``floor``."""
-    low, middle, high = (part[column].clip(lower=floor) for column in ("error_low", "error", "error_high"))
+    low, middle, high = (
+        part[column].clip(lower=floor) for column in ("error_low", "error", "error_high")
+    )
     return add_line(
         fig, part[x], middle, name, bars=(low, high), hover="%{x:.4g}: %{y:.3g}", **look
     )
@@ -81,14 +82,11 @@ def ols_convergence(
     Returns:
         Figure with a band and a line; the subtitle counts the seeds that converged or diverged.
 
-    Raises:
-        InvalidArgumentError: an unknown quantity.
-
     Example:
         >>> import lens_linear as ll
         >>> figure = ll.plots.ols_convergence(ll.train_ols_attention(epochs=200, seeds=2))
         >>> [curve.name for curve in figure.data], figure.layout.yaxis.type
-        (['all seeds', 'median'], 'log')
+        ([None, 'median (band: best to worst seed)', 'converged below 0.001'], 'log')
     """
     frame = run.summary().query("quantity == @quantity")
     seeds, epochs = run.loss.shape[1], list(frame["epoch"])
@@ -153,10 +151,15 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
     )  # fmt: skip
     same = ""
     if hat.on_training_rows:
-        same = f", queries are the context's own rows, {hat.degrees_of_freedom:.3g} degrees of freedom"
+        same = (
+            f", queries are the context's own rows, {hat.degrees_of_freedom:.3g} degrees of freedom"
+        )
     least = hat.solution in ("unique", "minimum-norm", "ridge")
     return styled(
-        fig, title="Hat matrix: attention scores that are least squares",
+        fig,
+        title="Hat matrix: attention scores that are least squares"
+        if least
+        else f"Attention scores of a layer that is not least squares here ({hat.solution})",
         subtitle=f"{queries} queries × {n} context rows, rank {hat.rank}"
         f"{', with intercept' if hat.intercept else ''}{same}",
         x="context row (label it multiplies)", y="query", height=240 + min(480, 26 * max(queries, 8)),
@@ -338,8 +341,8 @@ def memory_capacity(
         linear = title == "exponential"
         ticks = sorted(set(part["d"])) if linear else [2**i for i in range(1, 20)]
         fig.update_xaxes(type="linear" if linear else "log", tickvals=ticks, row=row, col=col)
-    for head in [heads] if isinstance(heads, HeadMemory) else heads:
-        _head(fig, head, named=not any(t.name and t.name.startswith("head") for t in fig.data))
+    if heads := [heads] if isinstance(heads, HeadMemory) else list(heads):
+        _heads(fig, heads)
     fig.update_yaxes(title_text="stored patterns", col=1).update_yaxes(dtick=1, **LOG)
     return styled(
         fig, title="Memory capacity, from linear to exponential", panels=True, height=600,
@@ -370,21 +373,21 @@ def _capacities(
     )  # fmt: skip
 
 
-def _head(fig: go.Figure, head: HeadMemory, *, named: bool) -> None:
-    """A head in the first panel: its softmax, random keys under it, and linear attention."""
-    frame = head.position().set_index("source")
+def _heads(fig: go.Figure, heads: Sequence[HeadMemory]) -> None:
+    """Heads in the first panel: their softmax, random keys under it, and linear attention."""
+    rows = [head.position().set_index("source") for head in heads]
     lines = [
         ("head, softmax (predicted)", "head", "predicted_capacity", 1, "star"),
         ("random keys, softmax (predicted)", "random keys", "predicted_capacity", 1, "star-open"),
         ("head, linear attention (measured)", "head", "capacity_quadratic", 0, "star"),
     ]
     for name, source, column, ink, symbol in lines:
-        held = float(frame[column][source]) if column in frame else math.nan
+        held = [float(r[column][source]) if column in r else math.nan for r in rows]
         fig.add_scatter(
-            x=[head.d], y=[held if math.isfinite(held) and held > 0 else None], mode="markers",
-            marker={"color": colour(ink), "size": 9, "symbol": symbol}, name=legend_name(name),
-            legendgroup=name, showlegend=named, row=1, col=1,
-            hovertemplate="d %{x}<br>%{y:.3g} keys<extra>" + name + "</extra>",
+            x=[head.d for head in heads],
+            y=[h if math.isfinite(h) and h > 0 else None for h in held],
+            mode="markers", marker={"color": colour(ink), "size": 9, "symbol": symbol}, name=name,
+            hovertemplate="d %{x}<br>%{y:.3g} keys<extra>" + name + "</extra>", row=1, col=1,
         )  # fmt: skip
 
 
@@ -406,8 +409,8 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
         >>> import lens_linear as ll
         >>> result = ll.memory_capacity(energies="quadratic", dims=(64, 128), seeds=2, queries=32)
         >>> figure = ll.plots.bit_error(result)
-        >>> figure.data[0].name, figure.layout.annotations[0].text
-        ('quadratic, d = 128', 'criterion 0.36 %')
+        >>> [line.name for line in figure.data]
+        ['quadratic, d = 128', 'criterion 0.36 %']
     """
     frame, fig = result.summary(), go.Figure()
     for name, part in frame.groupby("energy", sort=False):
@@ -439,9 +442,6 @@ def retrieval(
 
     Returns:
         Figure with one panel an energy: means, with one standard deviation over seeds as bars.
-
-    Raises:
-        InvalidArgumentError: an unknown quantity.
 
     Example:
         >>> import lens_linear as ll

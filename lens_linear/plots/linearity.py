@@ -93,7 +93,7 @@ def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Fi
             add_line(fig, layers, later, name, index=index, width=1, hover=hover)
     null = frame["null_r2"]
     lowest = float(null.min())
-    outside = f" ({lowest:.2g}, below the axis)" if lowest < -1 else ""
+    outside = f" ({lowest:.2g}, off the axis)" if lowest < -1 else ""
     add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers)
     window(fig, lowest=max(-1.0, min(-0.1, lowest)) if not outside else -0.1, highest=1.0)
     skipped = f", first {profile.skip} positions left out" if profile.skip else ""
@@ -163,9 +163,6 @@ def profile_comparison(
 
     Returns:
         Figure with one panel a score.
-
-    Raises:
-        InvalidArgumentError: an unknown score.
 
     Example:
         >>> import torch
@@ -263,9 +260,6 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     Returns:
         Figure with two lines a probe, held out and training.
 
-    Raises:
-        InvalidArgumentError: no probes, or something that is neither a probe nor {name: probe}.
-
     Example:
         >>> import torch
         >>> import lens_linear as ll
@@ -274,7 +268,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
         >>> probe = probe_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
         >>> figure = ll.plots.bilinear_gain({"a product": probe})
         >>> [line.name for line in figure.data], bool(figure.data[0].y[1] > 0.9)
-        (['a product, held out', 'a product, training'], True)
+        (['a product, held out', 'a product, training', 'affine fit alone'], True)
     """
     named = {probes.where: probes} if isinstance(probes, BilinearProbe) else probes
     fig = go.Figure()
@@ -361,9 +355,6 @@ def replacement_curves(
     Returns:
         Figure with one line a curve, and the whole model's.
 
-    Raises:
-        InvalidArgumentError: no curves, or something that is neither a curve nor {name: curve}.
-
     Example:
         >>> import torch
         >>> import lens_linear as ll
@@ -374,17 +365,18 @@ def replacement_curves(
         (['remove', 'whole model'], 3)
     """
     named = {curves.strategy: curves} if isinstance(curves, ReplacementCurve) else curves
-    value, fig = "perplexity" if perplexity else "loss", go.Figure()
+    first, fig = next(iter(named.values())), go.Figure()
+    value = "perplexity" if perplexity else "loss" if first.metric == "loss" else "metric_value"
+    y = {"perplexity": "perplexity", "loss": "loss (nats per token)"}.get(value, first.metric)
     for index, (name, curve) in enumerate(named.items()):
         frame = curve.to_dataframe()
         order = [", ".join(map(str, layers)) or "none" for layers in frame["layers"]]
         se = frame["loss_increase_se"].fillna(0)
-        ends = None if perplexity else (frame["loss"] - se, frame["loss"] + se)
+        ends = None if value != "loss" else (frame["loss"] - se, frame["loss"] + se)
         add_line(
             fig, frame["n_replaced"], frame[value], name, index=index, bars=ends, custom=order,
             hover="%{x} blocks replaced: %{y:.4g}<br>layers %{customdata}",
         )  # fmt: skip
-    first = next(iter(named.values()))
     most = max(len(curve.steps) for curve in named.values()) - 1
     add_level(fig, float(first.to_dataframe()[value].iloc[0]), "whole model", x=[0, most])
     if perplexity:
@@ -392,7 +384,7 @@ def replacement_curves(
     return styled(
         layer_axis(fig, most + 1), title=f"Replacing blocks: {escape(first.model_name)}",
         subtitle=f"n = {first.n_tokens:,} held-out tokens, maps fitted on {first.n_fit:,}",
-        x="blocks replaced", y=value if perplexity else "loss (nats per token)",
+        x="blocks replaced", y=escape(y),
     )  # fmt: skip
 
 
@@ -410,9 +402,6 @@ def run_table(table: RunTable, *, method: Literal["linear", "remove"] = "linear"
 
     Returns:
         Figure with one heatmap; up to 200 cells the numbers are written in.
-
-    Raises:
-        InvalidArgumentError: an unknown method.
 
     Example:
         >>> import torch
@@ -461,7 +450,7 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
         >>> model = ll.toy_model(d_model=16, attn_only=False)
         >>> figure = ll.plots.ffn_compression(ll.linearity.ffn_compression(model, tokens, ranks=(None, 2)))
         >>> [line.name for line in figure.data]
-        ['layer 0', 'layer 1']
+        ['layer 0', 'layer 1', 'whole model']
     """
     frame, fig = table.to_dataframe(), go.Figure()
     layers = list(dict.fromkeys(frame["layer"]))
@@ -518,9 +507,6 @@ def study_measures(
     Returns:
         Figure with one panel a measure.
 
-    Raises:
-        InvalidArgumentError: an unknown measure.
-
     Example:
         >>> import lens_linear as ll
         >>> study = ll.studies.load_study("cosine")
@@ -576,9 +562,6 @@ def study_profiles(result: StudyLike, *, measure: Measure = "ffn_r2") -> go.Figu
 
     Returns:
         Figure with one panel a variant.
-
-    Raises:
-        InvalidArgumentError: an unknown measure.
 
     Example:
         >>> import lens_linear as ll

@@ -103,7 +103,7 @@ def shades(count: int) -> list[str]:
 
     Example:
         >>> shades(2)
-        ['rgb(68, 1, 84)', 'rgb(143, 213, 71)']
+        ['rgb(68, 1, 84)', 'rgb(137, 212, 71)']
     """
     ends = np.linspace(0.0, 0.82, require_int("count", count, minimum=1))
     return list(sample_colorscale(SEQUENTIAL, ends.tolist()))
@@ -198,12 +198,12 @@ def styled(
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of like length, at most ``width`` characters; a line break that is there stays."""
-    lines = []
-    for part in text.split("<br>"):
+    """Lines of like length, at most ``width`` characters; breaks stay, ``n = 3`` is never cut."""
+    lines: list[str] = []
+    for part in text.replace(" = ", "\0=\0").split("<br>"):
         even = -(-len(part) // max(1, -(-len(part) // (width - 8)))) + 8
         lines += textwrap.wrap(part, min(width, even), break_long_words=False)
-    return lines
+    return [line.replace("\0", " ") for line in lines]
 
 
 def escape(text: object) -> str:

@@ -278,9 +278,6 @@ def bigram_comparison(comparison: BigramComparison, *, k: int = 20) -> go.Figure
     Returns:
         Figure with one bar a token, largest first.
 
-    Raises:
-        InvalidArgumentError: k is below 1.
-
     Example:
         >>> import torch
         >>> import lens_linear as ll
@@ -329,9 +326,6 @@ def top_pairs(pairs: TopPairs, *, k: int = 20) -> go.Figure:
     Returns:
         Figure with one table.
 
-    Raises:
-        InvalidArgumentError: k is below 1.
-
     Example:
         >>> import lens_linear as ll
         >>> pairs = ll.AttentionOnly(ll.toy_model()).head(0, 1).top_pairs("qk", 10)
@@ -365,9 +359,6 @@ def bigram_table(
 
     Returns:
         Figure with one table.
-
-    Raises:
-        InvalidArgumentError: k is below 1, or a token is not in the vocabulary.
 
     Example:
         >>> import lens_linear as ll
@@ -415,9 +406,6 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
     Returns:
         Figure with one table.
 
-    Raises:
-        InvalidArgumentError: k is below 1.
-
     Example:
         >>> import lens_linear as ll
         >>> found = ll.AttentionOnly(ll.toy_model()).skip_trigrams(0, 0, 5)
@@ -458,9 +446,6 @@ def skip_trigram_bugs(table: SkipTrigramBugs, *, k: int = 20) -> go.Figure:
     Returns:
         Figure with one table.
 
-    Raises:
-        InvalidArgumentError: k is below 1.
-
     Example:
         >>> import torch
         >>> import lens_linear as ll
@@ -499,9 +484,6 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
 
     Returns:
         Figure with bars and a table.
-
-    Raises:
-        InvalidArgumentError: directions is below 1.
 
     Example:
         >>> import lens_linear as ll

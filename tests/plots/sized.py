@@ -10,7 +10,6 @@ import torch
 import lens_linear as ll
 from lens_linear import circuits, constructions, dynamics, linearity
 from lens_linear.linearity.replace.compression import CompressionTable
-from lens_linear.linearity.replace.curve import ReplacementCurve
 from lens_linear.linearity.replace.runs import RunTable
 from lens_linear.models.open.toy import toy_model
 
@@ -30,7 +29,9 @@ def grown(result, **sizes):
             if name in sizes and axis < value.ndim:
                 value = value.index_select(axis, torch.arange(sizes[name]) % value.shape[axis])
         if value.is_floating_point():
-            wave = torch.linspace(0, 6, value.numel(), dtype=torch.float64).sin().reshape(value.shape)
+            wave = (
+                torch.linspace(0, 6, value.numel(), dtype=torch.float64).sin().reshape(value.shape)
+            )
             value = value * (1 + 0.05 * wave.to(value.dtype))
         return value
 
@@ -58,7 +59,10 @@ def results(layers, heads):
     scores = torch.rand(3, layers, heads, layers, heads, generator=torch.Generator().manual_seed(1))
     mean = torch.full_like(scores, 0.5)
     composition = dataclasses.replace(
-        composition, scores=scores.double(), baseline_mean=mean.double(), baseline_sd=mean.double() / 5
+        composition,
+        scores=scores.double(),
+        baseline_mean=mean.double(),
+        baseline_sd=mean.double() / 5,
     )
     inducing = constructions.build_induction(vocab=24, n_ctx=48).model
     scored = grown(ll.induction_scores(inducing, rows_per_period=2), layer=layers, head=heads)
@@ -83,10 +87,9 @@ def results(layers, heads):
     ]  # fmt: skip
     curve = ll.replacement_curve(gpt, TOKENS)
     steps = tuple(tuple(range(n)) for n in range(layers + 1))
-    curve = ReplacementCurve(
-        **{f.name: getattr(curve, f.name) for f in dataclasses.fields(curve)}
-        | {"losses": torch.linspace(3, 7, layers + 1)[:, None].expand(-1, 6).double().clone(), "steps": steps,
-           "n_parameters": tuple(range(layers + 1))}
+    curve = dataclasses.replace(
+        curve, steps=steps, scores=tuple(curve.scores[i % 3] for i in range(layers + 1)),
+        n_parameters=tuple(range(layers + 1)),
     )  # fmt: skip
     cells = pd.DataFrame(
         [{"layer": i, "position": p, "token": f" w{p}", "top": " the", "probability": float(draw.random())}
@@ -94,14 +97,19 @@ def results(layers, heads):
     )  # fmt: skip
     lens = pd.DataFrame({"layer": range(layers), "kl": np.linspace(4, 0, layers)})
     lens = lens.assign(loss=lens["kl"] + 3, top1=np.linspace(0.2, 1, layers))
-    patched = pd.DataFrame({"layer": [i for i in range(layers) for _ in range(heads)], "head": names})
+    patched = pd.DataFrame(
+        {"layer": [i for i in range(layers) for _ in range(heads)], "head": names}
+    )
     pattern = circuits.attention_pattern(attn, TOKENS[0, :9], 1)
     n = min(4 * heads, 100)
     attention = torch.rand(1, n, n, generator=torch.Generator().manual_seed(2)).tril()
     attention[..., 0] += 8
     attention = attention / attention.sum(-1, keepdim=True)
     pattern = dataclasses.replace(
-        pattern, pattern=attention, tokens=torch.arange(n), token_text=tuple(f" word{i}" for i in range(n))
+        pattern,
+        pattern=attention,
+        tokens=torch.arange(n),
+        token_text=tuple(f" word{i}" for i in range(n)),
     )
     geometry = grown(linearity.layer_geometry(gpt, TOKENS), boundary=layers + 1)
     many = {f"step {i}": profile for i in range(min(layers, 30))}

@@ -65,22 +65,35 @@ def test_composition_map_has_a_panel_a_kind(view):
 def test_composition_of_three_layers_leaves_impossible_pairs_blank():
     found = ll.composition_scores(toy_model(n_layers=3, n_heads=2), n_random=5)
     z = plots.composition_map(found).data[0].z
+    layers = plots.composition_map(found, pairs=False)
+    best = found.z[
+        1, 0, :, 2
+    ].max()  # K-composition of the strongest pair of heads of layers 0 and 2
+    assert layers.data[1].z[0, 1] == pytest.approx(float(best)) and np.isnan(layers.data[1].z[1, 0])
+    assert f"z {float(best):.1f}" in layers.data[1].text[0, 1]
     with pytest.raises(InvalidArgumentError, match="at least 2 layers"):
         plots.composition_map(ll.composition_scores(toy_model(n_layers=1), n_random=2))
-    blank = [[value is None for value in row] for row in z]
-    assert blank == [[False] * 4] * 2 + [[True, True, False, False]] * 2
+    assert np.isnan(z).tolist() == [[False] * 4] * 2 + [[True, True, False, False]] * 2
 
 
 def test_head_scores_show_values_and_verdicts(built):
     found = ll.induction_scores(built.model, rows_per_period=2)
-    figure = safe(plots.head_scores(found))
+    kinds = {
+        trace.name: trace
+        for trace in safe(plots.head_scores(found)).data
+        if trace.type == "heatmap"
+    }
+    assert kinds["induction"].z[1, 1] == pytest.approx(found["prefix_matching"][3])
+    assert kinds["previous-token"].z[0, 0] == pytest.approx(found["prev_token"][0])
+    assert np.isfinite(kinds["none"].z).tolist() == [[False, True], [True, False]]
+    figure = safe(plots.head_scores(found, column="prefix_matching"))
     grid = np.asarray(figure.data[0].z, dtype=float)
     np.testing.assert_allclose(grid.flatten(), found["prefix_matching"], rtol=1e-5)
     assert [(a.x, a.y, a.text) for a in figure.layout.annotations] == [
         (0, 0, "prev"),
         (1, 1, "ind"),
     ]
-    difference = plots.head_scores(found, subtract_control=True)
+    difference = plots.head_scores(found, column="prefix_matching", subtract_control=True)
     np.testing.assert_allclose(
         np.asarray(difference.data[0].z, dtype=float).flatten(),
         found["prefix_matching"] - found["positional_control"],
@@ -88,7 +101,7 @@ def test_head_scores_show_values_and_verdicts(built):
         atol=1e-6,
     )
     with pytest.raises(InvalidArgumentError, match="column must be one of"):
-        plots.head_scores(found, column="verdict")
+        plots.head_scores(found, column="index")
 
 
 def test_circuit_graph_draws_the_circuit(built):
@@ -98,7 +111,7 @@ def test_circuit_graph_draws_the_circuit(built):
     edges = [trace for trace in figure.data if trace.mode == "lines"]
     assert [edge.hovertext.split("<br>")[0] for edge in edges] == ["K: L0H0 → L1H1"]
     nodes = {t: trace.name for trace in figure.data if trace.mode != "lines" for t in trace.text}
-    assert nodes["0.0"] == "previous-token" and nodes["1.1"] == "induction"
+    assert nodes["L0H0"] == "previous-token" and nodes["L1H1"] == "induction"
     empty = plots.circuit_graph(composition, min_z=1e9)
     assert not [trace for trace in empty.data if trace.mode == "lines"]
 
@@ -117,11 +130,11 @@ def test_maps_of_a_circuit(view):
 def test_tables_of_tokens(view):
     bigrams = safe(plots.bigram_table(view.bigrams(), list(range(10)), k=3))
     first = bigrams.data[0].cells["values"][0]
-    assert first[0] == "&lt;/script&gt;" and first[4] == "''" and len(first) == 10
+    assert first[0] == "&lt;/script&gt;" and first[4] == "∅" and len(first) == 10
     trigrams = view.skip_trigrams(0, 0, 30)
     table = safe(plots.skip_trigram_table(trigrams, k=12))
     assert len(table.data[0].cells["values"][0]) == 12
-    assert table.data[0].cells["values"][6][0] == f"{trigrams['effect'][0]:.2f}"
+    assert table.data[0].cells["values"][3][0] == f"{trigrams['effect'][0]:.2f}"
     wanted = torch.tensor([[0, 1, 2], [0, 3, 4]])
     tokens = torch.randint(0, 32, (4, 20), generator=torch.Generator().manual_seed(0))
     bugs = safe(plots.skip_trigram_bugs(skip_trigram_bugs(view.heads()[:4], wanted, tokens=tokens)))
@@ -142,14 +155,15 @@ def test_pairs_of_tokens_and_the_share_that_copies(view):
     found = {"L0H1": head.copying_accuracy(), "<b>x</b>": head.matching_accuracy(ks=(5, 9))}
     bars = safe(plots.diagonal_accuracy(found)).data
     assert [bar.name for bar in bars] == ["top 1", "top 5", "top 9"]
-    assert bars[0].y == (found["L0H1"].top1, None)
-    assert bars[1].y == (found["L0H1"].top5, found["<b>x</b>"].top5)
+    assert bars[0].x == (found["L0H1"].top1, None)
+    assert bars[1].x == (found["L0H1"].top5, found["<b>x</b>"].top5)
 
 
 def test_positional_attention(view):
     found = view.head(1, 2).positional_qk(10)
     figure = safe(plots.positional_qk(found))
-    np.testing.assert_allclose(np.asarray(figure.data[0].z), found.pattern, rtol=1e-5)
+    np.testing.assert_allclose(np.tril(figure.data[0].z), found.pattern, rtol=1e-5)
+    assert np.isnan(figure.data[0].z[0, 1])  # nothing above the diagonal
     assert "L1H2" in figure.layout.title.text
     with pytest.raises(FigureTooLargeError, match="max_cells"):
         plots.positional_qk(found, max_cells=99)
@@ -172,7 +186,8 @@ def test_paths(view):
     tokens = torch.arange(10)[None]
     paths = view.paths(tokens)
     importance = safe(plots.path_importance(paths.importance()))
-    np.testing.assert_allclose(importance.data[0].y, paths.importance().effects)
+    np.testing.assert_allclose(importance.data[0].x, paths.importance().effects)
+    assert plots.path_importance(paths).data[0].x == importance.data[0].x
     table = paths.token_table(3, 1)
     bars = safe(plots.path_logits(table, k=5))
     assert len(bars.data[0].x) == 6 and "the other" in bars.layout.yaxis.ticktext[-1]
@@ -195,6 +210,13 @@ def test_score_attribution(view):
     np.testing.assert_allclose(
         np.asarray(contrast.data[0].z), found.contrast(7, 1), rtol=1e-4, atol=1e-6
     )
+    few = np.asarray(
+        plots.qk_attribution(found, 7, 1, k=3).data[0].z
+    )  # the rest is summed, not lost
+    np.testing.assert_allclose(few.sum(), found.total[0, 7, 1], rtol=1e-4)
+    assert few.shape == (4, 4)
+    with pytest.raises(InvalidArgumentError, match="query and key must be given together"):
+        plots.qk_attribution(found, 7)
     mean = safe(plots.qk_attribution(found))
     np.testing.assert_allclose(np.asarray(mean.data[0].z), found.mean_map(), rtol=1e-4, atol=1e-6)
 
@@ -225,21 +247,15 @@ def test_attention_in_a_notebook_runs_no_token_and_asks_no_network(view):
     )  # the bundle's end, the view's end
     assert "AttentionHeads" in body and "L1H3" in body
     assert "https://unpkg" not in page.split("<script>")[0]
-    figure = safe(plots.attention_pattern(pattern, 2))
-    np.testing.assert_allclose(np.asarray(figure.data[0].z), pattern.pattern[2], rtol=1e-5)
+    figure = safe(plots.attention_pattern(pattern, 2, first_token=True))
+    np.testing.assert_allclose(np.tril(figure.data[0].z), pattern.pattern[2], rtol=1e-5)
+    masked = plots.attention_pattern(pattern, 2, first_token=False)
+    share = float(pattern.pattern[2, 1:, 0].mean())
+    assert (
+        np.isnan(masked.data[0].z[:, 0]).all()
+        and f"{share:.0%}" in masked.layout.title.subtitle.text
+    )
+    assert masked.data[0].zmax == pytest.approx(float(pattern.pattern[2, :, 1:].max()))
     assert len(figure.layout.xaxis.tickvals) == 10  # equal tokens keep their columns
     with pytest.raises(InvalidArgumentError, match="head must be at most 3"):
         plots.attention_pattern(pattern, 4)
-
-
-def test_every_circuit_figure_has_a_name_in_the_room():
-    import importlib
-
-    rooms = ("", "_gain", "_graph", "_maps", "_paths", "_tables")
-    for name in (*(f"circuits{room}" for room in rooms), "attention"):
-        module = importlib.import_module(f"lens_linear.plots.{name}")
-        for function in [
-            f for f in vars(module) if getattr(vars(module)[f], "__module__", "") == module.__name__
-        ]:
-            if not function.startswith("_"):
-                assert getattr(plots, function) is vars(module)[function]

@@ -18,6 +18,7 @@ from lens_linear.dynamics import (
 from lens_linear.dynamics.steering.generation import SteeredText
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 from lens_linear.models.open.toy import toy_model
+from lens_linear.plots import style
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ def test_agreement_figures(nano, split):
         part = frame[(frame["jacobian"] == jacobian) & (frame["basis"] == "balanced")]
         figure = traces(whole(plots.agreement_by_order(table, jacobian=jacobian)))
         assert list(figure["balanced"].y) == part.sort_values("order")["spearman"].tolist()
-        assert figure["ceiling of one profile"].y[0] == part["ceiling"].iloc[0]
+        assert figure["best single profile"].y[0] == part["ceiling"].iloc[0]
     errors = traces(plots.agreement_by_order(table, score="relative_error"))
-    assert "ceiling of one profile" not in errors
+    assert "best single profile" not in errors
     by_size = traces(whole(plots.agreement_by_size(table, order=8)))
     chosen = frame[(frame["order"] == 8) & (frame["jacobian"] == "prompt")]
     assert list(by_size["krylov"].y) == chosen[chosen["basis"] == "krylov"]["spearman"].tolist()
@@ -116,14 +117,14 @@ def test_energies_and_shapes_of_schedules(model, rows):
     directions = random_directions(model)
     found = ll.evaluate_schedules(model, rows, directions, target=0.1)
     figure = whole(plots.schedule_energies(found))
-    frame = found.to_dataframe().iloc[::-1]
+    frame = found.to_dataframe()
     finite = frame["ratio_median"].replace(float("inf"), float("nan"))
     assert list(figure.data[0].x) == pytest.approx(finite.tolist(), nan_ok=True)
-    assert figure.data[0].y[-1].startswith("minimum energy")
+    assert figure.layout.yaxis.ticktext[0].startswith("minimum energy")
     assert figure.layout.xaxis.type == "log"
     shapes = traces(whole(plots.schedule_shapes(found)))
     assert list(shapes["exact minimum energy"].y) == found.shapes[1].mean(0).tolist()
-    assert "random layer" not in shapes and shapes["uniform"].line.dash != "solid"
+    assert "random layer" not in shapes and shapes["uniform"].line.color == style.GREY
     u = ll.min_energy(torch.tensor([1.0, 2.0]), 5.0)
     assert list(traces(plots.schedule_shapes({"u": u}))["u"].y) == [1.0, 2.0]
 

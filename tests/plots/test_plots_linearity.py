@@ -17,8 +17,7 @@ from lens_linear.linearity.measure.geometry import layer_geometry
 from lens_linear.linearity.replace.compression import ffn_compression
 from lens_linear.linearity.replace.runs import run_table
 from lens_linear.models.open.toy import toy_model
-from lens_linear.plots import linearity, linearity_probe, linearity_replace
-from lens_linear.plots import studies as linearity_study
+from lens_linear.plots import linearity
 from lens_linear.studies.pretraining import MEASURES, Study, StudyResult
 
 
@@ -94,7 +93,7 @@ def test_comparison_has_a_line_per_profile_and_panel(model, ids):
     assert len(figure.data) == 6
     assert list(figure.data[1].y) == profiles["all"].scores["block_no_residual"].tolist()
     assert sum(bool(trace.showlegend) for trace in figure.data) == 2
-    with pytest.raises(InvalidArgumentError, match="scores must be one of"):
+    with pytest.raises(InvalidArgumentError, match="scores must be a list, each one of"):
         linearity.profile_comparison(compare_profiles(profiles), scores=("r2",))
 
 
@@ -106,23 +105,23 @@ def test_geometry_panels(model, ids):
 
 def test_curves_and_runs_and_compression(model, ids):
     curves = {s: ll.replacement_curve(model, ids, s) for s in ("remove", "linear")}
-    figure = whole(linearity_replace.replacement_curves(curves))
+    figure = whole(linearity.replacement_curves(curves))
     lines = traces(figure)
     assert list(lines["linear"].y) == curves["linear"]["loss"].tolist()
     assert list(lines["whole model"].y) == [float(curves["linear"]["loss"].iloc[0])] * 2
     assert lines["remove"].customdata[0] == "none"
-    single = whole(linearity_replace.replacement_curves(curves["linear"], perplexity=True))
+    single = whole(linearity.replacement_curves(curves["linear"], perplexity=True))
     assert single.layout.yaxis.type == "log"
     assert list(traces(single)["linear"].y) == curves["linear"].perplexity.tolist()
     with pytest.raises(InvalidArgumentError, match="at least one"):
-        linearity_replace.replacement_curves({})
+        linearity.replacement_curves({})
     table = run_table(model, ids)
-    cells = np.asarray(whole(linearity_replace.run_table(table)).data[0].z, dtype=float)
+    cells = np.asarray(whole(linearity.run_table(table)).data[0].z, dtype=float)
     frame = table.to_dataframe()
     row = frame[(frame["first"] == 0) & (frame["last"] == 2) & (frame.method == "linear")].iloc[0]
     assert cells[0, 2] == pytest.approx(row.loss_increase, abs=1e-6) and np.isnan(cells[2, 0])
     compressed = ffn_compression(model, ids, ranks=(None, 2))
-    figure = whole(linearity_replace.ffn_compression(compressed))
+    figure = whole(linearity.ffn_compression(compressed))
     part = compressed.to_dataframe().query("layer == 1").sort_values("map_parameters")
     assert list(traces(figure)["layer 1"].y) == part.loss_increase.tolist()
 
@@ -133,13 +132,13 @@ def test_probe_figures():
     weight = torch.randn(6, 3, generator=g).double()
     y, y_new = x @ weight + x[:, :1] * x[:, 1:4], x_new @ weight + x_new[:, :1] * x_new[:, 1:4]
     probe = probe_rows(x, y, x_new, y_new, rank=(1, 2), sequence=torch.arange(300) // 10)
-    figure = whole(linearity_probe.bilinear_gain({"<i>here</i>": probe}))
+    figure = whole(linearity.bilinear_gain({"<i>here</i>": probe}))
     shown = traces(figure)
     assert list(shown["&lt;i&gt;here&lt;/i&gt;, held out"].y) == probe.gains.tolist()
     baseline = adam_on_rows(x, y, x_new, y_new, steps=20)
-    figure = whole(linearity_probe.adam_convergence(baseline))
+    figure = whole(linearity.adam_convergence(baseline))
     assert list(traces(figure)["Adam, raw inputs"].y) == baseline.r2[1:].tolist()
-    assert figure.layout.shapes[0].y0 == baseline.closed_form
+    assert figure.data[-1].y[0] == baseline.closed_form
 
 
 def test_study_figures():
@@ -162,12 +161,12 @@ def test_study_figures():
         for layer in (0, 1)
     ]
     result = StudyResult(study, tuple(rows), 100, 100, 1.0)
-    figure = whole(linearity_study.study_measures(result))
+    figure = whole(linearity.study_measures(result))
     assert list(figure.data[0].y) == pytest.approx([0.1, 1.1, 0.1, 1.1])
     assert figure.data[1].y[0] == pytest.approx(0.6), "the mean over seeds"
     assert "<b>" not in figure.layout.title.text
     assert "<b>" not in figure.layout.xaxis.ticktext[1]
-    figure = whole(linearity_study.study_profiles(result))
+    figure = whole(linearity.study_profiles(result))
     assert len(figure.data) == 8 and sum(bool(t.showlegend) for t in figure.data) == 2
 
 

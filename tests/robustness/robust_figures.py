@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
 from robust_calls import NATURAL, SHAPE, X, Y, ids
 
@@ -181,6 +182,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
         NAME: head().copying_accuracy(),
         HOSTILE[0]: head().copying_accuracy(),
     },
+    "direct_logit_attribution": lambda: pd.DataFrame(
+        {"component": [NAME, HOSTILE[0]], "relative": [1.0, -0.5]}
+    ),
     "ffn_compression": lambda: linearity.ffn_compression(gpt(), TOKENS, ranks=[2, None]),
     "gain_profiles": lambda: {NAME: gains()},
     "hat_matrix": lambda: ll.OLSAttention.from_data(X, Y).hat(),
@@ -191,11 +195,18 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "in_context_loss": lambda: circuits.in_context_loss(attention_only(), **PROBE),
     "layer_geometry": lambda: linearity.layer_geometry(gpt(), TOKENS),
     "layer_map": lambda: ll.layer_map(gpt(), TOKENS),
+    "lens_grid": lambda: pd.DataFrame(
+        {"layer": [0, 0], "position": [0, 1], "token": HOSTILE[:2], "top": HOSTILE[2:4]}
+    ).assign(probability=0.5),
+    "lens_profile": lambda: pd.DataFrame(
+        {"layer": [0, 1], "kl": [1.0, 0.0], "loss": [3.0, 2.0], "top1": [0.5, 1.0]}
+    ),
     "linearity_profile": profile,
     "mechanism_table": mechanism,
     "memory_capacity": memory,
     "memory_swap": lambda: constructions.swap_memories((X, Y), (X + 1, Y * 2)),
     "ols_convergence": lambda: ll.train_ols_attention(X[:, :1], Y[:, :1], epochs=3, seeds=2),
+    "patching": lambda: pd.DataFrame({"site": [NAME, HOSTILE[0]], "effect": [0.5, -0.1]}),
     "path_ablations": lambda: view().paths(TOKENS).ablations(),
     "path_importance": lambda: view().paths(TOKENS).importance(),
     "path_logits": lambda: view().paths(TOKENS).token_table(3),

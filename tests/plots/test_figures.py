@@ -1,0 +1,147 @@
+"""Every figure: legible at three sizes, a text alternative, one clear error for a wrong argument."""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from sized import SIZES, results
+
+from lens_linear import plots
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.plots import style
+from lens_linear.plots._kinds import describe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
+import robust_figures
+
+PAGE, PHONE = 700, 390
+
+
+def unescaped(text):
+    return re.sub(r"&#?\w+;", "x", re.sub(r"<[^>]*>", "", text))
+
+
+def legible(figure):
+    """No width of its own, a bounded height, ticks that do not overlap, short legends, wrapped titles."""
+    layout = figure.layout
+    assert layout.width is None and 240 <= layout.height <= 1300
+    for text, pixels in ((layout.title.text, 8.4), (layout.title.subtitle.text, 6.4)):
+        for line in text.split("<br>"):
+            assert len(unescaped(line)) * pixels < PHONE, line
+    named = [t for t in figure.data if t.name and t.showlegend is not False]
+    assert len(named) <= 15
+    assert all(len(unescaped(trace.name)) <= 60 for trace in named), [t.name for t in named]
+    panels = len(list(figure.select_xaxes()))
+    across = min(panels, 3) if panels > 1 else 1
+    for axis in figure.select_xaxes():
+        if axis.ticktext and axis.tickangle == -90:
+            assert len(axis.ticktext) * 11 <= 0.8 * (PHONE - 60) / across + 20, len(axis.ticktext)
+        elif axis.ticktext and axis.tickangle == 0:
+            shown = sum(len(unescaped(str(label))) + 1 for label in axis.ticktext)
+            assert shown * 6.2 <= (PHONE - 60) / across + 20, axis.ticktext
+    for axis in figure.select_yaxes():
+        if axis.ticktext:
+            share = (axis.domain[1] - axis.domain[0]) if axis.domain else 1.0
+            room = (layout.height - layout.margin.t - 60) * share
+            assert len(axis.ticktext) * 12 <= room, (len(axis.ticktext), room)
+    for trace in figure.data:  # what is drawn lies inside a range that is set
+        low_high = layout.yaxis.range
+        if (
+            trace.type == "scatter"
+            and low_high
+            and layout.yaxis.type != "log"
+            and trace.mode == "lines"
+        ):
+            drawn = np.asarray([v for v in trace.y if v is not None], dtype=float)
+            drawn = drawn[np.isfinite(drawn)]
+            if len(drawn) and trace.yaxis in (None, "y"):
+                assert min(low_high) <= drawn.min() and drawn.max() <= max(low_high), trace.name
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "{}x{}".format(*size))
+def test_every_figure_that_grows_is_legible_at_every_size(size):
+    drawn = results(*size)
+    for name, arguments in drawn.items():
+        figure = getattr(plots, name)(*arguments)
+        legible(figure)
+        alt = figure.layout.meta["alt"]
+        assert alt == describe(figure) and figure.layout.title.text.split("<br>")[0] in alt
+        assert len(figure.to_json()) < 2_500_000, name
+    if size == SIZES[-1]:
+        composed = plots.composition_map(*drawn["composition_map"])
+        assert composed.data[0].z.shape == (47, 47)
+        scores = drawn["composition_map"][0].z[0, 3, :, 9]  # writers of layer 3, readers of layer 9
+        assert composed.data[0].z[3, 8] == pytest.approx(float(scores.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(robust_figures.FIGURES))
+def test_every_other_figure_is_legible_too(name):
+    figure = robust_figures.draw(name)
+    if isinstance(figure, go.Figure):
+        legible(figure)
+        assert len(figure.layout.meta["alt"]) > 40 and "<" not in figure.layout.title.text.replace(
+            "<br>", ""
+        )
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+def test_a_wrong_argument_is_one_clear_error(name):
+    function = getattr(plots, name)
+    first = next(iter(inspect.signature(function).parameters))
+    for wrong in (42, "profile", None, [1, 2], {}, {"a": 1}, np.zeros(3), pd.Series([1.0])):
+        with pytest.raises(InvalidArgumentError) as found:
+            function(wrong)
+        message = str(found.value)
+        assert message.startswith(f"{first} must ") and "got " in message and "; " in message, (
+            message
+        )
+
+
+def test_wrong_knobs_are_clear_errors_too():
+    gains = robust_figures.FIGURES["gain_profiles"]()
+    for wrong in (1, "yes", None):
+        with pytest.raises(
+            InvalidArgumentError, match=r"bands must be True or False, got .*; bands: "
+        ):
+            plots.gain_profiles(gains, bands=wrong)
+    with pytest.raises(
+        InvalidArgumentError, match=r"profiles must be \{name: GainProfile or a Surrogate\}"
+    ):
+        plots.gain_profiles({})
+    pairs = robust_figures.FIGURES["top_pairs"]()
+    for wrong, words in ((0, "k must be at least 1"), (2.5, "k must be a whole number")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            plots.top_pairs(pairs, k=wrong)
+    with pytest.raises(
+        InvalidArgumentError, match=r"quantity must be one of 'recall', 'overlap'.*overlap"
+    ):
+        plots.retrieval(robust_figures.FIGURES["retrieval"](), quantity="overlaps")
+    with pytest.raises(InvalidArgumentError, match="columns component, relative, got x; component"):
+        plots.direct_logit_attribution(pd.DataFrame({"x": [1]}))
+
+
+def test_names_of_eighty_characters_leave_room():
+    name = unescaped(style.legend_name("<" + 78 * "a" + ">"))
+    assert name == "x" + 16 * "a" + "…" + 15 * "a" + "x"  # 34 characters, escaped
+
+
+def test_results_of_components_layers_and_patches():
+    parts = pd.DataFrame({"component": list("abcd"), "relative": [1.0, -3.0, 0.5, 0.25]})
+    bars = plots.direct_logit_attribution(parts, k=2)
+    assert list(bars.data[0].x) == [-3.0, 1.0, 0.75]  # the others in one bar: the sum stays
+    assert list(bars.layout.yaxis.ticktext) == ["b", "a", "the other 2"]
+    sites = pd.DataFrame({"layer": [0, 0, 1, 1], "head": "", "position": [0, 2, 0, 2]})
+    cells = plots.patching(sites.assign(effect=[0.1, 0.2, 0.3, -0.4])).data[0]
+    np.testing.assert_allclose(cells.z, [[0.1, 0.2], [0.3, -0.4]], rtol=1e-6)
+    assert cells.zmax == -cells.zmin == pytest.approx(0.4)
+    paths = pd.DataFrame({"sender": ["L0H0", "L0H1"], "receiver": "L1H1 (k)", "effect": [0.1, 0.9]})
+    assert plots.patching(paths).layout.yaxis.ticktext[0] == "L0H1 → L1H1 (k)"
+    lens = pd.DataFrame({"layer": [0, 1], "kl": [2.0, 0.0], "loss": [5.0, 3.0], "top1": [0.3, 1.0]})
+    by_name = {line.name: line for line in plots.lens_profile(lens).data}
+    assert list(by_name["KL to the output"].y) == [2.0, 0.0]
+    assert by_name["same favourite"].yaxis == "y2"
