@@ -5,14 +5,11 @@ from .circuits import diagonal_accuracy as diagonal_accuracy
 from .circuits import head_scores as head_scores
 from .circuits import in_context_loss as in_context_loss
 from .circuits import mechanism_table as mechanism_table
-from .constructions import bit_error as bit_error
+from .constructions import adam_convergence as adam_convergence
 from .constructions import covariance_shift as covariance_shift
 from .constructions import hat_matrix as hat_matrix
-from .constructions import head_memory as head_memory
-from .constructions import memory_capacity as memory_capacity
 from .constructions import memory_swap as memory_swap
 from .constructions import ols_convergence as ols_convergence
-from .constructions import retrieval as retrieval
 from .constructions import shift_cost as shift_cost
 from .dynamics import agreement_by_order as agreement_by_order
 from .dynamics import agreement_by_size as agreement_by_size
@@ -23,7 +20,6 @@ from .dynamics import schedule_shapes as schedule_shapes
 from .dynamics import steered_text as steered_text
 from .dynamics import steering_cost as steering_cost
 from .dynamics import step_size as step_size
-from .linearity import adam_convergence as adam_convergence
 from .linearity import bilinear_gain as bilinear_gain
 from .linearity import ffn_compression as ffn_compression
 from .linearity import layer_geometry as layer_geometry
@@ -34,6 +30,12 @@ from .linearity import replacement_curves as replacement_curves
 from .linearity import run_table as run_table
 from .linearity import study_measures as study_measures
 from .linearity import study_profiles as study_profiles
+from .memories import attention_dial as attention_dial
+from .memories import bit_error as bit_error
+from .memories import head_memory as head_memory
+from .memories import memory_capacity as memory_capacity
+from .memories import retrieval as retrieval
+from .memories import trained_heads as trained_heads
 from .paths import direct_logit_attribution as direct_logit_attribution
 from .paths import lens_grid as lens_grid
 from .paths import lens_profile as lens_profile
@@ -59,6 +61,7 @@ __all__ = [
     "adam_convergence",
     "agreement_by_order",
     "agreement_by_size",
+    "attention_dial",
     "attention_heads",
     "attention_pattern",
     "bigram_comparison",
@@ -110,4 +113,5 @@ __all__ = [
     "study_profiles",
     "svd_directions",
     "top_pairs",
+    "trained_heads",
 ]

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.linearity.measure.adam import AdamBaseline
 from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.linearity.measure.compare import ProfileComparison
 from lens_linear.linearity.measure.geometry import LayerGeometry
@@ -290,51 +289,6 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
         fig, title="What a few products add to the affine fit", y="gain of R² over the affine fit",
         subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; bands: 95 % intervals "
         "over sequences", x="products (rank of the bilinear term)", height=500,
-    )  # fmt: skip
-
-
-@figure
-def adam_convergence(baseline: AdamBaseline) -> go.Figure:
-    """Held-out R² of a linear layer under Adam, raw and standardised inputs, beside least squares.
-
-    The x axis is Adam's steps, logarithmic; the y axis the held-out R², at most 1, where 0 predicts the
-    mean. The dashed line is the closed form on the same rows: best on the training half, so a run that is
-    stopped early can lie a little above it on the other. Raw inputs that stay below it while standardised
-    ones reach it are slow because of their condition number, not for want of a linear map.
-
-    Args:
-        baseline: what ``linearity.adam_baseline`` returned.
-
-    Returns:
-        Figure with two lines and the level of the closed form.
-
-    Example:
-        >>> import torch
-        >>> import lens_linear as ll
-        >>> from lens_linear.linearity.measure.adam import adam_on_rows
-        >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
-        >>> found = adam_on_rows(x, x.cumsum(1), new, new.cumsum(1), steps=20)
-        >>> figure = ll.plots.adam_convergence(found)
-        >>> [line.name for line in figure.data]
-        ['Adam, raw inputs', 'Adam, standardised inputs', 'closed form 1.0000']
-    """
-    frame = baseline.to_dataframe()
-    # Step 0 has no place on a logarithmic axis, and one step is close enough to it.
-    frame, fig = frame[frame["step"] > 0], go.Figure()
-    lines = {"r2": "Adam, raw inputs", "r2_standardized": "Adam, standardised inputs"}
-    for index, (column, label) in enumerate(lines.items()):
-        hover = "step %{x}: R² %{y:.4f}"
-        add_line(fig, frame["step"], frame[column], label, index=index, hover=hover)
-    add_level(fig, baseline.closed_form, f"closed form {baseline.closed_form:.4f}", x=list(frame["step"]),
-              dash="dash")  # fmt: skip
-    window(fig, lowest=-0.2)
-    above = float(frame[list(lines)].max().max()) > baseline.closed_form + 1e-4
-    note = "; above the closed form: stopped early, it overfits less" if above else ""
-    return styled(
-        fig.update_xaxes(type="log", dtick=1), title=f"A trained linear layer: {escape(baseline.where)}",
-        subtitle=f"learning rate {baseline.learning_rate:g}, batches of {baseline.batch}; condition number "
-        f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}",
-        x="Adam steps", y="held-out R²",
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def unescaped(text):
 def legible(figure):
     """No width of its own, a bounded height, ticks that do not overlap, short legends, wrapped titles."""
     layout = figure.layout
-    assert layout.width is None and 240 <= layout.height <= 1300
+    assert layout.width is None and 220 <= layout.height <= 1300
     for text, pixels in ((layout.title.text, 8.4), (layout.title.subtitle.text, 6.4)):
         for line in text.split("<br>"):
             assert len(unescaped(line)) * pixels < PHONE, line

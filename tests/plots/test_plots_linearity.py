@@ -136,7 +136,7 @@ def test_probe_figures():
     shown = traces(figure)
     assert list(shown["&lt;i&gt;here&lt;/i&gt;, held out"].y) == probe.gains.tolist()
     baseline = adam_on_rows(x, y, x_new, y_new, steps=20)
-    figure = whole(linearity.adam_convergence(baseline))
+    figure = whole(ll.plots.adam_convergence(baseline))
     assert list(traces(figure)["Adam, raw inputs"].y) == baseline.r2[1:].tolist()
     assert figure.data[-1].y[0] == baseline.closed_form
 

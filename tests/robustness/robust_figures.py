@@ -159,6 +159,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "adam_convergence": lambda: linearity.adam_baseline(gpt(), TOKENS, 1, steps=3),
     "agreement_by_order": agreement,
     "agreement_by_size": lambda: (agreement(), {"order": 2}),
+    "attention_dial": lambda: constructions.attention_dial(
+        betas=(0.01, 1.0, 100.0), orders=(), seeds=2
+    ),
     "attention_heads": lambda: circuits.attention_pattern(
         attention_only(), TOKENS[0], 1, labels=LABELS
     ),
@@ -233,6 +236,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "study_measures": study,
     "study_profiles": study,
     "svd_directions": lambda: head().svd(3, top=4),
+    "trained_heads": lambda: constructions.trained_heads(
+        attention_only(), TOKENS, exchanges=("linear",)
+    ),
     "top_pairs": lambda: head().top_pairs("ov", 12),
 }
 
