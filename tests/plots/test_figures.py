@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from sized import SIZES, results
 from lens_linear import plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
-from lens_linear.plots._kinds import describe
+from lens_linear.plots._kinds import Tabular, describe
+from lens_linear.plots.linearity import StudyLike
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
 import robust_figures
@@ -100,6 +102,27 @@ def test_a_wrong_argument_is_one_clear_error(name):
         assert message.startswith(f"{first} must ") and "got " in message and "; " in message, (
             message
         )
+
+
+def test_every_result_that_names_a_figure_is_what_the_figure_takes():
+    from lens_linear import circuits, constructions, dynamics, linearity, studies, tables
+
+    for room in (circuits, constructions, dynamics, linearity, studies):
+        assert [getattr(room, name) for name in room.__all__]
+    kinds, known = [tables.Result], set()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith("lens_linear.") and kind._figure is not None:
+            function = getattr(plots, kind._figure).__wrapped__
+            first, *others = inspect.signature(function).parameters.values()
+            assert all(each.default is not each.empty for each in others), kind
+            hint = typing.get_type_hints(function)[first.name]
+            takes = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
+            fits = any(part in (*kind.__mro__, Tabular, StudyLike) for part in takes)
+            assert fits, (kind, kind._figure)
+            known.add(kind.__name__)
+    wanted = {"GainProfile", "Surrogate", "BigramTable", "QKAttribution", "PathExpansion"}
+    assert wanted <= known and len(known) >= 40, wanted - known
 
 
 def test_wrong_knobs_are_clear_errors_too():

@@ -112,7 +112,7 @@ def test_curves_and_runs_and_compression(model, ids):
     assert lines["remove"].customdata[0] == "none"
     single = whole(linearity.replacement_curves(curves["linear"], perplexity=True))
     assert single.layout.yaxis.type == "log"
-    assert list(traces(single)["linear"].y) == curves["linear"].perplexity.tolist()
+    assert list(traces(single)["linear"].y) == curves["linear"]["perplexity"].tolist()
     with pytest.raises(InvalidArgumentError, match="at least one"):
         linearity.replacement_curves({})
     table = run_table(model, ids)
