@@ -37,5 +37,9 @@ class FigureTooLargeError(InvalidArgumentError):
     """A figure or dense table would have more cells than ``max_cells``."""
 
 
+class InsufficientMemoryError(LensLinearError, MemoryError):
+    """Memory does not hold what was asked for; the message says how much, and which argument helps."""
+
+
 class OfflineError(LensLinearError, OSError):
     """Something needs the network, or a package that is not installed, and it is not to be had."""

@@ -14,11 +14,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import require_choice, require_int, require_layers, require_list, shown
 from lens_linear.errors import (
+    InsufficientMemoryError,
     InvalidArgumentError,
     LensLinearError,
     NonFiniteError,
     UnsupportedModelError,
 )
+from lens_linear.linalg.memory import is_out_of_memory
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
 from lens_linear.token_rows import (
     PaddedRows,
@@ -102,7 +105,13 @@ def _running(model: TransformerBridge, tokens: TokenRows) -> Iterator[None]:
         yield
     except LensLinearError:
         raise
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            shape = tuple(getattr(tokens, "shape", (len(tokens),)))
+            raise InsufficientMemoryError(
+                f"memory ran out in a forward pass over tokens of shape {shape}; pass a smaller batch_size, "
+                "or shorter sequences, e.g. lens_linear.tokenize(model, text, length=256)"
+            ) from error
         require_runs(model, tokens[:1])
         raise  # the model runs: a visitor or an edit raised this
 
@@ -230,27 +239,41 @@ def _edits(edits: Any) -> list[Edit]:
     return pairs
 
 
-def batched(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, rows) pieces of at most ``batch_size`` sequences, all of one length."""
-    require_int("batch_size", batch_size, minimum=1)
-    for start, stop in row_ranges(tokens, batch_size):
+def batched(
+    tokens: TokenRows, batch_size: int | None, *, model: TransformerBridge | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, rows) pieces as :func:`row_ranges` cuts them."""
+    for start, stop in row_ranges(tokens, batch_size, model=model):
         yield start, tokens[start:stop]
 
 
-def row_ranges(tokens: TokenRows, batch_size: int) -> Iterator[tuple[int, int]]:
+def row_ranges(
+    tokens: TokenRows,
+    batch_size: int | None,
+    *,
+    model: TransformerBridge | None = None,
+    logits: bool = True,
+) -> Iterator[tuple[int, int]]:
     """Yield (first, past the last) of pieces of at most ``batch_size`` sequences, all of one length.
 
-    Rows say their lengths in an attribute ``lengths``; without it all have one.
+    Rows say their lengths in an attribute ``lengths``; without it all have one. Without a ``batch_size``
+    a piece holds as many sequences as memory allows the model.
     """
+    if batch_size is not None or model is None:
+        require_int("batch_size", batch_size, minimum=1)
     lengths = getattr(tokens, "lengths", None)
     ends = [len(tokens)]
     if lengths is not None:
         ends = [*((lengths.diff() != 0).nonzero()[:, 0] + 1).tolist(), len(tokens)]
     start = 0
     for end in ends:
+        size = batch_size
+        if size is None and model is not None and start < end:
+            length = tokens[start : start + 1].shape[1]
+            size = sequences_a_pass(model, length, logits=logits)
         while start < end:
-            yield start, min(start + batch_size, end)
-            start = min(start + batch_size, end)
+            yield start, min(start + (size or 1), end)
+            start = min(start + (size or 1), end)
 
 
 def available_sites(model: TransformerBridge, layer: int) -> tuple[Site, ...]:
@@ -267,8 +290,9 @@ def visit_sites(
     *,
     sites: Sequence[Site] = SITES,
     layers: Sequence[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Call ``visit(layer, site, x, y)`` with the input and output of every site, batch by batch.
 
@@ -283,15 +307,17 @@ def visit_sites(
         sites: some of "block" (residual stream in and out), "attn", "ffn" (after its norm, and what is
             written into the stream). A site that a layer lacks is refused.
         layers: all by default.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
         on_batch: called with the number of sequences done after every batch.
+        on_progress: called after every block with the sequences done so far, in fractions.
 
     Raises:
         NonFiniteError: NaN or infinity, naming the layer and the site.
         UnsupportedModelError: the model lacks a site.
     """
     model = require_bridge(model)
-    require_int("batch_size", batch_size, minimum=1)
+    if batch_size is not None:
+        require_int("batch_size", batch_size, minimum=1)
     n_layers = model.cfg.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
@@ -301,14 +327,33 @@ def visit_sites(
     outputs: list[Spot] = [(layer, _ENDS[site][1]) for layer in chosen for site in kept]
     watch = _SiteWatch(visit)
     with _running(model, tokens), torch.no_grad(), hooked(model, watch.hooks(model, chosen, kept)):
-        for first, rows in batched(tokens, batch_size):
+        for start, stop in row_ranges(tokens, batch_size, model=model, logits=False):
             watch.start()
-            rows = require_model_tokens(model, rows)
-            with suppress(_Stop):
+            rows = require_model_tokens(model, tokens[start:stop])
+            blocks = per_block(model, on_progress, start, stop)
+            with suppress(_Stop), hooked(model, blocks):
                 forward_logits(model, rows)
             _require_seen(model, outputs, watch.left)
             if on_batch is not None:
-                on_batch(first + len(rows))
+                on_batch(stop)
+
+
+def per_block(
+    model: TransformerBridge,
+    on_progress: Callable[[float], None] | None,
+    start: int,
+    stop: int,
+) -> list[tuple[str, Callable[[Tensor], None]]]:
+    """Hooks that report progress inside a batch: from ``start`` to ``stop``, a step after every block."""
+    if on_progress is None:
+        return []
+    n_layers = model.cfg.n_layers
+
+    def tick(layer: int) -> Callable[[Tensor], None]:
+        return lambda _: on_progress(start + (stop - start) * (layer + 1) / n_layers)
+
+    # At a block's input: its output may be where a pass stops.
+    return [(hook_name(model, (layer, "resid_pre")), tick(layer - 1)) for layer in range(n_layers)]
 
 
 class _SiteWatch:

@@ -87,7 +87,7 @@ def collect_moments(
     layers: Sequence[int] | None = None,
     skip: int = 0,
     keep_yy: bool = False,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = _NOTHING,
     state: PassState | None = None,
@@ -102,7 +102,8 @@ def collect_moments(
         layers: all by default.
         skip: leading positions of every sequence that are left out.
         keep_yy: keep all of Σ yᵀy.
-        batch_size: sequences a forward pass; the numbers do not depend on it.
+        batch_size: sequences a forward pass, as many as memory allows by default; the numbers do not
+            depend on it.
         progress: show a bar.
         checkpoint: where to keep the state on the way; killed and started again, the pass goes on.
         state: what ``checkpoint.load()`` gave.
@@ -139,7 +140,7 @@ def score_fits(
     mean_x: dict[Key, Tensor],
     *,
     skip: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = _NOTHING,
     state: PassState | None = None,
@@ -218,7 +219,7 @@ def _walk(
     phase: str,
     sites: Sequence[Site],
     layers: Sequence[int],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
     checkpoint: Checkpoint,
     state: PassState,
@@ -245,6 +246,7 @@ def _walk(
                 layers=layers,
                 batch_size=batch_size,
                 on_batch=on_batch,
+                on_progress=lambda count: bar(start + count),
             )
     checkpoint.save(state)
 
@@ -273,7 +275,7 @@ def gather_rows(
     skip: int = 0,
     max_rows: int | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> SiteRows:
     """Keep (x, y) of one site; at most ``max_rows`` of them, drawn with a seed.
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import row_ranges, run
-from lens_linear.models.hooks import Edit, require_causal
+from lens_linear.models.capture import per_block, row_ranges, run
+from lens_linear.models.hooks import Edit, hooked, require_causal
 from lens_linear.stats.split import RowView
 from lens_linear.stats.task_scores import RowScores, score_answers, warn_if_not_next_token
 
@@ -30,8 +29,9 @@ def score_model(
     rows: RowView,
     *,
     edits: Sequence[Edit] = (),
-    batch_size: int = 8,
+    batch_size: int | None = None,
     warn: bool = True,
+    on_progress: Callable[[float], None] | None = None,
 ) -> ModelScores:
     """Score a model's answers on rows: the next token, or what the rows' task asks.
 
@@ -39,8 +39,9 @@ def score_model(
         model: a bridge.
         rows: from :func:`lens_linear.stats.as_rows`.
         edits: hooks in place while it runs.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
         warn: say it when the model as it is predicts the next token worse than a uniform guess.
+        on_progress: called after every block with the share of the rows that is done.
 
     Returns:
         Losses and the task's metric by row, in the order of ``rows``.
@@ -56,12 +57,13 @@ def score_model(
         >>> score_model(model, as_rows(model, [[1, 2, 3], [4, 5]])).loss.counts.tolist()
         [1, 2]
     """
-    require_int("batch_size", batch_size, minimum=1)
     require_causal(model)
     losses, metrics = [], []
-    for start, stop in row_ranges(rows, batch_size):
+    share = None if on_progress is None else lambda count: on_progress(count / len(rows))
+    for start, stop in row_ranges(rows, batch_size, model=model):
         task = rows.asked(slice(start, stop))
-        logits = run(model, task.tokens, edits=edits).logits
+        with hooked(model, per_block(model, share, start, stop)):
+            logits = run(model, task.tokens, edits=edits).logits
         if logits is None:
             raise UnsupportedModelError(
                 f"model {model.cfg.model_name!r} returned no logits; use a causal language model"

@@ -152,7 +152,7 @@ def test_progress_shows_the_time_left(monkeypatch, capsys):
     monkeypatch.setenv("TQDM_DISABLE", "0")
     ll.linearity_profile(model(), ids(), progress=True, batch_size=8)
     shown = capsys.readouterr().err
-    assert "fitting" in shown and "scoring" in shown and "/24" in shown and "seq/s" in shown
+    assert "fitting" in shown and "scoring" in shown and "left" in shown
     ll.linearity_profile(model(), ids())
     assert capsys.readouterr().err == ""
 

@@ -86,7 +86,7 @@ def ffn_compression(
     ridge: float = 0.0,
     skip: int = 0,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> CompressionTable:
     """Replace one FFN at a time by its affine fit, at several ranks, and take the held-out loss.
@@ -102,7 +102,7 @@ def ffn_compression(
         ridge: penalty of the fits.
         skip: leading positions left out of the fit.
         seed: of the halves.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar.
 
     Returns:

@@ -14,8 +14,9 @@ is taken on sequences that neither the order nor the maps have seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -137,7 +138,7 @@ def replacement_curve(
     ridge: float = 0.0,
     skip: int = 0,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> ReplacementCurve:
     """Replace more and more blocks and take the loss on held-out sequences after each.
@@ -162,7 +163,7 @@ def replacement_curve(
         ridge: penalty of the fits.
         skip: leading positions left out of the fits; the loss counts every position.
         seed: of the halves and of the random order.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar over steps.
 
     Returns:
@@ -187,8 +188,7 @@ def replacement_curve(
     require_int("distill_steps", distill_steps, minimum=0)
     seed = require_seed(seed)
     require_float("ridge", ridge, minimum=0.0)
-    if max_replaced is not None:
-        require_int("max_replaced", max_replaced, minimum=1)
+    require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
     if model.cfg.n_layers == 0:
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} has no blocks to replace")
@@ -198,15 +198,22 @@ def replacement_curve(
     train, test = halves(rows, seed=seed)
     fits: dict[int, AffineMap] = {}
     if strategy != "remove" or (isinstance(order, str) and order != "random"):
-        fits = _fits(model, train, ridge, skip, batch_size)
+        fits = _fits(model, train, ridge, skip, batch_size, progress)
     sequence = _sequence(model.cfg.n_layers, fits, order, seed)[:max_replaced]
     builder = _Builder(model, train, fits, strategy, distill_steps, ridge, skip, batch_size)
     scores, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
     with sequence_bar(len(steps), "replacing", show=progress) as bar:
         for count, step in enumerate(steps, start=1):
-            maps = builder.maps(step)
+            maps = builder.maps(step, partial(_half, bar, count - 1))
             with builder.stand_ins.applied({m.first: m for m in maps}):
-                scores.append(score_model(model, test, batch_size=batch_size, warn=not step))
+                found = score_model(
+                    model,
+                    test,
+                    batch_size=batch_size,
+                    warn=not step,
+                    on_progress=partial(_half, bar, count - 0.5),
+                )
+            scores.append(found)
             own = 0 if strategy == "remove" else sum(m.n_parameters for m in maps)
             sizes.append(builder.parameters_left(step) + own)
             bar(count)
@@ -225,11 +232,23 @@ def replacement_curve(
     )
 
 
+def _half(bar: Callable[[float], None], done: float, share: float) -> None:
+    """Progress inside a step: half of it makes the maps, half takes the loss."""
+    bar(done + share / 2)
+
+
 def _fits(
-    model: TransformerBridge, rows: RowView, ridge: float, skip: int, batch_size: int
+    model: TransformerBridge,
+    rows: RowView,
+    ridge: float,
+    skip: int,
+    batch_size: int | None,
+    progress: bool,
 ) -> dict[int, AffineMap]:
     """The affine fit of every block on the original activations, from one pass; one solve a block."""
-    statistics = collect_moments(model, rows, sites=("block",), skip=skip, batch_size=batch_size)
+    statistics = collect_moments(
+        model, rows, sites=("block",), skip=skip, batch_size=batch_size, progress=progress
+    )
     return {
         layer: fitted_map(statistics.pop((layer, "block")), "block", layer, ridge=ridge)
         for layer in range(model.cfg.n_layers)
@@ -265,7 +284,7 @@ class _Builder:
         distill_steps: int,
         ridge: float,
         skip: int,
-        batch_size: int,
+        batch_size: int | None,
     ) -> None:
         self.model, self.rows, self.fits, self.strategy = model, rows, fits, strategy
         self.distill_steps, self.ridge, self.skip = distill_steps, ridge, skip
@@ -280,25 +299,27 @@ class _Builder:
         """Parameters of the model without these blocks."""
         return self.total - sum(self.sizes[layer] for layer in layers)
 
-    def maps(self, layers: Sequence[int]) -> list[AffineMap]:
-        """The maps for a set of layers."""
+    def maps(self, layers: Sequence[int], on_progress: Callable[[float], None]) -> list[AffineMap]:
+        """The maps for a set of layers; ``on_progress`` is told the share of the walk that is done."""
         ordered = sorted(layers)
         if self.strategy == "remove":
             return [identity_map(layer, layer, self.model.cfg.d_model) for layer in ordered]
         if self.strategy == "linear" or not ordered:
             return [self.fits[layer] for layer in ordered]
-        done = self._distilled(ordered)
+        done = self._distilled(ordered, on_progress)
         if self.distill_steps:
             done = polish(
                 self.stand_ins,
                 self.rows,
                 done,
                 steps=self.distill_steps,
-                batch_size=self.batch_size,
+                batch_size=self.batch_size or 8,
             )
         return done
 
-    def _distilled(self, layers: Sequence[int]) -> list[AffineMap]:
+    def _distilled(
+        self, layers: Sequence[int], on_progress: Callable[[float], None]
+    ) -> list[AffineMap]:
         """Refit the maps after the first one whose predecessors changed, in one walk up the blocks.
 
         Two streams are carried from block to block for all batches: the original model's, and that of the
@@ -310,13 +331,15 @@ class _Builder:
         if n_known == len(layers):
             return done
         first = layers[n_known]
-        batches = [tokens for _, tokens in batched(self.rows, self.batch_size)]
+        batches = [tokens for _, tokens in batched(self.rows, self.batch_size, model=self.model)]
         teacher = [self._stream_before(tokens, first, {}) for tokens in batches]
         placed = {m.first: m for m in done}
         student = [self._stream_before(tokens, first, placed) for tokens in batches]
+        total = (layers[-1] + 1 - first) * len(batches)
         for layer in range(first, layers[-1] + 1):
             moments = Moments()
             for i, tokens in enumerate(batches):
+                on_progress(((layer - first) * len(batches) + i) / total)
                 teacher[i] = self.stand_ins.advance(tokens, teacher[i], layer)
                 if layer in layers:
                     moments.update(student[i][:, self.skip :], teacher[i][:, self.skip :])

@@ -49,7 +49,7 @@ def polish(
     biases = [m.bias.float().clone().requires_grad_() for m in maps]
     optimizer = torch.optim.Adam([*weights, *biases], lr=learning_rate)
     functions = {m.first: _affine(w, b) for m, w, b in zip(maps, weights, biases, strict=True)}
-    starts = list(row_ranges(rows, batch_size))
+    starts = list(row_ranges(rows, batch_size, model=model))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)

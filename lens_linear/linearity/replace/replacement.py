@@ -59,7 +59,7 @@ def linearize(
     sequential: bool = False,
     ridge: float = 0.0,
     skip: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Iterator[Linearization]:
     """While the block lasts, chosen blocks or FFNs of ``model`` run as their best affine map.
 
@@ -79,7 +79,7 @@ def linearize(
             original output), instead of on the original activations.
         ridge: penalty of the fits.
         skip: leading positions left out of the fit (they are still replaced).
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
 
     Yields:
         Linearization: the maps, parameter counts, ``.to_dataframe()``.
@@ -130,7 +130,7 @@ def fit_linearization(
     sequential: bool = False,
     ridge: float = 0.0,
     skip: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Linearization:
     """Fit the maps of :func:`linearize` without applying them.
 
@@ -146,7 +146,7 @@ def fit_linearization(
         sequential: fit each map on what reaches it *after* the earlier ones are in place.
         ridge: penalty of the fits.
         skip: leading positions left out of the fit.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
         Linearization: ``.maps``, ``.applied(model)``, parameter counts; save it by ``save_linearized``.
@@ -169,7 +169,6 @@ def fit_linearization(
         ((1,), 80)
     """
     rows = as_rows(model, tokens, skip=skip)
-    require_int("batch_size", batch_size, minimum=1)
     require_choice("site", site, ("block", "ffn"))
     require_float("ridge", ridge, minimum=0.0)
     if rank is not None:
@@ -223,7 +222,7 @@ def span_moments(
     *,
     edits: Sequence[Edit] = (),
     skip: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Moments:
     """Statistics of (input of ``first`` in the edited model, output of ``last`` in the original one).
 
@@ -232,7 +231,7 @@ def span_moments(
     enter: Spot = (first, "resid_pre") if site == "block" else (first, "ffn_in")
     leave: Spot = (last, "resid_post") if site == "block" else (last, "ffn_out")
     moments = Moments()
-    for _, tokens in batched(rows, batch_size):
+    for _, tokens in batched(rows, batch_size, model=model):
         if edits:
             x = run(model, tokens.long(), record=[enter], edits=edits, logits=False)[enter]
             y = run(model, tokens.long(), record=[leave], logits=False)[leave]

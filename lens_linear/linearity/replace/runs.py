@@ -81,7 +81,7 @@ def run_table(
     ridge: float = 0.0,
     skip: int = 0,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> RunTable:
     """Replace every run of ``lengths`` neighbouring blocks by one affine map, and by nothing.
@@ -97,7 +97,7 @@ def run_table(
         ridge: penalty of the fits.
         skip: leading positions left out of the fit.
         seed: of the halves.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar over runs.
 
     Returns:
@@ -177,11 +177,11 @@ def _row(
 
 
 def _cosine_distances(
-    model: TransformerBridge, rows: RowView, skip: int, batch_size: int
+    model: TransformerBridge, rows: RowView, skip: int, batch_size: int | None
 ) -> Tensor:
     """Mean of 1 − cos between every two layer boundaries, over tokens."""
     total, count = torch.zeros(()), 0
-    for _, tokens in batched(rows, batch_size):
+    for _, tokens in batched(rows, batch_size, model=model):
         states = residual_stream(model, tokens.long())[:, :, skip:].double().flatten(1, 2)
         unit = torch.nn.functional.normalize(states, dim=-1)
         total = total + torch.einsum("ind,jnd->ij", unit, unit).cpu()

@@ -1,0 +1,62 @@
+"""How much memory an analysis may take, and errors that call a lack of memory by its name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from lens_linear.checks import require_int
+
+SHARE = 0.5  # of what is free, when the caller does not say
+
+
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """Bytes that are free on a device now: what the system gives without swapping, or the card's own."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        except (AttributeError, OSError, ValueError):
+            return 4 << 30  # a system that says nothing
+
+
+def usable_bytes(max_memory: int | None = None, device: torch.device | str = "cpu") -> int:
+    """Bytes that an analysis may add: ``max_memory``, or half of what is free now.
+
+    Example:
+        >>> usable_bytes(1 << 30)
+        1073741824
+    """
+    if max_memory is not None:
+        return require_int("max_memory", max_memory, minimum=1)
+    return int(SHARE * free_bytes(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, on the processor or on a card."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error).lower()
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes in words.
+
+    Example:
+        >>> size_text(3 * 2**29)
+        '1.5 GiB'
+    """
+    value: Any = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,64 @@
+"""How many sequences go through a model at once: as many as memory allows, of any length."""
+
+from __future__ import annotations
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.checks import require_int
+from lens_linear.errors import InsufficientMemoryError
+from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
+
+# A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
+_TOKENS = 4096
+
+
+def sequence_bytes(model: TransformerBridge, length: int, *, logits: bool = True) -> int:
+    """Bytes that one sequence takes at the widest place of a forward pass.
+
+    One layer's attention holds three tables [head, length, length] at once (scores, mask added, softmax),
+    its FFN three of [length, d_mlp]; logits and their float32 copy stand alone.
+    """
+    cfg = model.cfg
+    size = max((p.element_size() for p in model.parameters() if p.is_floating_point()), default=4)
+    width = max(int(cfg.d_model), int(getattr(cfg, "d_mlp", 0) or 0))
+    heads = int(getattr(cfg, "n_heads", 0) or 0)
+    block = (
+        3 * heads * length**2 * size + 3 * length * width * size + 8 * length * cfg.d_model * size
+    )
+    return max(block, length * int(cfg.d_vocab) * (size + 4) if logits else 0)
+
+
+def sequences_a_pass(
+    model: TransformerBridge,
+    length: int,
+    batch_size: int | None = None,
+    *,
+    logits: bool = True,
+) -> int:
+    """Sequences of ``length`` tokens a forward pass: ``batch_size``, or what half of the free memory holds.
+
+    Args:
+        model: a bridge.
+        length: tokens a sequence.
+        batch_size: the caller's own number.
+        logits: whether the pass goes on to the logits.
+
+    Raises:
+        InsufficientMemoryError: not even one sequence fits.
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> sequences_a_pass(toy_model(n_layers=1), 64)
+        64
+    """
+    if batch_size is not None:
+        return require_int("batch_size", batch_size, minimum=1)
+    device = next(model.parameters()).device
+    needed = sequence_bytes(model, length, logits=logits)
+    if needed > free_bytes(device):
+        raise InsufficientMemoryError(
+            f"one sequence of {length:,} tokens needs about {size_text(needed)} in a forward pass, and "
+            f"{size_text(free_bytes(device))} are free; pass shorter sequences, e.g. "
+            "lens_linear.tokenize(model, text, length=256)"
+        )
+    return max(1, min(_TOKENS // max(1, length), usable_bytes(device=device) // max(1, needed)))
