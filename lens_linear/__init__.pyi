@@ -14,7 +14,12 @@ from . import text as text
 from . import training as training
 from .circuits.attention.attribution import qk_attribution as qk_attribution
 from .circuits.heads.composition import composition_scores as composition_scores
+from .circuits.heads.head_circuit import head as head
 from .circuits.induction.scores import induction_scores as induction_scores
+from .circuits.patching.direct import direct_logit_attribution as direct_logit_attribution
+from .circuits.patching.patch import patch as patch
+from .circuits.patching.path_patch import cut_path as cut_path
+from .circuits.patching.path_patch import path_patch as path_patch
 from .circuits.paths.attention_only import AttentionOnly as AttentionOnly
 from .constructions.least_squares.ols import OLSAttention as OLSAttention
 from .constructions.least_squares.ols_training import train_ols_attention as train_ols_attention
@@ -63,12 +68,15 @@ __all__ = [
     "composition_scores",
     "concept_directions",
     "constructions",
+    "cut_path",
+    "direct_logit_attribution",
     "dynamics",
     "errors",
     "evaluate_schedules",
     "evaluation_tokens",
     "fit_surrogate",
     "gain_profile",
+    "head",
     "induction_scores",
     "layer_map",
     "linalg",
@@ -80,6 +88,8 @@ __all__ = [
     "memory_capacity",
     "min_energy",
     "models",
+    "patch",
+    "path_patch",
     "plots",
     "procrustes_similarity",
     "qk_attribution",

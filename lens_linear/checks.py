@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,40 @@ def shown(value: Any) -> str:
     """Return a ``repr`` that fits into a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def head_name(layer: int, head: int) -> str:
+    """Write a head as every table does: ``L1H3`` for head 3 of layer 1."""
+    return f"L{layer}H{head}"
+
+
+def require_head(name: str, value: Any, *, n_layers: int, n_heads: int) -> tuple[int, int]:
+    """Accept a head as ``"L1H3"`` or as a pair (layer, head); the pair comes out."""
+    pair = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*L(\d{1,9})H(\d{1,9})\s*", value, re.ASCII | re.IGNORECASE)
+        pair = tuple(map(int, match.groups())) if match else None
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InvalidArgumentError(
+            f"{name} must be a head such as 'L1H3', or a pair (layer, head), got {shown(value)}; take one of "
+            "a table's column 'head'"
+        )
+    layer = require_int("layer", pair[0], minimum=0, maximum=n_layers - 1)
+    return layer, require_int("head", pair[1], minimum=0, maximum=n_heads - 1)
+
+
+def require_heads(name: str, value: Any, *, n_layers: int, n_heads: int) -> list[tuple[int, int]]:
+    """Accept one head or a list of different ones, each as in :func:`require_head`."""
+    if isinstance(value, str) or (
+        isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int) for v in value)
+    ):
+        value = [value]
+    items = require_list(name, value, of="heads such as 'L1H3' or (1, 3)")
+    found = [require_head(name, item, n_layers=n_layers, n_heads=n_heads) for item in items]
+    if len(set(found)) != len(found):
+        shown_heads = ", ".join(head_name(*head) for head in found)
+        raise InvalidArgumentError(f"{name} names a head twice: {shown_heads}; name each once")
+    return found
 
 
 def require_layers(name: str, value: Any, n_layers: int) -> list[int]:

@@ -15,6 +15,7 @@ from .heads.factored import copying_score as copying_score
 from .heads.factored import diagonal_accuracy as diagonal_accuracy
 from .heads.factored import sum_of as sum_of
 from .heads.factored import top_pairs as top_pairs
+from .heads.head_circuit import head as head
 from .heads.head_circuit import head_circuit as head_circuit
 from .heads.head_circuit import summed_ov as summed_ov
 from .heads.head_circuit import summed_qk as summed_qk
@@ -33,6 +34,13 @@ from .induction.mechanism import verify_induction as verify_induction
 from .induction.scores import VERDICTS as VERDICTS
 from .induction.scores import InductionScores as InductionScores
 from .induction.scores import induction_scores as induction_scores
+from .patching.direct import DirectLogitAttribution as DirectLogitAttribution
+from .patching.direct import direct_logit_attribution as direct_logit_attribution
+from .patching.patch import PatchEffects as PatchEffects
+from .patching.patch import patch as patch
+from .patching.path_patch import PathPatchEffects as PathPatchEffects
+from .patching.path_patch import cut_path as cut_path
+from .patching.path_patch import path_patch as path_patch
 from .paths.attention_only import AttentionOnly as AttentionOnly
 from .paths.bigrams import BigramComparison as BigramComparison
 from .paths.bigrams import BigramTable as BigramTable
@@ -58,13 +66,16 @@ __all__ = [
     "CircuitSVD",
     "CompositionScores",
     "DiagonalAccuracy",
+    "DirectLogitAttribution",
     "InContextLoss",
     "InductionMechanism",
     "InductionScores",
     "Kind",
     "NextTokens",
+    "PatchEffects",
     "PathAblation",
     "PathImportance",
+    "PathPatchEffects",
     "PathTable",
     "PositionalQK",
     "QKAttribution",
@@ -79,11 +90,16 @@ __all__ = [
     "composed_qk",
     "composition_scores",
     "copying_score",
+    "cut_path",
     "diagonal_accuracy",
+    "direct_logit_attribution",
+    "head",
     "head_circuit",
     "in_context_loss",
     "induction_scores",
     "map_of",
+    "patch",
+    "path_patch",
     "qk_attribution",
     "skip_trigram_bugs",
     "skip_trigrams",

@@ -50,8 +50,10 @@ class TokenRows(Protocol):
 class PaddedTokens(Protocol):
     """What :class:`lens_linear.Task` is to this room: ids padded on the right, and what is real."""
 
-    tokens: Tensor
-    mask: Tensor
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
 
 
 class _Stop(Exception):

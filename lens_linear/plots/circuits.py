@@ -156,9 +156,9 @@ def _verdict_map(frame: pd.DataFrame, verdicts: np.ndarray) -> go.Figure:
 
 @figure
 def ablation_map(scores: AblationScores) -> go.Figure:
-    """A layers × heads map of the in-context gain that is lost without each head (nats a token).
+    """A layers × heads map of what is lost of a metric without each head, in the metric's unit.
 
-    Rows are layers, columns heads, colours are centred at 0: a head that the gain does not need. Negative
+    Rows are layers, columns heads, colours are centred at 0: a head that is not needed. Negative
     heads stand in the way. Heads that replace each other can all lie near 0, so a small number does not
     prove that a head has no part.
 
@@ -166,7 +166,7 @@ def ablation_map(scores: AblationScores) -> go.Figure:
         scores: what ``circuits.ablation_scores`` returned.
 
     Returns:
-        Figure with one heatmap; the subtitle gives the whole model's gain.
+        Figure with one heatmap; the subtitle gives the whole model's value.
 
     Example:
         >>> import lens_linear as ll
@@ -176,10 +176,11 @@ def ablation_map(scores: AblationScores) -> go.Figure:
         >>> bool(lost[1, 1] > 1), bool(abs(lost[1, 0]) < 0.1)  # the induction head, and a head that is idle
         (True, True)
     """
-    fig = head_map(scores.lost, value_name="gain lost (nats)")
+    word = "rise of the loss" if scores.lower_is_better else f"{scores.metric} lost"
+    fig = head_map(scores.lost, value_name=word)
     return styled(
-        fig, title="In-context gain lost without one head", x="head", y="layer",
-        subtitle=f"{scores.how} ablation; whole model gains {scores.gain:.2f} nats a token over "
+        fig, title=f"{word[0].upper()}{word[1:]} without one head", x="head", y="layer",
+        subtitle=f"{scores.how} ablation; {scores.metric} of the whole model {scores.before:.2f} over "
         f"{scores.n_rows} rows", height=fig.layout.height,
     )  # fmt: skip
 

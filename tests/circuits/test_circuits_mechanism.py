@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import read_weights
+from lens_linear.stats.task_scores import require_task
+from lens_linear.text.task import Task
 
 
 def lab_of(model, induction, **changes):
@@ -203,20 +207,93 @@ def test_mean_ablation_puts_the_mean_over_the_reference():
     model = native()
     tokens, reference = ids(model), ids(model, 5, 7, seed=3)
     z = run(model, reference, record=[(1, "z")])[(1, "z")]
-    mean = z[:, :, 0].double().mean((0, 1))
-    torch.testing.assert_close(mean_z(model, reference, batch_size=2)[1, 0], mean)
-    with ablate_heads(model, [(1, 0)], tokens=reference):
+    mean = z[:, :, 0].double().mean(0)  # at each position
+    task = require_task(model, reference)
+    torch.testing.assert_close(mean_z(model, task, batch_size=2)[1, :, 0], mean)
+    with ablate_heads(model, "L1H0", reference):
+        got = run(model, tokens[:, :7], record=[(1, "z")])[(1, "z")]
+    torch.testing.assert_close(got[:, :, 0].double(), mean.expand(2, 7, -1), rtol=1e-5, atol=1e-6)
+    with ablate_heads(model, ["L1H0"], reference, how="pooled"):
         got = run(model, tokens, record=[(1, "z")])[(1, "z")]
-    torch.testing.assert_close(got[:, :, 0].double(), mean.expand(2, 9, -1), rtol=1e-5, atol=1e-6)
-    with pytest.raises(InvalidArgumentError, match="twice"), ablate_heads(model, [(0, 0), (0, 0)]):
-        pass
+    expected = mean.mean(0).expand(2, 9, -1)
+    torch.testing.assert_close(got[:, :, 0].double(), expected, rtol=1e-5, atol=1e-6)
+    with ablate_heads(model, [(1, 0)], reference, how="resample", seed=3):
+        got = run(model, tokens[:, :7], record=[(1, "z")])[(1, "z")]
+    for row in got[:, :, 0]:
+        gaps = (z[:, :, 0] - row).abs().amax((1, 2))
+        assert float(gaps.min()) < 1e-6  # one whole row of the reference
+    assert float((got[:, :, 1] - mean.float()).abs().max()) > 1e-3  # and no other head
+
+
+def test_means_count_real_tokens_only():
+    model = native()
+    rows = [[3, 5, 7, 9], [4, 6], [8, 2, 1]]
+    z = [run(model, torch.tensor([row]), record=[(1, "z")])[(1, "z")][0].double() for row in rows]
+    means = mean_z(model, require_task(model, rows))[1]
+    for position in range(4):
+        there = torch.stack([each[position] for each in z if len(each) > position])
+        torch.testing.assert_close(means[position], there.mean(0), rtol=1e-5, atol=1e-6)
+    pooled = mean_z(model, require_task(model, rows), pooled=True)[1, 0]
+    torch.testing.assert_close(pooled, torch.cat(z).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_ablation_needs_is_said():
+    model, reference = native(), ids(native(), 5, 7)
+    for heads, options, words in (
+        ([(0, 0), "L0H0"], {"how": "zero"}, "names a head twice: L0H0"),
+        ("L0H7", {"how": "zero"}, "head must be at most 2"),
+        ("L0H0", {}, "tokens must be given for how='mean'"),
+        ("L0H0", {"tokens": reference[:1]}, "at least 2 rows"),
+        ("L0H0", {"tokens": [[1, 2], [3]], "how": "resample"}, "rows of one length"),
+        ("L0H0", {"tokens": reference, "how": "means"}, "did you mean 'mean'"),
+    ):
+        with (
+            pytest.raises(InvalidArgumentError, match=words),
+            ablate_heads(model, heads, **options),
+        ):
+            pass
+    with (
+        ablate_heads(model, "L0H0", reference),
+        pytest.raises(InvalidArgumentError, match="got 7 positions for 9"),
+    ):
+        model(ids(model))
+
+
+def test_ablation_on_a_task_is_what_the_metric_loses():
+    model, tokens = native(), ids(native(), 6, 7)
+    task = Task(tokens, labels=tokens[:, 2], positions=-1, metric="accuracy")
+    for asked in (task, replace(task, metric="loss")):
+        found = ablation_scores(model, asked)
+        for layer, head in ((0, 1), (1, 2)):
+            z = run(model, tokens, record=[(layer, "z")])[(layer, "z")]
+
+            def edit(x, z=z, head=head):
+                x = x.clone()
+                x[:, :, head] = z[:, :, head].mean(0)
+                return x
+
+            logits = [
+                run(model, tokens, edits=e).logits[:, -1] for e in ([], [((layer, "z"), edit)])
+            ]
+            if asked.metric == "accuracy":
+                values = [(x.argmax(-1) == tokens[:, 2]).double() for x in logits]
+                lost = values[0] - values[1]
+            else:
+                values = [
+                    torch.nn.functional.cross_entropy(x, tokens[:, 2], reduction="none")
+                    for x in logits
+                ]
+                lost = values[1] - values[0]
+            assert float(found.lost[layer, head]) == pytest.approx(float(lost.mean()), abs=1e-5)
+            spread = float(lost.std() / 6**0.5)
+            assert float(found.lost_se[layer, head]) == pytest.approx(spread, abs=1e-5)
 
 
 def test_ablation_scores_name_the_heads_of_the_circuit(attn_2l):
     found = ablation_scores(attn_2l, rows_per_period=2)
     order = found.to_dataframe().sort_values("lost", ascending=False)["head"].tolist()
     assert order[0] == "L0H0" and order[1] == "L1H3"
-    assert found.gain > 5 and "L0H0" in repr(found)
+    assert found.before > 5 and "L0H0" in repr(found) and found.metric == "in-context gain"
 
 
 def test_loss_along_text_and_along_copies(attn_2l):

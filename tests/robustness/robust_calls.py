@@ -469,6 +469,12 @@ def _more_circuits() -> None:
         tokens=TOKENS,
     )
     call("ablation_scores", ll.circuits.ablation_scores, model=ATTN, **probe)
+    call("head", ll.head, model=ATTN, layer=1, head=0)
+    call("direct_logit_attribution", ll.direct_logit_attribution, model=ATTN, task=TOKENS)
+    pair = {"model": ATTN, "clean": TOKENS, "corrupted": TOKENS}
+    call("patch", ll.patch, what="residual", **pair)
+    call("path_patch", ll.path_patch, receivers=[(1, 1)], via="k", **pair)
+    call("cut_path", _entered(ll.cut_path), model=ATTN, sender=(0, 1), receiver=(1, 1), via=["k"])
     call("attention_pattern", ll.circuits.attention_pattern, model=ATTN, tokens=TOKENS[0], layer=1)
     call("circuit_map", ll.circuits.circuit_map, head=Lazy(lambda: heads()[0]), k=5, blocks=4)
     call("map_of", ll.circuits.map_of, matrix=Lazy(lambda: heads()[0].ov), name="ov", k=5, blocks=4)

@@ -28,12 +28,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
-from lens_linear.circuits.attention.components import stream_components
-from lens_linear.circuits.heads.head_circuit import require_attention
+from lens_linear.checks import head_name, require_int
+from lens_linear.circuits.attention.components import (
+    HeadOutputs,
+    stream_components,
+    stream_spots,
+)
+from lens_linear.circuits.heads.head_circuit import place_of, require_attention
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import FigureTooLargeError, UnsupportedModelError
-from lens_linear.models.capture import Run, require_model_tokens
+from lens_linear.models.capture import Run, require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import NormKind, norm_scale, read_attention, read_weights
@@ -80,7 +84,7 @@ class QKAttribution(Result):
     @property
     def name(self) -> str:
         """``L1H3``."""
-        return f"L{self.layer}H{self.head}"
+        return head_name(self.layer, self.head)
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
@@ -185,8 +189,8 @@ class QKAttribution(Result):
 def qk_attribution(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch position"],
-    layer: int,
-    head: int,
+    layer: int | str | tuple[int, int],
+    head: int | None = None,
     *,
     labels: Sequence[str] | None = None,
 ) -> QKAttribution:
@@ -197,7 +201,7 @@ def qk_attribution(
     Args:
         model: a bridge, with or without MLPs; norms, rotary positions and grouped-query heads included.
         tokens: ids [batch, position], or one row.
-        layer: of the head.
+        layer: of the head; or the head's name, ``"L1H3"``, alone.
         head: query head within the layer.
         labels: text of the vocabulary; the tokenizer's by default.
 
@@ -222,9 +226,11 @@ def qk_attribution(
     tokens = require_model_tokens(model, tokens)
     weights = read_weights(model)
     attention = require_attention(weights)
-    layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
-    head = require_int("head", head, minimum=0, maximum=shape.n_heads - 1)
-    found, out = stream_components(model, weights, tokens, layer)
+    layer, head = place_of(shape, layer, head)
+    heads = HeadOutputs(model, weights)
+    spots = [*stream_spots(shape, layer), (layer, "attn_in")]
+    out = run(model, tokens, record=spots, logits=False)
+    found = stream_components(heads, out, tokens, layer)
     reads = found.parts / norm_scale(found.stream, weights.norm, weights.eps)
     queries = _with_bias(reads @ attention.W_Q[layer, head], attention.b_Q[layer, head])
     keys = _with_bias(reads @ attention.W_K[layer, head], attention.b_K[layer, head])

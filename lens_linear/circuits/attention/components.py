@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import head_name
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import Run, run
+from lens_linear.models.capture import Run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import ModelWeights, norm_scale, read_weights
 from lens_linear.models.hooks import Spot
@@ -21,13 +23,31 @@ _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_LIMIT = 5e-2
 
 
+Kind = Literal["embedding", "position", "head", "bias", "ffn"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the residual stream: its name, what it is, and where (-1 where there is no such number)."""
+
+    name: str
+    kind: Kind
+    layer: int = -1
+    head: int = -1
+
+
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The parts of the residual stream at the input of one block; they sum to it."""
+    """The parts of the residual stream at the input of one block, or at the end; they sum to it."""
 
-    names: tuple[str, ...]
+    found: tuple[Component, ...]
     parts: Float[Tensor, "component batch position d_model"]
     stream: Float[Tensor, "batch position d_model"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(component.name for component in self.found)
 
 
 class HeadOutputs:
@@ -68,47 +88,67 @@ class HeadOutputs:
         return norm_scale(written, "rms", self.weights.eps)
 
 
+def stream_spots(shape: ModelShape, layer: int) -> list[Spot]:
+    """What must be recorded to split the stream at the input of ``layer`` (``n_layers``: at the end)."""
+    spots: list[Spot] = [(b, "z") for b in range(layer)]
+    spots += [(b, "ffn_out") for b in range(layer)] if shape.n_ffn else []
+    return [*spots, stream_spot(shape, layer)] if shape.n_layers else []
+
+
+def stream_spot(shape: ModelShape, layer: int) -> Spot:
+    """Where the stream at the input of ``layer`` can be read; ``n_layers`` is the end."""
+    return (layer, "resid_pre") if layer < shape.n_layers else (layer - 1, "resid_post")
+
+
 def stream_components(
-    model: TransformerBridge,
-    weights: ModelWeights,
+    heads: HeadOutputs,
+    out: Run,
     tokens: Int[Tensor, "batch position"],
     layer: int,
-) -> tuple[Components, Run]:
+    *,
+    at: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None,
+) -> Components:
     """Split the residual stream at the input of ``layer`` into its parts, and check the sum.
 
-    The run holds that stream and what the layer's attention reads, too.
+    Args:
+        heads: of the model.
+        out: a run that recorded :func:`stream_spots`.
+        tokens: its ids.
+        layer: ``n_layers`` for the stream at the end.
+        at: rows and positions to keep, as one row; all by default.
 
     Raises:
         UnsupportedModelError: the parts do not add up to the stream.
     """
-    heads = HeadOutputs(model, weights)
-    below = range(layer)
-    has_ffn = heads.shape.n_ffn > 0
-    spots: list[Spot] = [(b, "z") for b in below]
-    spots += [(b, "ffn_out") for b in below] if has_ffn else []
-    spots += [(layer, "resid_pre"), (layer, "attn_in")]
-    out = run(model, tokens, record=spots, logits=False)
-    names, parts = ["token"], [weights.W_E[tokens.cpu()]]
+    weights, shape, tokens = heads.weights, heads.shape, tokens.cpu()
+
+    def pick(x: Tensor) -> Tensor:
+        return x if at is None else x[at[0].to(x.device), at[1].to(x.device)][None]
+
+    found = [Component("token", "embedding")]
+    parts = [weights.W_E[tokens] if at is None else weights.W_E[tokens[at]][None]]
     if weights.W_pos is not None:
-        names.append("position")
-        parts.append(weights.W_pos[: tokens.shape[1]].expand_as(parts[0]))
-    for b in below:
-        z = out[(b, "z")]
-        names += [f"L{b}H{head}" for head in range(heads.shape.n_heads)]
+        found.append(Component("position", "position"))
+        rows = weights.W_pos[: tokens.shape[1]]
+        parts.append(rows.expand_as(parts[0]) if at is None else rows[at[1]][None])
+    for b in range(layer):
+        z = pick(out[(b, "z")])
+        found += [Component(head_name(b, h), "head", b, h) for h in range(shape.n_heads)]
         parts += list(heads.of(z, b))
         if bool(require_attention(weights).b_O[b].any()):
-            names.append(f"L{b} b_O")
+            found.append(Component(f"L{b} b_O", "bias", b))
             parts.append(heads.bias(z, b))
-        if has_ffn:
-            names.append(f"L{b} MLP")
-            parts.append(out[(b, "ffn_out")].to("cpu", torch.float64))
+        if shape.n_ffn:
+            found.append(Component(f"L{b} MLP", "ffn", b))
+            parts.append(pick(out[(b, "ffn_out")]).to("cpu", torch.float64))
     stacked = torch.stack(parts)
-    stream = out[(layer, "resid_pre")].to("cpu", torch.float64)
+    seen = pick(out[stream_spot(shape, layer)]) if shape.n_layers else stacked.sum(0)
+    stream = seen.to("cpu", torch.float64)
     gap = float((stacked.sum(0) - stream).abs().max() / stream.abs().max().clamp_min(1e-30))
-    limit = _LIMITS.get(out[(layer, "resid_pre")].dtype, _HALF_LIMIT)
+    limit = _LIMITS.get(seen.dtype, _HALF_LIMIT)
     if not gap <= limit:
         raise UnsupportedModelError(
-            f"the residual stream of {heads.shape.name!r} at layer {layer} is not the sum of its "
-            f"embedding, heads and MLPs (relative gap {gap:.3g}); scores cannot be attributed exactly"
+            f"the residual stream of {shape.name!r} at layer {layer} is not the sum of its embedding, heads "
+            f"and MLPs (relative gap {gap:.3g}); scores and logits cannot be attributed exactly"
         )
-    return Components(tuple(names), stacked, stream), out
+    return Components(tuple(found), stacked, stream)

@@ -4,10 +4,14 @@
 ``W_Q W_Kᵀ`` for Q-composition, ``W_K W_Qᵀ`` for K, ``W_V W_O`` for V. It is the share of what is written that
 is read, between 0 and 1; about ``1 / sqrt(d_model)`` when writer and reader are unrelated. A raw score says
 little by itself, because a reader with few large directions scores differently from one with many: each
-score comes with the mean and spread of a baseline of its own, and z.
+score comes with the mean and spread of a baseline of its own, z, and its ratio to that mean. In trained
+models the baseline's spread is small and most pairs pass any z, so pairs are ranked by ``ratio``, and a
+sentence says how many lie above what the best of as many unrelated pairs reaches.
 
-Nothing of size d_model × d_model is formed. With ``W_OV = U diag(s) Xᵀ`` and ``W_in = Y diag(t) Wᵀ``,
-``score² = Σ_ij s_i² (XᵀY)_ij² t_j² / (Σ s² Σ t²)``.
+The norms are Frobenius inner products of Gram matrices, ``‖W_OV W_in‖² = ⟨W_OVᵀ W_OV, W_in W_inᵀ⟩``, taken
+block
+of rows by block of rows: a fifth of the work of multiplying the heads out. Pairs so nearly orthogonal that
+rounding would show are multiplied out.
 
 Source: Elhage et al. 2021, "Two-layer attention-only transformers" (composition scores, and the remark that
 they need a random baseline).
@@ -15,17 +19,20 @@ they need a random baseline).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_int, require_seed
-from lens_linear.models.describe.weights import AttentionWeights, read_attention
+from lens_linear.checks import head_name, require_choice, require_int, require_seed
+from lens_linear.models.describe.shape import ModelShape, model_shape
+from lens_linear.models.describe.weights import AttentionWeights, read_attention, reading_norm_kind
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -34,6 +41,11 @@ if TYPE_CHECKING:
 Kind = Literal["Q", "K", "V"]
 KINDS: tuple[Kind, ...] = ("Q", "K", "V")
 Baseline = Literal["rotated", "gaussian"]
+Precision = Literal["float64", "float32"]
+LARGE = 3e11  # multiplications; float64 does about 1e10 a second on one core
+TILE = 64  # rows and columns of all Gram matrices held at once
+GROUP = 4  # layers of writers multiplied together, with the readers above the first of them
+SMALL = 1e-3  # of the Cauchy-Schwarz bound: above it rounding stays below 1e-12 (float32: 1e-4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +56,26 @@ class CompositionScores(Result):
         scores: [kind, writer layer, writer head, reader layer, reader head]; 0 where the reader does not
             stand above the writer.
         baseline_mean, baseline_sd: of the score of random pairs, the same shape.
+        best_random: per kind, the largest ratio that as many unrelated pairs reach (its median).
         baseline: "rotated" keeps both heads' singular values and turns them against each other at random;
             "gaussian" draws all four matrices anew.
         n_random: draws behind the baseline.
-        folded: whether norm weights were folded into the readers.
+        folded: whether norm weights were folded into the readers, and centring into both sides.
+        precision: of the products, "float64" or (for very many heads) "float32".
         seed: of the draws.
     """
 
     _figure = "composition_map"
+    _columns = ("kind", "writer", "reader", "score", "ratio", "above_random", "z")
 
     scores: Float[Tensor, "kind layer head layer head"]
     baseline_mean: Float[Tensor, "kind layer head layer head"]
     baseline_sd: Float[Tensor, "kind layer head layer head"]
+    best_random: Float[Tensor, " kind"]
     baseline: Baseline
     n_random: int
     folded: bool
+    precision: Precision
     seed: int
     _cache: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
@@ -68,34 +85,66 @@ class CompositionScores(Result):
         sd = self.baseline_sd
         return torch.where(sd > 0, (self.scores - self.baseline_mean) / sd.clamp_min(1e-300), 0.0)
 
-    def __repr__(self) -> str:
+    @property
+    def ratio(self) -> Float[Tensor, "kind layer head layer head"]:
+        """``score / baseline_mean``: 1 for unrelated heads; 0 where there is no pair."""
+        mean = self.baseline_mean
+        return torch.where(mean > 0, self.scores / mean.clamp_min(1e-300), 0.0)
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of heads of rising layers, of each kind."""
         layers, heads = self.scores.shape[1:3]
-        pairs = heads * heads * layers * (layers - 1) // 2
+        return heads * heads * layers * (layers - 1) // 2
+
+    def above_random(self) -> dict[Kind, int]:
+        """Say per kind how many pairs have a larger ratio than the best random pair."""
+        above = self.ratio > self.best_random[:, None, None, None, None]
+        return {kind: int(above[i].sum()) for i, kind in enumerate(KINDS)}
+
+    def __repr__(self) -> str:
         how = "folded" if self.folded else "raw"
+        above = ", ".join(
+            f"{kind} {n} (best random {float(best):.2f} ×)"
+            for (kind, n), best in zip(self.above_random().items(), self.best_random, strict=True)
+        )
         return (
-            f"CompositionScores: {pairs} pairs of heads of {layers} layers, {how} weights, z against "
-            f"{self.n_random} {self.baseline} draws"
+            f"CompositionScores: {self.n_pairs} pairs of heads of {self.scores.shape[1]} layers, "
+            f"{how} weights, "
+            f"{self.n_random} {self.baseline} draws; above the best random pair: {above}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns kind, writer, reader, score, baseline_mean, baseline_sd, z, and the four indices."""
+        """One row a pair, largest ratio first: kind, writer, reader, score, baseline_mean, baseline_sd, z,
+        ratio.
+
+        Then ``above_random`` (larger than the best random pair's ratio) and the four indices.
+        """
         import pandas as pd
 
         if "frame" not in self._cache:
             n_layers, n_heads = self.scores.shape[1:3]
-            parts = torch.meshgrid(*(torch.arange(n) for n in self.scores.shape), indexing="ij")
-            keep = parts[1] < parts[3]
-            kind, w_layer, w_head, r_layer, r_head = (part[keep].tolist() for part in parts)
-            names = [[f"L{layer}H{head}" for head in range(n_heads)] for layer in range(n_layers)]
+            layers = torch.arange(n_layers)
+            pairs = (layers[:, None] < layers)[None, :, None, :, None].expand(self.scores.shape)
+            ratio = self.ratio
+            where = pairs.nonzero()
+            where = where[ratio[pairs].argsort(descending=True, stable=True)]
+            at = tuple(where.T)
+            kind, w_layer, w_head, r_layer, r_head = (part.numpy() for part in at)
+            names = np.array(
+                [head_name(i, j) for i in range(n_layers) for j in range(n_heads)], dtype=object
+            )
             self._cache["frame"] = pd.DataFrame(
                 {
-                    "kind": [KINDS[i] for i in kind],
-                    "writer": [names[i][j] for i, j in zip(w_layer, w_head, strict=True)],
-                    "reader": [names[i][j] for i, j in zip(r_layer, r_head, strict=True)],
-                    "score": self.scores[keep].numpy(),
-                    "baseline_mean": self.baseline_mean[keep].numpy(),
-                    "baseline_sd": self.baseline_sd[keep].numpy(),
-                    "z": self.z[keep].numpy(),
+                    "kind": np.array(KINDS, dtype=object)[kind],
+                    "writer": names[w_layer * n_heads + w_head],
+                    "reader": names[r_layer * n_heads + r_head],
+                    "score": self.scores[at].numpy(),
+                    "baseline_mean": self.baseline_mean[at].numpy(),
+                    "baseline_sd": self.baseline_sd[at].numpy(),
+                    "z": self.z[at].numpy(),
+                    "ratio": ratio[at].numpy(),
+                    "above_random": (ratio[at] > self.best_random[where[:, 0]]).numpy(),
                     "writer_layer": w_layer,
                     "writer_head": w_head,
                     "reader_layer": r_layer,
@@ -116,13 +165,14 @@ def composition_scores(
     """Score Q-, K- and V-composition of every pair of heads, each with its random baseline.
 
     ``score = ‖W_OV W_in‖_F / (‖W_OV‖_F ‖W_in‖_F)``, dimensionless, 0 to 1; about ``1 / sqrt(d_model)`` for
-    unrelated heads, where z is about 0.
+    unrelated heads, where z is about 0 and the ratio to the baseline about 1.
 
     Args:
         model: a bridge, with or without MLPs; grouped-query keys and values count once a query head.
-        fold: fold norm weights and centring into the readers first. The default reads the weights as they
-            are stored, which is what ``bridge.all_composition_scores`` does, so the two agree; with
-            learnt norm weights the folded ones are what the reader really applies.
+        fold: fold norm weights and centring into the readers first, and centre the writers where the norms
+            centre. The default reads the weights as they are stored, which is what
+            ``bridge.all_composition_scores`` does, so the two agree; with learnt norm weights the folded ones
+            are what the reader really applies.
         baseline: what "unrelated" means. "rotated": the same two heads, turned against each other by a
             random rotation of the residual stream (the mean of score² is exactly 1 / d_model).
             "gaussian": four random matrices of the same shapes.
@@ -130,8 +180,8 @@ def composition_scores(
         seed: of the draws.
 
     Returns:
-        A table with columns kind, writer, reader, score, baseline_mean, baseline_sd, z. Empty for a model
-        of one layer.
+        CompositionScores: acts as a table, largest ratio first, with columns kind, writer, reader, score,
+        baseline_mean, baseline_sd, z, ratio, above_random. Empty for a model of one layer.
 
     Raises:
         UnsupportedModelError: the model has no attention that can be read.
@@ -148,66 +198,167 @@ def composition_scores(
     require_choice("baseline", baseline, ("rotated", "gaussian"))
     n_random = require_int("n_random", n_random, minimum=2)
     generator = torch.Generator().manual_seed(require_seed(seed))
-    attention = read_attention(model, fold=fold)
-    writers, readers = _writer(attention), [_reader(attention, kind) for kind in KINDS]
+    precision = _precision(model_shape(model))
+    attention = read_attention(model, fold=fold, dtype=getattr(torch, precision))
     n_layers, n_heads, d_model = attention.W_Q.shape[:3]
+    writers = _writer(attention, centred=fold and reading_norm_kind(model) == "layer")
+    readers = [_reader(attention, kind) for kind in KINDS]
     earlier = torch.arange(n_layers)[:, None] < torch.arange(n_layers)
     mask = earlier[:, None, :, None].expand(n_layers, n_heads, n_layers, n_heads)
-    scores = torch.stack([_scores(writers, reader) for reader in readers]) * mask
     if baseline == "rotated":
-        found = [
-            _rotated(writers[1], reader[1], d_model, n_random, generator) for reader in readers
-        ]
+        ranks = writers.values.shape[-1], readers[0].values.shape[-1]
+        corners = _corners(d_model, *ranks, n_random, generator)
+        found = [_rotated(writers.values, reader.values, corners) for reader in readers]
     else:
         found = [_gaussian(attention.W_Q.shape, n_random, generator)] * len(readers)
-    mean = torch.stack([pair[0].expand(mask.shape) for pair in found]) * mask
-    sd = torch.stack([pair[1].expand(mask.shape) for pair in found]) * mask
-    return CompositionScores(scores, mean, sd, baseline, n_random, fold, seed)
+    means, sds = (
+        torch.stack([pair[i].expand(mask.shape) for pair in found]) * mask for i in (0, 1)
+    )
+    return CompositionScores(
+        _scores(writers, readers, mask),
+        means,
+        sds,
+        torch.stack([_best_random(*pair, mask) for pair in found]),
+        baseline,
+        n_random,
+        fold,
+        precision,
+        seed,
+    )
 
 
-Side = tuple[Float[Tensor, "layer head d_model rank"], Float[Tensor, "layer head rank"]]
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One side of all pairs: ``factor factorᵀ`` is the Gram matrix of what is written or read.
+
+    ``values`` are the singular values.
+    """
+
+    factor: Float[Tensor, "layer head d_model rank"]
+    values: Float[Tensor, "layer head rank"]
+
+    @property
+    def norm(self) -> Float[Tensor, "layer head"]:
+        """Frobenius norm of what is written or read."""
+        return self.values.norm(dim=-1)
+
+    @property
+    def gram_norm(self) -> Float[Tensor, "layer head"]:
+        """Frobenius norm of the Gram matrix."""
+        return self.values.square().norm(dim=-1)
 
 
-def _writer(attention: AttentionWeights) -> Side:
-    """Return the right singular directions and values of ``W_V W_O``."""
-    u, s = _left(attention.W_O.transpose(-2, -1), attention.W_V.transpose(-2, -1))
-    return u, s
+def _precision(shape: ModelShape) -> Precision:
+    """Float32 products where float64 ones would take minutes."""
+    pairs = len(KINDS) * (shape.n_layers * shape.n_heads) ** 2 / 2
+    return "float32" if pairs * shape.d_model**2 / 2 > LARGE else "float64"
 
 
-def _reader(attention: AttentionWeights, kind: Kind) -> Side:
-    """Return the left singular directions and values of what a head reads with."""
+def _writer(attention: AttentionWeights, *, centred: bool) -> _Side:
+    out = attention.W_O
+    if centred:  # what a LayerNorm takes away is written for nobody
+        out = out - out.mean(dim=-1, keepdim=True)
+    return _side(out.transpose(-2, -1), attention.W_V.transpose(-2, -1))
+
+
+def _reader(attention: AttentionWeights, kind: Kind) -> _Side:
     if kind == "Q":
-        return _left(attention.W_Q, attention.W_K.transpose(-2, -1))
+        return _side(attention.W_Q, attention.W_K.transpose(-2, -1))
     if kind == "K":
-        return _left(attention.W_K, attention.W_Q.transpose(-2, -1))
-    return _left(attention.W_V, attention.W_O)
+        return _side(attention.W_K, attention.W_Q.transpose(-2, -1))
+    return _side(attention.W_V, attention.W_O)
 
 
-def _left(a: Tensor, b: Tensor) -> Side:
-    """Left singular directions and values of ``a @ b`` from two thin QR factorisations."""
-    q, r = torch.linalg.qr(a)
-    r_b = torch.linalg.qr(b.transpose(-2, -1)).R
-    u, s, _ = torch.linalg.svd(r @ r_b.transpose(-2, -1), full_matrices=False)
-    return q @ u, s
+def _side(
+    a: Float[Tensor, "layer head d_model rank"],
+    b: Float[Tensor, "layer head rank d_model"],
+) -> _Side:
+    """``a (b bᵀ)^(1/2)`` has the Gram matrix of ``a @ b`` and no more columns than ``a``."""
+    values, vectors = torch.linalg.eigh((b @ b.transpose(-2, -1)).double())
+    root = vectors * values.clamp_min(0).sqrt()[..., None, :] @ vectors.transpose(-2, -1)
+    inner = root @ (a.transpose(-2, -1) @ a).double() @ root
+    spectrum = torch.linalg.eigvalsh(inner).clamp_min(0).sqrt()
+    return _Side(a @ root.to(a), spectrum)
 
 
-def _scores(writer: Side, reader: Side) -> Float[Tensor, "layer head layer head"]:
-    (x, s), (y, t) = writer, reader
-    left, right = x * s[..., None, :], y * t[..., None, :]
-    norms = s.norm(dim=-1)[:, :, None, None] * t.norm(dim=-1)
-    raw = torch.zeros_like(norms)
-    for layer in range(len(x) - 1):  # a layer of writers at a time, and only readers above it
-        product = torch.einsum("hdi,lgdj->hlgij", left[layer], right[layer + 1 :])
-        raw[layer, :, layer + 1 :] = product.square().sum((-2, -1)).sqrt()
-    return torch.where(norms > 0, raw / norms.clamp_min(1e-300), 0.0)
+def _scores(
+    writers: _Side, readers: Sequence[_Side], mask: Bool[Tensor, "layer head layer head"]
+) -> Float[Tensor, "kind layer head layer head"]:
+    """Scores of all pairs, from inner products of Gram matrices, tile by tile."""
+    n_layers, n_heads, d_model, _ = writers.factor.shape
+    left, rights = writers.factor.flatten(0, 1), [reader.factor.flatten(0, 1) for reader in readers]
+    squares = torch.zeros(len(rights), len(left), len(left), dtype=torch.float64)
+    for i in range(0, d_model, TILE):
+        row = torch.zeros(squares.shape, dtype=left.dtype)  # summed in float64 row by row of tiles
+        for j in range(i, d_model, TILE):
+            written = _tile(left, i, j)
+            for kind, right in enumerate(rights):
+                read = _tile(right, i, j)
+                for first in range(0, n_layers - 1, GROUP):
+                    rows = slice(first * n_heads, min(first + GROUP, n_layers - 1) * n_heads)
+                    above = slice((first + 1) * n_heads, None)  # readers of these layers' writers
+                    # What stands right of the diagonal stands below it too.
+                    twice = 1 if i == j else 2
+                    row[kind, rows, above].addmm_(written[rows], read[above].T, alpha=twice)
+        squares += row
+    found = torch.zeros(len(rights), *mask.shape, dtype=torch.float64)
+    for kind, reader in enumerate(readers):
+        own = squares[kind].view(mask.shape)
+        bound = writers.gram_norm[:, :, None, None] * reader.gram_norm
+        _multiply_out(own, mask & (own < SMALL * bound), writers.factor, reader.factor)
+        norms = writers.norm[:, :, None, None] * reader.norm
+        found[kind] = torch.where(mask & (norms > 0), own.sqrt() / norms.clamp_min(1e-300), 0.0)
+    return found
+
+
+def _tile(factor: Float[Tensor, "head d_model rank"], i: int, j: int) -> Float[Tensor, "head cell"]:
+    """Some rows and columns of each head's ``factor factorᵀ``."""
+    return (factor[:, i : i + TILE] @ factor[:, j : j + TILE].transpose(1, 2)).flatten(1)
+
+
+def _multiply_out(
+    squares: Float[Tensor, "layer head layer head"],
+    which: Bool[Tensor, "layer head layer head"],
+    left: Float[Tensor, "layer head d_model rank"],
+    right: Float[Tensor, "layer head d_model rank"],
+) -> None:
+    """Compute ``‖leftᵀ right‖²`` anew, in place, where rounding may have spoilt it; such pairs are few."""
+    for part in which.nonzero().split(256):
+        i, h, j, g = part.unbind(1)
+        product = left[i, h].transpose(-2, -1).double() @ right[j, g].double()
+        squares[i, h, j, g] = product.square().sum((-2, -1))
+
+
+def _best_random(mean: Tensor, sd: Tensor, mask: Bool[Tensor, "layer head layer head"]) -> Tensor:
+    """Median of the largest ratio among as many unrelated pairs as there are.
+
+    The squared score of a random pair is a weighted sum of squares, which a gamma distribution with its
+    mean and spread describes (Satterthwaite); the score then has shape ``mean² / (4 sd²)`` up to its next
+    order, 1/8.
+    Pairs are grouped by shape: the search goes over what is left.
+    """
+    if not bool(mask.any()):
+        return torch.zeros((), dtype=torch.float64)
+    mean, sd = mean.expand(mask.shape)[mask], sd.expand(mask.shape)[mask]
+    usable = (mean > 0) & (sd > 0)
+    if not bool(usable.any()):
+        return torch.ones((), dtype=torch.float64)
+    spread = (sd / mean)[usable]
+    size, counts = (spread.log() * 64).round().unique(return_counts=True)
+    spread = (size / 64).exp()
+    shape = 1 / (4 * spread.square()) + 1 / 8
+    low, high = torch.ones((), dtype=torch.float64), torch.full((), 100.0, dtype=torch.float64)
+    for _ in range(60):  # bisection: expected pairs above the ratio = ln 2
+        middle = (low + high) / 2
+        tail = torch.special.gammaincc(shape, shape * middle.square() / (1 + spread.square()))
+        low, high = (middle, high) if float((counts * tail).sum()) > math.log(2) else (low, middle)
+    return high
 
 
 def _rotated(
     s: Float[Tensor, "layer head i"],
     t: Float[Tensor, "layer head j"],
-    d_model: int,
-    n_random: int,
-    generator: torch.Generator,
+    corners: Sequence[Float[Tensor, "n i j"]],
 ) -> tuple[Tensor, Tensor]:
     """Mean and spread of the score of every pair after a random rotation between the two.
 
@@ -215,25 +366,30 @@ def _rotated(
     set of draws serves all pairs.
     """
     shares = [v.square() / v.square().sum(-1, keepdim=True).clamp_min(1e-300) for v in (s, t)]
-    width, height = s.shape[-1], t.shape[-1]
-    total = torch.zeros(*s.shape[:2], *t.shape[:2], dtype=s.dtype)
-    squares = torch.zeros_like(total)
-    for corner in _corners(d_model, width, height, n_random, generator):
-        weighted = torch.einsum("lhi,nij->nlhj", shares[0], corner.square())
-        drawn = torch.einsum("nlhj,mgj->nlhmg", weighted, shares[1]).clamp_min(0).sqrt()
-        total += drawn.sum(0)
-        squares += drawn.square().sum(0)
-    return _moments(total, squares, n_random)
+    right = shares[1].flatten(0, 1)
+    total = torch.zeros(*s.shape[:2], len(right), dtype=s.dtype)
+    squares, n_random = torch.zeros_like(total), 0
+    for chunk in corners:
+        n_random += len(chunk)
+        for corner in chunk:
+            drawn = (shares[0] @ corner @ right.T).clamp_min_(0)
+            squares += drawn
+            total += drawn.sqrt_()
+    shape = (*s.shape[:2], *t.shape[:2])
+    return _moments(total.view(shape), squares.view(shape), n_random)
 
 
 def _corners(
     d_model: int, width: int, height: int, n_random: int, generator: torch.Generator
-) -> Iterator[Float[Tensor, "n width height"]]:
+) -> list[Float[Tensor, "n width height"]]:
+    """Squared corners of random orthonormal frames."""
     size = max(1, 4_000_000 // (d_model * height))
+    found = []
     for start in range(0, n_random, size):
         n = min(size, n_random - start)
         drawn = torch.randn(n, d_model, height, generator=generator, dtype=torch.float64)
-        yield torch.linalg.qr(drawn).Q[:, :width]
+        found.append(torch.linalg.qr(drawn).Q[:, :width].square())
+    return found
 
 
 def _gaussian(
@@ -245,10 +401,9 @@ def _gaussian(
         v, o, q, k = (
             torch.randn(d_model, d_head, generator=generator, dtype=torch.float64) for _ in range(4)
         )
-        x, s = _left(o, v.T)
-        y, t = _left(q, k.T)
-        product = (x * s).T @ (y * t)
-        drawn.append(product.norm() / (s.norm() * t.norm()))
+        written, read = _side(o, v.T), _side(q, k.T)
+        product = written.factor.T @ read.factor
+        drawn.append(product.norm() / (written.norm * read.norm))
     values = torch.stack(drawn)
     return _moments(values.sum(), values.square().sum(), n_random)
 

@@ -31,7 +31,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix, TransformerBridge
-from lens_linear.checks import require_choice, require_instance, require_int, require_list
+from lens_linear.checks import (
+    head_name,
+    require_choice,
+    require_head,
+    require_instance,
+    require_int,
+    require_list,
+)
 from lens_linear.circuits.heads.embedding_scales import position_scales
 from lens_linear.circuits.heads.factored import (
     MAX_BYTES,
@@ -45,7 +52,7 @@ from lens_linear.circuits.heads.factored import (
 from lens_linear.circuits.heads.positional import PositionalQK
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.circuits.labels import require_labels
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.describe.rotary import Rotary, read_rotary
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import AttentionWeights, ModelWeights, read_weights
@@ -90,7 +97,7 @@ class HeadCircuit:
     @property
     def name(self) -> str:
         """``L1H3`` for head 3 of layer 1."""
-        return f"L{self.layer}H{self.head}"
+        return head_name(self.layer, self.head)
 
     def __repr__(self) -> str:
         rows, columns = self.ov.shape
@@ -274,10 +281,25 @@ def require_attention(weights: ModelWeights) -> AttentionWeights:
     return weights.attention
 
 
+def place_of(
+    shape: ModelShape, layer: int | str | tuple[int, int], head: int | None
+) -> tuple[int, int]:
+    """Return (layer, head) of ``"L1H3"``, ``(1, 3)`` or ``1, 3``."""
+    if head is None and isinstance(layer, (str, tuple, list)):
+        value: object = layer
+    elif head is None:
+        raise InvalidArgumentError(
+            f"head must be given too, got layer {layer!r} alone; write e.g. 'L{layer}H0', or {layer}, 0"
+        )
+    else:
+        value = (layer, head)
+    return require_head("head", value, n_layers=shape.n_layers, n_heads=shape.n_heads)
+
+
 def head_circuit(
     model: TransformerBridge,
-    layer: int,
-    head: int,
+    layer: int | str | tuple[int, int],
+    head: int | None = None,
     *,
     fold: bool = True,
     weights: ModelWeights | None = None,
@@ -288,7 +310,7 @@ def head_circuit(
 
     Args:
         model: a bridge; not changed.
-        layer: of the head.
+        layer: of the head; or the head's name, ``"L1H3"``, alone.
         head: within the layer; a query head in grouped-query models.
         fold: fold norm weights, biases and centring into a copy of the weights.
         weights: read before, to save reading them again for every head (``fold`` is then ignored).
@@ -307,24 +329,24 @@ def head_circuit(
 
     Example:
         >>> from lens_linear.models.open.toy import toy_model
-        >>> head_circuit(toy_model(n_layers=1), 0, 0).svd(2).S.shape
+        >>> head_circuit(toy_model(n_layers=1), "L0H0").svd(2).S.shape
         torch.Size([2])
     """
     shape = model_shape(model)
     weights = read_weights(model, fold=fold) if weights is None else weights
     require_instance("weights", weights, ModelWeights, advice="leave it out, or pass view.weights")
     require_attention(weights)
-    layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
-    head = require_int("head", head, minimum=0, maximum=shape.n_heads - 1)
     return HeadCircuit(
-        layer,
-        head,
+        *place_of(shape, layer, head),
         weights,
         shape,
         model,
         require_labels(labels, model, shape.d_vocab),
         set() if verified is None else verified,
     )
+
+
+head = head_circuit  # ``ll.head(model, "L1H3")``
 
 
 def summed_ov(heads: Sequence[HeadCircuit]) -> FactoredMatrix:

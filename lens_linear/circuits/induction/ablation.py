@@ -1,212 +1,312 @@
 """Take heads away and see what is lost.
 
-A head is ablated by replacing its ``z`` (the values it gathered, before W_O): by zeros, or by its mean over
-reference tokens, which keeps what the head writes always and takes away what it says about this context.
+A head is ablated by replacing its ``z`` (the values it gathered, before W_O):
+
+========== =====================================================================================
+how        what stands in its place
+========== =====================================================================================
+"mean"     its mean over the rows of a reference text, at each position by itself: what the head
+           always writes there stays, what it says about this context goes
+"pooled"   one mean over rows and positions: what it says about the position goes too
+"zero"     nothing
+"resample" its values at the same position of another row of the reference, drawn at random
+========== =====================================================================================
+
+The reference is the caller's text. On random tokens a head does not write what it writes on language, so a
+mean taken there takes away more than the context.
+
+Sources: Wang et al. 2022, *Interpretability in the Wild*, section 2 (mean ablation); Chan et al. 2022,
+*Causal Scrubbing* (resampling).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_int, require_list
+from lens_linear.checks import head_name, require_choice, require_heads, require_int, require_seed
 from lens_linear.circuits.induction.in_context import copy_losses, row_losses
-from lens_linear.circuits.induction.repeated_rows import ProbeRows, probe_rows
-from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.capture import batched, require_model_tokens, run
+from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
-from lens_linear.models.hooks import Edit, Spot, edited
+from lens_linear.models.hooks import Edit, Spot
+from lens_linear.models.hooks import edited as edited_model
+from lens_linear.stats.task_scores import RowScores, require_task, score_answers
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Head = tuple[int, int]
-How = Literal["mean", "zero"]
+How = Literal["mean", "pooled", "zero", "resample"]
+HOWS: tuple[How, ...] = ("mean", "pooled", "zero", "resample")
 
 
 @dataclass(frozen=True, eq=False)
 class AblationScores(Result):
-    """In-context gain with each head taken away, one at a time.
+    """A metric with each head taken away, one at a time.
 
     Attributes:
-        gain: of the whole model, nats a token.
-        gain_without: of the model without the head.
-        how: mean or zero ablation.
-        n_rows: random rows behind the means.
+        before: of the whole model.
+        without: of the model without the head.
+        lost_se: standard error of ``lost`` over rows (paired); NaN for one row.
+        how: what stood in the head's place.
+        metric: "in-context gain" (nats a token), or the task's metric.
+        lower_is_better: whether the metric is a loss.
+        n_rows: rows behind the means.
     """
 
     _figure = "ablation_map"
+    _columns = ("head", "before", "without", "lost", "lost_se")
 
-    gain: float
-    gain_without: Float[Tensor, "layer head"]
+    before: float
+    without: Float[Tensor, "layer head"]
+    lost_se: Float[Tensor, "layer head"]
     how: How
+    metric: str
+    lower_is_better: bool
     n_rows: int
 
     @property
     def lost(self) -> Float[Tensor, "layer head"]:
-        """``gain - gain_without``, nats a token: what the head is worth to in-context copying."""
-        return self.gain - self.gain_without
+        """What the head is worth, in the metric's unit: positive where the model does worse without it."""
+        change = self.without - self.before
+        return change if self.lower_is_better else -change
 
     def __repr__(self) -> str:
         layer, head = divmod(int(self.lost.argmax()), self.lost.shape[1])
+        clear = int((self.lost.abs() > 2 * self.lost_se).sum())
         return (
-            f"AblationScores: in-context gain {self.gain:.3f} nats; without L{layer}H{head} "
-            f"{float(self.gain_without[layer, head]):.3f} ({self.how} ablation, {self.n_rows} rows)"
+            f"AblationScores: {self.metric} {self.before:.3f}; without {head_name(layer, head)} "
+            f"{float(self.without[layer, head]):.3f} ({self.how} ablation, {self.n_rows} rows); "
+            f"{clear} of {self.lost.numel()} heads change it by more than two standard errors"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns head, layer, index, gain, gain_without, lost."""
+        """Columns head, layer, index, before, without, lost, lost_se; heads in order."""
         import pandas as pd
 
-        layers, heads = self.gain_without.shape
+        layers, heads = self.without.shape
         return pd.DataFrame(
             {
-                "head": [f"L{i}H{j}" for i in range(layers) for j in range(heads)],
+                "head": [head_name(i, j) for i in range(layers) for j in range(heads)],
                 "layer": [i for i in range(layers) for _ in range(heads)],
                 "index": [j for _ in range(layers) for j in range(heads)],
-                "gain": self.gain,
-                "gain_without": self.gain_without.flatten().numpy(),
+                "before": self.before,
+                "without": self.without.flatten().numpy(),
                 "lost": self.lost.flatten().numpy(),
+                "lost_se": self.lost_se.flatten().numpy(),
             }
         )
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns:
+    """What stands in the place of heads' ``z``.
+
+    Attributes:
+        values: [layer, row, position, head, d_head]: one row of means, all rows to draw from, or None for
+            zeros. Pooled means have one position.
+        how: how they were made.
+        seed: of the draws.
+    """
+
+    values: Float[Tensor, "layer row position head d_head"] | None
+    how: How
+    shape: ModelShape = field(repr=False)
+    seed: int = 0
+
+    def edits(self, heads: Sequence[Head]) -> list[Edit]:
+        """Return the edits that replace the ``z`` of heads."""
+        layers = sorted({layer for layer, _ in heads})
+        return [((layer, "z"), self._edit(layer, heads)) for layer in layers]
+
+    def _edit(self, layer: int, heads: Sequence[Head]) -> Callable[[Tensor], Tensor]:
+        own = [head for at, head in heads if at == layer]
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def edit(z: Tensor) -> Tensor:
+            split = z.clone().reshape(*z.shape[:2], self.shape.n_heads, -1)
+            split[:, :, own] = self._chosen(layer, own, z, generator)
+            return split.reshape(z.shape)
+
+        return edit
+
+    def _chosen(self, layer: int, own: list[int], z: Tensor, generator: torch.Generator) -> Tensor:
+        if self.values is None:
+            return z.new_zeros(())
+        rows, length = self.values.shape[1], z.shape[1]
+        if self.how != "pooled" and length > self.values.shape[2]:
+            raise InvalidArgumentError(
+                f"the reference tokens must reach as far as the tokens that are run, got "
+                f"{self.values.shape[2]} "
+                f"positions for {length}; pass longer reference tokens, or how='pooled'"
+            )
+        row = torch.zeros(len(z), dtype=torch.int64)
+        if self.how == "resample":
+            row = torch.randint(rows, (len(z),), generator=generator)
+        return self.values[layer, row][:, :length, own].to(z)
+
+
+def stand_ins(
+    model: TransformerBridge,
+    how: How,
+    reference: Task | None,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> StandIns:
+    """Run the reference and keep what may stand in the heads' place."""
+    shape = model_shape(model)
+    if how == "zero":
+        return StandIns(None, how, shape)
+    if reference is None:
+        raise InvalidArgumentError(
+            f"tokens must be given for how={how!r}: text of the kind that the model is run on, whose mean "
+            "stands in the heads' place; pass tokens=ll.tokenize(model, text), or how='zero'"
+        )
+    if how == "resample":
+        if not bool(reference.mask.all()):
+            raise InvalidArgumentError(
+                "tokens must have rows of one length for how='resample', got padded ones; cut them, or "
+                "use how='mean'"
+            )
+        rows = [z for _, z in _z_of_rows(model, reference, batch_size)]
+        return StandIns(torch.cat(rows, dim=1), how, shape, seed)
+    if how == "mean" and len(reference) < 2:
+        raise InvalidArgumentError(
+            "tokens must hold at least 2 rows for how='mean': the mean over one row is the row itself; pass "
+            "more text of the same kind as the reference, or how='pooled'"
+        )
+    means = mean_z(model, reference, batch_size=batch_size, pooled=how == "pooled")
+    return StandIns(means[:, None], how, shape)
+
+
+def mean_z(
+    model: TransformerBridge, reference: Task, *, batch_size: int = 16, pooled: bool = False
+) -> Float[Tensor, "layer position head d_head"]:
+    """Mean of every head's ``z`` at each position over the rows that reach it (or over everything: one)."""
+    shape, width = model_shape(model), reference.tokens.shape[1]
+    total = torch.zeros(shape.n_layers, width, shape.n_heads, shape.d_head, dtype=torch.float64)
+    for mask, z in _z_of_rows(model, reference, batch_size):
+        total[:, : z.shape[2]] += (z * mask[:, :, None, None]).sum(1)
+    count = reference.mask.sum(0).double()
+    if pooled:
+        return total.sum(1, keepdim=True) / count.sum()
+    return total / count[:, None, None]
+
+
+def _z_of_rows(
+    model: TransformerBridge, task: Task, batch_size: int
+) -> Iterator[tuple[Tensor, Float[Tensor, "layer row position head d_head"]]]:
+    shape = model_shape(model)
+    spots: list[Spot] = [(layer, "z") for layer in range(shape.n_layers)]
+    for part in task_batches(task, batch_size):
+        out = run(model, part, record=spots, logits=False)
+        z = torch.stack([out[spot].to("cpu", torch.float64) for spot in spots])
+        yield part.mask, z.reshape(*z.shape[:3], shape.n_heads, -1)
+
+
+def task_batches(task: Task, batch_size: int) -> Iterator[Task]:
+    """Cut a task into pieces of at most ``batch_size`` rows."""
+    for start in range(0, len(task), batch_size):
+        yield task.take(slice(start, start + batch_size))
 
 
 @contextmanager
 def ablate_heads(
     model: TransformerBridge,
-    heads: Sequence[Head],
+    heads: Any,
+    tokens: Any = None,
     *,
     how: How = "mean",
-    tokens: Int[Tensor, "batch position"] | None = None,
+    seed: int = 0,
 ) -> Iterator[TransformerBridge]:
     """Run the model without some heads for the length of a ``with`` block.
 
     Args:
         model: a bridge; whole again after the block, also after an error.
-        heads: (layer, head) pairs.
-        how: "mean" puts the head's mean output over ``tokens`` in its place, "zero" nothing.
-        tokens: reference for the means; random tokens by default.
+        heads: one head or several, as ``"L1H3"`` or (layer, head).
+        tokens: the reference: text (ids, or a Task) of the kind that is run inside the block. Not needed for
+            ``how="zero"``.
+        how: what stands in the heads' place: "mean" (their mean over the reference at each position),
+            "pooled" (one mean over all positions), "zero", or "resample" (another row's values).
+        seed: of the rows drawn by "resample".
 
     Yields:
         The model itself, whose listed heads are replaced while the block lasts.
 
     Raises:
-        InvalidArgumentError: no such head, or an unknown ``how``.
+        InvalidArgumentError: no such head, an unknown ``how``, no reference, or one shorter than what is run.
         UnsupportedModelError: the model has no attention that can be read.
 
     Example:
         >>> from lens_linear.models.open.toy import toy_model
         >>> model, tokens = toy_model(), torch.arange(8)[None]
         >>> whole = model(tokens)
-        >>> with ablate_heads(model, [(0, 1), (1, 2)], how="zero"):
+        >>> with ablate_heads(model, ["L0H1", "L1H2"], how="zero"):
         ...     without = model(tokens)
         >>> bool((whole - without).abs().max() > 0), bool((model(tokens) == whole).all())
         (True, True)
     """
     shape = model_shape(model)
-    heads = require_heads(shape, heads)
-    require_choice("how", how, ("mean", "zero"))
-    means = None
-    if how == "mean":
-        if tokens is None:
-            tokens = probe_rows(
-                shape, periods=None, rows_per_period=4, bos=shape.bos, seed=0
-            ).tokens
-        means = mean_z(model, require_model_tokens(model, tokens))
-    with edited(model, ablation_edits(heads, means, shape)):
+    named = require_heads("heads", heads, n_layers=shape.n_layers, n_heads=shape.n_heads)
+    require_choice("how", how, HOWS)
+    reference = None if tokens is None else require_task(model, tokens)
+    replacement = stand_ins(model, how, reference, seed=require_seed(seed))
+    with edited_model(model, replacement.edits(named)):
         yield model
-
-
-def require_heads(shape: ModelShape, heads: Sequence[Head]) -> list[Head]:
-    """Accept (layer, head) pairs of the model, each once."""
-    found = []
-    for pair in require_list("heads", heads, of="(layer, head) pairs"):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise InvalidArgumentError(f"heads must be (layer, head) pairs, got {pair!r}")
-        layer = require_int("layer", pair[0], minimum=0, maximum=shape.n_layers - 1)
-        found.append((layer, require_int("head", pair[1], minimum=0, maximum=shape.n_heads - 1)))
-    if len(set(found)) != len(found):
-        raise InvalidArgumentError(f"heads names a head twice: {found}; name each once")
-    return found
-
-
-def mean_z(
-    model: TransformerBridge, tokens: Int[Tensor, "batch position"], *, batch_size: int = 16
-) -> Float[Tensor, "layer head d_head"]:
-    """Mean of every head's ``z`` over all positions of some tokens."""
-    shape = model_shape(model)
-    spots: list[Spot] = [(layer, "z") for layer in range(shape.n_layers)]
-    total = torch.zeros(shape.n_layers, shape.n_heads, shape.d_head, dtype=torch.float64)
-    for _, part in batched(tokens, batch_size):
-        out = run(model, part, record=spots, logits=False)
-        for layer, spot in enumerate(spots):
-            z = out[spot].to("cpu", torch.float64)
-            total[layer] += z.reshape(-1, shape.n_heads, shape.d_head).sum(0)
-    return total / tokens.numel()
-
-
-def ablation_edits(
-    heads: Sequence[Head], means: Float[Tensor, "layer head d_head"] | None, shape: ModelShape
-) -> list[Edit]:
-    """Return the edits that replace the ``z`` of heads by their means (zeros without means)."""
-    layers = sorted({layer for layer, _ in heads})
-
-    def replace(layer: int) -> Callable[[Tensor], Tensor]:
-        own = [head for at, head in heads if at == layer]
-
-        def edit(z: Tensor) -> Tensor:
-            split = z.clone().reshape(*z.shape[:2], shape.n_heads, -1)
-            split[:, :, own] = 0.0 if means is None else means[layer, own].to(z)
-            return split.reshape(z.shape)
-
-        return edit
-
-    return [((layer, "z"), replace(layer)) for layer in layers]
 
 
 def ablation_scores(
     model: TransformerBridge,
+    tokens: Any = None,
     *,
     how: How = "mean",
+    reference: Any = None,
     periods: Sequence[int] | None = None,
     rows_per_period: int = 4,
     bos: int | Literal["auto"] | None = "auto",
     batch_size: int = 32,
     seed: int = 0,
 ) -> AblationScores:
-    """Measure what every single head is worth to copying from the first copy of random repeats.
+    """Measure what every single head is worth to a task, or to copying from random repeats.
 
-    One forward pass over the rows for each head. See :func:`ablate_heads` for ``how`` and
-    :func:`~lens_linear.circuits.induction.scores.induction_scores` for the rows.
-
-    ``lost = gain - gain_without``, nats a token; the gain is the loss of the first copy minus that of the
-    second. Around 0 for a head that copying does not need, negative for one that hinders it.
+    ``lost`` is how much worse the metric gets without the head, in its own unit: nats an answer for a loss.
+    Around 0 for a head that is not needed, negative for one that hinders. One forward pass over the rows for
+    each head.
 
     Args:
         model: a bridge, with or without MLPs.
-        how: "mean" puts the head's mean output in its place, "zero" nothing.
+        tokens: a Task, or text whose next tokens are scored. None draws random tokens that repeat, and the
+            metric is the in-context gain: the loss of the first copy minus that of the second.
+        how: what stands in the head's place, see :func:`ablate_heads`.
+        reference: text for the means; ``tokens`` itself by default.
         periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
         rows_per_period: random rows for each period.
-        bos: token put in front of every row; "auto" takes the tokenizer's.
+        bos: token put in front of random rows; "auto" takes the tokenizer's.
         batch_size: rows a forward pass.
-        seed: of the rows.
+        seed: of the random rows and draws.
 
     Returns:
-        AblationScores: ``.lost`` [layer, head]; acts as a table with one row a head.
+        AblationScores: ``.lost`` [layer, head] with its standard error; acts as a table with one row a head.
 
     Raises:
         InvalidArgumentError: an unknown ``how``, or periods that do not fit.
         UnsupportedModelError: no attention, or a context or vocabulary too small.
 
-    Source: Olsson et al. 2022, *In-context Learning and Induction Heads* (ablations of single heads).
+    Source: Olsson et al. 2022, *In-context Learning and Induction Heads* (ablations of single heads); Wang et
+        al. 2022, *Interpretability in the Wild* (means by position).
 
     Example:
         >>> from lens_linear.constructions.induction_model import build_induction
@@ -216,31 +316,57 @@ def ablation_scores(
         [[True, False], [False, True]]
     """
     shape = model_shape(model)
-    require_choice("how", how, ("mean", "zero"))
-    first = shape.bos if bos == "auto" else bos
-    rows = probe_rows(
-        shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
-    ).repeating()
-    means = mean_z(model, rows.tokens, batch_size=batch_size) if how == "mean" else None
+    require_choice("how", how, HOWS)
+    require_int("batch_size", batch_size, minimum=1)
+    seed = require_seed(seed)
+    if tokens is None:
+        first = shape.bos if bos == "auto" else bos
+        rows = probe_rows(
+            shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
+        ).repeating()
+        task, metric = require_task(model, rows.tokens), "in-context gain"
+        # Other random rows, and many: means over the scored ones would keep a share of each.
+        more = probe_rows(
+            shape,
+            periods=periods,
+            rows_per_period=8 * rows_per_period,
+            bos=first,
+            seed=(seed + 1) % 2**32,
+        )
+        reference = more.repeating().tokens if reference is None else reference
 
-    def gain(edits: Sequence[Edit]) -> float:
-        return in_context_gain(model, rows, edits=edits, batch_size=batch_size)
+        def score(edits: Sequence[Edit]) -> RowScores:
+            losses = row_losses(model, rows.tokens, edits=edits, batch_size=batch_size)
+            one, two = copy_losses(losses, rows)
+            return RowScores(one - two, torch.ones(len(one), dtype=torch.int64))
+    else:
+        task = require_task(model, tokens)
+        metric = task.metric_name
 
-    found = torch.zeros(shape.n_layers, shape.n_heads, dtype=torch.float64)
+        def score(edits: Sequence[Edit]) -> RowScores:
+            return score_task(model, task, edits=edits, batch_size=batch_size)
+
+    source = task if reference is None else require_task(model, reference)
+    replacement = stand_ins(model, how, source, batch_size=batch_size, seed=seed)
+    before = score([])
+    without = torch.zeros(shape.n_layers, shape.n_heads, dtype=torch.float64)
+    spread = torch.full_like(without, math.nan)
     for layer in range(shape.n_layers):
         for head in range(shape.n_heads):
-            found[layer, head] = gain(ablation_edits([(layer, head)], means, shape))
-    return AblationScores(gain([]), found, how, len(rows.tokens))
+            after = score(replacement.edits([(layer, head)]))
+            without[layer, head] = after.mean
+            spread[layer, head] = after.minus(before).standard_error
+    return AblationScores(before.mean, without, spread, how, metric, metric == "loss", len(task))
 
 
-def in_context_gain(
-    model: TransformerBridge,
-    rows: ProbeRows,
-    *,
-    edits: Sequence[Edit] = (),
-    batch_size: int = 32,
-) -> float:
-    """Mean loss of the first copies minus that of the second copies, nats a token."""
-    losses = row_losses(model, rows.tokens, edits=edits, batch_size=batch_size)
-    first, second = copy_losses(losses, rows)
-    return float((first - second).mean())
+def score_task(
+    model: TransformerBridge, task: Task, *, edits: Sequence[Edit] = (), batch_size: int = 16
+) -> RowScores:
+    """Score a model's answers with edits in place, row by row."""
+    parts = []
+    for part in task_batches(task, batch_size):
+        logits = run(model, part, edits=edits).logits
+        if logits is None:
+            raise UnsupportedModelError("the model returned no logits")
+        parts.append(score_answers(part, logits))
+    return RowScores(torch.cat([p.values for p in parts]), torch.cat([p.counts for p in parts]))

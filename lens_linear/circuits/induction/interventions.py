@@ -13,7 +13,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.circuits.heads.head_circuit import require_attention
-from lens_linear.circuits.induction.ablation import Head, ablation_edits
+from lens_linear.circuits.induction.ablation import Head, StandIns
 from lens_linear.circuits.induction.in_context import copy_losses
 from lens_linear.circuits.induction.repeated_rows import ProbeRows
 from lens_linear.circuits.paths.importance import token_losses
@@ -72,7 +72,9 @@ class Lab:
         for first, tokens in batched(rows.tokens, batch_size):
             part = ProbeRows(tokens, rows.periods[first : first + len(tokens)], rows.start)
             self.batches.append(Batch(part, run(model, tokens, record=spots, logits=False)))
-        self.mean_z = self._mean("z", self.shape.n_heads)
+        # Pooled over positions: the rows are few, and a mean at one position would keep a share of each.
+        mean_z = self._mean("z", self.shape.n_heads)[:, None, None]
+        self.means = StandIns(mean_z, "pooled", self.shape)
         self.mean_v = self._mean("v", self.shape.n_key_value_heads)
         self.mean_outputs = torch.stack([self._mean_output(layer) for layer in layers])
 
@@ -100,7 +102,7 @@ class Lab:
 
     def without(self, heads: Sequence[Head]) -> MakeEdits:
         """Put the mean output of heads in their place."""
-        return lambda batch: ablation_edits(heads, self.mean_z, self.shape)
+        return lambda batch: self.means.edits(heads)
 
     def path_cut(self, writers: Sequence[Head], side: Side) -> MakeEdits:
         """Take what the writers say out of what the induction heads read on one side, and nowhere else.

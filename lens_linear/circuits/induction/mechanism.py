@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
-from lens_linear.circuits.induction.ablation import Head, require_heads
+from lens_linear.checks import head_name, require_heads, require_int
+from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
 from lens_linear.circuits.induction.repeated_rows import probe_rows
 from lens_linear.circuits.induction.scores import induction_scores
@@ -125,7 +125,7 @@ class InductionMechanism(Result):
 
     def __repr__(self) -> str:
         def names(heads: Sequence[Head]) -> str:
-            return ", ".join(f"L{layer}H{head}" for layer, head in heads) or "none"
+            return ", ".join(head_name(*at) for at in heads) or "none"
 
         state = "every step confirmed" if self.confirmed else "not every step confirmed"
         return (
@@ -151,7 +151,7 @@ class InductionMechanism(Result):
                 {
                     "step": step.step,
                     "intervention": step.intervention,
-                    "heads": ", ".join(f"L{layer}H{head}" for layer, head in step.heads),
+                    "heads": ", ".join(head_name(*at) for at in step.heads),
                     "expected": step.expected,
                     "gain_before": self.before.gain,
                     "gain_after": step.after.gain,
@@ -187,7 +187,8 @@ def verify_induction(
 
     Args:
         model: a bridge, with or without MLPs.
-        induction: (layer, head) of the induction heads; those of ``induction_scores`` by default.
+        induction: the induction heads, as ``"L1H3"`` or (layer, head); those of ``induction_scores`` by
+            default.
         previous: of the previous-token heads; those of ``induction_scores`` below by default.
         periods: of the random repeats, as in ``induction_scores``.
         rows_per_period: random rows for each period.
@@ -212,14 +213,16 @@ def verify_induction(
         True
     """
     shape = model_shape(model)
+    sizes = {"n_layers": shape.n_layers, "n_heads": shape.n_heads}
+    scores = None
     if induction is None or previous is None:
         scores = induction_scores(model, periods=periods, bos=bos, seed=seed)
-        induction = scores.heads("induction") if induction is None else induction
-        found = scores.heads("previous-token")
-        top = max((layer for layer, _ in induction), default=0)
-        previous = [at for at in found if at[0] < top] if previous is None else previous
-    named = require_heads(shape, induction)
-    writers = require_heads(shape, previous)
+    asked = scores.heads("induction") if scores and induction is None else induction
+    named = require_heads("induction", asked, **sizes)
+    if scores and previous is None:
+        top = max((layer for layer, _ in named), default=0)
+        previous = [at for at in scores.heads("previous-token") if at[0] < top]
+    writers = require_heads("previous", previous, **sizes)
     if not named:
         raise UnsupportedModelError(
             f"model {shape.name!r} has no induction head, so there is no mechanism to verify; pass "

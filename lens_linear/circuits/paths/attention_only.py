@@ -95,8 +95,8 @@ class AttentionOnly:
         """Return the direct path ``W_E W_U`` as a table of bigrams."""
         return BigramTable.from_weights(self.weights, self.labels)
 
-    def head(self, layer: int, head: int) -> HeadCircuit:
-        """Return the QK and OV circuits of one head."""
+    def head(self, layer: int | str | tuple[int, int], head: int | None = None) -> HeadCircuit:
+        """Return the QK and OV circuits of one head, named ``1, 3`` or ``"L1H3"``."""
         return head_circuit(
             self.model,
             layer,
@@ -113,8 +113,8 @@ class AttentionOnly:
 
     def skip_trigrams(
         self,
-        layer: int,
-        head: int,
+        layer: int | str | tuple[int, int],
+        head: int | None = None,
         k: int = 50,
         *,
         by: Ranking = "probability",

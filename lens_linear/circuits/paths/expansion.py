@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class PathTerm:
     """One end-to-end path and what it adds to the logits.
 
-    A term stands for its logits: terms can be added with ``+`` and ``sum``, and given to torch functions.
+    ``term.logits`` are computed when asked for: a model has many paths.
 
     Attributes:
         name: e.g. ``token → L0H1 → L1H2``.
@@ -65,32 +65,6 @@ class PathTerm:
     def logits(self) -> Float[Tensor, "batch position vocab_out"]:
         """What the path adds to the logits, [batch, position, token]."""
         return self.expansion.term_logits(self.index)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the logits."""
-        return self.expansion.model_logits.shape
-
-    def __add__(self, other: Any) -> Tensor:
-        return self.logits + (other.logits if isinstance(other, PathTerm) else other)
-
-    __radd__ = __add__
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return func(*_as_tensors(args), **_as_tensors(kwargs or {}))
-
-
-def _as_tensors(value: Any) -> Any:
-    if isinstance(value, PathTerm):
-        return value.logits
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_tensors(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _as_tensors(item) for key, item in value.items()}
-    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +159,7 @@ class PathExpansion(Result):
 
     @cached_property
     def terms(self) -> tuple[PathTerm, ...]:
-        """One term for each end-to-end path; ``sum(paths.terms)`` is :attr:`logits`."""
+        """One term for each end-to-end path; their ``logits`` sum to :attr:`logits`."""
         return tuple(
             PathTerm(str(name), name.source, name.heads, self, index)
             for index, name in enumerate(self.names)

@@ -227,7 +227,7 @@ def skip_trigrams(
         >>> from lens_linear.circuits.heads.head_circuit import head_circuit
         >>> from lens_linear.models.open.toy import toy_model
         >>> table = skip_trigrams(head_circuit(toy_model(n_layers=1), 0, 0), 5)
-        >>> list(table)[:5], len(table)
+        >>> list(table.to_dataframe())[:5], len(table)
         (['source', 'destination', 'out', 'qk_score', 'ov_score'], 5)
     """
     k = require_int("k", k, minimum=1)

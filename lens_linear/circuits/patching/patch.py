@@ -1,0 +1,343 @@
+"""Activation patching: put activations of one run into another, and see how far the answer follows.
+
+Two prompts of the same length differ in what matters, and the metric of the task tells them apart. A run on
+one of them gets, at one place, the activation that the other run had there::
+
+    effect = (metric of the patched run - metric of the run patched into) / (metric of the other run - the
+    same)
+
+0 changes nothing, 1 moves the metric all the way to the other run's; single effects need not lie between,
+and do not add up. ``into="corrupted"`` (denoising) asks what is enough to restore the answer,
+``into="clean"`` (noising) what it needs.
+
+``what="path"``, for attention-only models, moves single end-to-end paths: what a path adds to the logits in
+one run is replaced by what it adds in the other, patterns and norm scales being those of each run. All
+paths together move the metric exactly from one run to the other.
+
+>>> import torch
+>>> from lens_linear.models.open.toy import toy_model
+>>> clean, corrupted = torch.tensor([[3, 7, 3]]), torch.tensor([[3, 8, 3]])
+>>> found = patch(toy_model(), Task(clean, labels=[7]), corrupted, what="residual")
+>>> round(float(found.effects[1]), 3), found.names[1]  # the stream at the one token that differs
+(1.0, 'L0 @ 1')
+
+Sources: Vig et al. 2020, *Causal Mediation Analysis*; Meng et al. 2022, *Locating and Editing Factual
+Associations*; Heimersheim and Nanda 2024, *How to use and interpret activation patching*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import head_name, require_bool, require_choice, require_int
+from lens_linear.circuits.induction.ablation import score_task
+from lens_linear.circuits.paths.attention_only import AttentionOnly
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.capture import run
+from lens_linear.models.describe.shape import ModelShape, model_shape
+from lens_linear.models.hooks import Spot, has_spot
+from lens_linear.stats.task_scores import RowScores, require_task, score_answers
+from lens_linear.tables import Result
+from lens_linear.text.task import Metric, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PatchWhat = Literal["head", "residual", "attn_out", "ffn_out", "path"]
+WHATS: tuple[PatchWhat, ...] = ("head", "residual", "attn_out", "ffn_out", "path")
+Into = Literal["corrupted", "clean"]
+_SPOTS = {"head": "z", "residual": "resid_pre", "attn_out": "attn_out", "ffn_out": "ffn_out"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a patch is put: a path's name, or a layer with a head (-1: none) and a position (-1: all)."""
+
+    layer: int
+    head: int = -1
+    position: int = -1
+    path: str = ""
+    order: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class PatchEffects(Result):
+    """What each patch does to the task's metric.
+
+    Attributes:
+        what: the kind of place.
+        sites: the places.
+        values: the metric of each patched run, mean over answers.
+        changes_se: standard error over rows of ``value - base`` (paired); NaN for one row.
+        base: the metric of the run patched into.
+        source: the metric of the run that activations were taken from.
+        into: which run was patched.
+        metric: its name.
+        task: what was asked.
+    """
+
+    what: PatchWhat
+    sites: tuple[Site, ...] = field(repr=False)
+    values: Float[Tensor, " site"] = field(repr=False)
+    changes_se: Float[Tensor, " site"] = field(repr=False)
+    base: float
+    source: float
+    into: Into
+    metric: str
+    task: Task = field(repr=False)
+
+    _figure = "patching"
+    _columns = ("site", "value", "effect", "effect_se")
+
+    @property
+    def effects(self) -> Float[Tensor, " site"]:
+        """``(value - base) / (source - base)``; NaN where the two runs have the same metric."""
+        return (self.values - self.base) / self._gap
+
+    @property
+    def _gap(self) -> float:
+        gap = self.source - self.base
+        return gap if abs(gap) > 1e-9 else math.nan
+
+    @property
+    def names(self) -> list[str]:
+        """``L1H3``, ``L1``, ``L1 @ 4``, or a path's name."""
+        found = []
+        for site in self.sites:
+            place = site.path or (
+                head_name(site.layer, site.head) if site.head >= 0 else f"L{site.layer}"
+            )
+            found.append(place if site.position < 0 else f"{place} @ {site.position}")
+        return found
+
+    def __repr__(self) -> str:
+        order = self.effects.abs().nan_to_num(nan=-1.0).argsort(descending=True)[:3].tolist()
+        best = ", ".join(f"{self.names[i]} {float(self.effects[i]):+.2f}" for i in order)
+        return (
+            f"PatchEffects of {len(self.sites)} {self.what} patches into the {self.into} run over "
+            f"{len(self.task)} rows: {self.metric} {self.base:.3f}, {self.source:.3f} in the other "
+            f"run; share of "
+            f"the way: {best}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a patch: site, layer, head, position, value, change, effect, effect_se; paths also order.
+
+        ``head`` is a name like L1H3 ("" where none); ``position`` is -1 where all were patched together. In
+        the order of the model; paths largest first.
+        """
+        import pandas as pd
+
+        effect = self.effects
+        columns: dict[str, Any] = {"site": self.names}
+        if self.what == "path":
+            columns["order"] = [site.order for site in self.sites]
+        else:
+            columns["layer"] = [site.layer for site in self.sites]
+            columns["head"] = [
+                head_name(site.layer, site.head) if site.head >= 0 else "" for site in self.sites
+            ]
+            columns["position"] = [site.position for site in self.sites]
+        columns["value"] = self.values.numpy()
+        columns["change"] = (self.values - self.base).numpy()
+        columns["effect"] = effect.numpy()
+        columns["effect_se"] = (self.changes_se / abs(self._gap)).numpy()
+        frame = pd.DataFrame(columns)
+        if self.what == "path":
+            frame = frame.sort_values("effect", key=abs, ascending=False, kind="stable")
+        return frame.reset_index(drop=True)
+
+
+def patch(
+    model: TransformerBridge,
+    clean: Any,
+    corrupted: Any,
+    *,
+    what: PatchWhat = "head",
+    metric: Metric | None = None,
+    into: Into = "corrupted",
+    by_position: bool | None = None,
+    batch_size: int = 32,
+) -> PatchEffects:
+    """Patch every head, stream, sublayer or path from one run into another, one at a time.
+
+    ``effect`` is the share of the way that the metric moves from the run patched into to the other one:
+    0 nothing, 1 all.
+
+    Args:
+        model: a bridge, with or without MLPs; attention-only for paths.
+        clean: a Task (its labels and metric say what counts), or tokens, whose next tokens count.
+        corrupted: tokens of the same shape; what the answers are is taken from ``clean``.
+        what: "head" (each head's gathered values), "residual" (the stream at the input of each block),
+            "attn_out", "ffn_out" (what the sublayer writes), or "path" (each end-to-end path's logits).
+        metric: another one than the task's.
+        into: which run is patched with activations of the other.
+        by_position: patch each position by itself; by default heads at all positions together, and everything
+            else by position. Paths are not cut by position.
+        batch_size: rows of a forward pass; several patches share one.
+
+    Returns:
+        PatchEffects: ``.effects`` [site]; acts as a table.
+
+    Raises:
+        InvalidArgumentError: prompts of different shapes, or an unknown word.
+        UnsupportedModelError: a model without such a place; paths of a model with MLPs.
+
+    Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024, *How to use and interpret
+        activation patching*.
+
+    Example:
+        >>> from lens_linear.constructions.induction_model import build_induction
+        >>> from lens_linear.text.task import Task
+        >>> built = build_induction(vocab=12, n_ctx=24)  # L0H0 and L1H1 copy what followed the last time
+        >>> clean = Task([[3, 7, 5, 3]], labels=[7])
+        >>> found = patch(built.model, clean, torch.tensor([[3, 8, 5, 3]]), what="head")
+        >>> found.names[int(found.effects.argmax())], round(float(found.effects.max()), 3)
+        ('L1H1', 1.0)
+    """
+    shape = model_shape(model)
+    require_choice("what", what, WHATS)
+    require_choice("into", into, ("corrupted", "clean"))
+    require_int("batch_size", batch_size, minimum=1)
+    asked, other = require_pair(model, clean, corrupted, metric)
+    base, source = (other, asked) if into == "corrupted" else (asked, other)
+    before = score_task(model, base, batch_size=batch_size)
+    goal = score_task(model, source, batch_size=batch_size)
+    if what == "path":
+        sites, scores = _paths(model, base, source)
+    else:
+        each = what != "head" if by_position is None else require_bool("by_position", by_position)
+        sites = _sites(model, shape, what, asked.tokens.shape[1] if each else 0)
+        scores = _patched(model, base, source, what, sites, batch_size)
+    return PatchEffects(
+        what,
+        tuple(sites),
+        torch.tensor([score.mean for score in scores], dtype=torch.float64),
+        torch.tensor([s.minus(before).standard_error for s in scores], dtype=torch.float64),
+        before.mean,
+        goal.mean,
+        into,
+        asked.metric_name,
+        asked,
+    )
+
+
+def require_pair(
+    model: TransformerBridge, clean: Any, corrupted: Any, metric: Metric | None
+) -> tuple[Task, Task]:
+    """Accept two prompts of one shape; the answers of the clean one are asked of both."""
+    asked = require_task(model, clean)
+    if metric is not None:
+        asked = replace(asked, metric=metric)
+    other = require_task(model, corrupted)
+    same = asked.tokens.shape == other.tokens.shape and bool((asked.mask == other.mask).all())
+    if not same:
+        raise InvalidArgumentError(
+            f"corrupted must have the shape of clean, position by position, got {tuple(other.tokens.shape)} "
+            f"tokens for {tuple(asked.tokens.shape)} (or other pads); make both prompts equally long"
+        )
+    # What is right is what is right of the clean prompt, also where it is the next token.
+    labels = asked.labels
+    if labels is None:
+        labels = (
+            asked.targets if asked.positions is None else asked.targets.gather(1, asked.positions)
+        )
+    asked = replace(asked, labels=labels)
+    return asked, replace(asked, tokens=other.tokens)
+
+
+def _sites(
+    model: TransformerBridge, shape: ModelShape, what: PatchWhat, n_positions: int
+) -> list[Site]:
+    """Every place of a kind, layer by layer; no positions patches all of them together."""
+    positions = range(n_positions) if n_positions else (-1,)
+    heads = range(shape.n_heads) if what == "head" else (-1,)
+    layers = [layer for layer in range(shape.n_layers) if has_spot(model, _spot(what, layer))]
+    if not layers:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} has no {_SPOTS[what]!r} in any layer; patch another place, e.g. 'residual'"
+        )
+    return [Site(layer, head, at) for layer in layers for head in heads for at in positions]
+
+
+def _spot(what: PatchWhat, layer: int) -> Spot:
+    return (layer, _SPOTS[what])  # type: ignore[return-value]
+
+
+def _patched(
+    model: TransformerBridge,
+    base: Task,
+    source: Task,
+    what: PatchWhat,
+    sites: Sequence[Site],
+    batch_size: int,
+) -> list[RowScores]:
+    """Score the base run with each site patched; copies of the rows share a forward pass."""
+    found: list[list[RowScores]] = [[] for _ in sites]
+    layers = sorted({site.layer for site in sites})
+    for start in range(0, len(base), batch_size):
+        rows = slice(start, start + batch_size)
+        here, there = base.take(rows), source.take(rows)
+        seen = run(model, there, record=[_spot(what, layer) for layer in layers], logits=False)
+        copies = max(1, batch_size // len(here))
+        for layer in layers:
+            own = [i for i, site in enumerate(sites) if site.layer == layer]
+            for first in range(0, len(own), copies):
+                group = own[first : first + copies]
+                edit = _write([sites[i] for i in group], seen[_spot(what, layer)], model, what)
+                many = here.take(torch.arange(len(here)).repeat(len(group)))
+                logits = run(model, many, edits=[(_spot(what, layer), edit)]).logits
+                if logits is None:
+                    raise UnsupportedModelError("the model returned no logits")
+                for i, part in zip(group, logits.split(len(here)), strict=True):
+                    found[i].append(score_answers(here, part))
+    return [_joined(parts) for parts in found]
+
+
+def _write(
+    sites: Sequence[Site], clean: Tensor, model: TransformerBridge, what: PatchWhat
+) -> Callable[[Tensor], Tensor]:
+    """The edit that writes one site into each copy of the rows."""
+    n = len(clean)
+    heads = int(model.cfg.n_heads) if what == "head" else 1
+
+    def edit(x: Tensor) -> Tensor:
+        split = x.clone().reshape(*x.shape[:2], heads, -1)
+        new = clean.to(split).reshape(*clean.shape[:2], heads, -1)
+        for i, site in enumerate(sites):
+            rows = slice(i * n, (i + 1) * n)
+            head = slice(None) if site.head < 0 else slice(site.head, site.head + 1)
+            place = slice(None) if site.position < 0 else slice(site.position, site.position + 1)
+            split[rows, place, head] = new[:, place, head]
+        return split.reshape(x.shape)
+
+    return edit
+
+
+def _joined(parts: Sequence[RowScores]) -> RowScores:
+    return RowScores(torch.cat([p.values for p in parts]), torch.cat([p.counts for p in parts]))
+
+
+def _paths(
+    model: TransformerBridge, base: Task, source: Task
+) -> tuple[list[Site], list[RowScores]]:
+    """Move each path's logits from one run to the other."""
+    if not bool(base.mask.all()):
+        raise InvalidArgumentError("tokens must have rows of one length for what='path'; cut them")
+    view = AttentionOnly(model)
+    here, there = view.paths(base.tokens), view.paths(source.tokens)
+    others = {str(name): i for i, name in enumerate(there.names)}
+    sites, scores = [], []
+    for index, name in enumerate(here.names):
+        change = there.term_logits(others[str(name)]) - here.term_logits(index)
+        sites.append(Site(-1, path=str(name), order=len(name.heads)))
+        scores.append(score_answers(base, here.model_logits + change))
+    return sites, scores
