@@ -6,8 +6,8 @@ from .gains.directions import last_states as last_states
 from .gains.directions import random_directions as random_directions
 from .gains.gain_profile import GainProfile as GainProfile
 from .gains.gain_profile import gain_profile as gain_profile
-from .gains.jacobian_products import Linearization as Linearization
-from .gains.jacobian_products import linearize as linearize
+from .gains.jacobian_products import BlockJacobians as BlockJacobians
+from .gains.jacobian_products import block_jacobians as block_jacobians
 from .gains.prompts import as_prompts as as_prompts
 from .gains.step_size import StepSizeTable as StepSizeTable
 from .gains.step_size import step_size_table as step_size_table
@@ -26,6 +26,7 @@ from .steering.schedules import evaluate_schedules as evaluate_schedules
 from .surrogates.agreement_table import AgreementTable as AgreementTable
 from .surrogates.agreement_table import agreement_table as agreement_table
 from .surrogates.bases import BASES as BASES
+from .surrogates.bases import Bases as Bases
 from .surrogates.bases import Basis as Basis
 from .surrogates.surrogate import JACOBIANS as JACOBIANS
 from .surrogates.surrogate import JacobianKind as JacobianKind
@@ -37,12 +38,13 @@ __all__ = [
     "JACOBIANS",
     "Agreement",
     "AgreementTable",
+    "Bases",
     "Basis",
+    "BlockJacobians",
     "ConceptDirections",
     "GainProfile",
     "JacobianKind",
     "JointSteering",
-    "Linearization",
     "Schedule",
     "ScheduleComparison",
     "SteeredText",
@@ -51,6 +53,7 @@ __all__ = [
     "Surrogate",
     "agreement_table",
     "as_prompts",
+    "block_jacobians",
     "compare_gains",
     "concept_directions",
     "evaluate_schedules",
@@ -58,7 +61,6 @@ __all__ = [
     "gain_profile",
     "joint_min_energy",
     "last_states",
-    "linearize",
     "min_energy",
     "random_directions",
     "refined_min_energy",

@@ -25,6 +25,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -153,7 +154,22 @@ def has_spot(model: TransformerBridge, spot: Spot) -> bool:
     return _find(model, *spot) is not None
 
 
+# A bridge builds its dictionary of hook points anew each time it is asked: 2 ms at 30 layers, and a run
+# asks 300 times. What was found stays where it is.
+_FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[int, str], str]] = WeakKeyDictionary()
+
+
 def _find(model: TransformerBridge, layer: int, what: str) -> str | None:
+    known = _FOUND.setdefault(model, {})
+    if (layer, what) not in known:
+        name = _search(model, layer, what)
+        if name is None:
+            return None
+        known[layer, what] = name
+    return known[layer, what]
+
+
+def _search(model: TransformerBridge, layer: int, what: str) -> str | None:
     endings = (*_special_names(model, layer, what), *_NAMES[what])
     points = model.hook_dict
     names = (f"blocks.{layer}.{ending}" for ending in endings)

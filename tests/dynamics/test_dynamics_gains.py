@@ -192,9 +192,84 @@ def test_bad_arguments_get_one_clear_error(smooth):
         ll.gain_profile(smooth, good, directions.plain() * float("nan"))
 
 
-def test_infinite_activations_are_named():
-    model = toy_model(n_layers=2)
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("method", ["adjoint", "empirical"])
+def test_the_layer_that_is_not_finite_is_named(layer, value, method):
+    model = toy_model(n_layers=4)
     with torch.no_grad():
-        model.blocks[1].attn.W_O.fill_(float("inf"))
-    with pytest.raises(NonFiniteError, match="residual stream"):
-        ll.gain_profile(model, [torch.tensor([1, 2])], random_directions(model))
+        model.blocks[layer].attn.W_O.fill_(value)
+    words = (
+        f"after layer {layer} of 'toy' holds NaN or infinity at the last token of 2 of 2 prompts"
+    )
+    with pytest.raises(NonFiniteError, match=words):
+        ll.gain_profile(model, [torch.arange(4), torch.arange(6)], random_directions(model), method)
+    with pytest.raises(NonFiniteError, match=words):
+        ll.fit_surrogate(
+            model, [torch.arange(4), torch.arange(6)], random_directions(model), order=2
+        )
+    with torch.no_grad():
+        model.embed.W_E[3] = value
+    with pytest.raises(NonFiniteError, match="the embedding, before layer 0"):
+        ll.gain_profile(model, [torch.arange(4)], random_directions(model))
+
+
+def test_gains_without_end_name_their_layer():
+    """Finite states whose derivative overflows on its way back."""
+    from lens_linear.dynamics.gains.jacobian_products import require_finite_gains
+
+    gains = torch.ones(3, 5)
+    gains[1, :3] = float("inf")
+    with pytest.raises(
+        NonFiniteError, match="gain of layer 2 is NaN or infinite at 1 of 3 prompts"
+    ):
+        require_finite_gains(gains)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_results_do_not_depend_on_the_batches(smooth, oracle, batch_size):
+    rows, directions = oracle.rows_of(smooth, [4, 9, 6, 5, 7]), random_directions(smooth)
+    whole = ll.gain_profile(smooth, rows, directions).gains
+    pieces = ll.gain_profile(smooth, rows, directions, batch_size=batch_size).gains
+    torch.testing.assert_close(pieces, whole, atol=1e-12, rtol=1e-10)
+    for basis in ("krylov", "balanced", "pca"):
+        fits = [
+            ll.fit_surrogate(smooth, rows, directions, order=4, basis=basis, batch_size=size)
+            for size in (batch_size, 64)
+        ]
+        torch.testing.assert_close(fits[0].gains, fits[1].gains, atol=1e-9, rtol=1e-8)
+        torch.testing.assert_close(fits[0].system_gains, fits[1].system_gains, atol=1e-9, rtol=1e-8)
+
+
+def test_one_batch_is_alive(smooth, oracle):
+    """Keys, values and graphs of a batch are gone when the next one is recorded."""
+    import gc
+    import weakref
+
+    from lens_linear.dynamics import block_jacobians
+
+    maps = block_jacobians(smooth, oracle.rows_of(smooth, [5, 6, 7, 8]), batch_size=1)
+    seen, most = [], 0
+    for batch in maps.batches():
+        seen.append(weakref.ref(batch.context))
+        del batch
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in seen))
+    assert most == 1 and len(seen) == 4
+
+
+def test_concepts_splits_and_tasks_are_prompts():
+    model = ll.load("gpt-nano")
+    split = ll.load_concept("mood").split(20, 6, 5, seed=0)
+    directions = random_directions(model)
+    by_split = ll.gain_profile(model, split, directions)
+    by_text = ll.gain_profile(model, list(split.evaluation.texts), directions)
+    assert by_split.key == by_text.key == ll.gain_profile(model, split.evaluation, directions).key
+    fitted = ll.fit_surrogate(model, split, directions, order=2)
+    assert len(fitted.lengths) == 6  # its operating part
+    assert fitted.key == ll.fit_surrogate(model, split.operating, directions, order=2).key
+    task = ll.Task([[5, 6, 7, 0], [8, 9, 10, 11]], mask=[[1, 1, 1, 0], [1, 1, 1, 1]])
+    rows = [torch.tensor([5, 6, 7]), torch.tensor([8, 9, 10, 11])]
+    by_task = ll.gain_profile(model, task, directions)
+    assert by_task.key == ll.gain_profile(model, rows, directions).key
+    assert len(ll.evaluate_schedules(model, split, directions, target=0.1).baseline) == 5

@@ -4,7 +4,7 @@ import torch
 
 import lens_linear as ll
 from lens_linear.dynamics import (
-    linearize,
+    block_jacobians,
     random_directions,
     refined_min_energy,
     steer_concepts,
@@ -37,7 +37,7 @@ def answers(model):
         ll.evaluate_schedules(model, prompts, directions, surrogate, target=0.3).energy,
         refined_min_energy(model, prompts, directions, profile, 0.3, steps=2).plain(),
         steer_concepts(model, prompts, [directions], [0.3]).amplitudes,
-        linearize(model, prompts).costates(directions.plain()[-1]),
+        block_jacobians(model, prompts).mean_pull(directions.plain()[1:, None]),
         step_size_table(model, prompts, directions, steps=(0.1,)).adjoint.gains,
     ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.dynamics import linearize, random_directions
+from lens_linear.dynamics import block_jacobians, random_directions
 from lens_linear.dynamics.surrogates.bases import BASES, build_bases
 from lens_linear.dynamics.surrogates.surrogate import identify, reduced_gains, truncated
 from lens_linear.errors import InvalidArgumentError
@@ -71,7 +71,9 @@ def test_full_order_is_the_adjoint_on_a_third_party_model(stories_model, basis):
 @pytest.mark.parametrize("basis", [b for b in BASES if b != "balanced"])
 def test_orthonormal_bases_begin_with_the_direction(setting, basis):
     model, rows, directions = setting
-    built = build_bases(linearize(model, rows), directions, directions[-1], order=5, kind=basis)
+    built = build_bases(
+        block_jacobians(model, rows), directions, directions[-1], order=5, kind=basis
+    )
     eye = torch.eye(5, dtype=torch.float64).expand(4, 5, 5)
     torch.testing.assert_close(built.right.mT @ built.right, eye)
     torch.testing.assert_close(built.right[:, :, 0], directions)
@@ -82,7 +84,7 @@ def test_orthonormal_bases_begin_with_the_direction(setting, basis):
 def test_balanced_bases_are_dual_also_beyond_their_rank(setting, order):
     model, rows, directions = setting
     built = build_bases(
-        linearize(model, rows), directions, directions[-1], order=order, kind="balanced"
+        block_jacobians(model, rows), directions, directions[-1], order=order, kind="balanced"
     )
     eye = torch.eye(order, dtype=torch.float64).expand(4, order, order)
     torch.testing.assert_close(built.left.mT @ built.right, eye, rtol=1e-7, atol=1e-7)
@@ -160,7 +162,7 @@ def test_balanced_needs_a_smaller_order_than_random(setting):
 @pytest.mark.parametrize("jacobian", ["prompt", "mean", "state"])
 def test_truncation_is_what_building_at_that_order_gives(setting, basis, jacobian):
     model, rows, directions = setting
-    maps, readout = linearize(model, rows), directions[-1]
+    maps, readout = block_jacobians(model, rows), directions[-1]
     big = build_bases(maps, directions, readout, order=8, kind=basis)
     largest = identify(maps, big, directions, readout, jacobian=jacobian)
     (small,) = truncated(largest, maps, [3])
@@ -219,3 +221,64 @@ def test_sentences_frames_and_errors(setting):
         ll.fit_surrogate(model, rows, directions, jacobian="both")
     with pytest.raises(InvalidArgumentError, match="order"):
         ll.fit_surrogate(model, rows, directions, order=0)
+
+
+def test_a_basis_of_ones_own_reaches_gains_tables_schedules_and_figures(smooth, oracle):
+    rows = oracle.rows_of(smooth, [4, 6, 5, 7, 8, 6])
+    directions = random_directions(smooth)
+    seen = {}
+
+    def eigen_basis(maps, directions, readout, order):
+        """Leading eigenvectors of the states' second moment, direction first; not orthogonal."""
+        seen["layers"] = maps.n_layers
+        states = maps.states()
+        second = states.mT @ states
+        vectors = torch.linalg.eigh(second).eigenvectors.flip(-1)
+        return torch.cat([directions[..., None], vectors], dim=-1)[..., :order]
+
+    fitted = ll.fit_surrogate(smooth, rows, directions, order=5, basis=eigen_basis, jacobian="mean")
+    assert (fitted.basis, fitted.order, seen["layers"]) == ("eigen_basis", 5, 3)
+    # slow oracle: the mean Jacobians as matrices, reduced by hand with the pseudo-inverse
+    maps = block_jacobians(smooth, rows)
+    A = maps.mean_push(torch.eye(16).double().expand(3, 16, 16)).mT
+    right = eigen_basis(maps, torch.as_tensor(directions), None, 5)
+    left = torch.linalg.pinv(right)
+    row = directions[-1].double() @ right[-1]
+    want = []
+    for layer in (2, 1, 0):
+        want.append(row @ left[layer + 1] @ A[layer] @ directions[layer].double())
+        row = row @ left[layer + 1] @ A[layer] @ right[layer]
+    torch.testing.assert_close(fitted.gains[0], torch.stack(want[::-1]), atol=1e-9, rtol=1e-8)
+    again = ll.fit_surrogate(smooth, rows, directions, order=5, basis=fitted.bases, jacobian="mean")
+    torch.testing.assert_close(again.gains, fitted.gains)
+    u = ll.min_energy(fitted, 0.5)
+    torch.testing.assert_close(torch.as_tensor(u.predicted), torch.tensor(0.5).double())
+    other = ll.fit_surrogate(smooth, rows, directions, order=5, jacobian="mean")
+    assert not torch.allclose(other.gains, fitted.gains, atol=1e-3)
+
+
+def test_bases_of_ones_own_that_do_not_fit_say_why(smooth, oracle):
+    rows, directions = oracle.rows_of(smooth, [4, 6]), random_directions(smooth)
+
+    def fit(basis):
+        return ll.fit_surrogate(smooth, rows, directions, order=2, basis=basis)
+
+    with pytest.raises(InvalidArgumentError, match=r"must have shape \[boundary, d_model, order\]"):
+        fit(lambda maps, directions, readout, order: torch.randn(3, 16, order))
+    with pytest.raises(InvalidArgumentError, match="leftᵀ right = 1 at every boundary"):
+        fit(lambda maps, directions, readout, order: torch.ones(4, 16, order))
+    with pytest.raises(InvalidArgumentError, match="basis must be one of"):
+        fit("krilov")
+
+
+def test_a_basis_of_ones_own_in_the_agreement_table():
+    def own(maps, directions, readout, order):
+        return torch.eye(directions.shape[1]).double().expand(len(directions), -1, -1)[..., :order]
+
+    sizes = {"n_concept": 20, "n_operating": 8, "n_evaluation": 8}
+    table = ll.dynamics.agreement_table("gpt-nano", **sizes, orders=(4, 96), bases=("random", own))
+    frame = table.to_dataframe().set_index(["basis", "order", "jacobian"])
+    assert frame.spearman["own", 96, "prompt"] == pytest.approx(1.0)  # any basis of the whole space
+    assert set(table.reaching(0.9)["basis"]) == {"random", "own"}
+    figure = ll.plots.agreement_by_order(table)
+    assert any("own" in str(trace.name) for trace in figure.data)

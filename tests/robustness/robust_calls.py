@@ -515,8 +515,7 @@ def _optional_circuits() -> None:
 
 
 def _dynamics() -> None:
-    from lens_linear.dynamics.gains import agreement, directions
-    from lens_linear.dynamics.gains import jacobian_products as linearization
+    from lens_linear.dynamics.gains import agreement, directions, jacobian_products
     from lens_linear.dynamics.steering import min_energy as steering
     from lens_linear.dynamics.surrogates import surrogate as surrogates
 
@@ -531,7 +530,7 @@ def _dynamics() -> None:
     call("gain_profile", ll.gain_profile, **common, directions=made)
     call("gain_profile empirical", ll.gain_profile, **common, directions=made, method="empirical")
     call("GainProfile.agreement", lambda exact: gains().agreement(exact), exact=gains)
-    call("linearize dynamics", linearization.linearize, **common)
+    call("block_jacobians", jacobian_products.block_jacobians, **common)
     call("fit_surrogate", ll.fit_surrogate, **common, directions=made, order=3)
     call(
         "fit_surrogate balanced",

@@ -35,8 +35,8 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.dynamics import (
+    block_jacobians,
     last_states,
-    linearize,
     steer_concepts,
     steer_text,
     steering_cost,
@@ -319,13 +319,13 @@ def adjoint_gains(
 ll.check("6.4", adjoint_gains)
 
 # %% [markdown]
-# `linearize` gives products with the Jacobians of a real model. Pushing all unit vectors through gives the matrices
+# `block_jacobians` gives products with the Jacobians of a real model. Pushing all unit vectors through gives the matrices
 # themselves: for one prompt, and averaged over twenty operating prompts.
 
 # %%
 units = torch.eye(d_model, dtype=torch.float64).expand(n_layers, d_model, d_model)
-A_one = linearize(model, parts.evaluation.texts[:1]).mean_push(units).mT
-A_mean = linearize(model, parts.operating.texts[:20]).mean_push(units).mT
+A_one = block_jacobians(model, parts.evaluation.texts[:1]).mean_push(units).mT
+A_mean = block_jacobians(model, parts.operating.texts[:20]).mean_push(units).mT
 one = adjoint_gains(A_one, directions, directions[-1])
 print("one prompt, your sweep:", [round(g, 3) for g in one.tolist()])
 print("the package:           ", [round(g, 3) for g in exact.gains[0].tolist()])

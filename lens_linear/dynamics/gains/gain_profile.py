@@ -33,7 +33,12 @@ from lens_linear.checks import (
     require_int,
 )
 from lens_linear.dynamics.gains.agreement import Agreement, compare_gains
-from lens_linear.dynamics.gains.jacobian_products import Linearization, frozen_batches, linearize
+from lens_linear.dynamics.gains.jacobian_products import (
+    BlockJacobians,
+    block_jacobians,
+    frozen_batches,
+    require_finite_gains,
+)
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import compute_device, to_compute
@@ -147,7 +152,8 @@ def gain_profile(
 
     Args:
         model: a causal bridge.
-        prompts: texts, rows of ids of any lengths, or ids [prompt, position] with ``attention_mask``.
+        prompts: texts, rows of ids of any lengths, ids [prompt, position] with ``attention_mask``, a
+            Concept, a Task, or a ConceptSplit (its evaluation part).
         directions: v_0 ... v_L as rows, e.g. from :func:`~lens_linear.concept_directions`; used as they
             are, so unit rows make gains comparable.
         method: see above.
@@ -155,14 +161,14 @@ def gain_profile(
         readout: C; the last row of ``directions`` by default.
         attention_mask: 1 for real tokens; padding on either side gives the same answer.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; one batch is in memory at a time.
 
     Returns:
         GainProfile with ``.gains`` [prompt, layer].
 
     Raises:
         InvalidArgumentError: directions do not fit the model, or a prompt does not fit its context.
-        NonFiniteError: NaN or infinity in the residual stream.
+        NonFiniteError: NaN or infinity in the residual stream or in a gain; the message names the layer.
 
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (empirical profile, eps = 0.1).
 
@@ -185,18 +191,18 @@ def gain_profile(
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     if method == "adjoint":
         return adjoint_profile(
-            linearize(model, prompts, batch_size=batch_size), directions, readout
+            block_jacobians(model, prompts, batch_size=batch_size), directions, readout
         )
     gains = _central_differences(model, prompts, directions, readout, eps, batch_size)
     return GainProfile(gains, "empirical", eps, readout, prompts.lengths, prompts.key)
 
 
 def adjoint_profile(
-    maps: Linearization,
+    maps: BlockJacobians,
     directions: Float[Tensor, "boundary d_model"],
     readout: Float[Tensor, " d_model"],
 ) -> GainProfile:
-    """Return the exact profile from a linearisation that is already there."""
+    """Return the exact profile from Jacobians that are already there."""
     prompts = maps.prompts
     gains = maps.gains(directions, readout)
     return GainProfile(gains, "adjoint", None, readout, prompts.lengths, prompts.key)
@@ -223,7 +229,7 @@ def _central_differences(
             values.append(to_compute(context.outputs(amplitudes, directions)) @ readout)
         up, down = torch.cat(values).chunk(2)
         found[rows.to(found.device)] = ((up - down) / (2 * eps)).T
-    return found
+    return require_finite_gains(found)
 
 
 def _shape(row: object) -> tuple[int, ...]:

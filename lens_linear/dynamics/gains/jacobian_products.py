@@ -1,12 +1,16 @@
-"""All blocks of a model linearised at the last token of some prompts, ready for batched products.
+"""All blocks of a model as linear maps of the last token's state, ready for batched products.
 
-One forward pass over the prompts and one pass over their last tokens are paid once
-(:func:`linearize`). After that
+One forward pass over a batch of prompts and one pass over their last tokens are paid for each batch
+(:func:`block_jacobians`). After that
 
 * a *gain profile* is one backward sweep over single tokens,
 * a product of every block's mean Jacobian with one vector is one more such sweep,
 * a reduced model of **any** order costs no more than the full one: its gains are the same backward sweep
   with the gradient projected at every layer boundary.
+
+One batch is alive at a time, so memory does not grow with the number of prompts. Prompts that fit into one
+batch (``batch_size``) are run once; of more, each product runs the batches again, up to the layer that it
+needs.
 
 States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobian of ``f_l`` at one prompt.
 """
@@ -14,7 +18,7 @@ States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobia
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,40 +26,81 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_int
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
+from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import to_compute
-from lens_linear.models.frozen.frozen_context import BlockMaps, FrozenContext, freeze_context
+from lens_linear.models.frozen.block_maps import BlockMaps
+from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
 from lens_linear.models.hooks import require_bridge
 
 
 @dataclass(frozen=True, eq=False)
-class Linearization:
-    """Jacobian products at every prompt, in batches of prompts of similar length.
+class _Batch:
+    """One batch with its recorded pass and its blocks' maps, up to some layer."""
+
+    rows: Int[Tensor, " row"]
+    context: FrozenContext
+    maps: BlockMaps
+
+
+@dataclass(eq=False)
+class BlockJacobians:
+    """Jacobian products of every block at the last token of every prompt.
 
     Attributes:
+        model: the bridge; not changed.
         prompts: the prompts.
-        states: x_0 ... x_L of the last token, float64.
-        index: per batch, the prompts in it.
-        maps: per batch, the blocks' Jacobian products.
-        path: "cache" or "full", see :mod:`lens_linear.models.frozen.frozen_context`.
+        batch_size: prompts a forward pass, and alive at a time.
     """
 
+    model: TransformerBridge = field(repr=False)
     prompts: Prompts
-    states: Float[Tensor, "boundary prompt d_model"]
-    index: tuple[Int[Tensor, " _"], ...]
-    maps: tuple[BlockMaps, ...]
-    path: str
+    batch_size: int
+    _alive: tuple[int, _Batch] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        return (
-            f"Linearization: {self.n_layers} blocks of width {self.states.shape[-1]} at "
-            f"{len(self.prompts)} prompts, path {self.path!r}"
-        )
+        cfg = self.model.cfg
+        return f"BlockJacobians: {cfg.n_layers} blocks of width {cfg.d_model} at {len(self.prompts)} prompts"
 
     @property
     def n_layers(self) -> int:
         """Blocks of the model."""
-        return len(self.states) - 1
+        return int(self.model.cfg.n_layers)
+
+    def batches(self, upto: int | None = None) -> Iterator[_Batch]:
+        """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
+        upto = self.n_layers if upto is None else upto
+        for i, rows in enumerate(self.prompts.batches(self.batch_size)):
+            if len(rows) == len(self.prompts):
+                upto = self.n_layers  # the only batch stays alive: record it whole, once
+            if self._alive is None or self._alive[0] != i or self._alive[1].context.n_layers < upto:
+                self._alive = None  # let go of the last batch before the next one is built
+                self._alive = i, self._recorded(rows, upto)
+            yield self._alive[1]
+
+    @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+    def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:
+        tokens, lengths = self.prompts.rows(rows)
+        context = freeze_context(self.model, tokens, lengths, n_layers=upto)
+        return _Batch(rows, context, context.linearize())
+
+    def states(self) -> Float[Tensor, "boundary prompt d_model"]:
+        """Return x_0 ... x_L of the last tokens, prompts in their order; grows with the prompts."""
+        index, found = [], []
+        for batch in self.batches():
+            index.append(batch.rows)
+            found.append(to_compute(batch.context.states))
+        order = torch.argsort(torch.cat(index)).to(found[0].device)
+        return torch.cat(found, dim=1)[:, order]
+
+    def baseline(self, readout: Float[Tensor, " d_model"]) -> Float[Tensor, " prompt"]:
+        """Return ``C·x_L`` of every prompt."""
+        found = readout.new_zeros(len(self.prompts))
+        for batch in self.batches():
+            last = to_compute(batch.context.states[-1], device=readout.device)
+            found[batch.rows.to(found.device)] = last @ readout
+        return found
 
     def mean_push(
         self,
@@ -79,9 +124,9 @@ class Linearization:
         self, product: Literal["push", "pull"], vectors: Tensor, layers: Sequence[int] | None
     ) -> Tensor:
         total = torch.zeros_like(vectors)
-        for rows, maps in zip(self.index, self.maps, strict=True):
-            shared = vectors[:, :, None].expand(-1, -1, len(rows), -1)
-            found = getattr(maps, product)(shared, layers=layers)
+        for batch in self.batches(None if layers is None else max(layers) + 1):
+            shared = vectors[:, :, None].expand(-1, -1, len(batch.rows), -1)
+            found = getattr(batch.maps, product)(shared, layers=layers)
             total += to_compute(found, device=vectors.device).sum(2)
         return total / len(self.prompts)
 
@@ -91,25 +136,23 @@ class Linearization:
         *,
         right: Float[Tensor, "boundary d_model order"] | None = None,
         left: Float[Tensor, "boundary d_model order"] | None = None,
-    ) -> Float[Tensor, "layer prompt d_model"]:
-        """Return ``∂(C·x_L)/∂x_l`` for l = 0 ... L−1: the gain of any vector v injected there is its
-        dot with v.
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "layer row d_model"]]]:
+        """Yield for each batch its rows and ``∂(C·x_L)/∂x_l``, l = 0 ... L−1: the gain of any vector v
+        injected there is its dot with v.
 
         With bases, every block's output (and so the readout) is projected by ``right leftᵀ`` on the way:
         what comes back is the reduced model's gradient with each prompt's own Jacobians.
         """
-        found = []
-        for rows, maps in zip(self.index, self.maps, strict=True):
-            costate = readout.expand(len(rows), -1)
+        for batch in self.batches():
+            costate = readout.expand(len(batch.rows), -1)
             sweep = []
             for layer in reversed(range(self.n_layers)):
                 if right is not None and left is not None:
                     costate = (costate @ right[layer + 1]) @ left[layer + 1].T
-                pulled = maps.pull(costate[None, None], layers=[layer])[0, 0]
+                pulled = batch.maps.pull(costate[None, None], layers=[layer])[0, 0]
                 costate = to_compute(pulled, device=readout.device)
                 sweep.append(costate)
-            found.append(torch.stack(sweep[::-1]))
-        return self._in_order(torch.cat(found, dim=1))
+            yield batch.rows, torch.stack(sweep[::-1])
 
     def gains(
         self,
@@ -120,28 +163,39 @@ class Linearization:
         left: Float[Tensor, "boundary d_model order"] | None = None,
     ) -> Float[Tensor, "prompt layer"]:
         """Return every prompt's gain of every layer: ``C A_{L−1} … A_k v_k``, reduced if bases are given."""
-        costates = self.costates(readout, right=right, left=left)
-        return torch.einsum("lpd,ld->pl", costates, directions[: self.n_layers])
+        found = directions.new_zeros(len(self.prompts), self.n_layers)
+        for rows, costates in self.costates(readout, right=right, left=left):
+            gains = torch.einsum("lpd,ld->pl", costates, directions[: self.n_layers])
+            found[rows.to(found.device)] = gains
+        return require_finite_gains(found)
 
     def reached(
-        self, directions: Float[Tensor, "boundary d_model"]
-    ) -> Iterator[Float[Tensor, "injection prompt d_model"]]:
+        self, batch: _Batch, directions: Float[Tensor, "boundary d_model"]
+    ) -> Iterator[Float[Tensor, "injection row d_model"]]:
         """Yield, for l = 0 ... L, what v_0 ... v_l injected at layers 0 ... l have become at x_l."""
-        shape = (1, len(self.prompts), directions.shape[-1])
+        shape = (1, len(batch.rows), directions.shape[-1])
         carried = directions[0].expand(shape)
         yield carried
         for layer in range(self.n_layers):
-            parts = []
-            for rows, maps in zip(self.index, self.maps, strict=True):
-                pushed = maps.push(carried[None, :, rows], layers=[layer])[0]
-                parts.append(to_compute(pushed, device=directions.device))
-            carried = self._in_order(torch.cat(parts, dim=1))
+            pushed = batch.maps.push(carried[None], layers=[layer])[0]
+            carried = to_compute(pushed, device=directions.device)
             carried = torch.cat([directions[layer + 1].expand(shape), carried])
             yield carried
 
-    def _in_order(self, batched: Float[Tensor, "k prompt d_model"]) -> Tensor:
-        """Put the prompts of concatenated batches back into the order in which they came."""
-        return batched[:, torch.argsort(torch.cat(self.index)).to(batched.device)]
+
+def require_finite_gains(gains: Float[Tensor, "prompt layer"]) -> Tensor:
+    """Refuse NaN and infinity, naming the layer: finite states may still have derivatives without end."""
+    bad = ~torch.isfinite(gains)
+    if bool(bad.any()):
+        layer = int(
+            bad.any(0).nonzero()[-1]
+        )  # gradients run backwards: the last one is where it began
+        raise NonFiniteError(
+            f"the gain of layer {layer} is NaN or infinite at {int(bad[:, layer].sum())} of {len(gains)} "
+            "prompts; look at the weights of that layer and those after it, or load the model in a wider "
+            "precision"
+        )
+    return gains
 
 
 def frozen_batches(
@@ -153,50 +207,40 @@ def frozen_batches(
         yield rows, freeze_context(model, tokens, lengths, path="full" if whole else None)
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
-def linearize(
+def block_jacobians(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,
     *,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
     batch_size: int = 64,
-) -> Linearization:
-    """Run prompts once and keep every block's Jacobian products at their last tokens.
+) -> BlockJacobians:
+    """Every block's Jacobian at the last tokens of some prompts, as products: ``A_l v`` and ``A_lᵀ w``.
 
     Args:
         model: a causal bridge; not changed.
-        prompts: texts, rows of ids, or a padded tensor with ``attention_mask``.
+        prompts: texts, rows of ids, a concept, or a padded tensor with ``attention_mask``.
         attention_mask: see :func:`~lens_linear.dynamics.gains.prompts.as_prompts`.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, and alive at a time.
 
     Returns:
-        Linearization; its memory grows with prompts × layers, not with tokens.
+        BlockJacobians; its memory does not grow with the number of prompts.
 
     Raises:
         NotEnoughDataError: no prompts, or an empty one.
         InvalidArgumentError: a prompt does not fit the context or the vocabulary.
-        UnsupportedModelError: the model is not causal, or its blocks cannot be rerun at one token.
+        UnsupportedModelError: (when products are taken) the model is not causal.
 
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (Jacobians at the last token); exact
         products by automatic differentiation are ours.
 
     Example:
         >>> from lens_linear.models.open.toy import toy_model
-        >>> linearize(toy_model(n_layers=3), [torch.arange(5), torch.arange(8)])
-        Linearization: 3 blocks of width 32 at 2 prompts, path 'cache'
+        >>> block_jacobians(toy_model(n_layers=3), [torch.arange(5), torch.arange(8)])
+        BlockJacobians: 3 blocks of width 32 at 2 prompts
     """
     model = require_bridge(model)
+    batch_size = require_int("batch_size", batch_size, minimum=1)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    index, maps, states, paths = [], [], [], set()
-    for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
-        index.append(rows)
-        maps.append(context.linearize())
-        states.append(to_compute(context.states))
-        paths.add(context.path)
-    order = torch.argsort(torch.cat(index)).to(states[0].device)
-    path = "cache" if paths == {"cache"} else "full"
-    return Linearization(
-        prompts, torch.cat(states, dim=1)[:, order], tuple(index), tuple(maps), path
-    )
+    return BlockJacobians(model, prompts, batch_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,8 +22,11 @@ from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import tokenize_prompts
+from lens_linear.text.concepts import Concept, ConceptSplit
+from lens_linear.text.task import Task
 
-PromptsLike = Sequence[str] | Sequence[Tensor] | Tensor
+PromptsLike = Sequence[str] | Sequence[Tensor] | Tensor | Concept | ConceptSplit | Task
+Part = Literal["operating", "evaluation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +65,17 @@ def as_prompts(
     *,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
+    part: Part = "evaluation",
 ) -> Prompts:
-    """Accept texts, rows of ids of any lengths, or a padded tensor; pad them on the right.
+    """Accept texts, rows of ids of any lengths, a padded tensor, a concept or a task; pad on the right.
 
     Args:
         model: a bridge; texts need its tokenizer.
-        prompts: list of str; list of 1-D id tensors; ids [prompt, position] (or one row).
+        prompts: list of str; list of 1-D id tensors; ids [prompt, position] (or one row); a Concept (its
+            texts), a ConceptSplit (those of ``part``), or a Task (its real tokens).
         attention_mask: for a padded tensor, 1 (True) for real tokens, 0 for padding on either side.
         truncate: keep only the last ``n_ctx`` tokens of rows that are longer than the context.
+        part: of a :class:`~lens_linear.text.concepts.ConceptSplit`, whose texts are the prompts.
 
     Returns:
         Prompts: ``.tokens`` [prompt, position] padded on the right, ``.lengths`` [prompt].
@@ -90,6 +96,12 @@ def as_prompts(
         return prompts
     model = require_bridge(model)
     truncate = require_bool("truncate", truncate)
+    if isinstance(prompts, ConceptSplit):
+        prompts = getattr(prompts, part)
+    if isinstance(prompts, Concept):
+        prompts = list(prompts.texts)
+    if isinstance(prompts, Task):
+        prompts = [row[real] for row, real in zip(prompts.tokens, prompts.mask, strict=True)]
     if isinstance(prompts, str):
         prompts = [prompts]
     if attention_mask is not None and not isinstance(prompts, Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_floats, require_int, require_list
 from lens_linear.dynamics.gains.gain_profile import require_directions
-from lens_linear.dynamics.gains.jacobian_products import frozen_batches, linearize
+from lens_linear.dynamics.gains.jacobian_products import block_jacobians, frozen_batches
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.steering.min_energy import joint_min_energy
 from lens_linear.errors import InvalidArgumentError
@@ -139,9 +139,12 @@ def steer_concepts(
     rows = torch.stack([require_directions(model, given)[0] for given in directions])
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     n_layers = model.cfg.n_layers
-    maps = linearize(model, prompts, batch_size=batch_size)
+    maps = block_jacobians(model, prompts, batch_size=batch_size)
     here, goal = rows[:, :n_layers], goal.to(rows.device)
-    costates = torch.stack([maps.costates(row[-1]).mean(1) for row in rows])
+    costates = torch.zeros(len(rows), *here.shape[1:], dtype=here.dtype, device=here.device)
+    for index, row in enumerate(rows):
+        for _, part in maps.costates(row[-1]):
+            costates[index] += part.sum(1) / len(prompts)
     gains = torch.einsum("yld,cld->ycl", costates, here)
     contexts = list(frozen_batches(model, prompts, batch_size=batch_size))
     u = _least_norm(here, gains, goal)

@@ -36,6 +36,8 @@ from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 
+_SETTLED = 1e-2  # relative; at a minimum the energy then moves by 1e-4
+
 
 @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
 def refined_min_energy(
@@ -61,7 +63,7 @@ def refined_min_energy(
         directions: v_0 ... v_L, unit rows.
         gains: where to start: [layer], [prompt, layer], a GainProfile or a Surrogate.
         target: Δy in units of the readout.
-        steps: of the iteration.
+        steps: of the iteration at most; it ends where no schedule moves by more than 1 %.
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
@@ -131,10 +133,14 @@ def refine(
         before = u.pow(2).sum(-1) / 2 + price * (y - target).abs()
         after = trial.pow(2).sum(-1) / 2 + price * (y_trial - target).abs()
         better = after < before
+        size_u = u.norm(dim=-1).clamp_min(1e-30)
+        still = ((trial - u).norm(dim=-1) < _SETTLED * size_u) | (~better & (damping < _SETTLED))
         u = torch.where(better[:, None], trial, u)
         slope = torch.where(better[:, None], slope_trial, slope)
         y = torch.where(better, y_trial, y)
         damping = torch.where(better, (2 * damping).clamp(max=1.0), damping / 3)
+        if bool(still.all()):
+            break
     return u, slope
 
 

@@ -1,12 +1,13 @@
 """Schedules compared on the model itself: the energy each needs to move the readout by the same amount.
 
-For every schedule and prompt the sign and the amplitude are searched on the full model, by a geometric
-scan for the first crossing of the target and bisection inside it; the last token alone is rerun, which
-is exact, and what was reached is checked with whole prompts at the end.
+For every schedule and prompt the sign and the amplitude are searched on the full model: a scan upwards to the
+first crossing of the target, and regula falsi inside it. The last token alone is rerun, which is exact; one
+schedule a prompt is run again with the whole prompt, and how far the two differ stands in the result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_instance, require_int, require_seed
-from lens_linear.dynamics.gains.gain_profile import adjoint_profile, require_directions
-from lens_linear.dynamics.gains.jacobian_products import frozen_batches, linearize
+from lens_linear.dynamics.gains.gain_profile import require_directions
+from lens_linear.dynamics.gains.jacobian_products import block_jacobians
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.steering.min_energy import (
     Gains,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE, EXACT, REFINED = "minimum energy", "exact minimum energy", "refined minimum energy"
+_REFINED = 2  # its row: schedules stand in the order of ``_shapes``
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +50,13 @@ class ScheduleComparison(Result):
         names: the schedules; the first is "minimum energy".
         shapes: unit vectors over layers, one a schedule and prompt.
         amplitudes: signed amplitude on the shape that reaches the target; NaN where none was found.
-        achieved: shift of the readout on whole prompts at that amplitude.
+        achieved: shift of the readout at that amplitude.
         baseline: readout of every prompt without injection.
         target: Δy.
         energy: sum of squares of what is added (amplitude², times the directions' lengths if not 1).
-        tolerance: relative miss of the target accepted by the bisection.
+        tolerance: relative miss of the target accepted by the search.
+        whole_gap: largest difference between the shift of a last token run alone and that of its whole
+            prompt, relative to the target, over one schedule a prompt.
     """
 
     _figure = "schedule_energies"
@@ -65,6 +69,7 @@ class ScheduleComparison(Result):
     target: float
     energy: Float[Tensor, "schedule prompt"]
     tolerance: float
+    whole_gap: float
 
     @property
     def reached(self) -> Bool[Tensor, "schedule prompt"]:
@@ -86,8 +91,7 @@ class ScheduleComparison(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a schedule: median energy, ratio to minimum energy (median, q25, q75), share of
-        prompts at which minimum energy needs less, share reached, worst relative miss of the target on
-        whole prompts.
+        prompts at which minimum energy needs less, share reached, worst relative miss of the target.
         """
         import pandas as pd
 
@@ -117,11 +121,16 @@ class ScheduleComparison(Result):
 
 
 def _quartiles(values: Tensor) -> list[float]:
-    """Quartiles by rank, so that infinite entries stay infinite instead of turning into NaN."""
+    """Quartiles, interpolated; between a finite and an infinite entry lies an infinite one, not NaN."""
     if not len(values):
         return [float("nan")] * 3
-    ordered = values.sort().values
-    return [float(ordered[round(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75)]
+    ordered, found = values.sort().values, []
+    for q in (0.25, 0.5, 0.75):
+        place = q * (len(ordered) - 1)
+        low, high = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+        part = place - math.floor(place)
+        found.append(low if part == 0 or low == high else low + part * (high - low))
+    return found
 
 
 @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
@@ -166,7 +175,7 @@ def evaluate_schedules(
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
         max_factor: amplitudes are tried up to this multiple of what a linear model would need at best.
-        tolerance: relative miss of the target at which bisection stops.
+        tolerance: relative miss of the target at which the search stops.
         refine_steps: iterations of ``refined minimum energy``.
         seed: of the random layers.
         batch_size: rows a forward pass.
@@ -200,26 +209,24 @@ def evaluate_schedules(
     tolerance = require_float("tolerance", tolerance, minimum=1e-9, maximum=0.5)
     directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    maps = linearize(model, prompts, batch_size=batch_size)
-    exact = adjoint_profile(maps, directions, readout).gains
-    baseline = maps.states[-1] @ readout
+    maps = block_jacobians(model, prompts, batch_size=batch_size)
+    exact, baseline = maps.gains(directions, readout), maps.baseline(readout)
     goal = _target(target, baseline)
     names, shapes = _shapes(exact, gains, schedules, seed)
     amplitudes = baseline.new_full(shapes.shape[:2], float("nan"))
     achieved = torch.full_like(amplitudes, float("nan"))
     knobs = (max_factor, tolerance, refine_steps)
-    for rows, context in frozen_batches(model, prompts, batch_size=batch_size):
-        search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
-        amplitudes[:, rows] = search.run_with_refined(exact[rows], *knobs)
+    gaps = []
+    for batch in maps.batches():
+        rows = batch.rows
+        search = _Search(batch.context, directions, readout, shapes[:, rows], goal, batch_size)
+        amplitudes[:, rows], achieved[:, rows] = search.run_with_refined(exact[rows], *knobs)
         shapes[:, rows] = search.shapes
-    for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):
-        search = _Search(context, directions, readout, shapes[:, rows], goal, batch_size)
-        achieved[:, rows] = search.shift(amplitudes[:, rows].nan_to_num(nan=0.0))
-    achieved = achieved.where(~amplitudes.isnan(), float("nan"))
+        gaps.append(search.whole_gap(amplitudes[:, rows]))
     lengths = directions[: exact.shape[1]].pow(2).sum(-1)
     energy = amplitudes.pow(2) * (shapes.pow(2) * lengths).sum(-1)
     return ScheduleComparison(
-        names, shapes, amplitudes, achieved, baseline, goal, energy, tolerance
+        names, shapes, amplitudes, achieved, baseline, goal, energy, tolerance, max(gaps)
     )
 
 
@@ -279,23 +286,49 @@ class _Search:
     batch_size: int
 
     def shift(
-        self, amplitudes: Float[Tensor, "schedule prompt"], chosen: Tensor | None = None
+        self,
+        amplitudes: Float[Tensor, "schedule prompt"],
+        wanted: Bool[Tensor, "schedule prompt"] | None = None,
     ) -> Float[Tensor, "schedule prompt"]:
-        """Return the readout's shift for one amplitude a schedule (all, or those chosen) and prompt."""
-        shapes = self.shapes if chosen is None else self.shapes[chosen]
+        """Return the readout's shift for one amplitude a schedule and prompt; 0 where none is wanted."""
+        if wanted is None:
+            wanted = torch.ones_like(amplitudes, dtype=torch.bool)
+        # Each prompt's wanted schedules first: the passes are as many as the busiest prompt has.
+        order = torch.argsort(~wanted, dim=0, stable=True)[: int(wanted.sum(0).max())]
+        steps = amplitudes.gather(0, order)[..., None] * self.shapes.gather(
+            0, order[..., None].expand(-1, -1, self.shapes.shape[2])
+        )
         # A one-token row costs a small part of a whole prompt, so more of them share a pass.
         rows = self.batch_size * (1 if self.context.path == "full" else 16)
         values = [
             to_compute(self.context.outputs(piece, self.directions)) @ self.readout
-            for piece in (amplitudes[..., None] * shapes).split(max(1, rows // shapes.shape[1]))
+            for piece in steps.split(max(1, rows // steps.shape[1]))
         ]
-        return torch.cat(values) - to_compute(self.context.states[-1]) @ self.readout
+        before = to_compute(self.context.states[-1]) @ self.readout
+        found = torch.zeros_like(amplitudes).scatter(0, order, torch.cat(values) - before)
+        return found.where(wanted, 0.0)
+
+    def whole_gap(self, amplitudes: Float[Tensor, "schedule prompt"]) -> float:
+        """Run whole prompts, each with one of its schedules, and compare with the last token alone."""
+        count = len(amplitudes)
+        wanted = torch.zeros_like(amplitudes, dtype=torch.bool)
+        columns = torch.arange(amplitudes.shape[1], device=wanted.device)
+        wanted[columns % count, columns] = True
+        wanted &= ~amplitudes.isnan()
+        if self.context.path == "full" or not bool(wanted.any()):
+            return 0.0
+        steps = amplitudes.nan_to_num(nan=0.0)
+        whole = replace(self.context, keys=(), values=(), rotaries=(), path="full")
+        gap = replace(self, context=whole).shift(steps, wanted) - self.shift(steps, wanted)
+        return float(gap.abs().max()) / abs(self.target)
 
     def run_with_refined(
         self, gains: Float[Tensor, "prompt layer"], max_factor: float, tolerance: float, steps: int
-    ) -> Float[Tensor, "schedule prompt"]:
-        """Find all amplitudes; then refine each prompt's cheapest schedule, and keep what is cheaper."""
-        found = self.run(gains, max_factor, tolerance)
+    ) -> tuple[Float[Tensor, "schedule prompt"], Float[Tensor, "schedule prompt"]]:
+        """Find all amplitudes and the shifts at them; then refine each prompt's cheapest schedule, and
+        keep what is cheaper.
+        """
+        found, reached = self.run(gains, max_factor, tolerance)
         sizes = found.abs().nan_to_num(nan=float("inf"))
         best, columns = sizes.argmin(0), torch.arange(found.shape[1], device=found.device)
         amplitude, shape = found[best, columns], self.shapes[best, columns]
@@ -306,55 +339,120 @@ class _Search:
         )
         size = refined.norm(dim=-1, keepdim=True)
         unit = torch.where(size > 0, refined / size.clamp_min(1e-30), shape)
-        again = replace(self, shapes=unit[None]).run(gains, max_factor, tolerance)[0]
+        search = replace(self, shapes=unit[None])
+        # It was refined to reach the target at this size: no scan from below, and one sign.
+        again, got = search._inside(torch.ones_like(size.T), 0.9 * size.T, 1.1 * size.T, tolerance)
+        again, got = again[0], got[0]
         cheaper = again.abs().nan_to_num(nan=float("inf")) < sizes[best, columns]
-        found[2] = torch.where(cheaper, again, amplitude)
+        found[_REFINED], reached[_REFINED] = (
+            torch.where(cheaper, new, old[best, columns])
+            for new, old in ((again, found), (got, reached))
+        )
         self.shapes = self.shapes.clone()
-        self.shapes[2] = torch.where(cheaper[:, None], unit, shape)
-        return found
+        self.shapes[_REFINED] = torch.where(cheaper[:, None], unit, shape)
+        return found, reached
 
     def run(
         self, gains: Float[Tensor, "prompt layer"], max_factor: float, tolerance: float
-    ) -> Float[Tensor, "schedule prompt"]:
-        """Return the signed amplitude of least size that reaches the target; NaN where there is none.
+    ) -> tuple[Float[Tensor, "schedule prompt"], Float[Tensor, "schedule prompt"]]:
+        """Return the signed amplitude of least size that reaches the target, and the shift there; NaN
+        where there is none.
 
         By Cauchy's inequality a linear model needs an amplitude of |Δy| / ‖h‖ at least; the scan starts
-        well below that and goes up to ``max_factor`` times it. The sign that the gains suggest goes first;
+        below that and goes up to ``max_factor`` times it. The sign that the gains suggest goes first;
         the other one only has to be tried up to the amplitude already found.
         """
         least = abs(self.target) / gains.norm(dim=-1).clamp_min(1e-12)
         least = least.expand(self.shapes.shape[:2])
         slope = torch.einsum("spl,pl->sp", self.shapes, gains) * self.target
         sign = torch.where(slope >= 0, 1.0, -1.0).to(least.dtype)
-        first = sign * self._smallest(sign, least, max_factor * least, tolerance)
-        limit = torch.where(first.isnan(), max_factor * least, first.abs())
-        second = -sign * self._smallest(-sign, least, limit, tolerance)
-        better = ~second.isnan() & (first.isnan() | (second.abs() < first.abs()))
-        return torch.where(better, second, first)
+        both = replace(self, shapes=torch.cat([self.shapes, self.shapes]))
+        # Where a straight line would cross, halved: with the other sign it never would.
+        limit = max_factor * least
+        straight = abs(self.target) / (slope.abs() / abs(self.target)).clamp_min(1e-30)
+        start = torch.cat([torch.minimum(torch.maximum(straight, least), limit), least]) / 2
+        size, shift = both._smallest(torch.cat([sign, -sign]), start, limit.repeat(2, 1), tolerance)
+        (first, second), (reached, other) = size.chunk(2), shift.chunk(2)
+        better = ~second.isnan() & (first.isnan() | (second < first))
+        return torch.where(better, -sign * second, sign * first), torch.where(
+            better, other, reached
+        )
 
-    def _smallest(self, sign: Tensor, least: Tensor, limit: Tensor, tolerance: float) -> Tensor:
-        """Scan up to ``limit`` for the first crossing, then bisect inside it; NaN without a crossing."""
-        high, low = least / 8, torch.zeros_like(least)
-        done = torch.zeros_like(least, dtype=torch.bool)
-        while bool((active := ~done & (low < limit)).any()):
-            rows = active.any(1)
-            done[rows] |= active[rows] & (self._progress(sign * high, rows) >= 1)
-            low, high = torch.where(done, low, high), torch.where(done, high, high * 1.5)
-        open_ = done.clone()
-        for _ in range(60):
-            rows = open_.any(1)
-            if not bool(rows.any()):
+    def _smallest(
+        self, sign: Tensor, start: Tensor, limit: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Scan upwards to the first crossing, then narrow it down; NaN without a crossing.
+
+        The first half of the rows and the second are two signs of the same schedules: where one has
+        crossed, the other goes no further. Far below the target a step doubles the amplitude; near it, it
+        goes little further than a straight line would reach.
+        """
+        half = len(start) // 2
+        high, low = start, torch.zeros_like(start)
+        below = torch.full_like(start, -1.0)  # progress at low, minus 1
+        above = torch.full_like(start, float("nan"))
+        done = torch.zeros_like(start, dtype=torch.bool)
+        while True:
+            other = torch.where(done, high, limit).roll(half, 0)
+            active = ~done & (low < torch.minimum(limit, other))
+            if not bool(active.any()):
                 break
-            middle = (low + high) / 2
-            value = torch.zeros_like(middle)
-            value[rows] = self._progress(sign * middle, rows)
-            high = torch.where(open_ & (value >= 1), middle, high)
-            low = torch.where(open_ & (value < 1), middle, low)
-            close = (value - 1).abs() <= tolerance / 4
-            high = torch.where(open_ & close, middle, high)
-            open_ &= ~close & (high - low > 1e-9 * high)
-        return torch.where(done, high, float("nan"))
+            value = self._progress(sign * high, active) - 1
+            crossed = active & (value >= 0)
+            above = torch.where(crossed, value, above)
+            done |= crossed
+            grow = (1.1 / (value + 1).clamp_min(1e-6)).clamp(1.2, 2.0)
+            grow = torch.where(value > -1, grow, 2.0)
+            short = active & ~crossed
+            below, low = torch.where(short, value, below), torch.where(short, high, low)
+            high = torch.where(short, torch.minimum(high * grow, limit), high)
+        return self._narrowed(sign, low, high, below, above, done, tolerance)
 
-    def _progress(self, amplitudes: Tensor, rows: Tensor) -> Tensor:
-        """Return the shift as a share of the target, for the schedules chosen."""
-        return self.shift(amplitudes[rows], rows) / self.target
+    def _inside(
+        self, sign: Tensor, low: Tensor, high: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """The crossing between two amplitudes; NaN where the target does not lie between them."""
+        everywhere = torch.ones_like(low, dtype=torch.bool)
+        below = self._progress(sign * low, everywhere) - 1
+        above = self._progress(sign * high, everywhere) - 1
+        between = (below < 0) & (above >= 0)
+        return self._narrowed(sign, low, high, below, above, between, tolerance)
+
+    def _narrowed(
+        self,
+        sign: Tensor,
+        low: Tensor,
+        high: Tensor,
+        below: Tensor,
+        above: Tensor,
+        wanted: Tensor,
+        tolerance: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Regula falsi (Illinois) from a bracket: below < 0 <= above; a bisection every fourth step."""
+        found, miss = high.clone(), above.clone()
+        open_ = wanted & (above > tolerance / 4)
+        weight_low, weight_high = below, above
+        for step in range(60):
+            if not bool(open_.any()):
+                break
+            middle = (low * weight_high - high * weight_low) / (weight_high - weight_low)
+            middle = torch.where((middle > low) & (middle < high), middle, (low + high) / 2)
+            middle = (low + high) / 2 if step % 4 == 3 else middle
+            value = self._progress(sign * middle, open_) - 1
+            up = open_ & (value >= 0)
+            down = open_ & (value < 0)
+            # The end that stays counts half, so that both ends move.
+            weight_low = torch.where(down, value, torch.where(up, weight_low / 2, weight_low))
+            weight_high = torch.where(up, value, torch.where(down, weight_high / 2, weight_high))
+            high, low = torch.where(up, middle, high), torch.where(down, middle, low)
+            close = open_ & (value.abs() <= tolerance / 4)
+            keep = up | close
+            found, miss = torch.where(keep, middle, found), torch.where(keep, value, miss)
+            open_ &= ~close & (high - low > 1e-9 * high)
+        nothing = torch.full_like(found, float("nan"))
+        shift = (1 + miss) * self.target
+        return torch.where(wanted, found, nothing), torch.where(wanted, shift, nothing)
+
+    def _progress(self, amplitudes: Tensor, wanted: Tensor) -> Tensor:
+        """Return the shift as a share of the target, for the schedules and prompts wanted."""
+        return self.shift(amplitudes, wanted) / self.target

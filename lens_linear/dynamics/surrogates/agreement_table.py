@@ -27,9 +27,9 @@ from lens_linear.checks import (
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.directions import concept_directions
 from lens_linear.dynamics.gains.gain_profile import GainProfile, adjoint_profile, gain_profile
-from lens_linear.dynamics.gains.jacobian_products import Linearization, linearize
+from lens_linear.dynamics.gains.jacobian_products import BlockJacobians, block_jacobians
 from lens_linear.dynamics.gains.prompts import as_prompts
-from lens_linear.dynamics.surrogates.bases import BASES, Basis, build_bases
+from lens_linear.dynamics.surrogates.bases import BasisLike, build_bases, require_basis
 from lens_linear.dynamics.surrogates.surrogate import (
     JACOBIANS,
     JacobianKind,
@@ -67,7 +67,7 @@ class AgreementRow:
     d_model: int
     concept: str
     auc: float
-    basis: Basis
+    basis: str
     order: int
     jacobian: JacobianKind
     agreement: Agreement
@@ -191,7 +191,7 @@ def agreement_table(
     concept: Concept | ConceptSplit | str = "mood",
     *,
     orders: Sequence[int] = (8, 16, 32),
-    bases: Sequence[Basis] = ("krylov", "balanced", "pca", "random"),
+    bases: Sequence[BasisLike] = ("krylov", "balanced", "pca", "random"),
     jacobians: Sequence[JacobianKind] = ("prompt", "mean"),
     reference: Literal["adjoint", "empirical"] = "adjoint",
     eps: float = 0.1,
@@ -213,7 +213,8 @@ def agreement_table(
         models: bridges, bundled or Hub names, or folders.
         concept: labelled texts, a name for :func:`~lens_linear.load_concept`, or a split made by you.
         orders: reduced coordinates; those above a model's d_model are cut to it.
-        bases: see :mod:`lens_linear.dynamics.surrogates.bases`.
+        bases: see :mod:`lens_linear.dynamics.surrogates.bases`; names, :class:`Bases`, or functions as
+            :func:`~lens_linear.fit_surrogate` takes them, shown under their names.
         jacobians: see :mod:`lens_linear.dynamics.surrogates.surrogate`.
         reference: exact derivatives, or central differences of ``eps`` (2 × layers forward passes).
         eps: step of the central differences.
@@ -242,10 +243,10 @@ def agreement_table(
         1.0
     """
     require_choice("reference", reference, ("adjoint", "empirical"))
-    bases = require_list("bases", bases, of="names of bases")
+    bases = require_list("bases", bases, of="names of bases, bases, or functions that make them")
     jacobians = require_list("jacobians", jacobians, of="'prompt', 'mean' and 'state'")
     for basis in bases:
-        require_choice("bases", basis, BASES)
+        require_basis("bases", basis)
     for jacobian in jacobians:
         require_choice("jacobians", jacobian, JACOBIANS)
     sizes = sorted(set(require_ints("orders", orders, minimum=1)))
@@ -293,7 +294,7 @@ def _score(
     name: str,
     split: ConceptSplit,
     orders: Sequence[int],
-    bases: Sequence[Basis],
+    bases: Sequence[BasisLike],
     jacobians: Sequence[JacobianKind],
     reference: Literal["adjoint", "empirical"],
     eps: float,
@@ -307,8 +308,8 @@ def _score(
     directions, readout = found.plain(), found.plain()[-1]
     operating = as_prompts(model, split.operating.texts, truncate=True)
     evaluation = as_prompts(model, split.evaluation.texts, truncate=True)
-    here = linearize(model, operating, batch_size=batch_size)
-    there = linearize(model, evaluation, batch_size=batch_size)
+    here = block_jacobians(model, operating, batch_size=batch_size)
+    there = block_jacobians(model, evaluation, batch_size=batch_size)
     exact = adjoint_profile(there, directions, readout)
     if reference == "empirical":
         exact = gain_profile(
@@ -332,7 +333,7 @@ def _score(
                         d_model,
                         found.concept,
                         auc,
-                        basis,
+                        surrogate.basis,
                         surrogate.order,
                         jacobian,
                         score,
@@ -341,8 +342,9 @@ def _score(
     return rows
 
 
-def _agreement(surrogate: Surrogate, there: Linearization, exact: GainProfile) -> Agreement:
+def _agreement(surrogate: Surrogate, there: BlockJacobians, exact: GainProfile) -> Agreement:
     if surrogate.jacobian == "mean":
         return surrogate.agreement(exact)
-    found = predicted_profile(surrogate, there.prompts, there, states=there.states)
+    states = there.states() if surrogate.state_gains is not None else None
+    found = predicted_profile(surrogate, there.prompts, there, states=states)
     return found.agreement(exact)

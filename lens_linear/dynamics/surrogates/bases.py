@@ -24,23 +24,27 @@ differs from prompt to prompt, and their Hankel values say by how much.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_choice, require_int
-from lens_linear.dynamics.gains.jacobian_products import Linearization
+from lens_linear.checks import require_choice, require_float_tensor, require_int
+from lens_linear.dynamics.gains.jacobian_products import BlockJacobians
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
+from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
+BasisLike = Union[Basis, "Bases", Callable[..., Any]]
 BASES: tuple[Basis, ...] = ("krylov", "balanced", "pca", "random", "krylov-stationary")
 
 # Products come from the model's own precision: what is new in a vector below this is rounding.
@@ -63,7 +67,7 @@ class Bases(Result):
 
     right: Float[Tensor, "boundary d_model order"]
     left: Float[Tensor, "boundary d_model order"]
-    kind: Basis
+    kind: str
     hankel: Float[Tensor, "boundary order"] | None
     seed: int
     products: Float[Tensor, "layer d_model order"] | None = None
@@ -103,29 +107,33 @@ class Bases(Result):
 
 
 def build_bases(
-    maps: Linearization,
+    maps: BlockJacobians,
     directions: Float[Tensor, "boundary d_model"],
     readout: Float[Tensor, " d_model"],
     *,
     order: int,
-    kind: Basis,
+    kind: BasisLike,
     seed: int = 0,
 ) -> Bases:
     """Build bases of any order up to d_model at every layer boundary.
 
     Args:
-        maps: the blocks linearised at the operating prompts.
+        maps: the blocks' Jacobians at the operating prompts.
         directions: v_0 ... v_L.
         readout: C.
         order: coordinates a boundary, 1 to d_model.
-        kind: see the module's head.
+        kind: see the module's head; or bases, or a function that makes them.
         seed: of random columns (all of "random"; elsewhere only where a space is exhausted).
 
     Returns:
         Bases, float64.
     """
-    require_choice("basis", kind, BASES)
-    order = require_int("order", order, minimum=1, maximum=directions.shape[-1])
+    if isinstance(kind, Bases):
+        return _given(kind, kind.kind, directions, min(order, kind.order), seed)
+    if not isinstance(kind, str):
+        made = kind(maps, directions, readout, order)
+        name = getattr(kind, "__name__", type(kind).__name__)
+        return _given(made, name, directions, order, seed)
     if kind == "balanced":
         return _balanced(maps, directions, readout, order, seed)
     if kind == "krylov":
@@ -134,7 +142,8 @@ def build_bases(
     if kind == "krylov-stationary":
         columns = _powers(maps, directions, order, seed)
     elif kind == "pca":
-        centred = maps.states - maps.states.mean(1, keepdim=True)
+        states = maps.states()
+        centred = states - states.mean(1, keepdim=True)
         columns = torch.linalg.svd(centred, full_matrices=False).Vh.mT[..., : max(order - 1, 0)]
     else:
         columns = directions.new_zeros(*directions.shape, 0)
@@ -149,7 +158,7 @@ def _orthonormal(first: Tensor, columns: Tensor, order: int, seed: int) -> Tenso
 
 
 def _carried(
-    maps: Linearization, directions: Tensor, order: int, seed: int
+    maps: BlockJacobians, directions: Tensor, order: int, seed: int
 ) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
     """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
 
@@ -168,7 +177,7 @@ def _carried(
 
 
 def _powers(
-    maps: Linearization, directions: Tensor, order: int, seed: int
+    maps: BlockJacobians, directions: Tensor, order: int, seed: int
 ) -> Float[Tensor, "boundary d_model columns"]:
     """Columns b, Ā_l b, Ā_l² b, … of every boundary; all layers share each product."""
     if order == 1:
@@ -183,23 +192,76 @@ def _powers(
 
 
 def _balanced(
-    maps: Linearization, directions: Tensor, readout: Tensor, order: int, seed: int
+    maps: BlockJacobians, directions: Tensor, readout: Tensor, order: int, seed: int
 ) -> Bases:
-    n_prompts, d_model = maps.states.shape[1:]
-    costates = maps.costates(readout)
-    seen = torch.cat([costates, readout.expand(1, n_prompts, d_model)])
+    n_prompts, boundaries = len(maps.prompts), len(directions)
+    # Snapshots are only needed up to their Gram matrices: what is kept is a square root of each, by QR,
+    # which does not square their condition and does not grow with the prompts.
+    reach = [directions.new_zeros(0, directions.shape[1])] * boundaries
+    see = list(reach)
+    for batch, (_, costates) in zip(maps.batches(), maps.costates(readout), strict=True):
+        last = readout.expand(1, len(batch.rows), -1)
+        for boundary, seen in enumerate(torch.cat([costates, last])):
+            see[boundary] = _stacked(see[boundary], seen)
+        for boundary, reached in enumerate(maps.reached(batch, directions)):
+            reach[boundary] = _stacked(reach[boundary], reached.flatten(0, 1))
     rights, lefts, values = [], [], []
-    for boundary, reached in enumerate(maps.reached(directions)):
-        reach = reached.flatten(0, 1).T / n_prompts**0.5
-        see = seen[boundary].T / n_prompts**0.5
-        found = balanced_truncation(reach, see, order=order, rtol=_RTOL)
-        hankel = reach.new_full((order,), float("nan"))
+    for boundary in range(boundaries):
+        found = balanced_truncation(
+            reach[boundary].T / n_prompts**0.5,
+            see[boundary].T / n_prompts**0.5,
+            order=order,
+            rtol=_RTOL,
+        )
+        hankel = readout.new_full((order,), float("nan"))
         hankel[: min(order, len(found.hankel))] = found.hankel[:order]
         right, left = _completed(found.right, found.left, order)
         rights.append(right)
         lefts.append(left)
         values.append(hankel)
     return Bases(torch.stack(rights), torch.stack(lefts), "balanced", torch.stack(values), seed)
+
+
+def _stacked(root: Float[Tensor, "k d"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    """A matrix with the Gram matrix of both together, of at most d rows."""
+    both = torch.cat([root, rows])
+    return both if len(both) <= both.shape[1] else torch.linalg.qr(both, mode="r").R
+
+
+def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> Bases:
+    """Bases that somebody else made, checked: ``leftᵀ right = 1`` at every boundary."""
+    if isinstance(made, Bases):
+        found = made.truncated(min(order, made.order))
+    else:
+        right, left = made if isinstance(made, (tuple, list)) else (made, None)
+        right = to_compute(require_float_tensor(f"basis {name!r}", right, ndim=3))
+        if left is None:
+            left = torch.linalg.pinv(right).mT
+        left = to_compute(require_float_tensor(f"the left half of basis {name!r}", left, ndim=3))
+        right, left = right.to(directions.device), left.to(directions.device)
+        found = Bases(right[..., :order], left[..., :order], name, None, seed)
+    want = (*directions.shape, found.order)
+    if tuple(found.right.shape) != want or tuple(found.left.shape) != want or not found.order:
+        raise InvalidArgumentError(
+            f"basis {name!r} must have shape [boundary, d_model, order] = {want}, got "
+            f"{tuple(found.right.shape)}; one matrix for each of the {len(directions)} layer boundaries"
+        )
+    eye = torch.eye(found.order, dtype=found.right.dtype, device=found.right.device)
+    gap = float((found.left.mT @ found.right - eye).abs().max())
+    if not gap <= 1e-6:
+        raise InvalidArgumentError(
+            f"basis {name!r} must have leftᵀ right = 1 at every boundary, but it misses by {gap:.2g}; return "
+            "independent columns alone, or their dual beside them"
+        )
+    return found
+
+
+def require_basis(name: str, value: Any) -> BasisLike:
+    """Accept the name of a basis, bases, or a function that makes them."""
+    if isinstance(value, Bases) or (callable(value) and not isinstance(value, type)):
+        return value  # type: ignore[no-any-return]
+    require_choice(name, value, BASES)
+    return value  # type: ignore[no-any-return]
 
 
 def _completed(

@@ -12,7 +12,7 @@ Three meanings of A_l are offered, and they answer different questions:
   of means is not the mean of products.
 * ``jacobian="prompt"``: the bases are shared, the Jacobians are each prompt's own. At full order this
   *is* the adjoint profile. It shows how few coordinates the dynamics need, apart from how much prompts
-  differ. Its gains cost one backward sweep whatever the order (:meth:`Linearization.costates`), so it
+  differ. Its gains cost one backward sweep whatever the order (:meth:`BlockJacobians.costates`), so it
   is never cheaper than the exact adjoint profile: it is a measurement, not a shortcut.
 * ``jacobian="state"`` (ours): as "prompt" at the operating prompts; the gains of a new prompt are
   predicted from its state by a map learnt there (:mod:`lens_linear.dynamics.gains.state_gains`). It takes a
@@ -34,12 +34,11 @@ from lens_linear.checks import require_choice, require_float_tensor, require_int
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.directions import last_states
 from lens_linear.dynamics.gains.gain_profile import GainProfile, require_directions
-from lens_linear.dynamics.gains.jacobian_products import Linearization, linearize
+from lens_linear.dynamics.gains.jacobian_products import BlockJacobians, block_jacobians
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.gains.state_gains import StateGains, fit_state_gains
-from lens_linear.dynamics.surrogates.bases import BASES, Bases, Basis, build_bases
+from lens_linear.dynamics.surrogates.bases import Bases, BasisLike, build_bases, require_basis
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ class Surrogate(Result):
         return self.bases.order
 
     @property
-    def basis(self) -> Basis:
-        """Kind of basis."""
+    def basis(self) -> str:
+        """Name of the basis."""
         return self.bases.kind
 
     @property
@@ -151,7 +150,7 @@ class Surrogate(Result):
             return predicted_profile(self, prompts, states=states)
         maps = None
         if self.jacobian == "prompt":
-            maps = linearize(model, prompts, batch_size=batch_size)
+            maps = block_jacobians(model, prompts, batch_size=batch_size)
         return predicted_profile(self, prompts, maps)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -204,7 +203,7 @@ def fit_surrogate(
     directions: Float[Tensor, "boundary d_model"],
     *,
     order: int = 32,
-    basis: Basis = "krylov",
+    basis: BasisLike = "krylov",
     jacobian: JacobianKind = "prompt",
     readout: Float[Tensor, " d_model"] | None = None,
     attention_mask: Tensor | None = None,
@@ -224,16 +223,20 @@ def fit_surrogate(
 
     Args:
         model: a causal bridge.
-        prompts: the operating prompts; keep them apart from those that made the directions and those
-            that score.
+        prompts: the operating prompts (of a ConceptSplit its operating part); keep them apart from those
+            that made the directions and those that score.
         directions: v_0 ... v_L, unit rows.
         order: reduced coordinates, 1 to d_model; capped at d_model.
-        basis: "krylov" (paper), "balanced" (ours), "pca" and "random" (controls).
+        basis: "krylov" (paper), "balanced" (ours), "pca", "random" and "krylov-stationary" (controls); or
+            your own: :class:`Bases`, or a function ``(maps, directions, readout, order)`` that returns
+            columns [boundary, d_model, order], or a pair (right, left) of such; ``maps`` is a
+            :class:`~lens_linear.dynamics.BlockJacobians`.
         jacobian: "prompt", "mean" or "state".
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, and in memory at a time. Prompts of more than one batch are
+            run again for each layer's product (half of the layers' number of passes in all).
         seed: of random columns.
 
     Returns:
@@ -258,25 +261,27 @@ def fit_surrogate(
         True
     """
     require_int("order", order, minimum=1)
-    require_choice("basis", basis, BASES)
+    require_basis("basis", basis)
     require_choice("jacobian", jacobian, JACOBIANS)
     directions, readout = require_directions(model, directions, readout)
-    prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    maps = linearize(require_bridge(model), prompts, batch_size=batch_size)
+    prompts = as_prompts(
+        model, prompts, attention_mask=attention_mask, truncate=truncate, part="operating"
+    )
+    maps = block_jacobians(model, prompts, batch_size=batch_size)
     order = min(order, directions.shape[-1])
     bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
     return identify(maps, bases, directions, readout, jacobian=jacobian)
 
 
 def identify(
-    maps: Linearization,
+    maps: BlockJacobians,
     bases: Bases,
     directions: Float[Tensor, "boundary d_model"],
     readout: Float[Tensor, " d_model"],
     *,
     jacobian: JacobianKind,
 ) -> Surrogate:
-    """Reduce a linearisation that is already there; all of ``fit_surrogate`` but its first pass."""
+    """Reduce Jacobians that are already there; all of ``fit_surrogate`` but its bases."""
     if bases.products is None:
         seen = maps.mean_pull(bases.left[1:].mT)
         A = seen @ bases.right[:-1]
@@ -290,7 +295,7 @@ def identify(
 
 
 def _surrogate(
-    maps: Linearization,
+    maps: BlockJacobians,
     system: tuple[Tensor, Tensor, Tensor],
     bases: Bases,
     directions: Tensor,
@@ -302,7 +307,7 @@ def _surrogate(
         gains = reduced_gains(*system)[None]
     else:
         gains = maps.gains(directions, readout, right=bases.right, left=bases.left)
-    state_gains = fit_state_gains(maps.states, gains) if jacobian == "state" else None
+    state_gains = fit_state_gains(maps.states(), gains) if jacobian == "state" else None
     prompts = maps.prompts
     return Surrogate(
         gains,
@@ -320,11 +325,11 @@ def _surrogate(
 def predicted_profile(
     surrogate: Surrogate,
     prompts: Prompts,
-    maps: Linearization | None = None,
+    maps: BlockJacobians | None = None,
     *,
     states: Float[Tensor, "boundary prompt d_model"] | None = None,
 ) -> GainProfile:
-    """Predict gains of prompts from their linearisation, from their states, or from the mean system."""
+    """Predict gains of prompts from their Jacobians, from their states, or from the mean system."""
     if surrogate.state_gains is not None and states is not None:
         gains = surrogate.state_gains.predict(states)
     elif maps is None:
@@ -337,7 +342,7 @@ def predicted_profile(
     return GainProfile(gains, "surrogate", None, surrogate.readout, prompts.lengths, prompts.key)
 
 
-def truncated(surrogate: Surrogate, maps: Linearization, orders: Sequence[int]) -> list[Surrogate]:
+def truncated(surrogate: Surrogate, maps: BlockJacobians, orders: Sequence[int]) -> list[Surrogate]:
     """Return the surrogate at lower orders; the mean system is cut, prompt gains are swept again."""
     found = []
     for order in orders:

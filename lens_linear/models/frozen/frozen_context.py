@@ -29,8 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_finite
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import model_device, require_model_tokens, run
 from lens_linear.models.describe.rotary import Rotary, read_rotary
 from lens_linear.models.describe.weights import score_scale, score_softcap
@@ -264,6 +263,7 @@ def freeze_context(
     lengths: Int[Tensor, " prompt"],
     *,
     path: Path | None = None,
+    n_layers: int | None = None,
 ) -> FrozenContext:
     """Record one forward pass over right-padded prompts, and check the one-token run against it.
 
@@ -272,13 +272,14 @@ def freeze_context(
         tokens: ids padded on the right; what the padding holds does not matter.
         lengths: real tokens of each prompt, 1 or more.
         path: "full" skips the one-token run, "cache" insists on it; None takes it where it is exact.
+        n_layers: record the first blocks only; None is all.
 
     Returns:
         FrozenContext.
 
     Raises:
         UnsupportedModelError: ``path="cache"`` and the one-token run is not exact for this model.
-        NonFiniteError: the residual stream holds NaN or infinity.
+        NonFiniteError: the residual stream holds NaN or infinity; the message names the first layer.
     """
     model = require_bridge(model)
     require_causal(model)
@@ -293,8 +294,9 @@ def freeze_context(
             f"lengths must lie between 1 and {tokens.shape[1]}, one for each of {len(tokens)} prompts, "
             f"got {lengths.tolist()[:8]}"
         )
-    context = _recorded(model, tokens, lengths, keep=path != "full")
-    require_finite("the residual stream of the last token", context.states)
+    blocks = model.cfg.n_layers if n_layers is None else n_layers
+    context = _recorded(model, tokens, lengths, blocks, keep=path != "full")
+    _require_finite_states(context)
     if context.path == "full":
         return context
     gap, limit = _gap(context), _TOLERANCE.get(context.states.dtype, _HALF_TOLERANCE)
@@ -308,11 +310,28 @@ def freeze_context(
     return replace(context, keys=(), values=(), rotaries=(), path="full")
 
 
+def _require_finite_states(context: FrozenContext) -> None:
+    """Refuse NaN and infinity, naming the first layer where they stand."""
+    bad = ~torch.isfinite(context.states).all(-1)  # [boundary, prompt]
+    if not bool(bad.any()):
+        return
+    layer = int(bad.any(1).int().argmax())
+    where = (
+        f"the residual stream after layer {layer - 1}"
+        if layer
+        else "the embedding, before layer 0,"
+    )
+    raise NonFiniteError(
+        f"{where} of {context.model.cfg.model_name!r} holds NaN or infinity at the last token of "
+        f"{int(bad[layer].sum())} of {len(context.lengths)} prompts; look at that layer's weights, or load "
+        "the model in a wider precision"
+    )
+
+
 def _recorded(
-    model: TransformerBridge, tokens: Tensor, lengths: Tensor, *, keep: bool
+    model: TransformerBridge, tokens: Tensor, lengths: Tensor, n_layers: int, *, keep: bool
 ) -> FrozenContext:
     """Run the prompts once; keep the last token's states and, if asked, keys and values."""
-    n_layers = model.cfg.n_layers
     require_blocks(model)
     keep = keep and all(has_spot(model, (0, what)) for what in ("q", "k", "v", "z"))
     # Latent attention keeps its queries and keys head by head, not position by position.
@@ -347,7 +366,7 @@ def _recorded(
     )
     if not keep:
         return FrozenContext(model, tokens, lengths, states, (), (), (), "full")
-    rotaries = _rotaries(model, tokens.shape[1], device)
+    rotaries = _rotaries(model, tokens.shape[1], device, n_layers)
     keys = [found[(layer, "k")].to(device) for layer in range(n_layers)]
     for layer, rotary in enumerate(rotaries):
         ready = found.get((layer, "rot_k"))
@@ -360,7 +379,7 @@ def _recorded(
 
 
 def _rotaries(
-    model: TransformerBridge, n_positions: int, device: torch.device
+    model: TransformerBridge, n_positions: int, device: torch.device, n_layers: int
 ) -> tuple[Rotary | None, ...]:
     # One layer is read for all: reading costs a forward pass, and a model whose layers rotate
     # differently fails the check of the one-token run and falls back to whole prompts.
@@ -370,7 +389,7 @@ def _rotaries(
         rotary = None
     if rotary is not None:
         rotary = Rotary(rotary.cos.to(device), rotary.sin.to(device), rotary.adjacent)
-    return (rotary,) * model.cfg.n_layers
+    return (rotary,) * n_layers
 
 
 def _gap(context: FrozenContext) -> float:
