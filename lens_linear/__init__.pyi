@@ -38,6 +38,7 @@ from .linearity.replace.curve import replacement_curve as replacement_curve
 from .linearity.replace.replacement import linearize as linearize
 from .models.open.bundled import available_models as available_models
 from .models.open.load import load as load
+from .models.open.save import save_model as save_model
 from .models.open.toy import toy_model as toy_model
 from .models.tokenizer import tokenize as tokenize
 from .models.tokenizer import tokenize_prompts as tokenize_prompts
@@ -96,6 +97,7 @@ __all__ = [
     "replacement_curve",
     "report",
     "reports",
+    "save_model",
     "stats",
     "studies",
     "teaching",

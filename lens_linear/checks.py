@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -266,11 +267,31 @@ def require_file(name: str, value: Any) -> Path:
     return path
 
 
+def require_name(name: str, value: Any) -> str:
+    """Accept a name that can be a folder's, inside the folder it is meant for and on any system."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ,._-]{0,99}", value):
+        raise InvalidArgumentError(
+            f"{name} must be at most 100 letters, digits, spaces or ,._- and begin with a letter or "
+            f"digit, got {shown(value)}; it names a folder: choose e.g. 'my-model'"
+        )
+    return value
+
+
 def require_path(name: str, value: Any) -> Path:
     """Accept a non-empty path."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise InvalidArgumentError(
             f"{name} must be a path, got {value!r}; pass a str or pathlib.Path"
+        )
+    try:
+        parts = [os.fsencode(part) for part in Path(value).parts]
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{name} must be a path, got {value!r}, which holds half a character; write it anew"
+        ) from error
+    if any(len(part) > 255 for part in parts) or sum(map(len, parts)) > 4000:
+        raise InvalidArgumentError(
+            f"{name} must be a path with at most 255 bytes a part, got {shown(str(value))}; shorten it"
         )
     try:
         return Path(value).expanduser()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import re
+import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from lens_linear.checks import require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,25 +32,47 @@ class WriteError(LensLinearError, OSError):
     """A file could not be written; nothing was left behind and an older file is untouched."""
 
 
+_UMASK = threading.Lock()
 # Part of temporary names, so that only a process of the same machine judges whether theirs still runs.
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32] or "host"
 
 
 def require_target(name: str, value: str | Path) -> Path:
-    """Accept the path of a file to be written: in a folder that exists, and not itself a folder."""
+    """Accept the path of a file to be written: in a folder that exists, a regular file or not there yet.
+
+    A symbolic link is followed: what it points to is written, the link stays.
+    """
     path = require_path(name, value)
-    if path.is_dir():
+    try:
+        target = Path(os.path.realpath(path, strict=False))
+        kind = target.stat().st_mode if os.path.lexists(target) else None
+    except OSError as error:  # a loop of links, or a folder that may not be looked into
+        raise InvalidArgumentError(
+            f"{name} must name a file, but {str(path)!r} leads nowhere ({error.strerror}); choose another"
+        ) from error
+    if kind is not None and stat.S_ISDIR(kind):
         raise InvalidArgumentError(f"{name} must name a file, but {str(path)!r} is a folder")
-    if not path.parent.is_dir():
+    if kind is not None and not stat.S_ISREG(kind):
+        raise InvalidArgumentError(
+            f"{name} must name a regular file, but {str(path)!r} is a device, a pipe or a socket; choose "
+            "another name"
+        )
+    if not target.parent.is_dir():
         raise InvalidArgumentError(
             f"{name} must lie in a folder that exists, got {str(path)!r}; make the folder first"
         )
-    return path
+    return target
+
+
+def _short(path: Path) -> str:
+    """Return a name for company of a file that is short however long the file's own name is."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    return path.name if len(os.fsencode(path.name)) < 100 else f"{path.name[:24]}-{digest}"
 
 
 def _remove_left_behind(path: Path) -> None:
     """Delete temporary files of this target whose process was killed while it wrote."""
-    start = f".{path.name}.{_HOST}."
+    start = f".{_short(path)}.{_HOST}."
     with contextlib.suppress(OSError):
         for entry in os.scandir(path.parent):
             owner = entry.name.removeprefix(start).partition(".")[0]
@@ -69,13 +99,16 @@ def _runs(process: int) -> bool:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds.
 
+    An existing file is replaced and its mode kept; a link to it stays a link.
+
     Raises:
-        InvalidArgumentError: the folder does not exist, or ``path`` is a folder.
-        WriteError: the disk is full or the folder may not be written to.
+        InvalidArgumentError: the folder does not exist, or ``path`` is no regular file.
+        WriteError: the disk is full, or the folder or the existing file may not be written to.
     """
     path = require_target("path", path)
+    mode = _mode(path)
     _remove_left_behind(path)
-    owner = f".{path.name}.{_HOST}.{os.getpid()}."
+    owner = f".{_short(path)}.{_HOST}.{os.getpid()}."
     try:
         handle, name = tempfile.mkstemp(prefix=owner, suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -88,9 +121,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(mode)
         temporary.replace(path)
     except LensLinearError:
         raise  # of the block's own making, such as OfflineError, which is an OSError too
@@ -102,6 +133,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """Return the mode a file at ``path`` shall have: its own, or what a new file gets."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        with _UMASK:  # the mask can be read only by setting it
+            mask = os.umask(0)
+            os.umask(mask)
+        return 0o666 & ~mask
+    # The administrator could write all the same: what a file's own mode says counts.
+    if not mode & 0o222 or not os.access(path, os.W_OK):
+        raise WriteError(
+            f"cannot write {str(path)!r}: the file is read-only; choose another name, or allow writing it"
+        )
+    return mode
 
 
 def require_folder(name: str, value: str | Path) -> Path:
@@ -125,7 +173,8 @@ def require_folder(name: str, value: str | Path) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text atomically; returns the path."""
-    return write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate has no bytes of its own
+    return write_with(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
@@ -167,3 +216,82 @@ def read_json(path: Path, *, advice: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error)
     raise CorruptedFileError(f"{str(path)!r} cannot be read ({reason}); {advice}")
+
+
+_HELD: dict[Path, tuple[int, int]] = {}  # lock file: open handle, thread that holds it
+_HELD_GUARD = threading.Lock()
+
+
+def hold(path: Path, *, what: str) -> None:
+    """Keep other processes and threads from a file until :func:`release`; a kill lets it go too.
+
+    The thread that holds it may ask again: an earlier pass of its own was broken off. Where the system
+    has no advisory locks (Windows) nothing is held.
+
+    Raises:
+        WriteError: somebody else uses it, or the folder may not be written to.
+    """
+    if fcntl is None:
+        return
+    lock, me = _lock_file(path), threading.get_ident()
+    with _HELD_GUARD:
+        if lock in _HELD:
+            handle, thread = _HELD[lock]
+            alive = thread in {t.ident for t in threading.enumerate()}
+            if thread != me and alive:
+                raise _in_use(path, what)
+            _HELD[lock] = (handle, me)
+            return
+        while True:
+            try:
+                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise WriteError(
+                    f"cannot write beside {str(path)!r}: {error.strerror}; choose another folder"
+                ) from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(handle)
+                raise _in_use(path, what) from error
+            # Whoever held it before has deleted the name: then this lock is of a file that is gone.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    _HELD[lock] = (handle, me)
+                    return
+            os.close(handle)
+
+
+def release(path: Path) -> None:
+    """Let go what :func:`hold` took; nothing happens if it was not held."""
+    lock = _lock_file(path)
+    with _HELD_GUARD:
+        handle, _ = _HELD.pop(lock, (None, 0))
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+            os.close(handle)
+
+
+@contextmanager
+def held(path: Path | None, *, what: str) -> Iterator[None]:
+    """Hold a file for the length of a block; None holds nothing."""
+    if path is None:
+        yield
+        return
+    hold(path, what=what)
+    try:
+        yield
+    finally:
+        release(path)
+
+
+def _lock_file(path: Path) -> Path:
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{_short(real)}.lock")
+
+
+def _in_use(path: Path, what: str) -> WriteError:
+    return WriteError(
+        f"{what} {str(path)!r} is in use by another run that has not ended; wait for it, or name another file"
+    )

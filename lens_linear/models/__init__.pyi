@@ -44,6 +44,7 @@ from .open.checksum import weights_sha256 as weights_sha256
 from .open.folder import write_weights as write_weights
 from .open.load import load as load
 from .open.obtain import get_model as get_model
+from .open.save import save_model as save_model
 from .open.toy import toy_model as toy_model
 from .tokenizer import bos_token as bos_token
 from .tokenizer import encode_stream as encode_stream
@@ -97,6 +98,7 @@ __all__ = [
     "read_weights",
     "residual_stream",
     "run",
+    "save_model",
     "save_tokenizer",
     "site_parameters",
     "token_strings",

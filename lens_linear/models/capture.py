@@ -22,7 +22,16 @@ from lens_linear.errors import (
 )
 from lens_linear.linalg.memory import is_out_of_memory
 from lens_linear.models.batch_memory import sequences_a_pass
-from lens_linear.models.hooks import Edit, Spot, has_spot, hook_name, hooked, require_bridge
+from lens_linear.models.hooks import (
+    Edit,
+    Spot,
+    has_spot,
+    hook_name,
+    hooked,
+    model_lock,
+    require_bridge,
+)
+from lens_linear.models.threads import few_threads
 from lens_linear.token_rows import (
     PaddedRows,
     check_ids,
@@ -87,17 +96,21 @@ def forward_logits(
 
 @contextmanager
 def evaluating(model: TransformerBridge) -> Iterator[None]:
-    """Switch dropout off for the length of a block; every module's own mode comes back at the end."""
+    """Switch dropout off for the length of a block; every module's own mode comes back at the end.
+
+    Another thread that wants to run the same model waits meanwhile.
+    """
     # The wrapped model is no registered part of its bridge, so its own dropout is looked for as well.
-    modules = (*model.modules(), *model.original_model.modules())
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    with model_lock(model), few_threads(int(model.cfg.d_model)):
+        modules = (*model.modules(), *model.original_model.modules())
+        training = [module for module in modules if module.training]
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 @contextmanager

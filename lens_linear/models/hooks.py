@@ -22,6 +22,8 @@ pattern    attention after softmax                                      [batch, 
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -108,6 +110,19 @@ def require_causal(model: TransformerBridge) -> None:
         )
 
 
+_LOCKS: weakref.WeakKeyDictionary[TransformerBridge, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def model_lock(model: TransformerBridge) -> threading.RLock:
+    """Return the model's lock: hooks and modes belong to the model, so one thread at a time runs it.
+
+    A thread may take it again inside itself; another one waits for the end of the pass or the block.
+    """
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
 def require_blocks(model: TransformerBridge) -> None:
     """Refuse a model without layers."""
     if not model.cfg.n_layers:
@@ -183,24 +198,25 @@ def hooked(
     """Attach functions to hook points by name for the length of a block.
 
     A function gets the tensor and may return a new one (None leaves it). Exactly the hooks added here
-    are removed at the end, also after an error; hooks of the caller stay.
+    are removed at the end, also after an error; hooks of the caller stay. Another thread waits meanwhile.
     """
     points = require_bridge(model).hook_dict
     added: list[tuple[Any, Any]] = []
-    try:
-        for name, function in named:
-            if name not in points:
-                raise UnsupportedModelError(
-                    f"model {model.cfg.model_name!r} has no hook point {name!r}"
-                )
-            point = points[name]
-            point.add_hook(_adapter(function))
-            added.append((point, point.fwd_hooks[-1]))
-        yield
-    finally:
-        for point, handle in reversed(added):
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
+    with model_lock(model):
+        try:
+            for name, function in named:
+                if name not in points:
+                    raise UnsupportedModelError(
+                        f"model {model.cfg.model_name!r} has no hook point {name!r}"
+                    )
+                point = points[name]
+                point.add_hook(_adapter(function))
+                added.append((point, point.fwd_hooks[-1]))
+            yield
+        finally:
+            for point, handle in reversed(added):
+                handle.hook.remove()
+                point.fwd_hooks.remove(handle)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lens_linear.checks import (
     require_int,
     require_seed,
 )
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 
 Norm = Literal["none", "LN", "LNPre", "RMS"]
 Activation = Literal["gelu", "relu", "silu"]
@@ -156,6 +156,49 @@ class LinearAttention(NativeAttention):
         if pattern_fn is not None:
             pattern = pattern_fn(pattern)
         return self.o((pattern @ v).transpose(1, 2).reshape(batch, seq, -1)), pattern
+
+
+def spec_of(model: TransformerBridge) -> ModelSpec:
+    """Return the shape of a native bridge.
+
+    Raises:
+        UnsupportedModelError: not a native model, or one that no ``ModelSpec`` describes.
+    """
+    cfg: Any = model.cfg
+    kinds = {stored: name for name, stored in _NORMS.items()}
+    try:
+        spec = ModelSpec(
+            n_layers=cfg.n_layers,
+            d_model=cfg.d_model,
+            n_heads=cfg.n_heads,
+            d_vocab=cfg.d_vocab,
+            n_ctx=cfg.n_ctx,
+            attn_only=bool(cfg.attn_only),
+            norm=kinds[cfg.normalization_type],  # type: ignore[arg-type]
+            activation=cfg.act_fn,
+            gated=bool(cfg.gated_mlp),
+            d_mlp=0 if cfg.attn_only else cfg.d_mlp,
+            positions="rotary" if cfg.positional_embedding_type == "rotary" else "standard",
+        )
+        native = cfg.architecture == "TransformerLensNative"
+        same = all(
+            getattr(cfg, name) == getattr(spec.config(), name)
+            for name in (
+                "d_head",
+                "attention_dir",
+                "n_key_value_heads",
+                "output_logits_soft_cap",
+                "eps",
+            )
+        )
+    except (KeyError, AttributeError, ValueError):
+        native = same = False
+    if not (native and same):
+        raise UnsupportedModelError(
+            f"model {cfg.model_name!r} is no native model of a shape that ModelSpec tells; keep a Hugging "
+            "Face model with its own save_pretrained"
+        )
+    return spec
 
 
 @contextmanager

@@ -64,14 +64,24 @@ def require_tokenizer(model: TransformerBridge) -> Any:
 
 
 def bos_token(model: TransformerBridge) -> int | None:
-    """Return the id of the beginning-of-sequence token, None when the tokenizer has none."""
+    """Return the id of the beginning-of-sequence token, None when the model knows none.
+
+    TransformerLens gives a tokenizer without one a token that the model has no row for: none either.
+    """
     tokenizer = getattr(model, "tokenizer", None)
     value = None if tokenizer is None else getattr(tokenizer, "bos_token_id", None)
-    return None if value is None else int(value)
+    return None if value is None or int(value) >= model.cfg.d_vocab else int(value)
 
 
 def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
     tokenizer = require_tokenizer(model)
+    for index, text in enumerate(texts):
+        half = re.search("[\ud800-\udfff]", text)
+        if half:
+            raise InvalidArgumentError(
+                f"text {index} holds half a character ({half[0]!r} at {half.start()}), which no tokenizer "
+                "takes; decode the file with errors='replace'"
+            )
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     highest = max((max(row) for row in rows if row), default=0)
     if highest >= model.cfg.d_vocab:
@@ -125,6 +135,8 @@ def tokenize(
     if not ids:
         raise NotEnoughDataError("text holds no tokens; pass text that is not empty")
     first = bos_token(model) if bos else None
+    if first is not None and ids[0] == first and len(ids) > 1:
+        ids = ids[1:]  # the text has one already
     body = length - (first is not None)
     if len(ids) < body:
         rows = torch.tensor([ids])
@@ -177,19 +189,24 @@ def tokenize_prompts(
                 f"texts[{index}] has {len(ids)} tokens but the context has room for {room}; shorten it "
                 "or pass truncate=True"
             )
-        rows.append(torch.tensor(start + ids[-room:]))
+        kept = ids[-room:]
+        rows.append(torch.tensor(kept if start and kept[0] == first else start + kept))
     return rows
 
 
 def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list[str]:
-    """Return each token's text; ids alone where the model has no tokenizer."""
+    """Return each token's text; ``#id`` where the model has no tokenizer, or the tokenizer no such token."""
     n_vocab = require_bridge(model).cfg.d_vocab
     values = require_ints("ids", ids, minimum=0, maximum=n_vocab - 1)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return [f"#{value}" for value in values]
-    pieces = tokenizer.convert_ids_to_tokens(values)
-    return [_piece_text(tokenizer, *pair) for pair in zip(values, pieces, strict=True)]
+    known = len(tokenizer)  # a vocabulary is often padded with rows that stand for no token
+    pieces = tokenizer.convert_ids_to_tokens([min(value, known - 1) for value in values])
+    return [
+        _piece_text(tokenizer, value, piece) if value < known and piece is not None else f"#{value}"
+        for value, piece in zip(values, pieces, strict=True)
+    ]
 
 
 def _piece_text(tokenizer: Any, value: int, piece: object) -> str:

@@ -21,9 +21,10 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
-from lens_linear.files import require_target
+from lens_linear.files import hold, release, require_target
 from lens_linear.linalg import Moments, process
 from lens_linear.models.capture import Site
+from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.split import RowView
 
 Key = tuple[int, Site]
@@ -40,12 +41,9 @@ class PassState:
 
 
 def fingerprint(model: TransformerBridge, rows: RowView, **knobs: Any) -> str:
-    """Hash of model, weights, tokens and knobs: equal only when a pass asks the same question."""
-    digest = hashlib.sha256(json.dumps([model.cfg.model_name, knobs], sort_keys=True).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        if weight.is_floating_point():
-            total = weight.detach().double()
-            digest.update(f"{name} {tuple(weight.shape)} {float(total.sum()):.17g}".encode())
+    """Hash of configuration, weights, tokens and knobs: equal only when a pass asks the same question."""
+    words = json.dumps(knobs, sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{model_fingerprint(model)} {words} {len(rows)}".encode())
     for start in range(0, len(rows), 1024):
         digest.update(rows[start : start + 1024].long().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -66,12 +64,16 @@ class Checkpoint:
         self.path = None if path is None else _own(require_target("checkpoint", path))
 
     def load(self) -> PassState:
-        """Read the state, or start afresh when there is no file.
+        """Read the state, or start afresh when there is no file; nobody else may use it until ``remove``.
 
         Raises:
             CorruptedFileError: damaged, or of another question.
+            WriteError: another run uses it.
         """
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
+            return PassState()
+        hold(self.path, what="checkpoint")
+        if not self.path.is_file():
             return PassState()
         tensors, metadata = read_sealed(self.path, what="checkpoint")
         if metadata.get("format") != FORMAT or metadata.get("question") != self.question:
@@ -115,6 +117,7 @@ class Checkpoint:
         """Delete the file: the pass is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+            release(self.path)
 
 
 def _own(path: Path) -> Path:

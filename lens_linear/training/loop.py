@@ -10,15 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lens_linear.checks import require_device, require_instance, require_int, require_rows
-from lens_linear.errors import NonFiniteError
-from lens_linear.files import require_target
-from lens_linear.models.native import native_module
-from lens_linear.token_rows import require_stream
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import (
+    require_device,
+    require_float,
+    require_instance,
+    require_int,
+    require_rows,
+    require_seed,
+)
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.files import held, require_target
+from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
+from lens_linear.models.threads import few_threads
+from lens_linear.token_rows import require_stream, require_tokens
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
 from lens_linear.training.recipes import Phase, Recipe
@@ -37,6 +46,13 @@ class TrainingRun:
     checkpoints: dict[int, dict[str, Tensor]]
     minutes: float
     threads: int
+
+    @property
+    def model(self) -> TransformerBridge:
+        """A bridge around a copy of the trained module: every analysis takes it."""
+        module = native_module(self.recipe.spec, seed=self.recipe.seed)
+        module.load_state_dict(_copy(self.module))
+        return bridge_from_module(module, self.recipe.spec, name=self.recipe.name)
 
     def __repr__(self) -> str:
         last = self.history[-1][1] if self.history else math.nan
@@ -84,12 +100,18 @@ def batch_at(
 
 
 def next_token_loss(
-    logits: Float[Tensor, "row position vocab"], tokens: Int[Tensor, "row position"]
+    logits: Float[Tensor, "row position vocab"],
+    tokens: Int[Tensor, "row position"],
+    *,
+    labels: Int[Tensor, "row position"] | None = None,
+    mask: Bool[Tensor, "*row position"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the next token, in nats."""
-    return nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)
-    )
+    """Mean cross-entropy of the next token, in nats; of ``labels``, where ``mask`` says, when given."""
+    if labels is None:
+        logits, labels = logits[:, :-1], tokens[:, 1:]
+        mask = None if mask is None else mask[..., :-1]
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return each.mean() if mask is None else each[mask.expand_as(each)].mean()
 
 
 class _States:
@@ -118,65 +140,190 @@ def _optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-3, betas=(0.9, 0.95))
 
 
+Batch = Tensor | tuple[Tensor, Tensor]
+Batches = Callable[[int], Batch]
+LossMask = Tensor | Callable[[Tensor], Tensor]
+
+
 @torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 @torch.enable_grad()  # notebooks often switch gradients off at the top
+@plain_defaults()
 def train(
-    recipe: Recipe,
-    stream: Int[Tensor, " token"],
+    recipe: Recipe | ModelSpec,
+    stream: Int[Tensor, " token"] | None = None,
     *,
+    batches: Batches | None = None,
+    loss_mask: LossMask | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
     checkpoint: str | Path | None = None,
     save_every: int = 200,
     progress: bool = True,
     device: str | torch.device = "cpu",
+    threads: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainingRun:
-    """Train a model by a recipe; killed and started again, it goes on from its last checkpoint.
+    """Train a model by a recipe, or a shape on batches of one's own; started again, it goes on.
 
     The loss is the mean cross-entropy of the next token (nats), plus ``recipe.cosine`` times the
     cosine penalty when that is not zero. Every batch is a function of (seed, step), so a resumed run
     sees the batches an unbroken one would have seen.
 
     Args:
-        recipe: shape, phases, seed.
+        recipe: shape, phases, seed; or a shape alone (with ``batches`` or a ``stream``).
         stream: token ids of the corpus, one after the other; ignored by phases of repeats only.
+        batches: in place of text: a function of the step that returns tokens [row, position], or a pair
+            (tokens, labels) where the right answer at a position is not the next token.
+        loss_mask: True where a prediction counts, [position] or [row, position], or a function that
+            makes it from the tokens. The prediction at position p is of token p + 1, or of label p.
+        steps: with a shape: optimiser steps, 1000 by default.
+        learning_rate: with a shape: peak, 1e-3 by default.
+        seed: with a shape: of weights and batches, 0 by default.
         checkpoint: file that holds weights and optimiser state; read if it is there, written every
-            ``save_every`` steps. None keeps nothing.
+            ``save_every`` steps, and no other run's meanwhile. None keeps nothing.
         save_every: steps between two writes.
         progress: show a progress bar on standard error.
         device: where to train.
+        threads: of the processor; one for small models unless the caller chose a number before.
         on_step: called with (step, loss) after every step.
 
     Returns:
-        The trained module with its history.
+        The trained module with its history; ``.model`` is the bridge.
 
     Raises:
         NotEnoughDataError: the stream is shorter than one row.
         NonFiniteError: the loss left the finite numbers; lower the learning rate.
         CorruptedFileError: the checkpoint is of another recipe or corpus, or damaged.
+        WriteError: another run uses the checkpoint.
 
     Example:
         >>> from lens_linear.models.native import ModelSpec
         >>> spec = ModelSpec(1, d_model=16, n_heads=2, d_vocab=32, n_ctx=16, attn_only=True)
-        >>> recipe = Recipe("tiny", spec, (Phase(steps=3, rows=4, length=16, periods=(3, 6)),))
-        >>> len(train(recipe, torch.arange(500) % 32, progress=False).history)
+        >>> rows = torch.arange(64).view(4, 16) % 32
+        >>> len(train(spec, batches=lambda step: rows, steps=3, progress=False).history)
         3
     """
     require_int("save_every", save_every, minimum=1)
-    require_instance("recipe", recipe, Recipe, advice="see lens_linear.training.recipes.RECIPES")
+    recipe = _recipe(recipe, steps, learning_rate, seed)
     checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
-    device = require_device("device", device)
-    stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab).cpu()
-    longest = max(phase.length for phase in recipe.phases)
-    require_rows("stream", len(stream), minimum=longest, why="one row of the longest phase")
+    place = require_device("device", device)
+    source = _Batches(recipe, stream, batches, loss_mask)
+    with held(checkpoint, what="checkpoint"), few_threads(recipe.spec.d_model, threads):
+        return _train(recipe, source, checkpoint, save_every, progress, place, on_step)
+
+
+def _recipe(
+    recipe: Recipe | ModelSpec, steps: int | None, learning_rate: float | None, seed: int | None
+) -> Recipe:
+    """Return the recipe, or make one for a shape."""
+    require_instance(
+        "recipe", recipe, (Recipe, ModelSpec), advice="see lens_linear.training.recipes.RECIPES"
+    )
+    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(recipe, Recipe):
+        if given:
+            raise InvalidArgumentError(
+                f"{', '.join(given)} stand in the recipe {recipe.name!r}; change it there, or pass its spec"
+            )
+        return recipe
+    n_steps = require_int("steps", given.get("steps", 1000), minimum=1)
+    peak = require_float("learning_rate", given.get("learning_rate", 1e-3), minimum=0.0)
+    phase = Phase(n_steps, length=recipe.n_ctx, learning_rate=peak, warmup=min(50, n_steps // 4))
+    return Recipe(
+        "own", recipe, (phase,), seed=require_seed(given.get("seed", 0)), precision="float32"
+    )
+
+
+class _Batches:
+    """What is learnt from: text and repeats as the recipe says, or the caller's own batches."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stream: Tensor | None,
+        batches: Batches | None,
+        loss_mask: LossMask | None,
+    ) -> None:
+        if (stream is None) == (batches is None):
+            raise InvalidArgumentError(
+                "pass a stream of tokens or batches=, a function of the step; got "
+                f"{'neither' if stream is None else 'both'}"
+            )
+        self.recipe, self.batches, self.loss_mask = recipe, batches, loss_mask
+        self.stream: Tensor | None = None
+        if stream is not None:
+            self.stream = require_stream("stream", stream, n_vocab=recipe.spec.d_vocab).cpu()
+            longest = max(phase.length for phase in recipe.phases)
+            require_rows(
+                "stream", len(self.stream), minimum=longest, why="one row of the longest phase"
+            )
+        elif not callable(batches):
+            raise InvalidArgumentError(
+                f"batches must be a function of the step, got {type(batches).__name__}; "
+                "e.g. lambda step: rows"
+            )
+
+    def checksum(self) -> str:
+        """SHA-256 of the corpus, or of the first batch where the caller makes them."""
+        first = self.stream if self.stream is not None else self.at(0)[0]
+        return hashlib.sha256(first.to(torch.int32).contiguous().numpy().tobytes()).hexdigest()
+
+    def at(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens, labels and mask of one step."""
+        labels = None
+        if self.batches is None:
+            tokens = batch_at(self.recipe, self.stream, step)  # type: ignore[arg-type]
+        else:
+            made = self.batches(step)
+            if isinstance(made, (tuple, list)) and len(made) == 2:
+                made, labels = made
+            spec = self.recipe.spec
+            tokens = require_tokens("batches(step)", made, n_vocab=spec.d_vocab, n_ctx=spec.n_ctx)
+            if labels is not None:
+                labels = require_tokens("labels", labels, n_vocab=spec.d_vocab)
+                if labels.shape != tokens.shape:
+                    raise InvalidArgumentError(
+                        f"labels must have the shape of the tokens {tuple(tokens.shape)}, got "
+                        f"{tuple(labels.shape)}; one label a position, loss_mask says which count"
+                    )
+        return tokens, labels, self._mask(tokens, labels is None)
+
+    def _mask(self, tokens: Tensor, shifted: bool) -> Tensor | None:
+        if self.loss_mask is None:
+            return None
+        mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
+        mask = torch.as_tensor(mask).bool().cpu()
+        if mask.shape not in (tokens.shape, tokens.shape[1:]):
+            raise InvalidArgumentError(
+                f"loss_mask must be [position] or [row, position] = {tuple(tokens.shape)}, got "
+                f"{tuple(mask.shape)}; True where a prediction counts"
+            )
+        if not bool((mask[..., :-1] if shifted else mask).any()):
+            raise InvalidArgumentError(
+                "loss_mask leaves no prediction; the prediction at position p is of token p + 1"
+            )
+        return mask
+
+
+def _train(
+    recipe: Recipe,
+    source: _Batches,
+    checkpoint: Path | None,
+    save_every: int,
+    progress: bool,
+    device: torch.device,
+    on_step: Callable[[int, float], None] | None,
+) -> TrainingRun:
     started = time.monotonic()
     module = native_module(recipe.spec, seed=recipe.seed).to(device)
     module.train()
     optimizer = _optimizer(module, recipe.weight_decay)
-    corpus = hashlib.sha256(stream.to(torch.int32).contiguous().numpy().tobytes()).hexdigest()
+    corpus = source.checksum()
     state = load_checkpoint(checkpoint, recipe, module, optimizer, corpus=corpus)
     states = _States(module) if recipe.cosine else None
     penalty = CosineRegularizer(recipe.cosine) if recipe.cosine else None
-    autocast = recipe.precision == "bfloat16"
     steps = range(state.step, recipe.steps)
     bar = tqdm(
         steps, initial=state.step, total=recipe.steps, desc=recipe.name, disable=not progress
@@ -187,10 +334,7 @@ def train(
         phase, inner = recipe.phase_at(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(phase, inner)
-        tokens = batch_at(recipe, stream, step).to(device)
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
-            logits = module(tokens)
-        loss = next_token_loss(logits.float(), tokens)
+        loss = _loss(recipe, module, source.at(step), device)
         total = loss if penalty is None or states is None else loss + penalty(states.states)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -211,6 +355,20 @@ def train(
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()
     return TrainingRun(recipe, module, state.history, state.kept, minutes, torch.get_num_threads())
+
+
+def _loss(
+    recipe: Recipe,
+    module: nn.Module,
+    batch: tuple[Tensor, Tensor | None, Tensor | None],
+    device: torch.device,
+) -> Tensor:
+    tokens = batch[0].to(device)
+    labels, mask = (None if part is None else part.to(device) for part in batch[1:])
+    autocast = recipe.precision == "bfloat16"
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
+        logits = module(tokens)
+    return next_token_loss(logits.float(), tokens, labels=labels, mask=mask)
 
 
 def _require_finite_loss(value: float, recipe: Recipe, step: int) -> None:

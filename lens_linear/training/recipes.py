@@ -13,6 +13,7 @@ from lens_linear.checks import (
     require_int,
     require_ints,
     require_list,
+    require_name,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.native import ModelSpec
@@ -92,6 +93,7 @@ class Recipe:
     note: str = ""
 
     def __post_init__(self) -> None:
+        require_name("name", self.name)
         require_instance("spec", self.spec, ModelSpec, advice="pass a ModelSpec")
         object.__setattr__(self, "phases", tuple(require_list("phases", self.phases, of="Phase")))
         for phase in self.phases:

@@ -1,8 +1,10 @@
 """Tokens as text: each its own, also those that hold only part of a character."""
 
+import pytest
 import torch
 
 import lens_linear as ll
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.tokenizer import token_strings, vocabulary
 
 
@@ -32,3 +34,30 @@ def test_rows_are_256_tokens_or_the_context_unless_asked():
         model.tokenizer = ll.load("attn-2l").tokenizer
         assert ll.tokenize(model, text).shape[1] == expected
     assert ll.tokenize(model, text, length=700).shape[1] == 700
+
+
+def test_a_text_that_begins_with_the_first_token_gets_no_second_one():
+    model = ll.load("attn-2l")
+    for text in ("The cat sat on the mat. " * 30, "short"):
+        marked = "<|endoftext|>" + text
+        assert torch.equal(
+            ll.tokenize(model, marked, length=20), ll.tokenize(model, text, length=20)
+        )
+        rows = ll.tokenize_prompts(model, [marked[:60], text[:47]])
+        assert torch.equal(rows[0], rows[1])
+
+
+def test_rows_beyond_the_tokenizer_are_ids():
+    padded = ll.toy_model(n_layers=1, d_vocab=1100)
+    padded.tokenizer = ll.load("attn-2l").tokenizer
+    strings = vocabulary(padded)
+    assert strings[1024:] == [f"#{i}" for i in range(1024, 1100)] and "#1023" not in strings
+    assert len(set(strings)) == 1100
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a fine text and \udc00 then"])
+def test_half_a_character_is_refused_in_a_sentence(text):
+    model = ll.load("attn-2l")
+    for call in (lambda: ll.tokenize(model, text), lambda: ll.tokenize_prompts(model, ["a", text])):
+        with pytest.raises(InvalidArgumentError, match="half a character"):
+            call()

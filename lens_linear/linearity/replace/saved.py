@@ -1,7 +1,7 @@
 """A linearised model on disk: ``maps.safetensors`` and ``linearized.json``, readable without this package.
 
 The folder holds the affine maps (weight and bias as float32, or two thin factors when the rank is low),
-where each goes, parameter counts, checksums, and which model they belong to with a fingerprint of its
+where each goes, parameter counts, checksums, and which model they belong to with a checksum of its
 weights. The model itself is named, not copied: bundled, from the Hub, or given by the caller.
 
 >>> import tempfile, torch
@@ -37,6 +37,7 @@ from lens_linear.files import require_folder, write_tensors, write_text
 from lens_linear.linearity.replace.affine_map import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
 from lens_linear.models.hooks import require_bridge
+from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
 
 MAPS = "maps.safetensors"
@@ -133,7 +134,7 @@ def save_linearized(
     card = {
         "format": FORMAT,
         "model": linearization.model_name,
-        "model_fingerprint": weights_fingerprint(model),
+        "model_fingerprint": weights_sha256(model),
         "method": linearization.method,
         "maps": entries,
         "parameters": linearization.n_parameters,
@@ -183,7 +184,7 @@ def load_linearized(
     folder = require_path("folder", folder)
     card, tensors = _read(folder)
     base = load(card["model"]) if model is None else model
-    if weights_fingerprint(base) != card["model_fingerprint"]:
+    if weights_sha256(base) != card["model_fingerprint"]:
         raise InvalidArgumentError(
             f"model must have the weights the maps were fitted on ({card['model']!r}), but its "
             "fingerprint differs; pass that model"
@@ -215,17 +216,6 @@ def load_linearized(
             card["parameters_replaced"],
         ),
     )
-
-
-def weights_fingerprint(model: TransformerBridge) -> str:
-    """Hash of the shapes and of sums over the weights: equal models agree, others do not."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if weight.is_floating_point():
-            wide = weight.detach().double().cpu()
-            sums = f"{float(wide.sum()):.9e} {float(wide.square().sum()):.9e}"
-            digest.update(f"{name} {tuple(weight.shape)} {sums}".encode())
-    return digest.hexdigest()
 
 
 def _stored(m: AffineMap) -> tuple[dict[str, Tensor], bool]:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import torch
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.models.hooks import require_bridge
 
+_NAMES_ONLY = ("model_name", "device", "n_devices", "tokenizer_name", "seed", "n_ctx")
+
 
 def weights_sha256(model: TransformerBridge) -> str:
     """Return the SHA-256 over names, shapes and bytes of a model's weights, as hexadecimal text."""
     digest = hashlib.sha256()
+    seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, value in sorted(require_bridge(model).original_model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        place = (value.data_ptr(), value.stride())
+        if place in seen:
+            continue  # a bridge shows the same tensor by several names
+        seen.add(place)
         data = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes())
+        digest.update(memoryview(data.view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def model_fingerprint(model: TransformerBridge) -> str:
+    """Return one SHA-256 for weights and configuration: equal only for models that compute the same."""
+    words = {
+        key: value
+        for key, value in vars(model.cfg).items()
+        if isinstance(value, (bool, int, float, str, type(None))) and key not in _NAMES_ONLY
+    }
+    stored = getattr(model.original_model, "config", None)
+    foreign = {} if stored is None or not hasattr(stored, "to_dict") else stored.to_dict()
+    told = json.dumps([words, foreign], sort_keys=True, default=str)
+    return hashlib.sha256(f"{told} {weights_sha256(model)}".encode()).hexdigest()

@@ -30,14 +30,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_weights(folder: Path, state: dict[str, Tensor], *, step: int | None = None) -> str:
-    """Write weights in half precision; returns the checksum for the card."""
+def write_weights(
+    folder: Path, state: dict[str, Tensor], *, step: int | None = None, half: bool = True
+) -> str:
+    """Write weights, in half precision or as they are; returns the checksum for the card."""
     path = folder / weights_name(step)
-    halves = {name: value.detach().cpu().half().contiguous() for name, value in state.items()}
+    kept = {name: value.detach().cpu() for name, value in state.items()}
+    halves = {n: (value.half() if half else value).contiguous() for n, value in kept.items()}
     return file_sha256(write_tensors(path, halves, {"format": "pt"}))
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, *, bos: str | None = END_OF_TEXT) -> Any:
     """Return the folder's tokenizer (or the one beside it) as Hugging Face wraps it, or None."""
     from transformers import PreTrainedTokenizerFast
 
@@ -49,19 +52,22 @@ def read_tokenizer(folder: Path) -> Any:
                 raise CorruptedFileError(
                     f"{str(path)!r} is not a tokenizer ({error}); restore the file"
                 ) from error
+            first = None if bos is None else tokenizer.token_to_id(bos)
+            name = str(path.parent.name)
+            if bos is None or first is None:
+                return PreTrainedTokenizerFast(tokenizer_object=tokenizer, name_or_path=name)
             # Without a template and add_bos_token, TransformerLens loads the tokenizer anew from the
             # Hub to obtain them.
             tokenizer.post_processor = TemplateProcessing(
-                single=f"{END_OF_TEXT} $A",
-                special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
+                single=f"{bos} $A", special_tokens=[(bos, first)]
             )
             return PreTrainedTokenizerFast(
                 tokenizer_object=tokenizer,
-                name_or_path=str(path.parent.name),
+                name_or_path=name,
                 add_bos_token=True,
-                bos_token=END_OF_TEXT,
-                eos_token=END_OF_TEXT,
-                pad_token=END_OF_TEXT,
+                bos_token=bos,
+                eos_token=bos,
+                pad_token=bos,
             )
     return None
 
@@ -108,6 +114,7 @@ def load_folder(
             f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error})"
         ) from error
     label = (name or card["name"]) + ("" if checkpoint is None else f"@{checkpoint}")
+    tokenizer = read_tokenizer(folder, bos=card.get("bos", END_OF_TEXT))
     module.requires_grad_(True)
     with torch.no_grad():
-        return bridge_from_module(module, spec, tokenizer=read_tokenizer(folder), name=label)
+        return bridge_from_module(module, spec, tokenizer=tokenizer, name=label)

@@ -1,0 +1,116 @@
+"""Write a model of one's own as a folder that ``load`` and every command open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lens_linear.checks import require_instance, require_name
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.files import require_folder, write_text
+from lens_linear.models.hooks import require_bridge
+from lens_linear.models.native import ModelSpec, native_module, spec_of
+from lens_linear.models.open.cards import CARD, TOKENIZER, write_card
+from lens_linear.models.open.folder import write_weights
+
+_INSIDE = "_original_component."
+
+
+def save_model(
+    model: TransformerBridge,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    bos: str | None = None,
+    note: str = "",
+) -> Path:
+    """Write a native model (trained with ``train``, a toy, bundled) as a folder: weights, card, tokenizer.
+
+    Weights are kept as they are, without rounding. A folder's older model is replaced.
+
+    Args:
+        model: a native bridge, such as ``train(...).model``.
+        folder: made if it is not there; its name is the model's.
+        tokenizer: of the ``tokenizers`` library, or as Hugging Face wraps one; the model's own if it has
+            one. None writes none: then the model takes token tensors.
+        bos: the token that begins a text, for a tokenizer that has one.
+        note: one sentence for the card.
+
+    Returns:
+        The folder; ``lens_linear.load(folder)`` opens it.
+
+    Raises:
+        UnsupportedModelError: not a native model of a shape that ``ModelSpec`` can tell.
+        WriteError: the disk is full or the folder may not be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from lens_linear.models.open.load import load
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     load(save_model(toy_model(n_layers=1), Path(place) / "mine")).cfg.model_name
+        'mine'
+    """
+    model = require_bridge(model)
+    require_instance("note", note, str, advice="one sentence")
+    spec = spec_of(model)
+    state = _state(model, spec)
+    words = _tokenizer(model if tokenizer is None else None, tokenizer)
+    place = require_folder("folder", folder)
+    require_name("the folder's name", place.resolve().name)
+    (place / CARD).unlink(
+        missing_ok=True
+    )  # a folder without its card is no model, until all is there
+    if words is not None:
+        write_text(place / TOKENIZER, words[0].to_str(pretty=True))
+    card: dict[str, Any] = {
+        "name": place.resolve().name,
+        "spec": spec.to_dict(),
+        "note": note,
+        "parameters": sum(value.numel() for value in native_module(spec).parameters()),
+        "bos": bos or (None if words is None else words[1]),
+        "sha256": write_weights(place, state, half=False),
+        "checkpoints": {},
+    }
+    write_card(place, card)
+    return place
+
+
+def _state(model: TransformerBridge, spec: ModelSpec) -> dict[str, Tensor]:
+    """Weights by the names of the bare module, out of the bridge that wraps its parts."""
+    found = {
+        name.replace(_INSIDE, ""): value
+        for name, value in model.original_model.state_dict().items()
+    }
+    known = native_module(spec).state_dict()
+    lost = sorted(known.keys() - found.keys())
+    wrong = sorted(n for n in known.keys() & found.keys() if known[n].shape != found[n].shape)
+    bias = found.get("head.bias")
+    if "head.bias" not in known and bias is not None and bool(bias.any()):
+        wrong.append("head.bias")
+    if lost or wrong:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} is no native model of a known shape ({(lost + wrong)[0]!r} does "
+            "not fit); keep a Hugging Face model with its own save_pretrained"
+        )
+    return {name: found[name].detach().clone() for name in known}
+
+
+def _tokenizer(model: TransformerBridge | None, given: Any) -> tuple[Tokenizer, str | None] | None:
+    """The tokenizer in the library's own class, and the token that begins a text."""
+    held = given if model is None else getattr(model, "tokenizer", None)
+    if held is None:
+        return None
+    if isinstance(held, Tokenizer):
+        return held, None
+    inner: Tokenizer = require_instance(
+        "tokenizer",
+        getattr(held, "backend_tokenizer", None),
+        Tokenizer,
+        advice="pass a tokenizers.Tokenizer or a fast tokenizer",
+    )
+    return inner, getattr(held, "bos_token", None)
