@@ -223,7 +223,7 @@ _HELD_GUARD = threading.Lock()
 
 
 def hold(path: Path, *, what: str) -> None:
-    """Keep other processes and threads from a file until :func:`release`; a kill lets it go too.
+    """Keep this user's other runs from a file until :func:`release`; a kill lets it go too.
 
     The thread that holds it may ask again: an earlier pass of its own was broken off. Where the system
     has no advisory locks (Windows) nothing is held.
@@ -244,10 +244,11 @@ def hold(path: Path, *, what: str) -> None:
             return
         while True:
             try:
-                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as error:
                 raise WriteError(
-                    f"cannot write beside {str(path)!r}: {error.strerror}; choose another folder"
+                    f"cannot lock {str(path)!r} by {str(lock)!r}: {error.strerror}; set TMPDIR to a folder "
+                    "that can be written to"
                 ) from error
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,6 +265,8 @@ def hold(path: Path, *, what: str) -> None:
 
 def release(path: Path) -> None:
     """Let go what :func:`hold` took; nothing happens if it was not held."""
+    if fcntl is None:
+        return
     lock = _lock_file(path)
     with _HELD_GUARD:
         handle, _ = _HELD.pop(lock, (None, 0))
@@ -287,8 +290,9 @@ def held(path: Path | None, *, what: str) -> Iterator[None]:
 
 
 def _lock_file(path: Path) -> Path:
-    real = Path(os.path.realpath(path))
-    return real.with_name(f".{_short(real)}.lock")
+    """Where a file's lock lies: apart from it, so that a folder of results holds results only."""
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"lens_linear-{os.getuid()}-{digest}.lock"
 
 
 def _in_use(path: Path, what: str) -> WriteError:
