@@ -26,6 +26,7 @@ from lens_linear.text._seeds import labelled_generator
 
 if TYPE_CHECKING:
     from lens_linear.text.token_stream import TokenStream
+from lens_linear.token_rows import require_tokens
 
 STORY_SEPARATOR = "* * *"
 
@@ -195,7 +196,8 @@ def batches(
     """Go through the rows once, ``size`` at a time.
 
     Args:
-        tokens: a token tensor or a :class:`TokenStream` on disk.
+        tokens: rows of one length, of any kind that :mod:`lens_linear.token_rows` reads, or a
+            :class:`TokenStream` on disk.
         size: rows a batch.
         seed: None keeps the order of the rows; a number shuffles them by that seed.
         drop_last: leave out a last batch that is smaller than ``size``.
@@ -211,11 +213,8 @@ def batches(
         [2, 2, 1]
     """
     size = require_int("size", size, minimum=1)
-    if not hasattr(tokens, "shape") or len(tokens.shape) != 2:
-        raise InvalidArgumentError(
-            "tokens must be a token tensor [row, position] or a TokenStream, got "
-            f"{type(tokens).__name__}; use pack(ids, length)"
-        )
+    if isinstance(tokens, Tensor) or getattr(tokens, "ndim", 0) != 2:
+        tokens = require_tokens("tokens", tokens)
     n_rows = len(tokens)
     order = None
     if seed is not None:
@@ -224,7 +223,8 @@ def batches(
         stop = min(start + size, n_rows)
         if drop_last and stop - start < size:
             return
-        yield tokens[start:stop] if order is None else tokens[order[start:stop]]
+        rows = tokens[start:stop] if order is None else tokens[order[start:stop]]
+        yield rows if isinstance(rows, Tensor) else require_tokens("tokens", rows)
 
 
 def flat_ids(name: str, ids: Sequence[int] | Int[Tensor, " token"]) -> Int[Tensor, " token"]:

@@ -7,8 +7,8 @@ is taken on sequences that neither the order nor the maps have seen.
 >>> from lens_linear.models.open.toy import toy_model
 >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
 >>> curve = replacement_curve(toy_model(n_layers=2, d_model=16), tokens)
->>> list(curve)[:4], len(curve)
-(['n_replaced', 'layers', 'loss', 'perplexity'], 3)
+>>> list(curve.to_dataframe())[:4]
+['n_replaced', 'layers', 'loss', 'perplexity']
 """
 
 from __future__ import annotations
