@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ from lens_linear.files import write_tensors
 from lens_linear.linalg.distributed import gather_ints, process
 from lens_linear.linalg.least_squares import (
     LinearFit,
+    leave_one_out_ridge,
     require_overdetermined,
     require_pair,
     solve,
@@ -232,7 +233,7 @@ class Moments:
         constant = constant_columns(here.products.scatter_y, here.mean_y, here.n, torch.float64)
         return not bool(constant.all())
 
-    def fit(self, ridge: float = 0.0) -> LinearFit:
+    def fit(self, ridge: float | Literal["loo"] = 0.0) -> LinearFit:
         """Least-squares affine map from x to y.
 
         ``R² = 1 − ‖Yc − Xc W‖² / ‖Yc‖²`` with W = argmin ‖Yc − Xc W‖² + ridge ‖W‖².
@@ -240,7 +241,8 @@ class Moments:
         In-sample, dimensionless, in [0, 1]; independent noise scores ``rank / (n − 1)``.
 
         Args:
-            ridge: λ ≥ 0, as in :func:`fit_linear`.
+            ridge: λ ≥ 0, as in :func:`fit_linear`; "loo" takes the one of least leave-one-out error
+                (:func:`~lens_linear.linalg.least_squares.leave_one_out_ridge`).
 
         Returns:
             The fit, with the rank found, the directions dropped and the solver that ran;
@@ -250,8 +252,11 @@ class Moments:
             NotEnoughDataError: ``n <= d_in + 1``.
             InvalidArgumentError: y is constant.
         """
-        ridge = require_float("ridge", ridge, minimum=0.0)
+        if ridge != "loo":
+            ridge = require_float("ridge", ridge, minimum=0.0)
         require_overdetermined(self.scatter.n, len(self.scatter.mean_x))
+        if ridge == "loo":
+            ridge = leave_one_out_ridge(self.scatter)
         return solve(self.scatter, ridge=ridge)
 
     def score(self, fit: LinearFit) -> float:

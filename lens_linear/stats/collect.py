@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +54,19 @@ class SequenceSums:
     total_update: Float[Tensor, " sequence"]
 
 
+class Reading(NamedTuple):
+    """Maps to be scored, and on which positions: those after the first ``skip``."""
+
+    skip: int
+    fits: dict[Key, LinearFit]
+    mean_x: dict[Key, Tensor]
+
+
+def first_key(key: Key) -> Key:
+    """Under which name the statistics of the first position stand, where they are kept apart."""
+    return key[0], f"{key[1]}-first"  # type: ignore[return-value]
+
+
 def common_sites(
     model: TransformerBridge, sites: Sequence[Site] = SITES, layers: Sequence[int] | None = None
 ) -> tuple[Site, ...]:
@@ -91,7 +105,8 @@ def collect_moments(
     progress: bool = False,
     checkpoint: Checkpoint = _NOTHING,
     state: PassState | None = None,
-    also: Callable[[int, Site, Tensor, Tensor], None] | None = None,
+    first_apart: bool = False,
+    also: Callable[[int, Site, Tensor, Tensor, slice], None] | None = None,
 ) -> dict[Key, Moments]:
     """Stream the rows through the model and fill one ``Moments`` per layer and site.
 
@@ -107,7 +122,10 @@ def collect_moments(
         progress: show a bar.
         checkpoint: where to keep the state on the way; killed and started again, the pass goes on.
         state: what ``checkpoint.load()`` gave.
-        also: called with (layer, site, x, y), positions cut, after each update.
+        first_apart: keep the first position out of the statistics, and in some of its own under
+            :func:`first_key`. Both together are those of all positions.
+        also: called with (layer, site, x, y, places) after each update, positions cut; ``places`` says
+            which of ``rows`` these are.
 
     Returns:
         Statistics by (layer, site), of all processes together.
@@ -120,12 +138,17 @@ def collect_moments(
     for layer in chosen:
         for site in sites:
             state.moments.setdefault((layer, site), Moments(keep_yy=keep_yy))
+            if first_apart:
+                state.moments.setdefault(first_key((layer, site)), Moments(keep_yy=keep_yy))
 
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
-        for _, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
-            state.moments[layer, site].update(x_part, y_part)
+        if first_apart:
+            state.moments[first_key((layer, site))].update(x[:, 0], y[:, 0])
+        for start, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
+            rest = slice(int(first_apart), None)
+            state.moments[layer, site].update(x_part[:, rest], y_part[:, rest])
             if also is not None:
-                also(layer, site, x_part, y_part)
+                also(layer, site, x_part, y_part, _places(state, "fit", start, len(x_part)))
 
     _walk(model, rows, visit, "fit", sites, chosen, batch_size, progress, checkpoint, state)
     if process()[1] == 1:
@@ -136,16 +159,14 @@ def collect_moments(
 def score_fits(
     model: TransformerBridge,
     rows: RowView,
-    fits: dict[Key, LinearFit],
-    mean_x: dict[Key, Tensor],
+    readings: Sequence[Reading],
     *,
-    skip: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = _NOTHING,
     state: PassState | None = None,
-    also: Callable[[int, Site, Tensor, Tensor], None] | None = None,
-) -> dict[Key, SequenceSums]:
+    also: Callable[[int, Site, Tensor, Tensor, slice], None] | None = None,
+) -> list[dict[Key, SequenceSums]]:
     """Residuals of given maps on other sequences, taken row by row, summed by sequence.
 
     The residual ``y − x W − b`` is formed before it is squared, so nothing cancels, also when y lies a
@@ -154,9 +175,8 @@ def score_fits(
     Args:
         model: a bridge.
         rows: sequences the maps have not seen.
-        fits: by (layer, site); every layer must have the same sites.
-        mean_x: training mean of x, for the score of y − x.
-        skip: leading positions left out.
+        readings: maps by (layer, site), each set with the positions it is scored on; the first set names
+            the layers and sites, every layer must have the same sites.
         batch_size: sequences a forward pass.
         progress: show a bar.
         checkpoint: where to keep the state.
@@ -164,34 +184,44 @@ def score_fits(
         also: as in :func:`collect_moments`.
 
     Returns:
-        Sums by (layer, site), in the order of ``rows``.
+        For every reading, sums by (layer, site), in the order of ``rows``.
     """
     state = PassState() if state is None else state
+    fits, skip = readings[0].fits, readings[0].skip
     layers = sorted({layer for layer, _ in fits})
     sites = tuple(site for site in SITES if any(s == site for _, s in fits))
     for layer, site in fits:
-        empty = torch.zeros(3, len(rows), dtype=torch.float64)
+        empty = torch.zeros(len(readings), 3, len(rows), dtype=torch.float64)
         state.sums.setdefault(f"{layer}.{site}", empty)
-    rank, world = process()
 
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
         if (layer, site) not in fits:
             return
         for start, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
             x_part, y_part = to_compute(x_part), to_compute(y_part)
-            squares = _squares(fits[layer, site], mean_x[layer, site], x_part, y_part)
-            first = rank + world * (state.done.get("score", 0) + start)
-            places = slice(first, first + world * (len(x_part) - 1) + 1, world)
-            state.sums[f"{layer}.{site}"][:, places] = squares.cpu()
+            places = _places(state, "score", start, len(x_part))
+            for reading, sums in zip(readings, state.sums[f"{layer}.{site}"], strict=True):
+                if (layer, site) in reading.fits:
+                    cut = slice(reading.skip - skip, None)
+                    mean = reading.mean_x[layer, site]
+                    fit = reading.fits[layer, site]
+                    sums[:, places] = _squares(fit, mean, x_part[:, cut], y_part[:, cut]).cpu()
             if also is not None:
-                also(layer, site, x_part, y_part)
+                also(layer, site, x_part, y_part, places)
 
     _walk(model, rows, visit, "score", sites, layers, batch_size, progress, checkpoint, state)
-    out = {}
-    for layer, site in fits:
-        sums = state.sums[f"{layer}.{site}"]
-        out[layer, site] = SequenceSums(*all_reduce_sum(sums))
-    return out
+    totals = {key: all_reduce_sum(state.sums[f"{key[0]}.{key[1]}"]) for key in fits}
+    return [
+        {key: SequenceSums(*totals[key][i]) for key in fits if key in reading.fits}
+        for i, reading in enumerate(readings)
+    ]
+
+
+def _places(state: PassState, phase: str, start: int, count: int) -> slice:
+    """Which rows a piece holds: those of one process lie apart by the number of processes."""
+    rank, world = process()
+    first = rank + world * (state.done.get(phase, 0) + start)
+    return slice(first, first + world * (count - 1) + 1, world)
 
 
 def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -202,13 +232,13 @@ def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _squares(fit: LinearFit, mean_x: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "3 sequence"]:
-    """Residual, total and total of the update, by sequence (the last 0 where x and y differ in width)."""
+    """Residual, total and total of the update, by sequence (the last 0 where widths differ)."""
     apart = (1, 2)
     residual = (y - fit.predict(x)).square().sum(apart)
     total = (y - fit.mean_y).square().sum(apart)
-    if x.shape != y.shape:
-        return torch.stack([residual, total, torch.zeros_like(total)])
-    update = (y - x - (fit.mean_y - mean_x)).square().sum(apart)
+    update = torch.zeros_like(residual)
+    if x.shape == y.shape:
+        update = (y - x - (fit.mean_y - mean_x)).square().sum(apart)
     return torch.stack([residual, total, update])
 
 

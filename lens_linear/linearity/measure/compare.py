@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lens_linear.checks import require_choice
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.measure.profile import LinearityProfile
+from lens_linear.linearity.measure.intervals import percentiles, resampled
+from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -58,6 +60,53 @@ class ProfileComparison(Result):
         grouped.columns = pd.Index(["_".join(pair) for pair in grouped.columns.to_flat_index()])
         return grouped
 
+    def difference(
+        self, first: str, second: str, *, n_resamples: int = 1000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Score of ``first`` minus that of ``second``, layer by layer, paired by sequence.
+
+        Both profiles must come from the same sequences: these are drawn with replacement, the same draw for
+        both, so what makes a text hard for both drops out of the interval.
+
+        Args:
+            first: name of one profile.
+            second: name of the other.
+            n_resamples: bootstrap samples.
+            seed: of the draws.
+
+        Returns:
+            One row a layer: each score with ``_low`` and ``_high``, the interval at the profiles' confidence.
+
+        Raises:
+            InvalidArgumentError: an unknown name, in-sample profiles, or profiles of other sequences.
+        """
+        import pandas as pd
+
+        one, other = (
+            self.profiles[require_choice("name", n, self.profiles)] for n in (first, second)
+        )
+        for what in ("fit", "n_layers", "n_sequences", "n_tokens", "skip", "seed", "confidence"):
+            here, there = getattr(one, what), getattr(other, what)
+            if here != there:
+                raise InvalidArgumentError(
+                    f"{first!r} and {second!r} must come from the same sequences to be paired, but {what} "
+                    f"is {here!r} and {there!r}; profile both on the same tokens with the same settings"
+                )
+        if not one.sums:
+            raise InvalidArgumentError(
+                'in-sample profiles keep no sums by sequence; profile both with fit="held-out"'
+            )
+        columns = {}
+        for score, name in SCORE_COLUMNS.items():
+            drawn = [
+                resampled(profile.sums[score][0], profile.sums[score][1], n_resamples, seed)
+                for profile in (one, other)
+            ]
+            ends = percentiles(drawn[0] - drawn[1], one.confidence)
+            columns[name] = (one.scores[score] - other.scores[score]).numpy()
+            columns[f"{name}_low"], columns[f"{name}_high"] = ends.T.numpy()
+        return pd.DataFrame(columns).rename_axis("layer")
+
     def __repr__(self) -> str:
         parts = [
             f"{name} ({profile.n_layers} layers, mean block R² "
@@ -75,7 +124,8 @@ def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileCompari
         profiles: name to profile, for example of one model at several training steps.
 
     Returns:
-        ProfileComparison: ``.summary()``, ``.profiles``; acts as a table with one row a name and layer.
+        ProfileComparison: ``.summary()``, ``.difference(a, b)``, ``.profiles``; its table has one
+        row a name and layer.
 
     Raises:
         InvalidArgumentError: nothing to compare, or something that is no profile.

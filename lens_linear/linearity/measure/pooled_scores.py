@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,37 +17,89 @@ from lens_linear.stats.resume import Key
 SCORES = ("block", "block_no_residual", "ffn", "attn")
 
 
-def scores_and_intervals(
-    n_layers: int,
-    moments: dict[Key, Moments],
-    fits: dict[Key, LinearFit],
-    sums: dict[Key, SequenceSums] | None,
-    *,
-    confidence: float,
-    seed: int,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """R² by score and layer, and their intervals (NaN without ``sums``: in sample)."""
-    nan = torch.full((n_layers,), torch.nan, dtype=torch.float64)
-    scores = {score: nan.clone() for score in SCORES}
-    intervals = {score: torch.stack([nan, nan], dim=1) for score in SCORES}
-    for (layer, site), fit in fits.items():
-        if sums is None:
-            scores[site][layer] = fit.r_squared
-            if site == "block":
-                scores["block_no_residual"][layer] = _without_residual(moments[layer, site], fit)
-            continue
-        here = sums[layer, site]
-        pairs: list[tuple[str, Tensor]] = [(site, here.total)]
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """R² by score and layer, with what they were made of.
+
+    Attributes:
+        values: [layer] by score; NaN where the model has no such site or its output does not vary.
+        intervals: [layer, 2] by score; NaN in sample.
+        sums: [2, layer, sequence] by score: residual and total sums of squares, NaN where there are none;
+            empty in sample.
+    """
+
+    values: dict[str, Float[Tensor, " layer"]]
+    intervals: dict[str, Float[Tensor, "layer 2"]]
+    sums: dict[str, Float[Tensor, "2 layer sequence"]]
+
+
+def held_out_scores(
+    n_layers: int, sums: dict[Key, SequenceSums], *, confidence: float, seed: int
+) -> Scores:
+    """R² with intervals from sums by sequence; one draw of sequences serves all layers and scores."""
+    n = len(next(iter(sums.values())).total) if sums else 0
+    parts = {
+        score: torch.full((2, n_layers, n), torch.nan, dtype=torch.float64) for score in SCORES
+    }
+    for (layer, site), here in sums.items():
+        parts[site][:, layer] = torch.stack([here.residual, here.total])
         if site == "block":
-            pairs.append(("block_no_residual", here.total_update))
-        totals = torch.stack([total for _, total in pairs])
-        residuals = here.residual.expand_as(totals)
-        ends = ratio_interval(residuals, totals, confidence=confidence, seed=seed)
-        for (score, total), interval in zip(pairs, ends, strict=True):
-            if float(total.sum()) > 0:
-                scores[score][layer] = 1 - here.residual.sum() / total.sum()
-                intervals[score][layer] = interval
-    return scores, intervals
+            update = torch.stack([here.residual, here.total_update])
+            parts["block_no_residual"][:, layer] = update
+    both = torch.stack(list(parts.values()), 1)  # [2, score, layer, sequence]
+    both[:, ~(both[1].sum(-1) > 0)] = torch.nan
+    parts = dict(zip(SCORES, both.unbind(1), strict=True))
+    residual, total = both.flatten(1, 2)
+    known = ~total.isnan().any(1)
+    ends = torch.full((len(total), 2), torch.nan, dtype=torch.float64)
+    if bool(known.any()):
+        ends[known] = ratio_interval(
+            residual[known], total[known], confidence=confidence, seed=seed
+        )
+    values = 1 - both[0].sum(-1) / both[1].sum(-1)
+    intervals = ends.reshape(len(SCORES), n_layers, 2)
+    return Scores(
+        dict(zip(SCORES, values, strict=True)), dict(zip(SCORES, intervals, strict=True)), parts
+    )
+
+
+def in_sample_scores(
+    n_layers: int, moments: dict[Key, Moments], fits: dict[Key, LinearFit]
+) -> Scores:
+    """R² of maps on the rows they were fitted on."""
+    nan = torch.full((n_layers,), torch.nan, dtype=torch.float64)
+    values = {score: nan.clone() for score in SCORES}
+    for (layer, site), fit in fits.items():
+        values[site][layer] = fit.r_squared
+        if site == "block":
+            values["block_no_residual"][layer] = _without_residual(moments[layer, site], fit)
+    return Scores(values, {score: torch.stack([nan, nan], 1) for score in SCORES}, {})
+
+
+def first_shares(
+    n_layers: int,
+    first: dict[Key, Moments],
+    rest: dict[Key, Moments],
+) -> dict[str, Float[Tensor, " layer"]]:
+    """Share of a site's output variance that sits in the first position.
+
+    ``Σ_first ‖y − ȳ‖² / Σ_all ‖y − ȳ‖²``, ȳ the mean over all positions; 1 / length when no position is
+    special.
+    """
+    shares: dict[str, Tensor] = {
+        s: torch.full((n_layers,), torch.nan, dtype=torch.float64) for s in SITES
+    }
+    for (layer, site), here in first.items():
+        others = rest[layer, site]
+        if not others.n:
+            continue
+        n = here.n + others.n
+        mean = (here.n * here.mean_y + others.n * others.mean_y) / n
+        part, whole = (
+            m.scatter_y.sum() + m.n * (m.mean_y - mean).square().sum() for m in (here, others)
+        )
+        shares[site][layer] = part / (part + whole)
+    return shares
 
 
 def _without_residual(moments: Moments, fit: LinearFit) -> float:
@@ -63,6 +117,16 @@ def ranks(n_layers: int, fits: dict[Key, LinearFit]) -> dict[str, Tensor]:
     for (layer, site), fit in fits.items():
         out[site][layer] = fit.rank
     return out
+
+
+def solvers(n_layers: int, fits: dict[Key, LinearFit]) -> dict[str, tuple[str, ...]]:
+    """What found each map, by site and layer; "" where nothing was fitted."""
+    return {
+        site: tuple(
+            fits[layer, site].solver if (layer, site) in fits else "" for layer in range(n_layers)
+        )
+        for site in SITES
+    }
 
 
 def nulls(

@@ -17,137 +17,48 @@ Sources: Razzhigaev et al. 2024, arXiv 2405.12250 (blocks); Whipp 2026, arXiv 26
 
 Limits. A high score does not say that the block may be removed (see ``replacement_curve``), and a low one
 does not say that what is missed matters. The first position often holds an outlier that carries most of
-the variance: look at ``skip=1`` beside ``skip=0``.
+the variance: ``without_first`` is the same profile without it, from the same pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float, require_list, require_seed
+from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
+from lens_linear.linearity.measure.intervals import jackknife
 from lens_linear.linearity.measure.pooled_scores import (
-    SCORES,
+    first_shares,
+    held_out_scores,
+    in_sample_scores,
     nulls,
     ranks,
-    scores_and_intervals,
+    solvers,
 )
+from lens_linear.linearity.measure.profile_result import Fit, LayerStatistic, LinearityProfile
 from lens_linear.models.capture import SITES, Site, TokenRows
 from lens_linear.stats.collect import (
+    Reading,
     SequenceSums,
     collect_moments,
     common_sites,
+    first_key,
     require_rows_for_fit,
     score_fits,
 )
 from lens_linear.stats.resume import Checkpoint, Key, fingerprint
 from lens_linear.stats.split import RowView, as_rows, halves
-from lens_linear.tables import Result
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Fit = Literal["held-out", "in-sample"]
-
-
-@dataclass(frozen=True, eq=False)
-class LinearityProfile(Result):
-    """Linearity by layer, with everything needed to read it; acts as its table.
-
-    Attributes:
-        model_name: as the model calls itself.
-        fit: "held-out" (fitted on half of the sequences, scored on the other) or "in-sample".
-        scores: R² by layer for "block", "block_no_residual", "ffn", "attn"; NaN where the model has no
-            such site or its output does not vary.
-        intervals: [layer, 2] for each of these: bootstrap ends over test sequences (NaN in-sample).
-        ranks: numerical rank of the input by site, -1 where there is none; below d_model the
-            fit is the minimum-norm one.
-        null_r2: R² expected, by layer, of an output that is independent of the block's input.
-        update_ratio: mean over tokens of ‖block output − input‖ / ‖input‖, dimensionless.
-        n_tokens: rows the score was taken on.
-        n_fit: rows the maps were fitted on.
-        n_sequences: sequences scored.
-        skip: leading positions left out.
-        ridge: penalty of the fits.
-        seed: of the halves and the resampling.
-        confidence: coverage of the intervals.
-    """
-
-    _figure = "linearity_profile"
-
-    model_name: str
-    fit: Fit
-    scores: Mapping[str, Float[Tensor, " layer"]]
-    intervals: Mapping[str, Float[Tensor, "layer 2"]]
-    ranks: Mapping[str, Int[Tensor, " layer"]]
-    null_r2: Float[Tensor, " layer"]
-    update_ratio: Float[Tensor, " layer"]
-    n_tokens: int
-    n_fit: int
-    n_sequences: int
-    skip: int
-    ridge: float
-    seed: int
-    confidence: float
-
-    @property
-    def n_layers(self) -> int:
-        """Layers of the model."""
-        return len(self.null_r2)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per layer: the scores, null_r2, update_ratio, n_tokens.
-
-        Scores are block_r2, block_r2_no_residual, ffn_r2, attn_r2. After these come n_fit, the ends
-        of the intervals (``…_low``, ``…_high``) and the ranks.
-        """
-        import pandas as pd
-
-        names = {score: _column(score) for score in SCORES}
-        columns = {names[score]: self.scores[score].numpy() for score in SCORES}
-        columns["null_r2"] = self.null_r2.numpy()
-        columns["update_ratio"] = self.update_ratio.numpy()
-        frame = pd.DataFrame(columns)
-        frame["n_tokens"], frame["n_fit"] = self.n_tokens, self.n_fit
-        for score, name in names.items():
-            low, high = self.intervals[score].unbind(1)
-            frame[f"{name}_low"], frame[f"{name}_high"] = low.numpy(), high.numpy()
-        for site, rank in self.ranks.items():
-            frame[f"{site}_rank"] = rank.numpy()
-        return frame.rename_axis("layer")
-
-    def ranking(self, score: str = "block") -> list[int]:
-        """Layers from the most to the least linear by one of the scores (NaN last)."""
-        require_choice("score", score, SCORES)
-        values = self.scores[score].nan_to_num(nan=-torch.inf)
-        return values.argsort(descending=True, stable=True).tolist()
-
-    def __repr__(self) -> str:
-        def spread(score: str) -> str:
-            values = self.scores[score]
-            values = values[~values.isnan()]
-            return f"{values.min():.3f} to {values.max():.3f}" if len(values) else "none"
-
-        fitted = f", fitted on {self.n_fit:,}" if self.fit == "held-out" else ""
-        return (
-            f"LinearityProfile of {self.model_name}: {self.n_layers} layers, {self.fit} R² of blocks "
-            f"{spread('block')} (without residual {spread('block_no_residual')}), FFN {spread('ffn')}, "
-            f"attention {spread('attn')}; n = {self.n_tokens:,} tokens in {self.n_sequences} "
-            f"sequences{fitted}, skip {self.skip}, null about {float(self.null_r2.mean()):.2g}"
-        )
-
-
-def _column(score: str) -> str:
-    return "block_r2_no_residual" if score == "block_no_residual" else f"{score}_r2"
+Statistic = Callable[[Moments], float]
+_GROUPS = 10  # of sequences, for intervals of one's own statistics
 
 
 def linearity_profile(
@@ -157,7 +68,8 @@ def linearity_profile(
     fit: Fit = "held-out",
     skip: int = 0,
     sites: Sequence[Site] = SITES,
-    ridge: float = 0.0,
+    ridge: float | Literal["loo"] = 0.0,
+    statistics: Mapping[str, Statistic] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 16,
@@ -174,6 +86,9 @@ def linearity_profile(
     ``−d / (n − d − 2)``, n the rows fitted on, a little below 0; in sample ``rank / (n − 1)``, above 0.
     Both are in ``null_r2``. The in-sample block score is the paper's generalised Procrustes similarity.
 
+    The first position often holds most of the variance, so the same pass also gives every score without it
+    (``without_first``) and its share (``first_share``).
+
     Held out, sequences are split into two random halves (never inside one); maps are fitted on one from
     streamed float64 statistics and scored on the other from residuals taken row by row.
 
@@ -187,7 +102,12 @@ def linearity_profile(
         fit: "held-out" or "in-sample".
         skip: leading positions left out of every sequence.
         sites: some of "block", "ffn", "attn"; sites the model lacks give NaN columns.
-        ridge: penalty λ of ``‖Yc − Xc A‖² + λ ‖A‖²``, 0 for plain least squares.
+        ridge: penalty λ of ``‖Yc − Xc A‖² + λ ‖A‖²``, 0 for plain least squares, "loo" for the one of
+            least leave-one-out error, chosen for every map (for fewer than three rows an input).
+        statistics: one's own by name: each function takes the ``Moments`` (``keep_yy=True``) of a layer's
+            input x and output y at the first of ``sites``, and gives a number. It is taken on the rows
+            scored, with an interval from leaving out a tenth of the sequences at a time, and on the rows
+            fitted; its column carries its name.
         seed: of the halves and of the resampling.
         confidence: coverage of the bootstrap intervals (held-out only).
         batch_size: sequences a forward pass; the result does not depend on it.
@@ -216,45 +136,87 @@ def linearity_profile(
         True
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
-    require_float("ridge", ridge, minimum=0.0)
+    if ridge != "loo":
+        require_float("ridge", ridge, minimum=0.0)
     seed = require_seed(seed)
+    own = _own_statistics(statistics)
     held_out = fit == "held-out"
     rows = as_rows(model, tokens, skip=skip)
     sites = _usable(model, sites)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=held_out
-    )
+    width, n_layers = model.cfg.d_model, model.cfg.n_layers
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     question = ""
     if checkpoint is not None:
         knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-        question = fingerprint(model, rows, **knobs)
+        question = fingerprint(model, rows, **knobs, statistics=sorted(own))
     keeper = Checkpoint(checkpoint, question, every=save_every)
-    run = _Run(model, sites, skip, ridge, batch_size, progress, keeper)
-    moments = run.moments(train, count_ratio=not held_out)
-    fits = {key: m.fit(ridge=ridge) for key, m in moments.items() if m.varies}
-    sums = run.sums(test, fits, moments) if held_out else None
-    ratio = run.update_ratio()
-    scores, intervals = scores_and_intervals(
-        model.cfg.n_layers, moments, fits, sums, confidence=confidence, seed=seed
-    )
+    run = _Run(model, sites, skip, batch_size, progress, keeper, own)
+    moments, first = run.moments(train, scored=not held_out)
+    whole = {key: m + first[key] for key, m in moments.items()} if first else moments
+    readings = [Reading(skip, *_fitted(whole, ridge))]
+    if first:
+        readings.append(Reading(1, *_fitted(moments, ridge)))
+    if held_out:
+        found = [
+            held_out_scores(n_layers, sums, confidence=confidence, seed=seed)
+            for sums in run.sums(test, readings)
+        ]
+    else:
+        statistics_of = (whole, moments)
+        found = [
+            in_sample_scores(n_layers, held, reading.fits)
+            for held, reading in zip(statistics_of, readings, strict=False)
+        ]
+    fits = readings[0].fits
+    ratio, statistics_found = run.update_ratio(), run.own_statistics(whole)
     keeper.remove()
     return LinearityProfile(
         model_name=str(model.cfg.model_name),
         fit=fit,
-        scores=scores,
-        intervals=intervals,
-        ranks=ranks(model.cfg.n_layers, fits),
-        null_r2=nulls(model.cfg.n_layers, sites[0], fits, held_out=held_out),
+        scores=found[0].values,
+        intervals=found[0].intervals,
+        without_first=found[-1],
+        first_share=first_shares(n_layers, first, moments),
+        sums=found[0].sums,
+        ranks=ranks(n_layers, fits),
+        solvers=solvers(n_layers, fits),
+        null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
         update_ratio=ratio,
+        statistics=statistics_found,
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
+        d_model=width,
         skip=skip,
         ridge=ridge,
         seed=seed,
         confidence=confidence,
     )
+
+
+def _own_statistics(statistics: Any) -> dict[str, Statistic]:
+    if statistics is None:
+        return {}
+    if not isinstance(statistics, Mapping) or not all(
+        isinstance(name, str) and name.isidentifier() and callable(function)
+        for name, function in statistics.items()
+    ):
+        raise InvalidArgumentError(
+            "statistics must map names (letters, digits, _) to functions of Moments, got "
+            f'{shown(statistics)}; e.g. {{"variance": lambda m: float(m.scatter_y.sum() / m.n)}}'
+        )
+    return dict(statistics)
+
+
+def _fitted(
+    moments: dict[Key, Moments], ridge: float | Literal["loo"]
+) -> tuple[dict[Key, LinearFit], dict[Key, Tensor]]:
+    """Maps where the output varies and rows suffice, and the mean of their inputs."""
+    usable = {key: m for key, m in moments.items() if m.n > (m.d_in or 0) + 1 and m.varies}
+    return {key: m.fit(ridge=ridge) for key, m in usable.items()}, {
+        key: m.mean_x for key, m in usable.items()
+    }
 
 
 def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -279,55 +241,60 @@ class _Run:
         model: TransformerBridge,
         sites: tuple[Site, ...],
         skip: int,
-        ridge: float,
         batch_size: int,
         progress: bool,
         keeper: Checkpoint,
+        own: dict[str, Statistic],
     ) -> None:
         self.model, self.sites, self.skip, self.keeper = model, sites, skip, keeper
-        self.batch_size, self.progress = batch_size, progress
+        self.options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "progress": progress,
+            "checkpoint": keeper,
+        }
+        self.own = own
         self.state = keeper.load()
         shape = (model.cfg.n_layers, 2)
         self.state.sums.setdefault("update_ratio", torch.zeros(shape, dtype=torch.float64))
 
-    def _count(self, layer: int, site: Site, x: Tensor, y: Tensor) -> None:
-        if site != "block":
-            return
-        x, y = to_compute(x), to_compute(y)
-        before, added = x.norm(dim=-1), (y - x).norm(dim=-1)
-        real = before > 0
-        ratio = self.state.sums["update_ratio"]
-        ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()
+    def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:
+        """What is taken from the rows scored beside the residuals: update ratio, groups of sequences."""
+        if site == "block":
+            inside, after = to_compute(x), to_compute(y)
+            before, added = inside.norm(dim=-1), (after - inside).norm(dim=-1)
+            real = before > 0
+            ratio = self.state.sums["update_ratio"]
+            ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()
+        if self.own and site == self.sites[0]:
+            group = torch.arange(places.start, places.stop, places.step) % _GROUPS
+            for g in group.unique().tolist():
+                held = self.state.moments.setdefault(_group(layer, g), Moments(keep_yy=True))
+                held.update(x[group == g], y[group == g])
 
-    def moments(self, rows: RowView, *, count_ratio: bool) -> dict[Key, Moments]:
-        """Phase one: statistics of the rows the maps are fitted on."""
-        return collect_moments(
+    def moments(
+        self, rows: RowView, *, scored: bool
+    ) -> tuple[dict[Key, Moments], dict[Key, Moments]]:
+        """Phase one: statistics of the rows the maps are fitted on; those of the first position apart."""
+        apart = self.skip == 0
+        found = collect_moments(
             self.model,
             rows,
             sites=self.sites,
             skip=self.skip,
-            batch_size=self.batch_size,
-            progress=self.progress,
-            checkpoint=self.keeper,
             state=self.state,
-            also=self._count if count_ratio else None,
+            first_apart=apart,
+            keep_yy=bool(self.own),
+            also=self._count if scored else None,
+            **self.options,
         )
+        keys = [(layer, site) for layer in range(self.model.cfg.n_layers) for site in self.sites]
+        first = {key: found[first_key(key)] for key in keys} if apart else {}
+        return {key: found[key] for key in keys}, first
 
-    def sums(
-        self, rows: RowView, fits: dict[Key, LinearFit], moments: dict[Key, Moments]
-    ) -> dict[Key, SequenceSums]:
+    def sums(self, rows: RowView, readings: list[Reading]) -> list[dict[Key, SequenceSums]]:
         """Phase two: residuals on the other rows."""
         return score_fits(
-            self.model,
-            rows,
-            fits,
-            {key: moments[key].mean_x for key in fits},
-            skip=self.skip,
-            batch_size=self.batch_size,
-            progress=self.progress,
-            checkpoint=self.keeper,
-            state=self.state,
-            also=self._count,
+            self.model, rows, readings, state=self.state, also=self._count, **self.options
         )
 
     def update_ratio(self) -> Float[Tensor, " layer"]:
@@ -335,3 +302,26 @@ class _Run:
         sums = self.state.sums["update_ratio"]
         total, count = all_reduce_sum(sums).unbind(1)
         return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+
+    def own_statistics(self, fitted: dict[Key, Moments]) -> dict[str, LayerStatistic]:
+        """The user's functions on the rows scored, on those fitted, and without each group."""
+        if not self.own:
+            return {}
+        n_layers = self.model.cfg.n_layers
+        found = {name: torch.full((4, n_layers), torch.nan).double() for name in self.own}
+        for layer in range(n_layers):
+            groups = [
+                self.state.moments.get(_group(layer, g), Moments(keep_yy=True)).copy().all_reduce_()
+                for g in range(_GROUPS)
+            ]
+            groups = [g for g in groups if g.n]
+            if not groups:
+                continue
+            for name, function in self.own.items():
+                found[name][:3, layer] = jackknife(groups, function)
+                found[name][3, layer] = float(function(fitted[layer, self.sites[0]]))
+        return {name: LayerStatistic(both[0], both[1:3].T, both[3]) for name, both in found.items()}
+
+
+def _group(layer: int, g: int) -> Key:
+    return layer, f"group-{g}"  # type: ignore[return-value]

@@ -1,0 +1,197 @@
+"""Both readings of a profile from one pass, few rows said, statistics of one's own, paired differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from linearity_data import activations, numpy_r2, small, split, tokens
+from sklearn.linear_model import RidgeCV
+
+import lens_linear as ll
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg import Moments
+from lens_linear.linearity import compare_profiles
+
+SCORES = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
+
+
+def outlier(n_layers=2, size=300.0, seed=0):
+    """A model whose first position carries most of the variance, as in real language models."""
+    model = small(n_layers, seed=seed)
+    with torch.no_grad():
+        model.pos_embed.weight[0] += size * torch.randn(
+            16, generator=torch.Generator().manual_seed(1)
+        )
+    return model
+
+
+@pytest.mark.parametrize("fit", ["held-out", "in-sample"])
+def test_without_first_is_the_profile_with_skip_1(fit):
+    model, ids = outlier(), tokens(60)
+    both, alone = (ll.linearity_profile(model, ids, skip=s, fit=fit).to_dataframe() for s in (0, 1))
+    for name in SCORES:
+        assert np.allclose(both[f"{name}_without_first"], alone[name], atol=1e-9)
+        assert np.allclose(alone[f"{name}_without_first"], alone[name], atol=0)
+        if fit == "held-out":
+            for end in ("low", "high"):
+                assert np.allclose(
+                    both[f"{name}_without_first_{end}"], alone[f"{name}_{end}"], atol=1e-9
+                )
+    assert (both.block_r2 - both.block_r2_without_first).abs().max() > 0.01
+    assert alone.block_first_share.isna().all()
+
+
+def test_the_share_of_the_first_position_is_that_of_the_rows_fitted():
+    model, ids = outlier(), tokens(60)
+    profile = ll.linearity_profile(model, ids)
+    train, _ = split(ids)
+    for site in ("block", "ffn", "attn"):
+        y = activations(model, train, 1, site)[1]
+        about = (y - y.mean((0, 1))).square().sum((0, 2))
+        want = float(about[0] / about.sum())
+        assert float(profile.first_share[site][1]) == pytest.approx(want, rel=1e-4)
+    assert float(profile.first_share["block"][1]) > 0.9
+    plain = ll.linearity_profile(small(), ids)
+    assert float(plain.first_share["block"][1]) == pytest.approx(1 / 16, abs=0.05)
+
+
+def test_the_sentence_says_both_readings_only_where_they_differ():
+    profile = ll.linearity_profile(outlier(), tokens(120))
+    assert profile.first_position_layers("block")
+    share = float(profile.first_share["block"].max())
+    assert f"the first position holds up to {share:.0%} of a block's variance" in repr(profile)
+    both = [float(v["block"].nanmedian()) for v in (profile.scores, profile.without_first.values)]
+    assert f"blocks {both[0]:.3f} with it, {both[1]:.3f} without" in repr(profile)
+    inside = ll.linearity_profile(outlier(), tokens(120), fit="in-sample")
+    assert "first position" not in repr(
+        inside
+    )  # no interval, so nothing to judge the difference by
+    assert "first position" not in repr(ll.linearity_profile(outlier(), tokens(120), skip=1))
+
+
+def test_few_rows_are_said_and_the_ridge_of_least_leave_one_out_error_helps():
+    model = small(2, d_model=32)
+    few, enough = (ll.linearity_profile(model, tokens(n)) for n in (6, 14))
+    assert "only 1.5 rows an input" in repr(few) and "rows an input" not in repr(enough)
+    ridged = ll.linearity_profile(model, tokens(6), ridge="loo").to_dataframe()
+    assert (ridged.ffn_r2 > few["ffn_r2"] + 0.05).all()
+    with pytest.raises(InvalidArgumentError, match="ridge"):
+        ll.linearity_profile(model, tokens(6), ridge="cv")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_leave_one_out_ridge_is_close_to_that_of_scikit_learn(dtype):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 40, generator=g, dtype=torch.float64) * torch.logspace(0, -1, 40)
+    y = x @ torch.randn(40, 5, generator=g).double() + 3 * torch.randn(90, 5, generator=g).double()
+    x, y = x.to(dtype), y.to(dtype)
+    fit = Moments().update(x, y).fit(ridge="loo")
+    grid = np.geomspace(1e-3, 1e4, 141)
+    oracle = RidgeCV(alphas=grid, scoring=None).fit(x.numpy(), y.numpy())
+    assert 0.4 < fit.ridge / oracle.alpha_ < 2.5 and fit.ridge > 1
+    same = Moments().update(x, y).fit(ridge=fit.ridge)
+    assert torch.equal(same.weight, fit.weight)
+
+
+def erank(moments):
+    p = torch.linalg.eigvalsh(moments.syy).clamp(min=0)
+    return float(torch.special.entr(p / p.sum()).sum().exp())
+
+
+def test_a_statistic_of_ones_own_on_both_halves_with_an_interval(tmp_path):
+    model, ids = small(), tokens(60)
+    own = {"erank": erank, "rows": lambda m: m.n}
+    profile = ll.linearity_profile(model, ids, statistics=own, batch_size=7)
+    frame = profile.to_dataframe()
+    for part, column in zip(split(ids), ("erank_fit", "erank"), strict=True):
+        y = activations(model, part, 1, "block")[1].flatten(0, 1)
+        p = torch.linalg.svdvals(y - y.mean(0)).square()
+        want = float(torch.special.entr(p / p.sum()).sum().exp())
+        assert frame[column][1] == pytest.approx(want, rel=1e-6)
+    assert (frame.erank_low < frame.erank).all() and (frame.erank < frame.erank_high).all()
+    assert frame.rows.tolist() == [30 * 16] * 2
+    # Leaving out three of 30 sequences at a time, by hand: the linear statistic's standard error.
+    left = np.full(10, 27 * 16.0)
+    spread = math.sqrt(9 * left.var())
+    assert frame.rows_high[0] - frame.rows[0] == pytest.approx(spread * 2.2621571628, abs=1e-9)
+    with pytest.raises(InvalidArgumentError, match="statistics must map names"):
+        ll.linearity_profile(model, ids, statistics={"a b": erank})
+
+
+def test_the_interval_of_a_mean_is_that_of_its_groups():
+    model, ids = small(), tokens(80)
+    own = {"first": lambda m: float(m.mean_x[0])}
+    frame = ll.linearity_profile(model, ids, statistics=own).to_dataframe()
+    _, test = split(ids)
+    x = activations(model, test, 0, "block")[0][..., 0].mean(1)  # by sequence
+    groups = torch.stack([x[g::10].mean() for g in range(10)])
+    error = float(groups.std() / 10**0.5) * 2.2621571628
+    assert frame["first"][0] == pytest.approx(float(x.mean()), rel=1e-6)
+    assert frame.first_high[0] - frame["first"][0] == pytest.approx(error, rel=1e-5)
+
+
+def test_a_killed_profile_goes_on_with_its_statistics_and_both_readings(tmp_path):
+    model, ids, path = outlier(), tokens(40), tmp_path / "pass.safetensors"
+    arguments = {"statistics": {"erank": erank}, "batch_size": 4}
+    want = ll.linearity_profile(model, ids, **arguments).to_dataframe()
+    calls = 0
+
+    def dies(_module, _inputs):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+
+    handle = model.blocks[1].mlp.register_forward_pre_hook(dies)
+    with pytest.raises(KeyboardInterrupt):
+        ll.linearity_profile(model, ids, **arguments, checkpoint=path, save_every=4)
+    handle.remove()
+    assert path.is_file() and calls == 8
+    got = ll.linearity_profile(
+        model, ids, **arguments, checkpoint=path, save_every=4
+    ).to_dataframe()
+    assert float((want - got).abs().max().max()) < 1e-9 and not path.exists()
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_and_right():
+    ids = tokens(60)
+    models = {"a": small(2), "b": small(2)}
+    with torch.no_grad():
+        models["b"].blocks[1].mlp.out.weight.mul_(1.3)
+    found = compare_profiles({name: ll.linearity_profile(m, ids) for name, m in models.items()})
+    frame = found.difference("a", "b")
+    one, other = found.profiles["a"], found.profiles["b"]
+    want = one.scores["block"] - other.scores["block"]
+    assert np.allclose(frame.block_r2, want, atol=1e-12) and float(want[1].abs()) > 1e-3
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.randint(30, (1000, 30), generator=g)
+    values = []
+    for profile in (one, other):
+        residual, total = profile.sums["block"][:, 1]
+        values.append(1 - residual[drawn].sum(1) / total[drawn].sum(1))
+    low, high = np.quantile((values[0] - values[1]).numpy(), [0.025, 0.975])
+    assert (frame.block_r2_low[1], frame.block_r2_high[1]) == pytest.approx((low, high), abs=1e-12)
+    apart = sum(
+        float(p.intervals["block"][1, 1] - p.intervals["block"][1, 0]) for p in (one, other)
+    )
+    assert frame.block_r2_high[1] - frame.block_r2_low[1] < 0.7 * apart
+    assert np.allclose(found.difference("a", "a").ffn_r2_high, 0)
+    other = ll.linearity_profile(models["b"], tokens(50))
+    with pytest.raises(InvalidArgumentError, match="n_sequences is 30 and 25"):
+        compare_profiles({"a": one, "b": other}).difference("a", "b")
+    with pytest.raises(InvalidArgumentError, match="name must be one of"):
+        found.difference("a", "c")
+    inside = ll.linearity_profile(models["a"], ids, fit="in-sample")
+    with pytest.raises(InvalidArgumentError, match="held-out"):
+        compare_profiles({"a": inside}).difference("a", "a")
+
+
+def test_the_reading_is_that_of_numpy_without_the_first_position():
+    model, ids = outlier(), tokens(60)
+    train, test = split(ids)
+    data = [v for part in (train, test) for v in activations(model, part, 1, "attn", skip=1)]
+    want = numpy_r2(*data, rounding=1e-6)
+    profile = ll.linearity_profile(model, ids, sites=["attn"])
+    assert float(profile.without_first.values["attn"][1]) == pytest.approx(want, abs=1e-6)
+    assert profile.solvers["attn"][1] in ("cholesky", "svd") and profile.solvers["ffn"] == ("", "")
