@@ -11,7 +11,7 @@ from torch import Tensor
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linearity.measure.intervals import held_out_null, ratio_interval
 from lens_linear.models.capture import SITES, Site
-from lens_linear.stats.collect import SequenceSums
+from lens_linear.stats.collect import Reading, SequenceSums
 from lens_linear.stats.resume import Key
 
 SCORES = ("block", "block_no_residual", "ffn", "attn")
@@ -34,7 +34,7 @@ class Scores:
 
 
 def held_out_scores(
-    n_layers: int, sums: dict[Key, SequenceSums], *, confidence: float, seed: int
+    n_layers: int, sums: dict[Key, SequenceSums], confidence: float, seed: int
 ) -> Scores:
     """R² with intervals from sums by sequence; one draw of sequences serves all layers and scores."""
     n = len(next(iter(sums.values())).total) if sums else 0
@@ -63,13 +63,11 @@ def held_out_scores(
     )
 
 
-def in_sample_scores(
-    n_layers: int, moments: dict[Key, Moments], fits: dict[Key, LinearFit]
-) -> Scores:
+def in_sample_scores(n_layers: int, moments: dict[Key, Moments], reading: Reading) -> Scores:
     """R² of maps on the rows they were fitted on."""
     nan = torch.full((n_layers,), torch.nan, dtype=torch.float64)
     values = {score: nan.clone() for score in SCORES}
-    for (layer, site), fit in fits.items():
+    for (layer, site), fit in reading.fits.items():
         values[site][layer] = fit.r_squared
         if site == "block":
             values["block_no_residual"][layer] = _without_residual(moments[layer, site], fit)

@@ -140,38 +140,24 @@ def linearity_profile(
         require_float("ridge", ridge, minimum=0.0)
     seed = require_seed(seed)
     own = _own_statistics(statistics)
-    held_out = fit == "held-out"
     rows = as_rows(model, tokens, skip=skip)
-    sites = _usable(model, sites)
-    width, n_layers = model.cfg.d_model, model.cfg.n_layers
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
+    held_out, n_layers, width = fit == "held-out", model.cfg.n_layers, model.cfg.d_model
+    sites, length = _usable(model, sites), rows.n_tokens(skip) // len(rows)
+    require_rows_for_fit(len(rows), length, width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
-    question = ""
-    if checkpoint is not None:
-        knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-        question = fingerprint(model, rows, **knobs, statistics=sorted(own))
-    keeper = Checkpoint(checkpoint, question, every=save_every)
+    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
+    keeper = _keeper(checkpoint, save_every, model, rows, {**knobs, "own": sorted(own)})
     run = _Run(model, sites, skip, batch_size, progress, keeper, own)
     moments, first = run.moments(train, scored=not held_out)
     whole = {key: m + first[key] for key, m in moments.items()} if first else moments
-    readings = [Reading(skip, *_fitted(whole, ridge))]
-    if first:
-        readings.append(Reading(1, *_fitted(moments, ridge)))
+    held = [whole, moments] if first else [whole]
+    readings = [Reading(skip + i, *_fitted(part, ridge)) for i, part in enumerate(held)]
     if held_out:
-        found = [
-            held_out_scores(n_layers, sums, confidence=confidence, seed=seed)
-            for sums in run.sums(test, readings)
-        ]
+        found = [held_out_scores(n_layers, s, confidence, seed) for s in run.sums(test, readings)]
     else:
-        statistics_of = (whole, moments)
-        found = [
-            in_sample_scores(n_layers, held, reading.fits)
-            for held, reading in zip(statistics_of, readings, strict=False)
-        ]
+        found = [in_sample_scores(n_layers, *pair) for pair in zip(held, readings, strict=True)]
     fits = readings[0].fits
-    ratio, statistics_found = run.update_ratio(), run.own_statistics(whole)
-    keeper.remove()
-    return LinearityProfile(
+    profile = LinearityProfile(
         model_name=str(model.cfg.model_name),
         fit=fit,
         scores=found[0].values,
@@ -182,8 +168,8 @@ def linearity_profile(
         ranks=ranks(n_layers, fits),
         solvers=solvers(n_layers, fits),
         null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
-        update_ratio=ratio,
-        statistics=statistics_found,
+        update_ratio=run.update_ratio(),
+        statistics=run.own_statistics(whole),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
@@ -193,6 +179,18 @@ def linearity_profile(
         seed=seed,
         confidence=confidence,
     )
+    keeper.remove()
+    return profile
+
+
+def _keeper(
+    path: str | Path | None,
+    every: int,
+    model: TransformerBridge,
+    rows: RowView,
+    knobs: dict[str, Any],
+) -> Checkpoint:
+    return Checkpoint(path, "" if path is None else fingerprint(model, rows, **knobs), every=every)
 
 
 def _own_statistics(statistics: Any) -> dict[str, Statistic]:
