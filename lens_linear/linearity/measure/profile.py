@@ -33,7 +33,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
+from lens_linear.linalg import Moments, all_reduce_sum, to_compute
 from lens_linear.linearity.measure.intervals import jackknife
 from lens_linear.linearity.measure.pooled_scores import (
     first_shares,
@@ -138,20 +138,18 @@ def linearity_profile(
     require_choice("fit", fit, ("held-out", "in-sample"))
     if ridge != "loo":
         require_float("ridge", ridge, minimum=0.0)
-    seed = require_seed(seed)
-    own = _own_statistics(statistics)
+    seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
     held_out, n_layers, width = fit == "held-out", model.cfg.n_layers, model.cfg.d_model
-    sites, length = _usable(model, sites), rows.n_tokens(skip) // len(rows)
-    require_rows_for_fit(len(rows), length, width, halved=held_out)
+    sites = _usable(model, sites)
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
     keeper = _keeper(checkpoint, save_every, model, rows, {**knobs, "own": sorted(own)})
     run = _Run(model, sites, skip, batch_size, progress, keeper, own)
     moments, first = run.moments(train, scored=not held_out)
-    whole = {key: m + first[key] for key, m in moments.items()} if first else moments
-    held = [whole, moments] if first else [whole]
-    readings = [Reading(skip + i, *_fitted(part, ridge)) for i, part in enumerate(held)]
+    held = [{key: m + first[key] for key, m in moments.items()}, moments] if first else [moments]
+    readings = [_fitted(part, skip + i, ridge) for i, part in enumerate(held)]
     if held_out:
         found = [held_out_scores(n_layers, s, confidence, seed) for s in run.sums(test, readings)]
     else:
@@ -169,7 +167,7 @@ def linearity_profile(
         solvers=solvers(n_layers, fits),
         null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
         update_ratio=run.update_ratio(),
-        statistics=run.own_statistics(whole),
+        statistics=run.own_statistics(held[0]),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
@@ -207,14 +205,11 @@ def _own_statistics(statistics: Any) -> dict[str, Statistic]:
     return dict(statistics)
 
 
-def _fitted(
-    moments: dict[Key, Moments], ridge: float | Literal["loo"]
-) -> tuple[dict[Key, LinearFit], dict[Key, Tensor]]:
+def _fitted(moments: dict[Key, Moments], skip: int, ridge: float | Literal["loo"]) -> Reading:
     """Maps where the output varies and rows suffice, and the mean of their inputs."""
     usable = {key: m for key, m in moments.items() if m.n > (m.d_in or 0) + 1 and m.varies}
-    return {key: m.fit(ridge=ridge) for key, m in usable.items()}, {
-        key: m.mean_x for key, m in usable.items()
-    }
+    fits = {key: m.fit(ridge=ridge) for key, m in usable.items()}
+    return Reading(skip, fits, {key: m.mean_x for key, m in usable.items()})
 
 
 def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
