@@ -26,16 +26,59 @@ def row(start):
     ("start", "method"), [("fixed L", "fixed weights"), ("one gradient step", "gradient step")]
 )
 def test_errors_under_covariance_shift(start, method):
-    found = table("shift").query("method == @method").set_index("condition")["median"]
-    for said, condition in zip(row(start), (1, 16, 64, 256), strict=True):
-        assert said == float(f"{found[condition]:.2g}")
+    found = table("shift").query("method == @method").set_index("condition")
+    columns = ["error", "error_low", "error_high"]
+    want = [float(f"{found[c][k]:.2g}") for k in (1, 16, 64, 256) for c in columns]
+    assert row(start) == want
 
 
 def test_layers_and_flops_that_remove_it():
     cost = table("cost").query("method == 'Newton-Schulz from L'").set_index("condition")
     shifts = [1, 16, 64, 256]
-    assert row("Newton–Schulz layers needed for 1e-6")[-4:] == cost.layers[shifts].tolist()
+    columns = ["layers", "layers_low", "layers_high"]
+    want = [cost[c][k] for k in shifts for c in columns]
+    assert row("Newton–Schulz layers needed for 1e-6")[-12:] == want
     assert row("their cost") == cost.ratio[shifts].round(1).tolist()
+
+
+def test_the_dial():
+    frame = table("dial").query("dial == 'temperature'").reset_index()
+    at = [
+        frame.setting.sub(beta).abs().idxmin()
+        for beta in (0.001, 0.1, 0.316228, 1, 3.16228, 10, 100)
+    ]
+    for start, column, digits in (
+        ("to least squares, no gain", "raw_error", 3),
+        ("to least squares, with gain", "ols_error", 3),
+        ("to kernel regression", "kernel_error", 3),
+        ("rows that weigh in", "effective_rows", 1),
+        ("capacity (stored rows", "capacity", 1),
+    ):
+        want = [float(f"{frame[column][i]:.{digits}f}") for i in at]
+        assert row(start)[-7:] == want
+    ends = table("regimes").set_index("regime")
+    page = " ".join(PAGE.read_text().split())
+    said = {
+        "regression ends": "at β = {:.2f} ({:.2f} to {:.2f}",
+        "retrieval starts": "at {:.2f} ({:.2f} to {:.2f}",
+    }
+    for regime, words in said.items():
+        assert words.format(*ends.loc[regime][["beta", "beta_low", "beta_high"]]) in page
+    orders = table("dial").query("dial == 'order'").set_index("setting").ols_error
+    assert f"off by {orders[4]:.2f} at order 4, {orders[6]:.2f} at 6, {orders[8]:.2f} at 8" in page
+
+
+@pytest.mark.parametrize("head", ["L0H0", "L0H1", "L1H1", "L1H3"])
+def test_trained_heads(head):
+    frame = table("trained-heads").query("tokens == 'random rows twice'").set_index("head")
+    found = frame.loc[head]
+    columns = ["regression_r2", "retrieval_r2"]
+    columns += ["loss_other_values", "loss_turned_geometry", "loss_linear", "loss_retrieval"]
+    (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {head} ")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3] == found["kind"]
+    assert [float(c) for c in cells[1:3] + cells[4:]] == [float(f"{found[c]:.2f}") for c in columns]
+    assert (frame["kind"] == "retrieval").sum() == 7
 
 
 @pytest.mark.parametrize(

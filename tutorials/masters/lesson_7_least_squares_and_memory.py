@@ -32,10 +32,12 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.constructions import (
+    attention_dial,
     covariance_shift,
     hopfield_update,
     regression_data,
     swap_memories,
+    trained_heads,
 )
 from lens_linear.plots.style import colour, styled
 
@@ -155,6 +157,17 @@ ll.plots.hat_matrix(small.hat())
 # point is made of. Negative weights are common: a softmax could not produce them. The diagonal is special. It
 # says how far a point's prediction follows its *own* label. Statisticians call it the **leverage**.
 
+# %% [markdown]
+# A hook can also *change* what passes. Make one label count for nothing, by zeroing its column of the hat matrix
+# on the way, and compare with the formula: each prediction must move by that row's weight times its label.
+
+# %%
+drop = [("hook_hat", lambda hat, hook: hat.index_fill(1, torch.tensor([3]), 0.0))]
+with torch.no_grad():
+    without = small.run_with_hooks(x[:12], fwd_hooks=drop)
+moved = small(x[:12]).detach() - without
+print(f"largest gap to weight × label: {(moved - cache['hook_hat'][:, 3:4] * y[3]).abs().max():.1e}")
+
 # %% [exercise 7.4 difficulty=2 importance=3 minutes=10] Leverage
 # Return the diagonal of the hat matrix $X L L^\top X^\top$, without building the whole matrix.
 
@@ -205,8 +218,8 @@ ll.plots.ols_convergence(run, quantity="geometry_error")
 #
 # The layer remembers in two places.
 #
-# - **Slow memory**: $L$. It stands in the weights. It holds the *geometry* of the inputs, their covariance. It
-#   changes only when somebody trains.
+# - **Slow memory**: $L$. It stands in the weights. It holds the *geometry* of the inputs, their covariance (not
+#   their number: a context of any length is divided by its length). It changes only when somebody trains.
 # - **Fast memory**: the context. It holds the labels. It changes with every prompt.
 #
 # The fast memory can be written as a matrix. Swap the brackets: $(QK^\top)V = Q(K^\top V)$. The matrix
@@ -465,17 +478,85 @@ capacity.slopes().round(2)
 # logarithmic: each added dimension multiplies what it holds. The table compares the measured slopes with theory;
 # at these small sizes expect a difference of a few standard errors.
 #
+# ## One dial, from regression to retrieval
+#
+# Linear attention and softmax are two ends of one dial. Take the least-squares scores of a query, $s_j$, and turn up
+# $\beta$ in $\sum_j \mathrm{softmax}(\beta s)_j\, y_j$. For small $\beta$ the weights are
+# $(1 + \beta(s_j - \bar s))/n$: their mean, plus $\beta$ times least squares. For large $\beta$ one row takes all.
+
+# %%
+dial = attention_dial(betas=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), seeds=4)
+print(dial)
+ll.plots.attention_dial(dial)
+
+# %% [markdown]
+# **What you should see.** Up to $\beta$ of about 0.3 softmax *is* least squares, once it is multiplied by $1/\beta$
+# (without that gain it looks 99 % wrong, which is only its size). Then fewer and fewer rows weigh in. From about 2.6 on
+# one row holds more than half: the readout is the label of the nearest row, and the memory that holds many patterns.
+#
+# ## A trained head
+#
+# Where do the heads of a *trained* transformer stand? Take `attn-2l` and rows in which 32 random tokens come twice.
+# A head's queries, keys and values are hook points, so its memories can be exchanged with `run_with_hooks`. Give the
+# induction head the *values of another row*: its fast memory is gone, its geometry stays.
+
+# %%
+torch.set_default_dtype(torch.float32)
+model = ll.load("attn-2l")
+once = torch.randint(model.cfg.d_vocab, (8, 32), generator=torch.Generator().manual_seed(0))
+rows = torch.cat([once, once], dim=1)
+
+
+def loss_with(hooks) -> float:
+    """Nats a token on the second copies."""
+    with torch.no_grad():
+        logits = model.run_with_hooks(rows, fwd_hooks=hooks)
+    return float(torch.nn.functional.cross_entropy(logits[:, 32:-1].flatten(0, 1), rows[:, 33:].flatten()))
+
+
+def other_values(v, hook):
+    """Head 3 reads the values of the row before."""
+    v = v.clone()
+    v[:, :, 3] = v[:, :, 3].roll(1, dims=0)
+    return v
+
+
+print(f"left alone: {loss_with([]):.2f} nats on the second copy")
+print(f"L1H3 with another row's values: {loss_with([('blocks.1.attn.hook_v', other_values)]):.2f}")
+
+# %% [markdown]
+# Now all heads at once, against both ends of the dial. Each head's readout is compared with linear attention over
+# its own scores (regression) and with the value of its best key alone (retrieval). Then each memory is exchanged:
+# the *fast* one (keys and values of another row) and the *slow* one (queries turned by a random rotation).
+
+# %%
+heads = trained_heads(model, rows)
+print(heads)
+ll.plots.trained_heads(heads)
+
+# %%
+columns = ["head", "kind", "loss_other_values", "loss_turned_geometry", "loss_linear", "loss_retrieval"]
+heads.to_dataframe()[columns].round(2)
+
+# %% [markdown]
+# **What you should see.** The previous-token head L0H0 and the induction heads L1H1 and L1H3 retrieve: the value of
+# one key explains nearly all they read, and putting that value alone in place of the softmax costs almost nothing,
+# while linear attention costs 0.4 to 1.7 nats. L0H1 is the nearest to regression: there it is the other way round. In
+# the heads that matter both memories are needed: without its geometry a head finds nothing, without its context it
+# has nothing to find.
+#
 # ## Recap
 #
 # - Least squares is one linear-attention layer. Its scores are the hat matrix.
 # - Weights hold geometry (slow); the context holds labels (fast), in a matrix of fixed size.
 # - A fixed geometry is wrong when the data move. Newton–Schulz layers recompute it in context, at the price of
 #   depth.
+# - One dial leads from least squares to retrieval; trained heads stand along it, most at the far end.
 # - Linear attention holds about a seventh of $d$ patterns; softmax attention holds exponentially many.
 #
 # **Think about it.** (1) Why can one layer of softmax attention not be least squares for all data? (2) The fast memory has
-# a fixed size. What does that imply for very long contexts? (3) A head of a trained transformer: is it nearer to
-# the linear or to the exponential end? `lens_linear.constructions.trained_head_memory` measures it.
+# a fixed size. What does that imply for very long contexts? (3) Would the heads stand where they do on other text?
+# Try stories (`ll.evaluation_tokens(model)`) in place of the repeated rows.
 #
 # **Further reading**
 #
