@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_linear._tl import FactoredMatrix
+from lens_linear.circuits.heads import factored as search
 from lens_linear.circuits.heads.circuit_window import map_of
 from lens_linear.circuits.heads.factored import (
     copying_score,
@@ -140,3 +141,32 @@ def test_a_large_circuit_is_searched_without_the_dense_matrix():
     direct = torch.cat([(a[17] @ b), (a[19_999] @ b)]).topk(50).values
     torch.testing.assert_close(found.entries, direct, rtol=1e-5, atol=1e-4)
     assert set(found.row_ids.tolist()) <= {17, 19_999}
+
+
+@pytest.mark.parametrize("order", ["largest", "smallest", "absolute"])
+def test_a_search_in_float32_ranks_as_float64_does(order, monkeypatch):
+    g = torch.Generator().manual_seed(3)
+    matrix = FactoredMatrix(
+        torch.randn(300, 5, generator=g).double() * 30, torch.randn(5, 200, generator=g).double()
+    )
+    # Twenty entries that float32 cannot tell from the largest: only the recomputed ones can be ranked.
+    matrix.A[:20] = 500 * torch.eye(5)[0] * (1 + 1e-11 * torch.arange(20)[:, None])
+    exact = top_pairs(matrix, 30, order=order)
+    ties = FactoredMatrix(torch.ones(300, 1).double(), torch.ones(1, 200).double())
+    tied = top_pairs(ties, 7, order=order)
+    monkeypatch.setattr(search, "LARGE", 100)
+    monkeypatch.setattr(search, "MAX_EXTRA", 1000)
+    found = top_pairs(matrix, 30, order=order, max_bytes=20_000)
+    assert found.row_ids.tolist() == exact.row_ids.tolist()
+    assert found.column_ids.tolist() == exact.column_ids.tolist()
+    assert torch.equal(found.entries, exact.entries)
+    dense = (matrix.A @ matrix.B).flatten()
+    keys = {"largest": dense, "smallest": -dense, "absolute": dense.abs()}[order]
+    torch.testing.assert_close(
+        found.entries, dense[keys.argsort(descending=True)[:30]], rtol=1e-13, atol=0
+    )
+    assert (
+        top_pairs(ties, 7, order=order).column_ids.tolist()
+        == tied.column_ids.tolist()
+        == list(range(7))
+    )

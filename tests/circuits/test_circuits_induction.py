@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import lens_linear as ll
 from lens_linear.circuits.induction.repeated_rows import AttentionStats, measure, probe_rows
 from lens_linear.circuits.induction.scores import InductionScores, Thresholds
 from lens_linear.constructions.induction_model import build_induction
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
@@ -234,7 +235,7 @@ def test_a_previous_token_head_has_its_peak_there(near, previous, far, verdict):
         none[0],
         8,
     )
-    found = InductionScores(stats, none[0], none[0], Thresholds(), None, 0)
+    found = InductionScores(stats, none[0], none[0], none[0], Thresholds(), None, 0)
     assert found.verdicts == [[verdict]]
     assert float(found.excess[2]) == pytest.approx(previous - (near + far) / 2)
 
@@ -282,3 +283,52 @@ def test_bad_arguments_are_named():
         ll.induction_scores(native(n_ctx=6))
     with pytest.raises(UnsupportedModelError, match="no attention layers"):
         ll.induction_scores(toy_model(n_layers=0))
+
+
+def test_a_verdict_needs_evidence_of_copying_and_says_its_reason(attn_2l):
+    found = ll.induction_scores(attn_2l, rows_per_period=4)
+    assert found.verdicts[1][3] == "induction" and "target logit +" in found.reasons[1][3]
+    # The same head, whose effect on the copied token does not stand out of its own spread over rows.
+    for target, error, verdict in (
+        (0.004, 0.003, "none"),
+        (0.004, 0.001, "induction"),
+        (-0.5, 0.1, "none"),
+    ):
+        target_logit, se = found.target_logit.clone(), found.target_logit_se.clone()
+        target_logit[1, 3], se[1, 3] = target, error
+        changed = replace(found, target_logit=target_logit, target_logit_se=se)
+        assert changed.verdicts[1][3] == verdict
+        assert (verdict == "none") == ("is not clearly above 0" in changed.reasons[1][3])
+    named = found.named()
+    assert set(named["verdict"]) == {v for row in found.verdicts for v in row} - {"none"}
+    assert named["excess"].is_monotonic_decreasing
+    assert found.period_table("L1H3").equals(found.period_table(1, 3))
+
+
+def test_the_error_of_the_target_logit_is_that_over_rows():
+    model = native(d_vocab=40, n_ctx=30, n_layers=1)
+    found = ll.induction_scores(model, rows_per_period=3, seed=2)
+    shape = model_shape(model)
+    rows = probe_rows(shape, periods=None, rows_per_period=3, bos=None, seed=2).repeating()
+    z = run(model, rows.tokens, record=[(0, "z")])[(0, "z")].double()
+    written = torch.einsum("bphe,hed->hbpd", z, model.W_O[0].double()) @ model.W_U.double()
+    written = written - written.mean(-1, keepdim=True)
+    sums, counts = torch.zeros(3, len(rows.tokens)).double(), torch.zeros(len(rows.tokens)).double()
+    for row, period in enumerate(rows.periods.tolist()):
+        for t in range(period, 2 * period - 1):
+            sums[:, row] += written[:, row, t, rows.tokens[row, t + 1]]
+            counts[row] += 1
+    mean = sums.sum(1) / counts.sum()
+    apart = sums - counts * mean[:, None]
+    n = len(counts)
+    expected = (apart.square().sum(1) * n / (n - 1)).sqrt() / counts.sum()
+    torch.testing.assert_close(found.target_logit[0], mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.target_logit_se[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_infinite_patterns_are_refused_with_their_layer():
+    model = native(d_vocab=40, n_ctx=30)
+    with torch.no_grad():
+        model.original_model.layers[1].attn.q.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="layer 1"):
+        ll.induction_scores(model, rows_per_period=1)

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_ints, require_seed
+from lens_linear.checks import require_finite, require_int, require_ints, require_seed
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import batched, run
 from lens_linear.models.describe.shape import ModelShape
-from lens_linear.models.hooks import Spot
+from lens_linear.models.hooks import Edit
 from lens_linear.text.random_rows import repeated_tokens
 
 MIN_QUERIES = 8
@@ -146,16 +146,25 @@ def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: 
 
 
 def measure(model: TransformerBridge, rows: ProbeRows, *, batch_size: int = 16) -> AttentionStats:
-    """Run the rows and average attention at every relation; patterns are never all kept."""
+    """Run the rows and average attention at every relation; one layer's patterns are held at a time."""
     n_layers = int(model.cfg.n_layers)
-    spots: list[Spot] = [(layer, "pattern") for layer in range(n_layers)]
     body = rows.tokens.shape[1] - rows.start
+    seen: dict[int, Tensor] = {}
+
+    def visit(layer: int) -> Edit:
+        def read(pattern: Tensor) -> None:
+            require_finite(
+                f"the attention pattern of layer {layer} of {model.cfg.model_name!r}", pattern
+            )
+            seen[layer] = _row_table(pattern, rows.start, body)
+
+        return ((layer, "pattern"), read)
+
+    edits = [visit(layer) for layer in range(n_layers)]
     tables = []
     for _, part in batched(rows.tokens, batch_size):
-        out = run(model, part, record=spots, logits=False)
-        tables.append(
-            torch.stack([_row_table(out[spot], rows.start, body) for spot in spots], dim=1)
-        )
+        run(model, part, record=[(n_layers - 1, "pattern")], edits=edits, logits=False)
+        tables.append(torch.stack([seen[layer] for layer in range(n_layers)], dim=1))
     table = torch.cat(tables)  # [row, layer, head, what, offset]
     return _summary(table, rows, body)
 

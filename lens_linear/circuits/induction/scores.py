@@ -20,8 +20,8 @@ offset_mass         any token to the one ``offset`` back, the best of    uniform
 with the largest excess, if that reaches its threshold, else "none":
 
 * "induction": excess of prefix_matching at least 0.2 on average over the periods, at least half of that at
-  most periods (the median), and the head raises the logit of the token it should copy (``target_logit``
-  above 0, by the head's direct path);
+  most periods (the median), and the head clearly raises the logit of the token it should copy, by its direct
+  path: ``target_logit`` above 0 by more than two of its standard errors over rows;
 * "duplicate-token": excess of duplicate at least 0.2;
 * "previous-token": excess of prev_token at least 0.2, and neither offset 0 nor 2 draws more;
 * "positional": excess of offset_mass at least 0.2 at some fixed offset from 2 on.
@@ -42,6 +42,7 @@ Heads*, for prefix matching and copying; mixed periods and controls are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -51,7 +52,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_instance, require_int, require_seed
+from lens_linear.checks import (
+    head_name,
+    require_float,
+    require_head,
+    require_instance,
+    require_int,
+    require_seed,
+)
 from lens_linear.circuits.heads.factored import copying_of
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.repeated_rows import (
@@ -70,6 +78,7 @@ from lens_linear.tables import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+Head = tuple[int, int]
 Verdict = Literal["induction", "previous-token", "duplicate-token", "positional", "none"]
 VERDICTS: tuple[Verdict, ...] = (
     "induction",
@@ -101,6 +110,7 @@ class InductionScores(Result):
             embedding, values are clipped or gated).
         target_logit: mean direct effect of the head on the logit of the token that really comes next in
             the second copy, minus its mean effect on all tokens (logits). NaN where it cannot be read.
+        target_logit_se: its standard error over rows; NaN for one row.
         thresholds: behind the verdicts.
         bos: token put first in every row, or None.
         seed: of the rows.
@@ -111,6 +121,7 @@ class InductionScores(Result):
     stats: AttentionStats = field(repr=False)
     copying: Float[Tensor, "layer head"] = field(repr=False)
     target_logit: Float[Tensor, "layer head"] = field(repr=False)
+    target_logit_se: Float[Tensor, "layer head"] = field(repr=False)
     thresholds: Thresholds
     bos: int | None
     seed: int
@@ -131,6 +142,15 @@ class InductionScores(Result):
         )
 
     @property
+    def _own_excess(self) -> Float[Tensor, "layer head"]:
+        """Excess of the relation that the verdict names; the largest for "none"."""
+        excess = self.excess
+        which = [[VERDICTS.index(verdict) for verdict in row] for row in self.verdicts]
+        index = torch.tensor(which)
+        own = excess.gather(0, index.clamp(max=len(excess) - 1)[None])[0]
+        return torch.where(index < len(excess), own, excess.amax(0))
+
+    @property
     def best_offset(self) -> Int[Tensor, "layer head"]:
         """The fixed offset, from 2 on, that draws most attention above uniform."""
         return (self.stats.by_offset[2:] - self.stats.uniform[2:, None, None]).argmax(0) + 2
@@ -143,7 +163,7 @@ class InductionScores(Result):
         excess = self.excess.clone()
         gap = (self.stats.prefix - self.stats.prefix_control).quantile(0.5, dim=0)
         # Unknown (NaN) where the weights cannot be read: then the pattern alone decides.
-        follows = (gap >= limits.induction / 2) & ~(self.target_logit <= 0)
+        follows = (gap >= limits.induction / 2) & ~(self.target_logit <= self._needed_logit)
         excess[0] = torch.where(follows, excess[0], float("-inf"))
         near, previous, far = self.stats.neighbours
         excess[2] = torch.where(previous > torch.maximum(near, far), excess[2], float("-inf"))
@@ -151,6 +171,51 @@ class InductionScores(Result):
         best = torch.where(passed, excess, float("-inf")).argmax(0)
         best = torch.where(passed.any(0), best, len(needed))
         return [[VERDICTS[i] for i in row] for row in best.tolist()]
+
+    @property
+    def _needed_logit(self) -> Float[Tensor, "layer head"]:
+        """What ``target_logit`` must exceed: two standard errors, where there are any."""
+        return 2 * self.target_logit_se.nan_to_num(nan=0.0)
+
+    @property
+    def reasons(self) -> list[list[str]]:
+        """Why each head has its verdict, in words, [layer][head]."""
+        excess, verdicts = self.excess, self.verdicts
+        return [
+            [
+                self._reason(verdict, excess[:, layer, head], layer, head)
+                for head, verdict in enumerate(row)
+            ]
+            for layer, row in enumerate(verdicts)
+        ]
+
+    def _reason(self, verdict: Verdict, excess: Tensor, layer: int, head: int) -> str:
+        target, se = (float(x[layer, head]) for x in (self.target_logit, self.target_logit_se))
+        copies = "what it writes cannot be read from the weights"
+        if not math.isnan(target):
+            copies = f"target logit {target:+.3f} ± {2 * se:.3f}"
+        if verdict == "induction":
+            return f"prefix matching {float(excess[0]):.2f} above its control; {copies}"
+        limits = list(vars(self.thresholds).values())
+        if verdict == "none":
+            if float(excess[0]) >= limits[0] and target <= float(self._needed_logit[layer, head]):
+                return (
+                    f"looks like an induction head ({float(excess[0]):.2f} above its control), but "
+                    f"its {copies} "
+                    "is not clearly above 0"
+                )
+            if float(excess[0]) >= limits[0]:
+                return f"prefix matching {float(excess[0]):.2f} above its control, but not at most periods"
+            best = int(excess.argmax())
+            return f"largest excess {float(excess[best]):.2f} ({VERDICTS[best]}), below {limits[best]:g}"
+        which = VERDICTS.index(verdict)
+        return f"attention {float(excess[which]):.2f} above its control, at least {limits[which]:g}"
+
+    def named(self) -> pd.DataFrame:
+        """The heads that have a verdict, largest excess first, with their reasons; all others left out."""
+        frame = self.to_dataframe()
+        frame = frame[frame["verdict"] != "none"]
+        return frame.sort_values("excess", ascending=False, kind="stable").reset_index(drop=True)
 
     def heads(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the (layer, head) pairs with a verdict, largest excess first."""
@@ -176,7 +241,11 @@ class InductionScores(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a head: head, layer, index, the scores of the module's table, copying, verdict."""
+        """One row a head: head, layer, index, the scores of the module's table, copying, verdict, reason.
+
+        ``excess`` is that of the verdict's relation, or the largest where there is none. :meth:`named`
+        folds the heads without a verdict.
+        """
         import pandas as pd
 
         stats = self.stats
@@ -187,6 +256,7 @@ class InductionScores(Result):
             "positional_control": stats.prefix_control.mean(0),
             "copying": self.copying,
             "target_logit": self.target_logit,
+            "target_logit_se": self.target_logit_se,
             "prev_token": stats.neighbours[1],
             "duplicate": stats.duplicate.mean(0),
             "duplicate_control": stats.duplicate_control.mean(0),
@@ -194,23 +264,30 @@ class InductionScores(Result):
             "offset_mass": stats.by_offset.gather(0, best[None])[0],
             "first_token": stats.first,
             "prefix_se": stats.prefix_se,
+            "excess": self._own_excess,
         }
         frame = pd.DataFrame(
             {
-                "head": [f"L{layer}H{head}" for layer in range(layers) for head in range(heads)],
+                "head": [
+                    head_name(layer, head) for layer in range(layers) for head in range(heads)
+                ],
                 "layer": [layer for layer in range(layers) for _ in range(heads)],
                 "index": [head for _ in range(layers) for head in range(heads)],
                 **{name: value.flatten().numpy() for name, value in columns.items()},
             }
         )
         frame["verdict"] = [verdict for row in self.verdicts for verdict in row]
+        frame["reason"] = [reason for row in self.reasons for reason in row]
         return frame
 
-    def period_table(self, layer: int, head: int) -> pd.DataFrame:
-        """One row a period for one head: prefix_matching, positional_control, duplicate, its control."""
+    def period_table(self, layer: int | str | Head, head: int | None = None) -> pd.DataFrame:
+        """One row a period for one head, named ``1, 3`` or ``"L1H3"``: both scores and their controls."""
         import pandas as pd
 
         stats = self.stats
+        n_layers, n_heads = self.copying.shape
+        asked = layer if head is None else (layer, head)
+        layer, head = require_head("head", asked, n_layers=n_layers, n_heads=n_heads)
         return pd.DataFrame(
             {
                 "period": stats.periods,
@@ -280,10 +357,11 @@ def induction_scores(
     )
     stats = measure(model, rows, batch_size=batch_size)
     copying = torch.full((shape.n_layers, shape.n_heads), float("nan"), dtype=torch.float64)
-    target = copying.clone()
+    target, spread = copying.clone(), copying.clone()
     if weights is not None:
-        copying, target = _copying(weights), _target_logit(model, weights, rows, batch_size)
-    return InductionScores(stats, copying, target, limits, first, seed)
+        copying = _copying(weights)
+        target, spread = _target_logit(model, weights, rows, batch_size)
+    return InductionScores(stats, copying, target, spread, limits, first, seed)
 
 
 def _weights(model: TransformerBridge) -> ModelWeights | None:
@@ -320,16 +398,15 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
 
 def _target_logit(
     model: TransformerBridge, weights: ModelWeights, rows: ProbeRows, batch_size: int
-) -> Float[Tensor, "layer head"]:
-    """Direct effect of each head on the right next token in the second copy, above the mean token."""
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """Direct effect of each head on the right next token in the second copy, and its standard error."""
     attention = require_attention(weights)
-    n_layers = len(attention.W_O)
-    out_vocab = weights.W_U.shape[1]
+    n_layers, out_vocab = len(attention.W_O), weights.W_U.shape[1]
     spots: list[Spot] = [(layer, "z") for layer in range(n_layers)]
     spots.append((n_layers - 1, "resid_post"))
     repeating = rows.periods > 0
     periods = rows.periods[repeating]
-    total, count = torch.zeros(attention.W_O.shape[:2], dtype=torch.float64), 0
+    sums, counts = [], []  # by row
     for first, part in batched(rows.tokens[repeating], batch_size):
         out = run(model, part, record=spots, logits=False)
         own = periods[first : first + len(part)][:, None]
@@ -340,9 +417,18 @@ def _target_logit(
         wanted = weights.class_centred.T[part[row, position + 1]]
         stream = out[spots[-1]].to("cpu", torch.float64)[row, position]
         wanted = wanted / norm_scale(stream, weights.final_norm, weights.eps)
+        found = torch.zeros(len(part), *attention.W_O.shape[:2], dtype=torch.float64)
         for layer in range(n_layers):
             z = out[(layer, "z")].to("cpu", torch.float64)[row, position]
             z = z.reshape(len(row), attention.W_O.shape[1], -1)
-            total[layer] += torch.einsum("nhe,hed,nd->h", z, attention.W_O[layer], wanted)
-        count += len(row)
-    return total / max(1, count)
+            each = torch.einsum("nhe,hed,nd->nh", z, attention.W_O[layer], wanted)
+            found[:, layer].index_add_(0, row, each)
+        sums.append(found)
+        counts.append(inside.sum(1))
+    total, count = torch.cat(sums), torch.cat(counts).double()
+    mean = total.sum(0) / count.sum().clamp_min(1)
+    n = len(total)
+    if n < 2:
+        return mean, torch.full_like(mean, math.nan)
+    apart = total - count[:, None, None] * mean
+    return mean, (apart.square().sum(0) * n / (n - 1)).sqrt() / count.sum().clamp_min(1)
