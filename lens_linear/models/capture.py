@@ -60,9 +60,14 @@ class PaddedTokens(Protocol):
     """What :class:`lens_linear.Task` is to this room: ids padded on the right, and what is real."""
 
     @property
-    def tokens(self) -> Tensor: ...
+    def tokens(self) -> Tensor:
+        """Ids [row, position]."""
+        ...
+
     @property
-    def mask(self) -> Tensor: ...
+    def mask(self) -> Tensor:
+        """Bool, True for real tokens."""
+        ...
 
 
 class _Stop(Exception):

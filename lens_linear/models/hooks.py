@@ -96,6 +96,11 @@ def require_bridge(model: Any) -> TransformerBridge:
     return model
 
 
+def is_causal(model: TransformerBridge) -> bool:
+    """Say whether tokens see earlier ones only, as the configuration has it."""
+    return getattr(model.cfg, "attention_dir", "causal") == "causal"
+
+
 def require_causal(model: TransformerBridge) -> None:
     """Refuse a model whose tokens see later ones.
 
@@ -103,7 +108,7 @@ def require_causal(model: TransformerBridge) -> None:
         UnsupportedModelError: the configuration says so.
     """
     direction = getattr(model.cfg, "attention_dir", "causal")
-    if direction != "causal":
+    if not is_causal(model):
         raise UnsupportedModelError(
             f"model {getattr(model.cfg, 'model_name', '?')!r} must be causal, but its configuration says "
             f"attention_dir={direction!r}: its tokens see later ones; use a decoder such as gpt2"

@@ -143,3 +143,42 @@ def test_pattern_of_a_sequence_with_its_text():
     assert len(found) == 3 * 15 and found["attention"].sum() == pytest.approx(15)
     with pytest.raises(InvalidArgumentError, match="one sequence"):
         attention_pattern(model, ids(model, 2, 5), 1)
+
+
+def test_scores_by_writer_and_on_average_are_those_of_the_pairs():
+    found = ll.qk_attribution(native(), ids(native(), 2, 5), "L1H2")
+    assert found.name == "L1H2"
+    table = found.map(4, 2, batch=1)
+    for side, scores in (("key", table.sum(0)), ("query", table.sum(1))):
+        frame = found.by_writer(side, query=4, key=2, batch=1).set_index("component")["score"]
+        np.testing.assert_allclose(frame[list(found.components)], scores)
+        assert frame.abs().is_monotonic_decreasing
+    above = found.by_writer(query=4, key=2, contrast=True)
+    assert above["score"].sum() == pytest.approx(float(found.contrast(4, 2).sum()))
+    weights = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0)).tril()
+    expected = sum(
+        float(weights[b, q, k]) * found.contrast(q, k, batch=b)
+        for b in range(2) for q in range(5) for k in range(q + 1)
+    )  # fmt: skip
+    torch.testing.assert_close(found.mean_contrast(weights), expected / weights.double().sum())
+    for bad in (torch.zeros(2, 5, 5), -weights, weights[0], weights - weights.mean()):
+        with pytest.raises(InvalidArgumentError, match="weights must be"):
+            found.mean_map(bad)
+    with pytest.raises(InvalidArgumentError, match="given together"):
+        found.to_dataframe(3)
+
+
+def test_models_that_look_both_ways_keep_their_later_keys():
+    model = native(attention_dir="bidirectional")
+    tokens = ids(model, 1, 5)
+    found = ll.qk_attribution(model, tokens, 1, 0)
+    pattern = run(model, tokens, record=[(1, "pattern")])[(1, "pattern")][0]
+    rebuilt = found.total[0].softmax(-1).float()
+    torch.testing.assert_close(rebuilt, pattern[0], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.mean_map(), found.scores.mean((2, 3, 4)))
+    others = found.scores[:, :, 0, 1, [0, 2, 3, 4]].mean(-1)
+    torch.testing.assert_close(found.contrast(1, 1), found.scores[:, :, 0, 1, 1] - others)
+    frame = attention_pattern(model, tokens[0], 1).to_dataframe()
+    assert len(frame) == 3 * 25 and frame["attention"].sum() == pytest.approx(15)
+    positional = ll.head(model, "L1H0").positional_qk(5)
+    assert len(positional.to_dataframe()) == 25 and float(positional.pattern[0, 4]) > 0

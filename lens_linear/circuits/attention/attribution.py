@@ -18,17 +18,18 @@ Where a model bounds its scores (soft cap), the sum is the score before the boun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_int
+from lens_linear.checks import head_name, require_choice, require_int
 from lens_linear.circuits.attention.components import (
     HeadOutputs,
     stream_components,
@@ -36,13 +37,14 @@ from lens_linear.circuits.attention.components import (
 )
 from lens_linear.circuits.heads.head_circuit import place_of, require_attention
 from lens_linear.circuits.labels import require_labels
-from lens_linear.errors import FigureTooLargeError, UnsupportedModelError
+from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import Run, require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import NormKind, norm_scale, read_attention, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
+from lens_linear.models.hooks import is_causal
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class QKAttribution(Result):
         keys: each component's share of the key.
         model_scores: the model's own scores before the softmax (bounded, where it has a soft cap).
         softcap: the bound the model puts on scores, or None.
+        causal: whether a query sees keys up to itself only; else it sees all.
     """
 
     _figure = "qk_attribution"
@@ -80,6 +83,7 @@ class QKAttribution(Result):
     model_scores: Float[Tensor, "batch query key"] = field(repr=False)
     softcap: float | None = None
     labels: Sequence[str] | None = field(default=None, repr=False)
+    causal: bool = True
 
     @property
     def name(self) -> str:
@@ -137,15 +141,81 @@ class QKAttribution(Result):
 
         Args:
             weights: how much each (query, key) counts, e.g. 1 at the induction keys; equal over all keys
-                up to the query by default.
+                that a query sees by default. At least 0, not all 0.
         """
-        if weights is None:
-            length = self.tokens.shape[1]
-            weights = torch.ones(len(self.tokens), length, length).tril()
-        weights = weights.to(self.queries.dtype)
-        weights = weights / weights.sum()
-        mixed = torch.einsum("bqk,cbkd->cbqd", weights, self.keys)
+        mixed = torch.einsum("bqk,cbkd->cbqd", self._weights(weights), self.keys)
         return torch.einsum("abqd,cbqd->ac", self.queries, mixed)
+
+    def mean_contrast(
+        self, weights: Float[Tensor, "batch query key"] | None = None
+    ) -> Float[Tensor, "component component"]:
+        """Return :meth:`contrast` averaged over queries and keys: what makes the head look there on average.
+
+        Args:
+            weights: as in :meth:`mean_map`, e.g. 1 at the induction keys.
+        """
+        w = self._weights(weights)
+        seen = self._visible().sum(1)  # keys of each query
+        alone = (seen < 2).to(w)[None, :, None]
+        # key - (sum of keys - key) / (seen - 1), for each query; a query of one key has no others.
+        others = (seen - 1).clamp(min=1).to(w)[None, :, None]
+        own = torch.einsum("bqk,cbkd->cbqd", w * (1 + (1 - alone) / others), self.keys)
+        share = w.sum(-1, keepdim=True) * (1 - alone) / others
+        every = torch.einsum("qk,cbkd->cbqd", self._visible().to(w), self.keys)
+        return torch.einsum("abqd,cbqd->ac", self.queries, own - share * every)
+
+    def by_writer(
+        self,
+        side: Literal["query", "key"] = "key",
+        *,
+        query: int,
+        key: int,
+        batch: int = 0,
+        contrast: bool = False,
+    ) -> pd.DataFrame:
+        """Return one score split by what wrote one side of it: columns component, score, largest first.
+
+        The scores sum to the head's score at (query, key).
+
+        Args:
+            side: "key" splits by what the key's stream is made of, "query" by the query's.
+            query: position of the query.
+            key: position of the key.
+            batch: which sequence.
+            contrast: split the score above the mean of the query's other keys instead.
+        """
+        import pandas as pd
+
+        require_choice("side", side, ("query", "key"))
+        table = (self.contrast if contrast else self.map)(query, key, batch=batch)
+        scores = table.sum(0 if side == "key" else 1)
+        frame = pd.DataFrame({"component": self.components, "score": scores.numpy()})
+        order = frame["score"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].reset_index(drop=True)
+
+    def _visible(self) -> Bool[Tensor, "query key"]:
+        """Which keys a query sees."""
+        length = self.tokens.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool)
+        return seen.tril() if self.causal else seen
+
+    def _weights(self, weights: Tensor | None) -> Float[Tensor, "batch query key"]:
+        """Weights that sum to 1."""
+        shape = (len(self.tokens), self.tokens.shape[1], self.tokens.shape[1])
+        if weights is None:
+            weights = self._visible().expand(shape)
+        if not isinstance(weights, Tensor) or tuple(weights.shape) != shape:
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise InvalidArgumentError(
+                f"weights must be a tensor {list(shape)} [batch, query, key], got {got}"
+            )
+        weights = weights.to(self.queries.dtype)
+        if not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < math.inf:
+            raise InvalidArgumentError(
+                "weights must be at least 0 and not all 0: they say how much each (query, key) counts; pass "
+                "e.g. 1 at the pairs of interest and 0 elsewhere"
+            )
+        return weights / weights.sum()
 
     def contrast(
         self, query: int, key: int, *, batch: int = 0
@@ -157,7 +227,7 @@ class QKAttribution(Result):
         length = self.tokens.shape[1]
         query = require_int("query", query, minimum=-length, maximum=length - 1) % length
         here = self.map(query, key, batch=batch)
-        others = [k for k in range(query + 1) if k != key % length]
+        others = [k for k in self._visible()[query].nonzero()[:, 0].tolist() if k != key % length]
         if not others:
             return here
         mean_key = self.keys[:, batch, others].mean(1)
@@ -168,11 +238,16 @@ class QKAttribution(Result):
     ) -> pd.DataFrame:
         """Columns query_component, key_component, score, largest first.
 
-        Of one (query, key) where both are given, else of the mean over all keys up to their query.
+        Of one (query, key) where both are given, of the mean over all keys that a query sees without them.
         """
         import pandas as pd
 
         both = query is not None and key is not None
+        if not both and (query is not None or key is not None):
+            raise InvalidArgumentError(
+                "query and key must be given together, got one of them; pass both, or neither for the mean over "
+                "all keys that a query sees"
+            )
         table = self.map(query, key, batch=batch) if both else self.mean_map()  # type: ignore[arg-type]
         n = len(self.components)
         frame = pd.DataFrame(
@@ -255,6 +330,7 @@ def qk_attribution(
         own,
         attention.softcap,
         require_labels(labels, model, shape.d_vocab),
+        is_causal(model),
     )
     limit = _LIMITS.get(out[(layer, "resid_pre")].dtype, _HALF_LIMIT)
     if not result.max_error <= limit * max(1.0, float(own.abs().max())):

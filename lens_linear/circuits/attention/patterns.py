@@ -45,15 +45,16 @@ class AttentionPattern(Result):
         return f"AttentionPattern of layer {self.layer}: {heads} heads, {length} tokens"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns head, query, key, attention for keys up to their query."""
+        """Columns head, query, key, attention: keys up to their query, or all where later ones are seen."""
         import pandas as pd
 
         heads, length = self.pattern.shape[:2]
+        later = bool(self.pattern.triu(1).any())  # the model looks both ways
         rows: list[dict[str, Any]] = [
             {"head": h, "query": q, "key": k, "attention": float(self.pattern[h, q, k])}
             for h in range(heads)
             for q in range(length)
-            for k in range(q + 1)
+            for k in range(length if later else q + 1)
         ]
         return pd.DataFrame(rows)
 

@@ -57,6 +57,7 @@ from lens_linear.models.describe.rotary import Rotary, read_rotary
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import AttentionWeights, ModelWeights, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.hooks import is_causal
 
 Circuit = Literal["qk", "ov"]
 SIDES: dict[Circuit, tuple[str, str]] = {"qk": ("query", "key"), "ov": ("source", "output")}
@@ -216,6 +217,7 @@ class HeadCircuit:
                 "position rows",
                 scales,
                 self.name,
+                causal=is_causal(self.model),
             )
         rotary = self._rotary(n)
         if rotary is None:
@@ -232,6 +234,7 @@ class HeadCircuit:
             "mean content, rotated",
             scales,
             self.name,
+            causal=is_causal(self.model),
         )
 
     def circuit(self, which: Circuit) -> FactoredMatrix:

@@ -28,6 +28,7 @@ class PositionalQK(FactoredMatrix):
         name: of the head.
         source: which of the two this is.
         scales: typical norm scale of each position at layer 0, used by :attr:`pattern`; ones without norm.
+        causal: whether a query sees positions up to its own only.
     """
 
     def __init__(
@@ -37,11 +38,14 @@ class PositionalQK(FactoredMatrix):
         source: PositionSource,
         scales: Float[Tensor, " position"],
         name: str = "head",
+        *,
+        causal: bool = True,
     ) -> None:
         super().__init__(queries, keys)
         self.name = name
         self.source: PositionSource = source
         self.scales = scales
+        self.causal = causal
 
     def __repr__(self) -> str:
         n, m = self.ldim, self.rdim
@@ -54,13 +58,13 @@ class PositionalQK(FactoredMatrix):
 
     @property
     def pattern(self) -> Float[Tensor, "query key"]:
-        """Causal softmax of the scores over the typical norm scales; rows sum to 1.
+        """Softmax of the scores over the typical norm scales, causal in causal models; rows sum to 1.
 
         Exact for a head whose score has no content part; otherwise the pattern of a stream in which
         content favours no key.
         """
         scores = self.scores / (self.scales[:, None] * self.scales[None])
-        mask = torch.ones(scores.shape, dtype=torch.bool).triu(1)
+        mask = torch.ones(scores.shape, dtype=torch.bool).triu(1) & self.causal
         return scores.masked_fill(mask, float("-inf")).softmax(-1)
 
     def offset_pattern(self) -> Float[Tensor, " offset"]:
@@ -69,14 +73,21 @@ class PositionalQK(FactoredMatrix):
         return torch.stack([pattern.diagonal(-offset).mean() for offset in range(self.ldim)])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns query, key, score, attention (:attr:`pattern`) for keys up to their query."""
+        """Columns query, key, score, scaled_score, attention (:attr:`pattern`) for keys that a query sees.
+
+        ``score`` leaves norm scales out; ``scaled_score`` is what the softmax of :attr:`pattern` sees.
+        """
         import pandas as pd
 
-        query, key = torch.tril_indices(self.ldim, self.rdim)
+        query, key = torch.ones(self.ldim, self.rdim).nonzero().T
+        if self.causal:
+            query, key = torch.tril_indices(self.ldim, self.rdim)
+        scores = self.scores[query, key]
         columns: dict[str, Any] = {
             "query": query.numpy(),
             "key": key.numpy(),
-            "score": self.scores[query, key].numpy(),
+            "score": scores.numpy(),
+            "scaled_score": (scores / (self.scales[query] * self.scales[key])).numpy(),
             "attention": self.pattern[query, key].numpy(),
         }
         return pd.DataFrame(columns)

@@ -14,6 +14,7 @@ from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.weights import score_scale, score_softcap
+from lens_linear.models.hooks import is_causal
 
 
 def attention_scores(
@@ -57,7 +58,7 @@ def attention_scores(
     softcap = score_softcap(model.cfg)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    mask = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    mask = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) & is_causal(model)
     # A window masks keys, whose attention is then exactly 0; it changes no score of the keys that are seen.
     unseen = mask | (pattern == 0) if windows else mask
     rebuilt = scores.masked_fill(unseen, float("-inf")).softmax(-1)
