@@ -245,8 +245,8 @@ class QKAttribution(Result):
         both = query is not None and key is not None
         if not both and (query is not None or key is not None):
             raise InvalidArgumentError(
-                "query and key must be given together, got one of them; pass both, or neither for the mean over "
-                "all keys that a query sees"
+                "query and key must be given together, got one of them; pass both, or neither for the mean "
+                "over all keys that a query sees"
             )
         table = self.map(query, key, batch=batch) if both else self.mean_map()  # type: ignore[arg-type]
         n = len(self.components)
