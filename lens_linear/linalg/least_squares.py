@@ -222,8 +222,8 @@ def _from_products(
     return _Solution(weight, core, vectors[:, ~kept], "eigh")
 
 
-def _shortest(solution: _Solution, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The coefficients with their part along the empty directions removed, and what was removed.
+def _shortest(solution: _Solution, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The coefficients with their part along the empty directions removed, and that step as a product.
 
     Shortest in the units of x, as ``numpy.linalg.lstsq`` gives it. Columns below 1e-4 of the largest
     count as that long: the rounding in an empty direction must not be blown up along them.
@@ -232,8 +232,8 @@ def _shortest(solution: _Solution, size: Tensor) -> tuple[Tensor, Tensor]:
     unit = size.clamp(min=1e-4 * largest, max=largest)
     basis, _ = torch.linalg.qr(solution.empty / unit[:, None])
     weight = solution.weight / unit[:, None]
-    step = -unit[:, None] * (basis @ (basis.T @ weight))
-    return solution.weight + step, step
+    along, amount = -unit[:, None] * basis, basis.T @ weight
+    return solution.weight + along @ amount, along, amount
 
 
 def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
@@ -266,8 +266,8 @@ def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
     weight, explained = solution.weight, solution.core.square().sum(0)
     dropped = solution.empty.shape[1]
     if dropped:
-        weight, step = _shortest(solution, size)
-        explained = explained + _gain(form, size, solution.weight, step, ridge)
+        weight, along, amount = _shortest(solution, size)
+        explained = explained + _gain(form, size, solution.weight, along, amount, ridge)
     weight = weight / size[:, None]
     explained = explained + ridge * weight.square().sum(0)
     return LinearFit(
@@ -311,17 +311,25 @@ def leave_one_out_ridge(scatter: Scatter) -> float:
 
 
 def _gain(
-    form: Products | Factor, size: Tensor, weight: Tensor, step: Tensor, ridge: float
+    form: Products | Factor,
+    size: Tensor,
+    weight: Tensor,
+    along: Float[Tensor, "d_in k"],
+    amount: Float[Tensor, "k d_out"],
+    ridge: float,
 ) -> Float[Tensor, " d_out"]:
     """What moving the coefficients along empty directions adds to the explained scatter.
 
-    ``2 stepᵀ (Sxy − S W) − stepᵀ S step`` (diagonals), S with the ridge, all in units of ``size``.
+    ``2 stepᵀ (Sxy − S W) − stepᵀ S step`` (diagonals), step = along @ amount, S with the ridge, all in
+    units of ``size``.
     """
+    step = along @ amount
     if isinstance(form, Factor):
-        moved, left = form.root / size @ step, form.image - form.root / size @ weight
+        moved, left = form.root / size @ along @ amount, form.image - form.root / size @ weight
         gain = 2 * (moved * left).sum(0) - moved.square().sum(0)
     else:
-        moved, target = form.sxx / size[:, None] / size @ step, form.sxy / size[:, None]
+        moved = (form.sxx @ (along / size[:, None])) @ amount / size[:, None]
+        target = form.sxy / size[:, None]
         gain = 2 * (step * target).sum(0) - (moved * (2 * weight + step)).sum(0)
     if ridge > 0:
         penalty = ridge * step / size[:, None].square()

@@ -113,7 +113,8 @@ def fed(monkeypatch):
     """Feed given activations to a profile in place of a model's: one layer, one site."""
 
     def use(x, y):
-        def visit_sites(_model, rows, visit, *, sites, layers, batch_size, on_batch):
+        def visit_sites(_model, rows, visit, *, sites, layers, batch_size, on_batch, **_other):
+            batch_size = batch_size or 16
             for start in range(0, len(rows), batch_size):
                 at = rows.index[start : start + batch_size]
                 for layer in layers:
