@@ -33,7 +33,7 @@ def test_the_table_of_models_is_the_cards():
 def test_one_version_everywhere():
     root = Path(__file__).resolve().parent.parent
     for name, pattern in [
-        ("pyproject.toml", rf'^version = "{ll.__version__}"$'),
+        ("pyproject.toml", r'^dynamic = \["version"\]$'),  # read from lens_linear/__init__.py
         ("CITATION.cff", rf"^version: {ll.__version__}$"),
         ("CHANGELOG.md", rf"^## {ll.__version__} \("),
     ]:

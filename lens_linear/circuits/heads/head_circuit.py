@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,8 +52,9 @@ from lens_linear.circuits.heads.positional import PositionalQK
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.models.describe.rotary import Rotary, read_rotary
+from lens_linear.models.describe.rotary import Rotary, read_rotary, require_fixed_rotation
 from lens_linear.models.describe.shape import ModelShape, model_shape
+from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import AttentionWeights, ModelWeights, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.hooks import is_causal
@@ -252,9 +252,7 @@ class HeadCircuit:
 
     def _verify(self) -> None:
         if self.layer not in self.verified:
-            length = min(8, self.shape.n_ctx)
-            tokens = torch.arange(length)[None] % self.shape.d_vocab
-            attention_scores(self.model, tokens, self.layer)
+            attention_scores(self.model, sample_tokens(self.model)[None], self.layer)
             self.verified.add(self.layer)
 
     def _queries(self, rows: Float[Tensor, "n d_model"], biases: bool) -> Tensor:
@@ -268,6 +266,7 @@ class HeadCircuit:
         return out + at.b_K[self.layer, self.head] if biases else out
 
     def _rotary(self, n_positions: int) -> Rotary | None:
+        require_fixed_rotation(self.model)
         return read_rotary(self.model, self.layer, n_positions, dtype=self.weights.W_E.dtype)
 
 

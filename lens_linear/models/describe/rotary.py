@@ -102,3 +102,26 @@ def read_rotary(
     paired = torch.equal(cos[:, 0::2], cos[:, 1::2]) and cos.shape[1] > 2
     adjacent = paired or bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
     return Rotary(cos, sin, adjacent=adjacent)
+
+
+def require_fixed_rotation(model: TransformerBridge) -> None:
+    """Refuse a model whose rotation at one distance depends on how long the sequence is.
+
+    Raises:
+        UnsupportedModelError: its context reaches beyond the length at which the rotation changes.
+    """
+    config = getattr(model.original_model, "config", None)
+    words = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = words.get("rope_type", words.get("type")) if isinstance(words, dict) else None
+    if kind not in ("longrope", "dynamic"):
+        return
+    original = words.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    changes = int(original or getattr(config, "max_position_embeddings", None) or model.cfg.n_ctx)
+    if model.cfg.n_ctx > changes:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} turns queries and keys ({kind}) in another way in sequences "
+            f"of more than {changes} tokens, so a QK circuit at an offset has no single value; load it with "
+            f"n_ctx={changes}, or use qk_attribution on tokens"
+        )

@@ -37,7 +37,7 @@ _HALF_LIMIT = 6e-2
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One run over the tokens 0, 1, 2, ...: everything seen on the way, in float64 on the CPU."""
+    """One run over tokens of the whole vocabulary: everything seen on the way, in float64 on the CPU."""
 
     name: str
     tokens: Int[Tensor, " position"]
@@ -57,10 +57,22 @@ class Probe:
         return float((found - wanted).abs().max() / largest)
 
 
-def probe_model(model: TransformerBridge, *, length: int = 6) -> Probe:
+def sample_tokens(model: TransformerBridge, *, length: int = 32) -> Int[Tensor, " position"]:
+    """Return tokens of the whole vocabulary in mixed order, as many as the context takes.
+
+    The first rows of a vocabulary are often never trained, and rows beyond the tokenizer never are.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    known = model.cfg.d_vocab if tokenizer is None else min(len(tokenizer), model.cfg.d_vocab)
+    n = min(length, int(model.cfg.n_ctx))
+    spread = torch.linspace(0, known - 1, n).long()
+    return spread[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+
+
+def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
     """Run a few tokens once and keep what attention reads, computes and writes in every layer."""
     n_layers = int(model.cfg.n_layers)
-    tokens = torch.arange(min(length, model.cfg.n_ctx)) % model.cfg.d_vocab
+    tokens = sample_tokens(model, length=length)
     spots: list[Spot] = [
         (layer, what)
         for layer in range(n_layers)

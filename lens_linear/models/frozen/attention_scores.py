@@ -13,8 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
+from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import score_scale, score_softcap
 from lens_linear.models.hooks import is_causal
+
+_ENOUGH = 8  # positions that tell a wrong score from a right one
 
 
 def attention_scores(
@@ -41,6 +44,8 @@ def attention_scores(
             (position biases, norms on queries and keys, sinks), so no exact score can be given.
     """
     tokens = require_model_tokens(model, tokens)
+    if tokens.shape[1] < _ENOUGH <= model.cfg.n_ctx:  # one key has attention 1 whatever its score
+        attention_scores(model, sample_tokens(model)[None], layer, windows=windows)
     out = run(model, tokens, record=[(layer, "q"), (layer, "k"), (layer, "pattern")], logits=False)
     q = out[(layer, "q")].to("cpu", dtype).transpose(1, 2)
     k = out[(layer, "k")].to("cpu", dtype).transpose(1, 2)
