@@ -195,3 +195,12 @@ def test_the_reading_is_that_of_numpy_without_the_first_position():
     profile = ll.linearity_profile(model, ids, sites=["attn"])
     assert float(profile.without_first.values["attn"][1]) == pytest.approx(want, abs=1e-6)
     assert profile.solvers["attn"][1] in ("cholesky", "svd") and profile.solvers["ffn"] == ("", "")
+
+
+def test_other_results_say_few_rows_too():
+    model = small(2, d_model=32)
+    few, enough = (ll.layer_map(model, tokens(n)) for n in (6, 14))
+    assert "only 1.5 rows an input" in repr(few) and "rows an input" not in repr(enough)
+    assert few.null_r2 == pytest.approx(-32 / (48 - 32 - 2))
+    probe = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2)
+    assert "only 1.5 rows an input" in repr(probe)

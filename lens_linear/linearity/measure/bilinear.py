@@ -31,7 +31,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float_tensor, require_int, require_ints, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import fit_linear, to_compute
-from lens_linear.linearity.measure.intervals import ratio_interval
+from lens_linear.linearity.measure.intervals import few_rows, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import gather_rows, require_rows_for_fit
@@ -104,6 +104,7 @@ class BilinearProbe(Result):
             f"BilinearProbe of {self.where}: affine R² = {self.affine_r2:.4f} held out, best gain "
             f"{float(self.gains[best]):+.4f} with {self.ranks[best]} products (of ranks "
             f"{list(self.ranks[1:])}); n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
+            f"{few_rows(self.n_fit, self.a.shape[1])}"
         )
 
 

@@ -28,6 +28,7 @@ from lens_linear.checks import require_choice, require_float, require_int, requi
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.precision import compute_device
+from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.profile import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
 from lens_linear.stats.collect import require_rows_for_fit
@@ -50,6 +51,8 @@ class LayerMap(Result):
         fit: "held-out" or "in-sample".
         n_tokens: rows scored.
         n_fit: rows fitted on.
+        d_model: inputs of each map.
+        null_r2: R² expected of a boundary that is independent of the other.
         skip: leading positions left out.
         ridge: penalty of the fits.
         seed: of the halves.
@@ -63,6 +66,8 @@ class LayerMap(Result):
     fit: Fit
     n_tokens: int
     n_fit: int
+    d_model: int
+    null_r2: float
     skip: int
     ridge: float
     seed: int
@@ -99,7 +104,8 @@ class LayerMap(Result):
         return (
             f"LayerMap of {self.model_name}: {self.fit} R² between {len(self)} layer boundaries, "
             f"{float(self.values[0, -1]):.3f} from first to last, {min(above):.3f} to {max(above):.3f} "
-            f"between neighbours; n = {self.n_tokens:,} tokens{fitted}"
+            f"between neighbours, null about {self.null_r2:.2g}; n = {self.n_tokens:,} tokens{fitted}"
+            f"{few_rows(self.n_fit, self.d_model)}"
         )
 
 
@@ -181,6 +187,8 @@ def layer_map(
         fit=fit,
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
+        d_model=model.cfg.d_model,
+        null_r2=held_out_null(fits[0].n, fits[0].rank) if held_out else fits[0].null_r2,
         skip=skip,
         ridge=ridge,
         seed=seed,
