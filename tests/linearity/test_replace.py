@@ -12,6 +12,7 @@ from lens_linear.errors import (
     CorruptedFileError,
     InvalidArgumentError,
     NotEnoughDataError,
+    UnknownModelError,
     UnsupportedModelError,
 )
 from lens_linear.linalg import Moments, fit_linear, reduced_rank
@@ -237,3 +238,29 @@ def test_a_bundled_base_is_found_by_its_name(tmp_path, attn_2l):
     loaded = load_linearized(save_linearized(tmp_path / "f", attn_2l, fitted))
     with fitted.applied(attn_2l):
         assert torch.allclose(loaded(ids[:2]), logits(attn_2l, ids[:2]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "my model, v2", "gpt2"])
+def test_a_linearised_folder_is_loaded_whatever_the_models_folder_was_called(name, tmp_path):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
+    from architectures import save_random
+
+    from lens_linear.linearity import fit_linearization, load_linearized, save_linearized
+
+    model = ll.load(save_random("llama", tmp_path / name))
+    ids = torch.randint(1, 50, (20, 12), generator=torch.Generator().manual_seed(0))
+    fitted = fit_linearization(model, ids, [1])
+    folder = save_linearized(tmp_path / "maps", model, fitted)
+    with fitted.applied(model):
+        expected = model(ids[:2])
+    torch.testing.assert_close(load_linearized(folder)(ids[:2]), expected, atol=1e-4, rtol=1e-4)
+    (tmp_path / name).rename(tmp_path / "moved")
+    with pytest.raises(
+        UnknownModelError, match=r"pass it: load_linearized\(folder, model=\.\.\.\)"
+    ):
+        load_linearized(folder)
+    again = load_linearized(folder, model=ll.load(tmp_path / "moved"))
+    torch.testing.assert_close(again(ids[:2]), expected, atol=1e-4, rtol=1e-4)

@@ -32,13 +32,18 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_path
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError
+from lens_linear.errors import (
+    CorruptedFileError,
+    InvalidArgumentError,
+    LensLinearError,
+    UnknownModelError,
+)
 from lens_linear.files import require_folder, write_tensors, write_text
 from lens_linear.linearity.replace.affine_map import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
-from lens_linear.models.open.load import load
+from lens_linear.models.open.load import load, origin
 
 MAPS = "maps.safetensors"
 CARD = "linearized.json"
@@ -134,6 +139,7 @@ def save_linearized(
     card = {
         "format": FORMAT,
         "model": linearization.model_name,
+        "origin": origin(model),
         "model_fingerprint": weights_sha256(model),
         "method": linearization.method,
         "maps": entries,
@@ -183,7 +189,7 @@ def load_linearized(
     """
     folder = require_path("folder", folder)
     card, tensors = _read(folder)
-    base = load(card["model"]) if model is None else model
+    base = _base(folder, card) if model is None else model
     if weights_sha256(base) != card["model_fingerprint"]:
         raise InvalidArgumentError(
             f"model must have the weights the maps were fitted on ({card['model']!r}), but its "
@@ -215,6 +221,25 @@ def load_linearized(
             card["parameters_before"],
             card["parameters_replaced"],
         ),
+    )
+
+
+def _base(folder: Path, card: dict[str, Any]) -> TransformerBridge:
+    """The model the maps belong to: from where it was opened, then by its name, then beside the folder."""
+    name = card["model"]
+    ways: list[dict[str, Any]] = [{"name": name}, {"name": folder.parent / name}]
+    if card.get("origin"):
+        ways.insert(0, card["origin"])
+    for way in ways:
+        try:
+            found = load(**way)
+        except LensLinearError:
+            continue
+        if weights_sha256(found) == card["model_fingerprint"]:
+            return found
+    raise UnknownModelError(
+        f"the model {name!r} that these maps belong to is not found again, neither where it was opened "
+        f"({ways[0]['name']!r}) nor by its name; pass it: load_linearized(folder, model=...)"
     )
 
 

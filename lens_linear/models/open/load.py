@@ -101,7 +101,18 @@ def load(
         )
     where = _Where(device, dtype, device_map, n_ctx)
     model = _open(name, text, checkpoint, revision, config, where)
+    path = Path(text).expanduser()
+    own = text if text in bundled_names() or not path.exists() else str(path.resolve())
+    model.__dict__[_ORIGIN] = {"name": own, "revision": revision, "checkpoint": checkpoint}
     return _limited(model, n_ctx)
+
+
+def origin(model: TransformerBridge) -> dict[str, Any] | None:
+    """Return the arguments by which :func:`load` finds this model again; None when it did not open it."""
+    return model.__dict__.get(_ORIGIN)
+
+
+_ORIGIN = "_lens_linear_origin"
 
 
 @dataclass(frozen=True)
