@@ -219,3 +219,32 @@ def test_bundled_models_are_exact(attn_2l):
     assert view.paths(tokens, dtype=torch.float64).max_error < 1e-9
     table = view.paths(tokens).token_table(-2)
     assert table.token_text == attn_2l.tokenizer.decode([table.token])
+
+
+def test_losses_importance_and_ablations_are_those_of_the_task():
+    model = native(n_layers=2)
+    rows = [[3, 5, 7, 9, 2], [4, 6, 1]]
+    task = ll.Task(rows, labels=[11, 4], positions=-1)
+    paths = ll.AttentionOnly(model).paths(task)
+    logits = torch.stack([model(torch.tensor([row]))[0, -1].double() for row in rows])
+    right = torch.tensor([11, 4])
+    loss = torch.nn.functional.cross_entropy(logits, right)
+    assert paths.loss == pytest.approx(float(loss), abs=1e-5) and paths.max_error < 1e-4
+    found = ll.AttentionOnly(model).importance(task)
+    assert found.losses[-1] == pytest.approx(float(loss), abs=1e-5) and found.n_tokens == 2
+    assert found.uniform == pytest.approx(np.log(30)) and sum(found.effects) == pytest.approx(
+        np.log(30) - float(loss), abs=1e-5
+    )
+    np.testing.assert_allclose(paths.importance().losses, found.losses, atol=1e-9)
+    term = paths.terms[5]
+    ends = torch.stack([term.logits[0, 4], term.logits[1, 2]])
+    other = ll.Task(rows, labels=[11, 4], positions=-1, metric="logit_difference")
+    scored = ll.AttentionOnly(model).paths(other)
+    at = ends.gather(1, right[:, None])[:, 0]
+    worth = (at - (ends.sum(1) - at) / 29).mean()  # linear in the logits
+    effects = scored.ablations().to_dataframe().set_index("path")["effect"]
+    assert effects[term.name] == pytest.approx(float(worth), abs=1e-6)
+    total = sum(scored.importance().effects)
+    at = logits.gather(1, right[:, None])[:, 0]
+    assert total == pytest.approx(float((at - (logits.sum(1) - at) / 29).mean()), abs=1e-4)
+    assert paths.token_table(4).token == 11 and paths.token_table(2, batch=1).token == 4

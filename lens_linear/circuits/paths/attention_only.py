@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice
@@ -46,6 +45,7 @@ from lens_linear.models.frozen.frozen_attention import (
     in_double,
     require_attention_only,
 )
+from lens_linear.stats.task_scores import require_task
 
 MAX_TERMS = 4096
 MAX_BYTES = 2 * 2**30
@@ -140,7 +140,7 @@ class AttentionOnly:
 
     def paths(
         self,
-        tokens: Int[Tensor, "batch position"],
+        tokens: Any,
         *,
         dtype: torch.dtype | None = None,
         max_terms: int = MAX_TERMS,
@@ -149,7 +149,7 @@ class AttentionOnly:
         """Return the logits as an exact sum over end-to-end paths, patterns and norm scales frozen.
 
         Args:
-            tokens: ids [batch, position], or one row.
+            tokens: ids [batch, position], or a Task, whose answers and metric the losses then use.
             dtype: None runs the model as it is and adds up in float64, so that the error is the model's
                 own rounding. ``torch.float64`` runs a float64 copy of the model (error about 1e-13);
                 ``torch.float32`` adds up in float32.
@@ -159,10 +159,11 @@ class AttentionOnly:
         Raises:
             InvalidArgumentError: too many paths, or too many tokens for them.
         """
-        frozen = self.frozen(tokens, dtype=dtype)
+        task = require_task(self.model, tokens)
+        frozen = self.frozen(task, dtype=dtype)
         found = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
         return PathExpansion(
-            frozen.tokens,
+            task,
             (*found.names, *found.direct_names),
             found.streams,
             tuple(found.direct),
@@ -172,15 +173,12 @@ class AttentionOnly:
             self.labels,
         )
 
-    def importance(
-        self, tokens: Int[Tensor, "batch position"], *, dtype: torch.dtype | None = None
-    ) -> PathImportance:
+    def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:
         """Return the paper's term importance without listing the paths: any depth, any number of heads."""
-        return importance_by_order(self.frozen(tokens, dtype=dtype))
+        task = require_task(self.model, tokens)
+        return importance_by_order(self.frozen(task, dtype=dtype), task)
 
-    def frozen(
-        self, tokens: Int[Tensor, "batch position"], *, dtype: torch.dtype | None = None
-    ) -> FrozenRun:
+    def frozen(self, tokens: Any, *, dtype: torch.dtype | None = None) -> FrozenRun:
         """Run the model once and keep what the path expansion holds still."""
         if dtype is not None:
             require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))

@@ -30,9 +30,14 @@ from torch import Tensor
 
 from lens_linear.checks import require_int
 from lens_linear.circuits.paths.chains import Heads, PathName
-from lens_linear.circuits.paths.importance import PathImportance, importance_of_orders, token_losses
-from lens_linear.errors import NotEnoughDataError
+from lens_linear.circuits.paths.importance import (
+    PathImportance,
+    importance_of_orders,
+    require_answers,
+)
+from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,22 +105,22 @@ class PathTable(Result):
 
 @dataclass(frozen=True, eq=False)
 class PathAblation(Result):
-    """What the loss becomes when one path's logits are taken away, patterns and scales frozen.
+    """What the task's metric becomes when one path's logits are taken away, patterns and scales frozen.
 
     Attributes:
-        loss: of all paths together, nats a token.
-        rows: path, order, and the loss without it minus the loss with it (positive: the path helps).
+        loss: the metric of all paths together: nats a token for a loss.
+        rows: path, order, and how much worse the metric is without it (positive: the path helps).
+        metric: its name.
     """
 
     _figure = "path_ablations"
 
     loss: float
     rows: tuple[dict[str, Any], ...] = field(repr=False)
+    metric: str = "loss"
 
     def __repr__(self) -> str:
-        return (
-            f"PathAblation: {len(self.rows)} paths taken away one by one; loss {self.loss:.3f} nats"
-        )
+        return f"PathAblation: {len(self.rows)} paths taken away one by one; {self.metric} {self.loss:.3f}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns path, source, order, effect (nats a token), most helpful first."""
@@ -130,7 +135,7 @@ class PathExpansion(Result):
     """The logits of some tokens as a sum over paths.
 
     Attributes:
-        tokens: the ids.
+        task: the tokens and what is asked of them; next tokens unless a Task was passed.
         names: of the paths, in the order of :attr:`terms`.
         streams: what each path leaves in the residual stream; the last ``len(direct)`` paths have none.
         direct: logits of the paths that do not pass the stream (b_U).
@@ -141,7 +146,7 @@ class PathExpansion(Result):
 
     _figure = "path_logits"
 
-    tokens: Int[Tensor, "batch position"]
+    task: Task = field(repr=False)
     names: tuple[PathName, ...]
     streams: Float[Tensor, "path batch position d_model"] = field(repr=False)
     direct: tuple[Tensor, ...] = field(repr=False)
@@ -149,6 +154,11 @@ class PathExpansion(Result):
     final_scale: Float[Tensor, "batch position 1"] = field(repr=False)
     model_logits: Float[Tensor, "batch position vocab_out"] = field(repr=False)
     labels: Sequence[str] | None = field(default=None, repr=False)
+
+    @property
+    def tokens(self) -> Int[Tensor, "batch position"]:
+        """The ids."""
+        return self.task.tokens
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
@@ -204,16 +214,15 @@ class PathExpansion(Result):
 
     @cached_property
     def loss(self) -> float:
-        """Mean next-token loss of the sum, nats a token."""
-        return float(token_losses(self.logits, self.tokens).mean())
+        """Mean cross-entropy of the right answers under the sum, nats an answer."""
+        return score_answers(self.task, self.logits, metric="loss").mean
 
     def token_table(self, position: int, token: int | None = None, *, batch: int = 0) -> PathTable:
         """Say which paths wrote one logit.
 
         Args:
             position: where; negative counts from the end.
-            token: whose logit; the token that really comes next by default, or the model's favourite at
-                the last position.
+            token: whose logit; the right answer by default, or the model's favourite where nothing is asked.
             batch: which sequence.
 
         Returns:
@@ -224,9 +233,8 @@ class PathExpansion(Result):
         length = self.tokens.shape[1]
         position = require_int("position", position, minimum=-length, maximum=length - 1) % length
         if token is None:
-            last = position == length - 1
-            best = self.model_logits[batch, position].argmax()
-            token = int(best if last else self.tokens[batch, position + 1])
+            right = int(self.task.targets[batch, position])
+            token = right if right >= 0 else int(self.model_logits[batch, position].argmax())
         token = require_int("token", token, minimum=0, maximum=self.unembedding.shape[1] - 1)
         scale = self.final_scale[batch, position]
         streams = self.streams[:, batch, position] / scale
@@ -252,12 +260,12 @@ class PathExpansion(Result):
         return PathTable(position, token, batch, total, tuple(rows), text)
 
     def importance(self) -> PathImportance:
-        """Marginal effect on the loss of the paths of each order: direct path, single heads, chains.
+        """Marginal effect on the task's metric of the paths of each order: direct path, single heads, chains.
 
         The paper's algorithm, as a cumulative sum: the loss with all paths of at most n heads, for
-        n = 0, 1, 2, ...; the effect of order n is how much adding its paths lowers the loss. The loss
-        before anything is that of a uniform guess, ln(vocabulary). Biases count with the number of heads
-        they pass.
+        n = 0, 1, 2, ...; the effect of order n is how much adding its paths lowers the loss (or raises
+        another metric). The loss before anything is that of a uniform guess, ln(vocabulary). Biases count
+        with the number of heads they pass.
         """
         orders = [len(name.heads) for name in self.names]
         streams, direct = [], []
@@ -267,18 +275,20 @@ class PathExpansion(Result):
             direct.append(self.direct if order == 0 else ())
         counts = [orders.count(order) for order in range(max(orders) + 1)]
         return importance_of_orders(
-            streams, direct, counts, self.final_scale, self.unembedding, self.tokens
+            streams, direct, counts, self.final_scale, self.unembedding, self.task
         )
 
     def ablations(self) -> PathAblation:
-        """Take each path's logits away, one at a time: the direct effect of the path on the loss."""
-        if self.tokens.shape[1] < 2:
-            raise NotEnoughDataError("tokens need at least 2 positions for a next-token loss")
+        """Take each path's logits away, one at a time: the direct effect of the path on the task's metric."""
+        require_answers(self.task)
+        whole, sign = score_answers(self.task, self.logits).mean, -1.0
+        if self.task.metric == "loss":
+            sign = 1.0
         rows = []
         for term in self.terms:
-            without = token_losses(self.logits - term.logits, self.tokens).mean()
-            effect = float(without) - self.loss
+            without = score_answers(self.task, self.logits - term.logits).mean
+            effect = sign * (without - whole)
             rows.append(
                 {"path": term.name, "source": term.source, "order": term.order, "effect": effect}
             )
-        return PathAblation(self.loss, tuple(rows))
+        return PathAblation(whole, tuple(rows), self.task.metric_name)

@@ -9,7 +9,6 @@ holds exactly the paths of at most n heads. Here the same sums are formed direct
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.frozen.frozen_attention import FrozenRun
+from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +35,10 @@ class PathImportance(Result):
     Attributes:
         orders: 0 is the direct path (with position rows and b_U), 1 single heads, 2 chains of two, ...
         n_paths: how many paths have this order.
-        losses: with all paths of at most this order, nats a token.
-        uniform: loss of a uniform guess, ln(vocabulary): where order 0 starts from.
-        n_tokens: predicted tokens behind the means.
+        losses: the metric with all paths of at most this order: nats a token for a loss.
+        uniform: the metric of a uniform guess (a loss of ln(vocabulary)): where order 0 starts from.
+        n_tokens: answers behind the means.
+        metric: its name.
     """
 
     _figure = "path_importance"
@@ -45,16 +47,18 @@ class PathImportance(Result):
     losses: tuple[float, ...]
     uniform: float
     n_tokens: int = field(default=0)
+    metric: str = "loss"
 
     @property
     def effects(self) -> tuple[float, ...]:
-        """By how much each order lowers the loss, given all lower ones (nats a token)."""
-        before = (self.uniform, *self.losses[:-1])
-        return tuple(b - a for b, a in zip(before, self.losses, strict=True))
+        """By how much each order lowers the loss, or raises another metric, given all lower ones."""
+        before, sign = (self.uniform, *self.losses[:-1]), 1 if self.metric == "loss" else -1
+        return tuple(sign * (b - a) for b, a in zip(before, self.losses, strict=True))
 
     def __repr__(self) -> str:
         parts = ", ".join(f"order {n}: {effect:+.3f}" for n, effect in enumerate(self.effects))
-        return f"PathImportance over {self.n_tokens} tokens, loss lowered (nats) by {parts}"
+        what = "loss lowered (nats)" if self.metric == "loss" else f"{self.metric} raised"
+        return f"PathImportance over {self.n_tokens} tokens, {what} by {parts}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns order, n_paths, loss_before, loss_after, effect, effect_per_path."""
@@ -99,14 +103,10 @@ def importance_of_orders(
     n_paths: Sequence[int],
     final_scale: Tensor,
     unembedding: Tensor,
-    tokens: Int[Tensor, "batch position"],
+    task: Task,
 ) -> PathImportance:
-    """Turn what each order leaves in the stream into losses with orders 0 to n."""
-    if tokens.shape[1] < 2:
-        raise NotEnoughDataError(
-            f"tokens must have at least 2 positions for a next-token loss, got {tokens.shape[1]}; "
-            "pass longer sequences"
-        )
+    """Turn what each order leaves in the stream into the task's metric with orders 0 to n."""
+    require_answers(task)
     total = torch.zeros_like(streams[0])
     extra = torch.zeros((), dtype=unembedding.dtype)
     losses = []
@@ -114,12 +114,28 @@ def importance_of_orders(
         total = total + stream
         for logits in added:
             extra = extra + logits
-        losses.append(float(token_losses(total / final_scale @ unembedding + extra, tokens).mean()))
-    n_tokens = tokens[:, 1:].numel()
-    return PathImportance(tuple(n_paths), tuple(losses), math.log(unembedding.shape[1]), n_tokens)
+        logits = total / final_scale @ unembedding + extra
+        losses.append(score_answers(task, logits).mean)
+    uniform = score_answers(task, torch.zeros_like(logits)).mean
+    return PathImportance(
+        tuple(n_paths), tuple(losses), uniform, int(task.asked.sum()), task.metric_name
+    )
 
 
-def importance_by_order(frozen: FrozenRun) -> PathImportance:
+def require_answers(task: Task) -> None:
+    """Refuse rows of one token when the next token is asked for.
+
+    Raises:
+        NotEnoughDataError: nothing can be predicted.
+    """
+    if task.is_next_token and not bool(task.asked.any()):
+        raise NotEnoughDataError(
+            f"tokens must have at least 2 positions for a next-token loss, got {task.tokens.shape[1]}; "
+            "pass longer sequences"
+        )
+
+
+def importance_by_order(frozen: FrozenRun, task: Task) -> PathImportance:
     """Term importance for any depth and number of heads: (layers + 1) streams instead of all paths."""
     attention, n_layers = frozen.weights.attention, len(frozen.patterns)
     names, sources = embedding_sources(frozen)
@@ -146,5 +162,5 @@ def importance_by_order(frozen: FrozenRun) -> PathImportance:
         direct[0].append(frozen.rounding[-1])
         counts[0] += 1
     return importance_of_orders(
-        list(orders), direct, counts, frozen.scales[-1], frozen.weights.W_U, frozen.tokens
+        list(orders), direct, counts, frozen.scales[-1], frozen.weights.W_U, task
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.capture import PaddedTokens, require_model_rows, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import (
     ModelWeights,
@@ -74,7 +74,7 @@ def in_double(model: TransformerBridge) -> TransformerBridge:
 
 def freeze_attention(
     model: TransformerBridge,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     dtype: torch.dtype = torch.float64,
 ) -> FrozenRun:
@@ -82,7 +82,7 @@ def freeze_attention(
 
     Args:
         model: a bridge without MLPs.
-        tokens: ids.
+        tokens: ids, or a Task; pads are masked.
         dtype: of everything handed out; the run itself keeps the model's own precision.
 
     Raises:
@@ -90,7 +90,8 @@ def freeze_attention(
             divide by the scale it says it does.
     """
     require_attention_only(model)
-    tokens = require_model_tokens(model, tokens)
+    rows = require_model_rows(model, tokens)
+    tokens = rows.tokens
     weights = read_weights(model, dtype=dtype)
     layers = range(model.cfg.n_layers)
     spots: list[Spot] = [(layer, "resid_pre") for layer in layers]
@@ -102,7 +103,7 @@ def freeze_attention(
         final.append(tensor.detach())
 
     with hooked(model, [(_FINAL, keep)]):
-        out = run(model, tokens, record=spots)
+        out = run(model, tokens, record=spots, attention_mask=rows.mask)
 
     def get(spot: Spot) -> Tensor:
         return out[spot].to("cpu", dtype)
