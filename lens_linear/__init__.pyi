@@ -2,6 +2,7 @@ from . import circuits as circuits
 from . import constructions as constructions
 from . import dynamics as dynamics
 from . import errors as errors
+from . import explorer as explorer
 from . import linalg as linalg
 from . import linearity as linearity
 from . import models as models
@@ -29,6 +30,7 @@ from .dynamics.gains.gain_profile import gain_profile as gain_profile
 from .dynamics.steering.min_energy import min_energy as min_energy
 from .dynamics.steering.schedules import evaluate_schedules as evaluate_schedules
 from .dynamics.surrogates.surrogate import fit_surrogate as fit_surrogate
+from .explorer.explorer import explore as explore
 from .linalg.moments import Moments as Moments
 from .linalg.procrustes import procrustes_similarity as procrustes_similarity
 from .linearity.measure.bilinear import bilinear_probe as bilinear_probe
@@ -74,6 +76,8 @@ __all__ = [
     "dynamics",
     "errors",
     "evaluate_schedules",
+    "explore",
+    "explorer",
     "evaluation_tokens",
     "fit_surrogate",
     "gain_profile",

@@ -26,6 +26,7 @@ FLOORS = {
     "plots": 5,
     "reports": 6,
     "studies": 5,
+    "explorer": 6,
     "teaching": 6,
     "cli": 7,
     "__main__": 8,

@@ -1,0 +1,165 @@
+// The four views around one selection.
+import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { unpack } from "./arrays.ts";
+import { words, type Context } from "./context.ts";
+import { Engine } from "./engine.ts";
+import { number } from "./parts.tsx";
+import type { PackedRun, Payload } from "./payload.ts";
+import { liveRun, storedRun, type Run } from "./run.ts";
+import { fromHash, type Selection } from "./selection.ts";
+import { TextTokens } from "./tokens.ts";
+import { HeadView } from "./views/head.tsx";
+import { LensView } from "./views/lens.tsx";
+import { MapView } from "./views/map.tsx";
+import { TextView } from "./views/text.tsx";
+
+/** Asks the notebook's kernel to run a text. */
+export type Kernel = (text: string, ablated: string[]) => Promise<PackedRun & { vocabulary: { [id: string]: string } }>;
+
+interface Live { engine: Engine; spare: Engine; tokens: TextTokens }
+
+function start(payload: Payload): Selection {
+  const best = [...payload.heads].sort((a, b) => excess(b) - excess(a))[0];
+  const ids = payload.first_ids;
+  const position = continued(ids);
+  return {
+    head: String(best?.["head"] ?? "L0H0"), token: ids[position] ?? 0, position,
+    target: null, score: "prefix_matching", text: payload.runs[0]?.text ?? payload.prompts[0] ?? "", ablated: [], distance: 1,
+    lens: "linear", maskFirst: false,
+  };
+}
+
+/** The last token that stood before with the same successor: where an induction head has work to do. */
+function continued(ids: number[]): number {
+  for (let p = ids.length - 2; p > 0; p--) {
+    for (let q = p - 1; q > 0; q--) if (ids[q] === ids[p] && ids[q + 1] === ids[p + 1]) return p;
+  }
+  return Math.max(0, ids.length - 1);
+}
+
+function excess(row: Payload["heads"][number]): number {
+  return Number(row["prefix_matching"] ?? 0) - Number(row["positional_control"] ?? 0);
+}
+
+/** Largest difference from the logits that Python stored. */
+export function selfCheck(payload: Payload, engine: Engine): number | null {
+  if (!payload.sentinel) return null;
+  const { ids, logits } = payload.sentinel;
+  const wanted = unpack(logits);
+  const [count, vocab] = wanted.shape as [number, number];
+  const rows = engine.run(ids);
+  let most = 0;
+  wanted.data.forEach((value, i) => {
+    const row = rows[ids.length - count + Math.floor(i / vocab)]!;
+    const gap = Math.abs(row.logits[i % vocab]! - value);
+    most = gap <= most ? most : gap; // NaN comes through
+  });
+  return most;
+}
+
+export function App({ payload: given, hash, onSelect, kernel }: {
+  payload: Payload; hash: string; onSelect: (selection: Selection) => void; kernel: Kernel | null;
+}) {
+  const [payload, setPayload] = useState(given);
+  const live = useMemo<Live | null>(() => given.arrays && given.tokenizer
+    ? { engine: new Engine(given), spare: new Engine(given), tokens: new TextTokens(given.tokenizer, given.tokenizer_config ?? {}) } : null, [given]);
+  const gap = useMemo(() => live && selfCheck(given, live.engine), [live]);
+  const [selection, setSelection] = useState(() => fromHash(hash, start(given)));
+  const [answer, setAnswer] = useState<{ run: Run | null; whole: Run | null; waiting: boolean; problem: string }>(
+    { run: null, whole: null, waiting: false, problem: "" });
+  const select = useCallback((change: Partial<Selection>) => setSelection((old) => ({ ...old, ...change })), []);
+  useEffect(() => onSelect(selection), [selection]);
+  useEffect(() => setSelection((old) => fromHash(hash, old)), [hash]);
+
+  const stored = useMemo(() => {
+    const found = payload.runs.find((one) => one.text === selection.text);
+    return found ? storedRun(payload, found) : null;
+  }, [payload, selection.text]);
+  const liveAnswer = useMemo(() => {
+    if (!live) return null;
+    const { text, ablated } = selection;
+    return {
+      run: liveRun(given, live.engine, live.tokens, text, ablated),
+      whole: ablated.length ? liveRun(given, live.spare, live.tokens, text, []) : null, waiting: false, problem: "",
+    };
+  }, [live, selection.text, selection.ablated]);
+  useKernel(kernel, live !== null, selection, setPayload, setAnswer);
+  const now = liveAnswer ?? (kernel ? answer : { run: stored, whole: null, waiting: false, problem: stored ? "" : "Choose a prompt." });
+  const context: Context = { payload, engine: live?.engine ?? null, selection, select, ...now, text: words(payload) };
+  return (
+    <div class="explorer">
+      <Header payload={payload} gap={gap} />
+      <main>
+        <div class="column">
+          <View id="map" title="Model map"><MapView {...context} /></View>
+          <View id="text" title="Text"><TextView {...context} /></View>
+        </div>
+        <div class="column">
+          <View id="head" title="Head"><HeadView {...context} /></View>
+          <View id="lens" title="Lens"><LensView {...context} /></View>
+        </div>
+      </main>
+      <footer>lens_linear {payload.version}. Nothing on this page is loaded from outside. The address holds the selection: copy it to share this sight.</footer>
+    </div>
+  );
+}
+
+function useKernel(kernel: Kernel | null, live: boolean, selection: Selection,
+  setPayload: (change: (old: Payload) => Payload) => void, setAnswer: (answer: { run: Run | null; whole: Run | null; waiting: boolean; problem: string }) => void) {
+  const latest = useRef(0);
+  useEffect(() => {
+    if (!kernel || live) return undefined;
+    const mine = ++latest.current;
+    const timer = setTimeout(async () => {
+      setAnswer({ run: null, whole: null, waiting: true, problem: "" });
+      try {
+        const asked = [kernel(selection.text, selection.ablated), ...(selection.ablated.length ? [kernel(selection.text, [])] : [])];
+        const found = await Promise.all(asked);
+        if (mine !== latest.current) return;
+        setPayload((old) => {
+          const known = Object.assign({}, old.vocabulary, ...found.map((one) => one.vocabulary));
+          const next = { ...old, vocabulary: known };
+          setAnswer({ run: storedRun(next, found[0]!), whole: found[1] ? storedRun(next, found[1]) : null, waiting: false, problem: "" });
+          return next;
+        });
+      } catch (error) {
+        if (mine === latest.current) setAnswer({ run: null, whole: null, waiting: false, problem: String(error instanceof Error ? error.message : error) });
+      }
+    }, 400);
+    return () => clearTimeout(timer);
+  }, [kernel, live, selection.text, selection.ablated]);
+}
+
+function View({ id, title, children }: { id: string; title: string; children: preact.ComponentChildren }) {
+  return <section class="view" id={id} aria-labelledby={`${id}-title`}><h2 id={`${id}-title`}>{title}</h2>{children}</section>;
+}
+
+function Header({ payload, gap }: { payload: Payload; gap: number | null }) {
+  const m = payload.model;
+  const good = gap !== null && gap <= payload.tolerance;
+  const jump = (event: MouseEvent) => {
+    const link = event.currentTarget as HTMLAnchorElement;
+    event.preventDefault(); // the address belongs to the selection
+    const target = (link.getRootNode() as ShadowRoot).querySelector<HTMLElement>(link.getAttribute("href")!);
+    target?.scrollIntoView();
+    target?.querySelector<HTMLElement>("button, select, input, textarea, [tabindex='0'], summary")?.focus({ preventScroll: true });
+  };
+  return (
+    <header>
+      <h1>{m.name}</h1>
+      <p class="lead">
+        {m.n_layers} layers × {m.n_heads} heads{m.n_ffn ? `, ${m.n_ffn} with MLPs` : ", attention only"}; width {m.d_model}, vocabulary{" "}
+        {m.d_vocab.toLocaleString("en")}, context {m.n_ctx.toLocaleString("en")}, {m.parameters.toLocaleString("en")} parameters.
+      </p>
+      <p class={gap === null ? "check" : good ? "check good" : "check bad"} role="status">
+        {gap === null
+          ? "Every number was computed by Python; this page only shows them."
+          : good
+            ? `Self-check passed: the largest difference from Python's logits is ${gap.toExponential(1)} (allowed ${payload.tolerance}).`
+            : `Self-check FAILED: logits differ from Python's by up to ${number(gap, 4)} (allowed ${payload.tolerance}). Do not trust this page in this browser.`}
+      </p>
+      <nav aria-label="Views">{[["map", "Model map"], ["text", "Text"], ["head", "Head"], ["lens", "Lens"]].map(([id, text]) => (
+        <a key={id} href={`#${id}`} onClick={jump}>{text}</a>))}</nav>
+    </header>
+  );
+}

@@ -1,0 +1,3 @@
+export { Engine } from "./engine.ts";
+export { TextTokens } from "./tokens.ts";
+export { unpack } from "./arrays.ts";

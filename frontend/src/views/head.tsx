@@ -1,0 +1,194 @@
+// One head: what it looks for, what it writes, with whom it composes.
+import { useMemo, useState } from "preact/hooks";
+import { unpack, unpackInts } from "../arrays.ts";
+import { headOf, type Context } from "../context.ts";
+import { topK } from "../maths.ts";
+import { Bars, Missing, number, Token, type Bar } from "../parts.tsx";
+import type { HeadDetail, HeadTables } from "../payload.ts";
+import { label } from "../tokens.ts";
+import { useComposition } from "./map.tsx";
+
+const LISTED = 10;
+
+export function HeadView(context: Context) {
+  const { payload, selection, select, engine, text } = context;
+  const at = headOf(payload, selection.head);
+  const rotary = payload.model.positions === "rotary";
+  const tables = useMemo(() => payload.head_tables && readTables(payload.head_tables), [payload]);
+  if (!payload.model.n_layers) return <p>No layers, so no heads.</p>;
+  const rows = engine
+    ? liveRows(context, at.layer, at.head)
+    : tables?.(at.layer * payload.model.n_heads + at.head, selection.token) ?? null;
+  const bars = (list: Entry[]): Bar[] => list.map(({ id, value }) => ({
+    key: id, value, name: <Token text={text(id)} />, shown: number(value, 2), choose: () => select({ token: id }),
+    title: `Select ${label(text(id))}`,
+  }));
+  const detail = payload.head_details[selection.head];
+  const scaled = payload.model.norm === "none" ? "" : " Divided by the typical norm scale of the token's embedding.";
+  return (
+    <>
+      <p class="lead"><strong>{selection.head}</strong>, token <Token text={text(selection.token)} /></p>
+      <TokenSearch {...context} />
+      {rotary && (engine ? (
+        <label class="choice">Distance from query to key: {selection.distance}{" "}
+          <input type="range" min="0" max={Math.min(64, payload.model.n_ctx - 1)} value={selection.distance}
+            onInput={(event) => select({ distance: Number(event.currentTarget.value) })} />
+        </label>
+      ) : <p class="note">Keys one position back: with rotary positions a row holds for one distance.</p>)}
+      {rows ? (
+        <div class="columns">
+          <section><h3>Looks for (QK)</h3><Bars bars={bars(rows.keys)} unit="score before the softmax" note={`As a query, the token's own embedding asks for these keys; positions and biases are out.${scaled}`} /></section>
+          <section><h3>Raises (OV)</h3><Bars bars={bars(rows.raised)} unit="logits above the mean" note={`What attending to the token adds.${scaled}`} /></section>
+          <section><h3>Suppresses (OV)</h3><Bars bars={bars(rows.lowered)} unit="logits above the mean" /></section>
+        </div>
+      ) : <p class="missing">No row of this token is on the page; choose one of the tokens in the prompts.</p>}
+      {at.layer > 0 && <p class="note">In layer {at.layer} the head also reads what earlier heads wrote; these rows show the part from embeddings alone. Composition below says from which heads it reads.</p>}
+      <Partners {...context} />
+      {detail && <Details detail={detail} {...context} />}
+      <Missing notes={payload.missing["head"]} />
+    </>
+  );
+}
+
+interface Entry { id: number; value: number }
+interface Rows { keys: Entry[]; raised: Entry[]; lowered: Entry[] }
+
+function liveRows({ engine, selection }: Context, layer: number, head: number): Rows | null {
+  if (!engine) return null;
+  const qk = engine.qkRow(layer, head, selection.token, selection.distance);
+  const ov = engine.ovRow(layer, head, selection.token);
+  const list = (row: Float32Array, sign: number) => topK(row, LISTED, sign).map((id) => ({ id, value: row[id]! }));
+  return { keys: list(qk, 1), raised: list(ov, 1), lowered: list(ov, -1) };
+}
+
+function readTables(tables: HeadTables): (head: number, token: number) => Rows | null {
+  const k = tables.qk.shape[2]!, n = tables.tokens.length;
+  const part = (values: HeadTables["qk"], ids: HeadTables["qk"]) => {
+    const v = unpack(values).data, i = unpackInts(ids).data;
+    return (at: number) => Array.from({ length: k }, (_, j) => ({ id: i[at + j]!, value: v[at + j]! }));
+  };
+  const keys = part(tables.qk, tables.qk_ids), raised = part(tables.raised, tables.raised_ids);
+  const lowered = part(tables.lowered, tables.lowered_ids);
+  return (head, token) => {
+    const row = tables.tokens.indexOf(token);
+    if (row < 0) return null;
+    const at = (head * n + row) * k;
+    return { keys: keys(at), raised: raised(at), lowered: lowered(at) };
+  };
+}
+
+function TokenSearch({ payload, select, text }: Context) {
+  const [asked, setAsked] = useState("");
+  const known = useMemo(() => {
+    const ids = payload.head_tables?.tokens ?? (Array.isArray(payload.vocabulary) ? payload.vocabulary.map((_, i) => i) : []);
+    return ids.map((id) => ({ id, text: text(id), label: label(text(id)) }));
+  }, [payload]);
+  const low = asked.toLowerCase();
+  const found = asked === "" ? [] : known
+    .filter((one) => one.text.toLowerCase().includes(low) || one.label.toLowerCase().includes(low))
+    .sort((a, b) => a.text.length - b.text.length).slice(0, 14);
+  return (
+    <div class="search">
+      <label class="choice">Find a token{" "}
+        <input type="search" value={asked} placeholder="e.g. king" onInput={(event) => setAsked(event.currentTarget.value)} />
+      </label>
+      <div class="chips" role="status">
+        {found.map((one) => <button key={one.id} type="button" onClick={() => { select({ token: one.id }); setAsked(""); }}><Token text={one.text} /></button>)}
+        {asked !== "" && !found.length && <span class="note">No token holds this text.</span>}
+      </div>
+    </div>
+  );
+}
+
+function Partners({ payload, selection, select }: Context) {
+  const composition = useComposition(payload);
+  const [least, setLeast] = useState(3);
+  if (!composition) return null;
+  const at = headOf(payload, selection.head);
+  const { n_layers, n_heads } = payload.model;
+  const list = [];
+  for (let kind = 0; kind < 3; kind++) {
+    for (let layer = 0; layer < n_layers; layer++) {
+      if (layer === at.layer) continue;
+      for (let head = 0; head < n_heads; head++) {
+        const other = { layer, head };
+        const reads = layer < at.layer;
+        const found = reads ? composition.score(kind, other, at) : composition.score(kind, at, other);
+        list.push({ ...found, kind: "QKV"[kind]!, name: `L${layer}H${head}`, reads });
+      }
+    }
+  }
+  const strong = list.filter((one) => one.z >= least).sort((a, b) => b.z - a.z);
+  const column = (reads: boolean, title: string) => (
+    <section>
+      <h3>{title}</h3>
+      <div class="scroll"><table class="plain">
+        <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">null</th><th scope="col">z</th></tr></thead>
+        <tbody>{strong.filter((one) => one.reads === reads).slice(0, 12).map((one) => (
+          <tr key={one.kind + one.name}>
+            <th scope="row"><button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button></th>
+            <td>{one.kind}</td><td>{number(one.score)}</td><td>{number(one.mean)}</td><td>{number(one.z, 1)}</td>
+          </tr>))}
+        </tbody>
+      </table></div>
+      {!strong.some((one) => one.reads === reads) && <p class="note">None above the threshold.</p>}
+    </section>
+  );
+  return (
+    <>
+      <h3>Composition partners</h3>
+      <label class="choice">Show z of at least {least}{" "}
+        <input type="range" min="0" max="40" value={least} onInput={(event) => setLeast(Number(event.currentTarget.value))} />
+      </label>
+      <div class="columns">{column(true, `${selection.head} reads from`)}{column(false, `${selection.head} is read by`)}</div>
+      <p class="note">Share of what one head writes that the other reads, through its queries (Q), keys (K) or values (V); the null is {composition.n_random} random rotations of the same two heads. An induction head reads a previous-token head through K.</p>
+    </>
+  );
+}
+
+function Details({ detail, text, select }: Context & { detail: HeadDetail }) {
+  const list = (ids: number[]) => ids.map((id, i) => <button key={i} type="button" class="chip" onClick={() => select({ token: id })}><Token text={text(id)} /></button>);
+  return (
+    <>
+      {detail.trigrams.length > 0 && (
+        <details>
+          <summary>Strongest skip-trigrams: source … destination → out</summary>
+          <div class="scroll"><table class="plain">
+            <thead><tr><th scope="col">source</th><th scope="col">destination</th><th scope="col">out</th><th scope="col">attention</th><th scope="col">logits</th></tr></thead>
+            <tbody>{detail.trigrams.map((one, i) => (
+              <tr key={i}><td><Token text={text(one.source)} /></td><td><Token text={text(one.destination)} /></td><td><Token text={text(one.out)} /></td><td>{number(one.attention, 2)}</td><td>{number(one.effect, 2)}</td></tr>
+            ))}</tbody>
+          </table></div>
+          <p class="note">Attention is estimated among 32 keys, from embeddings alone; logits are attention × OV.</p>
+        </details>
+      )}
+      <details>
+        <summary>Eigenvalues of OV in the plane</summary>
+        <Plane points={detail.eigenvalues} />
+        <p class="note">{detail.eigenvalues.length} eigenvalues that are not zero, logits, norm scale out. To the right: tokens raise themselves (copying); to the left: they suppress themselves.</p>
+      </details>
+      <details>
+        <summary>Singular directions of OV in tokens</summary>
+        {detail.directions.map((one, i) => (
+          <div key={i} class="direction">
+            <strong>{i + 1}. σ = {number(one.value, 2)}</strong>{one.near_equal && <small> (near-equal to a neighbour: only the space they span is determined)</small>}
+            <div>reads {list(one.read[0])} writes {list(one.write[0])}</div>
+            <div>reads {list(one.read[1])} writes {list(one.write[1])}</div>
+          </div>
+        ))}
+      </details>
+    </>
+  );
+}
+
+function Plane({ points }: { points: [number, number][] }) {
+  const most = Math.max(...points.map(([x, y]) => Math.hypot(x, y)), 1e-9) * 1.1;
+  const place = (v: number) => 110 + (v / most) * 105;
+  return (
+    <svg viewBox="0 0 220 220" class="plane" role="img" aria-label={`Eigenvalues of OV; ${points.filter(([x]) => x > 0).length} of ${points.length} have a positive real part`}>
+      <line x1="5" x2="215" y1="110" y2="110" /><line x1="110" x2="110" y1="5" y2="215" />
+      {points.map(([x, y], i) => <circle key={i} cx={place(x)} cy={220 - place(y)} r="3.2" />)}
+      <text x="214" y="106" text-anchor="end">Re {number(most, 2)}</text><text x="114" y="14">Im {number(most, 2)}</text>
+    </svg>
+  );
+}

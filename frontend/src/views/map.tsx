@@ -1,0 +1,166 @@
+// The model map: every head coloured by one score, and how linear every layer is.
+import { useMemo, useState } from "preact/hooks";
+import { unpack } from "../arrays.ts";
+import { scaleOf } from "../colours.ts";
+import { headOf, type Context } from "../context.ts";
+import { Choice, Grid, Legend, Missing, number } from "../parts.tsx";
+import type { HeadRow, Linearity, Payload } from "../payload.ts";
+
+interface Score {
+  words: string;
+  unit: string;
+  signed: boolean;
+  beside?: [string, string]; // control: column, words
+}
+
+const SCORES: { [name: string]: Score } = {
+  prefix_matching: { words: "prefix matching (induction)", unit: "attention to the token after the previous occurrence, 0 to 1", signed: false, beside: ["positional_control", "same offset, no repeat"] },
+  prev_token: { words: "previous token", unit: "attention to the token before, 0 to 1", signed: false },
+  duplicate: { words: "duplicate token", unit: "attention to the previous occurrence, 0 to 1", signed: false, beside: ["duplicate_control", "same offset, no repeat"] },
+  first_token: { words: "first token", unit: "attention to the first position, 0 to 1", signed: false },
+  copying: { words: "copying (OV eigenvalues)", unit: "Σ Re λ / Σ |λ|, −1 to 1; 0 for no relation", signed: true },
+  target_logit: { words: "raises the copied token", unit: "logits, above its mean effect on all tokens", signed: true },
+  lost: { words: "loss of copying without it", unit: "nats a token that in-context copying loses; 0 for a head that copying does not need", signed: true },
+};
+const VERDICTS: { [verdict: string]: [string, string] } = {
+  induction: ["I", "induction"],
+  "previous-token": ["P", "previous token"],
+  "duplicate-token": ["D", "duplicate token"],
+  positional: ["O", "fixed offset"],
+  none: ["", "none"],
+};
+const KINDS = ["Q", "K", "V"];
+
+export function MapView({ payload, selection, select }: Context) {
+  const { n_layers, n_heads } = payload.model;
+  const at = headOf(payload, selection.head);
+  const composition = useComposition(payload);
+  const names = Object.keys(SCORES).filter((name) => payload.heads[0] && name in payload.heads[0]);
+  const options: [string, string][] = names.map((name) => [name, SCORES[name]!.words]);
+  if (composition) for (const kind of KINDS) options.push([`compose_${kind}`, `${kind}-composition with ${selection.head}`]);
+  const chosen = options.some(([name]) => name === selection.score) ? selection.score : options[0]?.[0] ?? "";
+  const kind = chosen.startsWith("compose_") ? KINDS.indexOf(chosen.slice(-1)) : -1;
+  const byPlace = useMemo(() => new Map(payload.heads.map((row) => [`${row["layer"]},${row["index"]}`, row])), [payload]);
+  const value = (layer: number, head: number): number | null => {
+    if (kind >= 0) return composition?.pair(kind, at, { layer, head }) ?? null;
+    const found = byPlace.get(`${layer},${head}`)?.[chosen];
+    return typeof found === "number" ? found : null;
+  };
+  if (!n_layers) return <p>The model has no layers: the next token depends on the last token alone, through W_E W_U.</p>;
+  const all = Array.from({ length: n_layers * n_heads }, (_, i) => value(Math.floor(i / n_heads), i % n_heads));
+  const scale = scaleOf(all, kind >= 0 || (SCORES[chosen]?.signed ?? false));
+  const dense = n_heads > 8;
+  const unit = kind >= 0
+    ? `standard deviations (z) above ${composition!.n_random} random pairs; 0 for unrelated heads`
+    : SCORES[chosen]?.unit ?? "";
+  return (
+    <>
+      <Choice words="Colour heads by" value={chosen} options={options} choose={(score) => select({ score })} />
+      <Grid name="Heads by layer" dense={dense} scale={scale}
+        rows={Array.from({ length: n_layers }, (_, l) => `Layer ${l}`)}
+        columns={Array.from({ length: n_heads }, (_, h) => `H${h}`)}
+        selected={{ row: at.layer, column: at.head }}
+        choose={(layer, head) => select({ head: `L${layer}H${head}` })}
+        cell={(layer, head) => {
+          const row = byPlace.get(`${layer},${head}`);
+          const verdict = VERDICTS[String(row?.["verdict"] ?? "none")] ?? ["", "none"];
+          const shown = number(value(layer, head), kind >= 0 ? 1 : 2);
+          return {
+            value: value(layer, head), title: `L${layer}H${head}: ${shown}, verdict ${verdict[1]}`,
+            text: dense ? verdict[0] : <><span class="big">{shown}</span><span class="verdict">{verdict[0] ? verdict[1] : ""}</span></>,
+          };
+        }} />
+      <Legend scale={scale} words={unit} />
+      {dense && <p class="note">Letters are verdicts: I induction, P previous token, D duplicate token, O fixed offset.</p>}
+      {at.row && <HeadFacts row={at.row} />}
+      <p class="note">{payload.heads_note}</p>
+      <h3>How linear the layers are</h3>
+      <LinearityTable parts={payload.linearity} selected={at.layer} />
+      <Missing notes={payload.missing["map"]} />
+    </>
+  );
+}
+
+function HeadFacts({ row }: { row: HeadRow }) {
+  const verdict = VERDICTS[String(row["verdict"])]?.[1] ?? String(row["verdict"]);
+  return (
+    <div class="facts">
+      <h3>{String(row["head"])}: {verdict === "none" ? "no verdict" : `${verdict} head`}</h3>
+      <dl>
+        {Object.entries(SCORES).filter(([name]) => name in row).map(([name, score]) => (
+          <div key={name}>
+            <dt title={score.unit}>{score.words}</dt>
+            <dd>{number(row[name] as number | null, 2)}{score.beside && <small> (null {number(row[score.beside[0]] as number, 2)})</small>}</dd>
+          </div>
+        ))}
+      </dl>
+    </div>
+  );
+}
+
+const COLUMNS: [string, string][] = [
+  ["block_r2", "block"], ["block_r2_no_residual", "without residual"], ["ffn_r2", "FFN"], ["attn_r2", "attention"],
+];
+
+function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: number }) {
+  const [skip, setSkip] = useState(0);
+  const part = parts.find((one) => one.skip === skip) ?? parts[0];
+  if (!part) return <p class="note">Not measured.</p>;
+  const shown = COLUMNS.filter(([name]) => part.rows.some((row) => typeof row[name] === "number"));
+  return (
+    <>
+      <Choice words="First position" value={String(part.skip)} choose={(value) => setSkip(Number(value))}
+        options={parts.map((one) => [String(one.skip), one.skip ? "left out" : "counted"])} />
+      <div class="scroll">
+        <table class="plain">
+          <thead><tr><th scope="col">Layer</th>{shown.map(([name, text]) => <th key={name} scope="col">{text}</th>)}<th scope="col">null</th></tr></thead>
+          <tbody>
+            {part.rows.map((row, layer) => (
+              <tr key={layer} class={layer === selected ? "here" : ""}>
+                <th scope="row">{layer}</th>
+                {shown.map(([name]) => (
+                  <td key={name} title={`95 % interval ${number(row[`${name}_low`])} to ${number(row[`${name}_high`])}`}>
+                    <span class="meter"><span style={{ width: `${Math.max(0, row[name] ?? 0) * 100}%` }} /></span>{number(row[name])}
+                  </td>
+                ))}
+                <td>{number(row["null_r2"])}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      <p class="note">
+        R² of the best affine map, held out: 1 is exactly linear, the null is no relation. Fitted on{" "}
+        {part.n_fit.toLocaleString("en")} tokens, scored on {part.n_tokens.toLocaleString("en")} others.
+      </p>
+    </>
+  );
+}
+
+type Place = { layer: number; head: number };
+
+export interface Composition {
+  n_random: number;
+  score: (kind: number, writer: Place, reader: Place) => { score: number; mean: number; z: number };
+  pair: (kind: number, one: Place, other: Place) => number | null; // z, whichever stands below
+}
+
+export function useComposition(payload: Payload): Composition | null {
+  return useMemo(() => {
+    const packed = payload.composition;
+    if (!packed) return null;
+    const { n_layers, n_heads } = payload.model;
+    const [scores, mean, sd] = [packed.scores, packed.mean, packed.sd].map((one) => unpack(one).data);
+    const score = (kind: number, writer: Place, reader: Place) => {
+      const at = (((kind * n_layers + writer.layer) * n_heads + writer.head) * n_layers + reader.layer) * n_heads + reader.head;
+      return { score: scores![at]!, mean: mean![at]!, z: (scores![at]! - mean![at]!) / Math.max(sd![at]!, 1e-9) };
+    };
+    return {
+      n_random: packed.n_random, score,
+      pair(kind, one, other) {
+        if (one.layer === other.layer) return null;
+        return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one)).z;
+      },
+    };
+  }, [payload]);
+}

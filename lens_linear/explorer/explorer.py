@@ -1,0 +1,202 @@
+"""``ll.explore(model)``: four linked views of a model, in one offline page or in the notebook.
+
+>>> import lens_linear as ll
+>>> explorer = ll.explore(ll.load("attn-1l"), ["The old mill stood by the river."])
+>>> explorer
+Explorer of attn-1l: any text runs in the page, 4 heads, ...
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_choice, require_int, require_list, require_seed
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.explorer.page import frame, page
+from lens_linear.explorer.payload import (
+    Subject,
+    build_payload,
+    named_tokens,
+    read_subject,
+)
+from lens_linear.explorer.picture import map_picture
+from lens_linear.explorer.runs import run_payload
+from lens_linear.files import require_target, write_text
+from lens_linear.models.hooks import require_bridge
+from lens_linear.models.tokenizer import token_strings, tokenize_prompts
+
+PROMPTS = (
+    "The king looked at the queen, and the queen looked at the king.",
+    "Mr. Brown met Mrs. Green at the station. When Mr. Brown left, Mrs. Green waved to Mr. Brown.",
+    "Once upon a time there was a little girl who lived in a house by the wood.",
+)
+MAX_BYTES = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """A model to poke at: shows itself as the last line of a notebook cell; :meth:`save` writes one page.
+
+    Attributes:
+        payload: everything the page shows, as JSON holds it.
+        max_bytes: what the payload had to fit into.
+    """
+
+    payload: dict[str, Any] = field(repr=False)
+    max_bytes: int
+    _subject: Subject = field(repr=False)
+
+    def __repr__(self) -> str:
+        facts = self.payload["model"]
+        heads = facts["n_layers"] * facts["n_heads"]
+        if self.payload["kind"] == "live":
+            what = "any text runs in the page"
+        else:
+            what = f"{len(self.payload['runs'])} of {len(self.payload['prompts'])} prompts in the page"
+        left_out = sum(map(len, self.payload["missing"].values()))
+        said = f", {left_out} notes on what is left out" if left_out else ""
+        return f"Explorer of {facts['name']}: {what}, {heads} heads, schema {self.payload['schema']}{said}"
+
+    def save(self, path: str | Path) -> Path:
+        """Write one page that opens offline, in any browser of the last three years.
+
+        Args:
+            path: file to write, whole or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            WriteError: the file cannot be written; an older one stays as it was.
+        """
+        return write_text(require_target("path", path), self.html())
+
+    def html(self) -> str:
+        """The page as text."""
+        return page(self.payload, self.picture())
+
+    def picture(self) -> bytes:
+        """The model map as a PNG: prefix matching of every head."""
+        facts = self.payload["model"]
+        values = [[0.0] * max(1, facts["n_heads"]) for _ in range(max(1, facts["n_layers"]))]
+        for row in self.payload["heads"]:
+            values[row["layer"]][row["index"]] = row["prefix_matching"] or 0.0
+        return map_picture(values)
+
+    def run(self, text: str, ablated: Sequence[str] = ()) -> dict[str, Any]:
+        """Run one text as the notebook's view asks for it: attention, predictions, shares, lenses.
+
+        Args:
+            text: any text that fits the context.
+            ablated: heads such as ``"L1H3"`` whose output is replaced by its mean on random tokens.
+
+        Returns:
+            A run as in ``payload["runs"]``, with the texts of its tokens under ``"vocabulary"``.
+        """
+        subject = self._subject
+        ids = tokenize_prompts(subject.model, [text], truncate=True)[0]
+        heads = [_head(name, subject) for name in ablated]
+        made = run_payload(
+            subject.model, subject.shape, subject.weights, subject.lens, text, ids, ablated=heads
+        )
+        used = sorted(named_tokens([made]))
+        words = token_strings(subject.model, used)
+        return {**made, "vocabulary": dict(zip(map(str, used), words, strict=True))}
+
+    def widget(self) -> Any:
+        """The explorer as an anywidget whose texts are run by the kernel; needs ``lens-linear[explorer]``."""
+        from lens_linear.explorer.widget import ExplorerWidget
+
+        live = self.payload["kind"] == "live"
+        return ExplorerWidget({**self.payload, "kind": "live" if live else "kernel"}, self.run)
+
+    def _repr_html_(self) -> str:
+        return frame(self.payload, self.picture())
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Image, display
+
+        if importlib.util.find_spec("anywidget") is None:
+            display({"text/html": self._repr_html_(), "text/plain": repr(self)}, raw=True)
+        else:
+            display(self.widget())
+        # An output of its own: what a stored notebook shows where neither widget nor frame runs.
+        display(Image(self.picture()))
+
+
+def explore(
+    model: TransformerBridge,
+    prompts: Sequence[str] | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
+    precision: Literal["float16", "float32"] = "float16",
+    text: str | None = None,
+    seed: int = 0,
+    on_step: Callable[[str], None] | None = None,
+) -> Explorer:
+    """Open a model to be poked at: its heads, texts, paths and layers, linked with each other.
+
+    Attention-only models of up to 5 MB run inside the page, on any text. Of other models a saved page shows
+    the prompts, and in a notebook the kernel runs any text. On opening, the page compares its own logits with
+    Python's and says the largest difference: below 0.02 with half-precision weights, 1e-4 with single.
+
+    Args:
+        model: a bridge with a tokenizer.
+        prompts: texts to begin with; three short ones by default.
+        max_bytes: largest page. Prompts that do not fit are named in the page.
+        precision: of the weights in the page.
+        text: text for linearity and the linear lens; the package's stories by default.
+        seed: of random sequences and splits.
+        on_step: called with a word on what comes next.
+
+    Returns:
+        Explorer.
+
+    Raises:
+        InvalidArgumentError: the page would not fit into ``max_bytes`` even without prompts.
+        NotEnoughDataError: an empty list of prompts or an empty prompt.
+        UnsupportedModelError: the model has no tokenizer.
+
+    Example:
+        >>> import tempfile, lens_linear as ll
+        >>> explorer = ll.explore(ll.load("attn-0l"), ["Once upon a time"])
+        >>> explorer.save(f"{tempfile.mkdtemp()}/page.html").name
+        'page.html'
+    """
+    model = require_bridge(model)
+    max_bytes = require_int("max_bytes", max_bytes, minimum=1)
+    require_choice("precision", precision, ("float16", "float32"))
+    given = list(PROMPTS) if prompts is None else require_list("prompts", prompts, of="str")
+    if not given:
+        raise NotEnoughDataError("prompts is empty; pass at least one text, or leave prompts out")
+    subject = read_subject(model, given)
+    payload, subject = build_payload(
+        subject,
+        precision=precision,
+        max_bytes=max_bytes,
+        text=text,
+        seed=require_seed(seed),
+        say=on_step or (lambda _text: None),
+    )
+    explorer = Explorer(payload, max_bytes, subject)
+    size = len(explorer.html().encode())
+    if size > max_bytes:
+        raise InvalidArgumentError(
+            f"max_bytes is {max_bytes:,} but the page of {payload['model']['name']!r} takes {size:,} bytes "
+            f"with {len(payload['runs'])} prompts; pass max_bytes={size * 11 // 10}"
+        )
+    return explorer
+
+
+def _head(name: str, subject: Subject) -> tuple[int, int]:
+    names = {
+        f"L{layer}H{head}": (layer, head)
+        for layer in range(subject.shape.n_layers)
+        for head in range(subject.shape.n_heads)
+    }
+    return names[require_choice("ablated", name, names)]

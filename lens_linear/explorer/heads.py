@@ -1,0 +1,156 @@
+"""What the head view shows and the page cannot compute by itself: scores, spectra, directions, tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.circuits.heads.composition import KINDS, composition_scores
+from lens_linear.circuits.heads.head_circuit import HeadCircuit
+from lens_linear.circuits.induction.ablation import ablation_scores
+from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.paths.attention_only import AttentionOnly
+from lens_linear.errors import LensLinearError
+from lens_linear.explorer.packing import pack
+from lens_linear.models.describe.shape import ModelShape
+
+_COLUMNS = (
+    "prefix_matching",
+    "positional_control",
+    "prefix_se",
+    "prev_token",
+    "duplicate",
+    "duplicate_control",
+    "first_token",
+    "copying",
+    "target_logit",
+)
+
+
+def head_rows(
+    model: TransformerBridge, shape: ModelShape, *, ablate: bool, seed: int
+) -> tuple[list[dict[str, Any]], str]:
+    """One row a head: scores with their controls, the verdict, the loss of copying without it."""
+    if not shape.n_layers:
+        return [], "The model has no layers, so it has no heads."
+    scores = induction_scores(model, seed=seed)
+    frame = scores.to_dataframe()
+    note = repr(scores)
+    if ablate:
+        ablation = ablation_scores(model, seed=seed)
+        frame["lost"] = ablation.to_dataframe()["lost"].to_numpy()
+        note += ". " + repr(ablation)
+    names = [name for name in (*_COLUMNS, "lost") if name in frame.columns]
+    rows = []
+    for row in frame.to_dict("records"):
+        one: dict[str, Any] = {name: _number(row[name]) for name in names}
+        one |= {"head": row["head"], "layer": int(row["layer"]), "index": int(row["index"])}
+        one["verdict"] = row["verdict"]
+        rows.append(one)
+    return rows, note
+
+
+def composition(model: TransformerBridge, shape: ModelShape, *, seed: int) -> dict[str, Any] | None:
+    """Composition scores [kind, writer layer, head, reader layer, head] with their random baseline."""
+    if shape.n_layers < 2:
+        return None
+    found = composition_scores(model, fold=True, seed=seed)
+    parts = {"scores": found.scores, "mean": found.baseline_mean, "sd": found.baseline_sd}
+    packed: dict[str, Any] = {name: pack(value, "float16") for name, value in parts.items()}
+    return {**packed, "kinds": list(KINDS), "n_random": found.n_random}
+
+
+def head_detail(
+    head: HeadCircuit, view: AttentionOnly | None, *, directions: int
+) -> dict[str, Any]:
+    """Eigenvalues of OV, its singular directions in tokens, and the strongest skip-trigrams."""
+    eigenvalues = torch.linalg.eigvals(head.ov.B @ head.ov.A) if _square(head) else torch.zeros(0)
+    order = eigenvalues.abs().argsort(descending=True)
+    svd = head.svd(min(directions, head.ov.A.shape[1]))
+    near = {index for run in svd.near_equal for index in run}
+    trigrams = []
+    if view is not None:
+        found = view.skip_trigrams(head.layer, head.head, k=24).to_dataframe()
+        names = ["source", "destination", "out", "attention", "effect"]
+        trigrams = [
+            {name: _number(value) for name, value in row.items()}
+            for row in found[names].to_dict("records")
+        ]
+    return {
+        "eigenvalues": [[_short(v.real), _short(v.imag)] for v in eigenvalues[order].tolist()],
+        "directions": [
+            {
+                "value": _short(float(svd.S[i])),
+                "near_equal": i in near,
+                "read": [_ends(svd.U[:, i], +1), _ends(svd.U[:, i], -1)],
+                "write": [_ends(svd.V[:, i], +1), _ends(svd.V[:, i], -1)],
+            }
+            for i in range(len(svd.S))
+        ],
+        "trigrams": trigrams,
+    }
+
+
+def head_tables(
+    heads: Sequence[HeadCircuit], tokens: Sequence[int], scales: torch.Tensor, *, k: int = 8
+) -> dict[str, Any]:
+    """For heads of a model that the page cannot run: the ends of their QK and OV rows of some tokens.
+
+    Values are divided by the typical norm scale of the tokens, as the page does for small models. In rotary
+    models a QK row holds for one distance, here 1.
+    """
+    ids = torch.tensor(list(tokens))
+    distance = 1 if heads[0].shape.positions == "rotary" else 0
+    parts: dict[str, list[torch.Tensor]] = {
+        name: [] for name in ("qk", "qk_ids", "raised", "raised_ids", "lowered", "lowered_ids")
+    }
+    for head in heads:
+        qk = head.qk_at(distance)
+        scores = (qk.A[ids].float() @ qk.B.float()) / (scales[ids, None] * scales).float()
+        writes = (head.ov.A[ids].float() @ head.ov.B.float()) / scales[ids, None].float()
+        for name, values, largest in (
+            ("qk", scores, True),
+            ("raised", writes, True),
+            ("lowered", writes, False),
+        ):
+            top = values.topk(min(k, values.shape[1]), largest=largest)
+            parts[name].append(top.values)
+            parts[f"{name}_ids"].append(top.indices)
+    packed = {
+        name: pack(torch.stack(value), "int32" if name.endswith("ids") else "float16")
+        for name, value in parts.items()
+    }
+    return {**packed, "tokens": list(tokens), "distance": distance}
+
+
+def copied_details(
+    heads: Sequence[HeadCircuit], view: AttentionOnly | None, *, directions: int
+) -> tuple[dict[str, Any], str | None]:
+    """Details of all heads by name, and a sentence where they cannot be had."""
+    try:
+        return {one.name: head_detail(one, view, directions=directions) for one in heads}, None
+    except LensLinearError as reason:
+        return {}, str(reason)
+
+
+def _square(head: HeadCircuit) -> bool:
+    return head.ov.shape[0] == head.ov.shape[1]
+
+
+def _ends(direction: torch.Tensor, sign: int, k: int = 6) -> list[int]:
+    return (sign * direction).topk(min(k, len(direction))).indices.tolist()
+
+
+def _short(value: float) -> float:
+    return float(np.format_float_positional(value, precision=5, fractional=False))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return None if not math.isfinite(value) else _short(float(value))

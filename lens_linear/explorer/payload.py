@@ -1,0 +1,336 @@
+"""What a page holds: facts, scores, weights or runs, and a sentence for everything that did not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lens_linear import __version__
+from lens_linear._tl import TransformerBridge
+from lens_linear.circuits.heads.embedding_scales import token_scales
+from lens_linear.circuits.heads.head_circuit import HeadCircuit, head_circuit
+from lens_linear.circuits.paths.attention_only import AttentionOnly
+from lens_linear.errors import LensLinearError, UnsupportedModelError
+from lens_linear.explorer.heads import composition, copied_details, head_rows, head_tables
+from lens_linear.explorer.lens import LinearLens, fit_linear_lens
+from lens_linear.explorer.live import live_arrays, live_facts, sentinel, why_not_live
+from lens_linear.explorer.packing import Kind, pack, packed_bytes, unpack_ints
+from lens_linear.explorer.runs import run_payload
+from lens_linear.linearity.measure.profile import linearity_profile
+from lens_linear.models.capture import available_sites
+from lens_linear.models.describe.parameter_counts import n_parameters
+from lens_linear.models.describe.shape import ModelShape, model_shape
+from lens_linear.models.describe.weights import ModelWeights, read_weights
+from lens_linear.models.open.checksum import weights_sha256
+from lens_linear.models.tokenizer import token_strings, tokenize_prompts
+from lens_linear.stats.evaluation import evaluation_tokens
+
+SCHEMA = 1
+LIVE_BYTES = 5_000_000  # of weights, before base64
+_LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "null_r2", "update_ratio")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with what was read of it once."""
+
+    model: TransformerBridge
+    shape: ModelShape
+    weights: ModelWeights | None
+    lens: LinearLens | None
+    prompts: tuple[str, ...]
+    rows: tuple[Tensor, ...]
+
+
+def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
+    """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
+    try:
+        weights = read_weights(model, fold=True)
+    except UnsupportedModelError:
+        weights = None
+    rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
+    return Subject(model, model_shape(model), weights, None, tuple(prompts), tuple(rows))
+
+
+def build_payload(
+    subject: Subject,
+    *,
+    precision: Kind,
+    max_bytes: int,
+    text: str | None,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Subject]:
+    """Everything a page holds within ``max_bytes``, and the subject with its lens fitted."""
+    model, shape = subject.model, subject.shape
+    missing: dict[str, list[str]] = {"map": [], "head": [], "text": [], "lens": []}
+    why = why_not_live(model, shape, subject.weights)
+    live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
+    say("heads")
+    heads, note = _attempt(
+        lambda: head_rows(model, shape, ablate=shape.n_layers * shape.n_heads <= 64, seed=seed),
+        missing["map"],
+        ([], ""),
+    )
+    if heads and "lost" not in heads[0]:
+        missing["map"].append(
+            "The loss of copying without each head is left out: it takes one pass a head, and the model has "
+            f"{shape.n_layers * shape.n_heads} heads. circuits.ablation_scores(model) measures it."
+        )
+    tokens = _attempt(lambda: evaluation_tokens(model, text), missing["map"], None)
+    say("linearity")
+    linearity = [] if tokens is None else _linearity(model, tokens, missing["map"], seed)
+    say("lens")
+    lens = None
+    if tokens is not None and shape.n_layers and subject.weights is not None:
+        lens = _attempt(lambda: fit_linear_lens(model, tokens), missing["lens"], None)
+    subject = replace(subject, lens=lens)
+    payload: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "live" if live else "run",
+        "version": __version__,
+        "model": _facts(model, shape, subject.weights) | live_facts(model, shape),
+        "vocabulary": _vocabulary(model, shape, live),
+        **_tokenizer(model, live),
+        "heads": heads,
+        "heads_note": note,
+        "composition": _attempt(lambda: composition(model, shape, seed=seed), missing["map"], None),
+        "linearity": linearity,
+        **_circuits(subject, live, missing["head"], say),
+        "arrays": None,
+        "linear_lens": None,
+        "lens_note": _lens_note(lens),
+        "sentinel": None,
+        "tolerance": 1e-4 if precision == "float32" else 0.02,
+        "prompts": list(subject.prompts),
+        "first_ids": subject.rows[0].tolist() if subject.rows else [],
+        "runs": [],
+        "missing": missing,
+        "made": {"seed": seed, "precision": precision, "text": _text_name(text)},
+    }
+    if live and subject.weights is not None:
+        payload["arrays"] = live_arrays(model, shape, subject.weights, precision)
+        payload["sentinel"] = sentinel(model, _sentinel_row(subject, tokens))
+        if lens is not None:
+            payload["linear_lens"] = {
+                "weight": pack(lens.weight, precision),
+                "bias": pack(lens.bias, "float32"),
+                "n_tokens": lens.n_tokens,
+            }
+    else:
+        missing["text"].append(
+            f"This page shows the prompts below; it cannot run the model on other text"
+            f"{f', because {why}' if why else ': its weights take more than 5 MB'}. In a notebook "
+            "ll.explore(model) runs any text."
+        )
+        _add_runs(payload, subject, max_bytes, say)
+    _name_tokens(payload, model)
+    return payload, subject
+
+
+def dumps(payload: dict[str, Any]) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(payload, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _attempt(make: Callable[[], Any], missing: list[str], otherwise: Any) -> Any:
+    """What ``make`` returns; where the model does not allow it, the reason goes to ``missing``."""
+    try:
+        return make()
+    except LensLinearError as reason:
+        missing.append(str(reason))
+        return otherwise
+
+
+def _weight_bytes(weights: ModelWeights | None, precision: Kind) -> int:
+    if weights is None:
+        return 0
+    at = weights.attention
+    parts = [weights.W_E, weights.W_U, *([] if weights.W_pos is None else [weights.W_pos])]
+    parts += [] if at is None else [at.W_Q, at.W_K, at.W_V, at.W_O]
+    return sum(part.numel() for part in parts) * (4 if precision == "float32" else 2)
+
+
+def _facts(
+    model: TransformerBridge, shape: ModelShape, weights: ModelWeights | None
+) -> dict[str, Any]:
+    names = ("n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_vocab", "n_ctx")
+    facts: dict[str, Any] = {
+        name: getattr(shape, name) for name in (*names, "positions", "n_ffn", "bos")
+    }
+    return facts | {
+        "name": Path(shape.name).name,
+        "norm": "none" if weights is None else weights.norm,
+        "final_norm": "none" if weights is None else weights.final_norm,
+        "eps": float(model.cfg.eps),
+        "parameters": n_parameters(model),
+        "sha256": weights_sha256(model),
+    }
+
+
+def _tokenizer(model: TransformerBridge, live: bool) -> dict[str, Any]:
+    """The tokenizer's own files, for pages that take any text."""
+    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    if not live or backend is None:
+        return {"tokenizer": None, "tokenizer_config": None}
+    return {"tokenizer": json.loads(backend.to_str()), "tokenizer_config": {}}
+
+
+def _vocabulary(model: TransformerBridge, shape: ModelShape, live: bool) -> Any:
+    return token_strings(model, range(shape.d_vocab)) if live else {}
+
+
+def _linearity(
+    model: TransformerBridge, tokens: Tensor, missing: list[str], seed: int
+) -> list[dict[str, Any]]:
+    if not model.cfg.n_layers:
+        return []
+    found = []
+    for skip in (0, 1):
+        profile = _attempt(
+            lambda skip=skip: linearity_profile(
+                model, tokens, sites=available_sites(model, 0), skip=skip, seed=seed
+            ),
+            missing,
+            None,
+        )
+        if profile is None:
+            break
+        frame = profile.to_dataframe()
+        names = [
+            n
+            for n in (*_LINEARITY, *(f"{n}_{e}" for n in _LINEARITY[:4] for e in ("low", "high")))
+            if n in frame.columns
+        ]
+        rows = [
+            {
+                name: None if value != value else round(float(value), 6)
+                for name, value in row.items()
+            }
+            for row in frame[names].to_dict("records")
+        ]
+        found.append(
+            {"skip": skip, "n_tokens": profile.n_tokens, "n_fit": profile.n_fit, "rows": rows}
+        )
+    return found
+
+
+def _circuits(
+    subject: Subject, live: bool, missing: list[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Eigenvalues, directions and skip-trigrams of small models; tables over the prompts of large ones."""
+    empty = {"head_details": {}, "head_tables": None, "scales": None, "mean_scale": 1.0}
+    weights, shape = subject.weights, subject.shape
+    if weights is None or not shape.n_layers:
+        return empty
+    say("circuits")
+    scales = token_scales(weights)
+    verified: set[int] = set()
+    view = AttentionOnly(subject.model) if live else None
+    heads: list[HeadCircuit] = [
+        head_circuit(subject.model, layer, head, weights=weights, verified=verified)
+        for layer in range(shape.n_layers)
+        for head in range(shape.n_heads)
+    ]
+    found: dict[str, Any] = {**empty, "mean_scale": float(scales.mean())}
+    if live:
+        details, reason = copied_details(heads, view, directions=4)
+        found |= {"head_details": details, "scales": pack(scales, "float32")}
+        missing.extend([] if reason is None else [reason])
+        return found
+    asked = sorted({int(one) for row in subject.rows for one in row})[:160]
+    if asked:
+        found["head_tables"] = _attempt(lambda: head_tables(heads, asked, scales), missing, None)
+    missing.append(
+        f"Where a head looks and what it writes stand here for the {len(asked)} tokens of the prompts, "
+        "embeddings only, MLPs left out. Eigenvalues, singular directions and skip-trigrams of a large model "
+        "are left out: circuits.head_circuit(model, layer, head) gives them."
+    )
+    return found
+
+
+def _add_runs(
+    payload: dict[str, Any], subject: Subject, max_bytes: int, say: Callable[[str], None]
+) -> None:
+    """Add the prompts one by one while they fit; say which did not."""
+    missing = payload["missing"]
+    used = len(dumps(payload).encode())
+    for index, (text, ids) in enumerate(zip(subject.prompts, subject.rows, strict=True)):
+        say(f"prompt {index + 1}")
+        for patterns, shares in ((True, True), (True, False), (False, False)):
+            made = run_payload(
+                subject.model, subject.shape, subject.weights, subject.lens, text, ids,
+                patterns=patterns, shares=shares,
+            )  # fmt: skip
+            size = packed_bytes(made) + 4000
+            if used + size <= max_bytes:
+                break
+        else:
+            missing["text"].append(
+                f"Prompt {index + 1} of {len(subject.prompts)} and those after it did not fit into "
+                f"{max_bytes / 1e6:.1f} MB; pass fewer prompts or a larger max_bytes."
+            )
+            return
+        if not shares:
+            left = "shares of the logits" if patterns else "attention and shares of the logits"
+            missing["text"].append(
+                f"The {left} of prompt {index + 1} did not fit into {max_bytes / 1e6:.1f} MB."
+            )
+        used += size
+        payload["runs"].append(made)
+
+
+def _name_tokens(payload: dict[str, Any], model: TransformerBridge) -> None:
+    """Texts of the tokens that a page without a vocabulary names."""
+    if payload["vocabulary"]:
+        return
+    used = named_tokens(payload["runs"])
+    tables = payload["head_tables"]
+    if tables is not None:
+        used |= set(tables["tokens"])
+        used |= _ids_in([tables["qk_ids"], tables["raised_ids"], tables["lowered_ids"]])
+    order = sorted(used)
+    payload["vocabulary"] = dict(zip(map(str, order), token_strings(model, order), strict=True))
+
+
+def named_tokens(runs: Sequence[dict[str, Any]]) -> set[int]:
+    """Ids of all tokens that some runs name."""
+    used: set[int] = set()
+    for one in runs:
+        used |= set(one["ids"])
+        grids = [grid["ids"] for grid in one["lens"].values() if grid is not None]
+        targets = [] if one["shares"] is None else [one["shares"]["targets"]]
+        used |= _ids_in([one["top_ids"], *grids, *targets])
+    return used
+
+
+def _ids_in(packed: Sequence[dict[str, Any]]) -> set[int]:
+    return {one for array in packed for one in unpack_ints(array)}
+
+
+def _sentinel_row(subject: Subject, tokens: Tensor | None) -> Tensor:
+    if tokens is not None:
+        return tokens[0, : min(64, tokens.shape[1])]
+    if subject.rows:
+        return subject.rows[0]
+    return torch.arange(min(16, subject.shape.n_ctx, subject.shape.d_vocab))
+
+
+def _lens_note(lens: LinearLens | None) -> str:
+    if lens is None:
+        return ""
+    return (
+        f"Linear lens: one affine map a layer to the last stream, least squares on {lens.n_tokens:,} tokens, "
+        f"ridge {lens.ridge:g} of the mean variance, first positions left out."
+    )
+
+
+def _text_name(text: str | None) -> str:
+    return "the package's own stories" if text is None else "the caller's text"
