@@ -16,12 +16,3 @@ await build({
   jsx: "automatic",
   jsxImportSource: "preact",
 });
-// The engine alone, as a module that node's tests import.
-await build({
-  entryPoints: ["src/engine_entry.ts"],
-  outfile: "node_modules/.cache/engine.mjs",
-  bundle: true,
-  format: "esm",
-  target: "es2022",
-  legalComments: "none",
-});

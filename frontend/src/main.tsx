@@ -5,6 +5,11 @@ import type { Payload } from "./payload.ts";
 import { toHash, type Selection } from "./selection.ts";
 import styles from "./styles.css";
 
+// For tests, which hold them against Python's numbers.
+export { unpack } from "./arrays.ts";
+export { Engine } from "./engine.ts";
+export { TextTokens } from "./tokens.ts";
+
 function mount(host: HTMLElement, payload: Payload, hash: string, onSelect: (selection: Selection) => void, kernel: Kernel | null) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
   const sheet = new CSSStyleSheet();

@@ -13,6 +13,7 @@ from lens_linear.checks import require_file, require_int
 from lens_linear.circuits.heads.composition import composition_scores
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
+from lens_linear.cli.explore_command import run_explore
 from lens_linear.cli.output import emit, envelope, plain, steps, table
 from lens_linear.cli.train_command import run_train
 from lens_linear.dynamics.gains.directions import concept_directions
@@ -264,6 +265,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "linearity": _linearity,
     "dynamics": _dynamics,
     "report": _report,
+    "explore": run_explore,
     "train": run_train,
     "tutorials": _tutorials,
 }

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _linearity(commands)
     _dynamics(commands)
     _report(commands)
+    _explore(commands)
     _train(commands)
     _tutorials(commands)
     return parser
@@ -188,6 +189,30 @@ def _report(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-
     _model(parser)
     parser.add_argument("--out", metavar="FILE", help="the page (default MODEL-report.html)")
     _text(parser)
+    _seed(parser)
+
+
+def _explore(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    parser = _add(
+        commands,
+        "explore",
+        "write one interactive page about a model: heads, texts, paths and layers",
+        "lens-linear explore attn-2l --out page.html --open",
+    )
+    _model(parser)
+    parser.add_argument("--out", metavar="FILE", help="the page (default MODEL-explorer.html)")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="a text to begin with; may be repeated"
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text for linearity and lens (default: the package's own stories)",
+    )
+    parser.add_argument(
+        "--max-mb", type=float, default=10.0, metavar="MB", help="largest page (default 10)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     _seed(parser)
 
 

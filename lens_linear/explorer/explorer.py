@@ -57,7 +57,9 @@ class Explorer:
         if self.payload["kind"] == "live":
             what = "any text runs in the page"
         else:
-            what = f"{len(self.payload['runs'])} of {len(self.payload['prompts'])} prompts in the page"
+            what = (
+                f"{len(self.payload['runs'])} of {len(self.payload['prompts'])} prompts in the page"
+            )
         left_out = sum(map(len, self.payload["missing"].values()))
         said = f", {left_out} notes on what is left out" if left_out else ""
         return f"Explorer of {facts['name']}: {what}, {heads} heads, schema {self.payload['schema']}{said}"

@@ -1,4 +1,4 @@
-"""The page around the bundle: a content policy that allows nothing outside, a picture for who runs no scripts."""
+"""The page around the bundle: a policy that allows nothing from outside, a picture where no script runs."""
 
 from __future__ import annotations
 

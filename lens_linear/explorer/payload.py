@@ -226,7 +226,12 @@ def _circuits(
     subject: Subject, live: bool, missing: list[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Eigenvalues, directions and skip-trigrams of small models; tables over the prompts of large ones."""
-    empty = {"head_details": {}, "head_tables": None, "scales": None, "mean_scale": 1.0}
+    empty: dict[str, Any] = {
+        "head_details": {},
+        "head_tables": None,
+        "scales": None,
+        "mean_scale": 1.0,
+    }
     weights, shape = subject.weights, subject.shape
     if weights is None or not shape.n_layers:
         return empty

@@ -1,4 +1,4 @@
-"""The model map as a small PNG, for places that run no scripts. Written by hand: no drawing library needed."""
+"""The model map as a small PNG, for places that run no scripts; no drawing library is needed."""
 
 from __future__ import annotations
 

@@ -1,3 +1,0 @@
-export { Engine } from "./engine.ts";
-export { TextTokens } from "./tokens.ts";
-export { unpack } from "./arrays.ts";

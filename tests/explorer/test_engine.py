@@ -1,0 +1,191 @@
+"""The engine and tokenizer of the committed bundle, run in node, against Python's numbers."""
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.circuits import ablate_heads
+from lens_linear.circuits.heads.embedding_scales import token_scales
+from lens_linear.explorer.live import live_arrays, live_facts, why_not_live
+from lens_linear.explorer.packing import pack
+from lens_linear.explorer.payload import _facts, dumps
+from lens_linear.models import model_shape, read_weights
+from tests.conftest import SHARED, absent
+
+FOLDER = Path(__file__).parent
+BUNDLE = Path(ll.__file__).parent / "explorer" / "explorer.js"
+BOUND = {"float32": 1e-4, "float16": 0.02}
+
+
+def ask(tmp_path, **questions):
+    if shutil.which("node") is None:
+        absent("no Node: the page's engine cannot be run outside a browser")
+    file = tmp_path / "questions.json"
+    file.write_text(dumps(questions), encoding="utf-8")
+    command = ["node", FOLDER / "engine.mjs", BUNDLE, file]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+
+
+def live_payload(model, precision="float32"):
+    shape, weights = model_shape(model), read_weights(model)
+    assert why_not_live(model, shape, weights) is None
+    return {
+        "model": _facts(model, shape, weights) | live_facts(model, shape),
+        "arrays": live_arrays(model, shape, weights, precision),
+        "scales": pack(token_scales(weights), "float32"),
+    }
+
+
+def rows_of(model, n, length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.cfg.d_vocab, (n, length), generator=generator)
+
+
+TOYS = {
+    "none, standard": {"norm": "none"},
+    "layer norm, standard": {"norm": "LN", "n_layers": 3},
+    "RMS, rotary": {"norm": "RMS", "positions": "rotary"},
+    "no norm, rotary, one layer": {"norm": "none", "positions": "rotary", "n_layers": 1},
+    "LNPre, no positions": {"norm": "LNPre", "positions": "none"},
+}
+
+
+def toy(name):
+    model = ll.toy_model(seed=3, **TOYS[name])
+    with torch.no_grad():  # biases and norm weights that are not their first values
+        generator = torch.Generator().manual_seed(1)
+        for _, weight in model.original_model.named_parameters():
+            if weight.ndim == 1:
+                weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_logits_paths_and_ablation_of_every_kind_of_model(tmp_path, name):
+    model = toy(name)
+    rows = rows_of(model, 3, 9)
+    rows[1, :5] = rows[0, :5]  # a shared prefix, so that the cache is used
+    asked = [{"ids": rows[i].tolist(), "target": 5 + i} for i in range(3)]
+    asked.append({"ids": rows[0].tolist(), "target": 7, "without": ["L0H1"]})
+    got = ask(
+        tmp_path, payload=live_payload(model), rows=rows.tolist(), paths=asked, without=["L0H1"]
+    )
+    with torch.no_grad():
+        wanted = model(rows)
+        with ablate_heads(model, [(0, 1)]):
+            without = model(rows[:1])[0, -1]
+    np.testing.assert_allclose(got["logits"], wanted.numpy(), atol=BOUND["float32"])
+    np.testing.assert_allclose(got["without"], without.numpy(), atol=BOUND["float32"])
+    for question, answer in zip(asked, got["paths"], strict=True):
+        logits = without if question.get("without") else wanted[asked.index(question), -1]
+        centred = float(logits[question["target"]] - logits.mean())
+        for kind in ("paths", "components"):
+            terms = [term["value"] for term in answer[kind]["terms"]]
+            assert sum(terms) == pytest.approx(centred, abs=1e-4)
+            assert answer[kind]["sum"] == pytest.approx(answer[kind]["logit"], abs=1e-4)
+
+
+def test_each_path_is_the_path_of_the_expansion(tmp_path):
+    model = toy("layer norm, standard")
+    ids, target = rows_of(model, 1, 7)[0], 11
+    got = ask(
+        tmp_path, payload=live_payload(model), paths=[{"ids": ids.tolist(), "target": target}]
+    )
+    page = {term["name"]: term["value"] for term in got["paths"][0]["paths"]["terms"]}
+    found = {}
+    for term in ll.AttentionOnly(model).paths(ids[None], dtype=torch.float64).terms:
+        logits = term.logits[0, -1]
+        found[term.name] = float(logits[target] - logits.mean())
+    shared = [name for name in page if not name.startswith(("biases", "output bias"))]
+    assert len(shared) == 2 * 5**3 and set(shared) <= set(found)
+    for name in shared:
+        assert page[name] == pytest.approx(found[name], abs=1e-5), name
+    assert sum(found.values()) == pytest.approx(sum(page.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["layer norm, standard", "RMS, rotary"])
+def test_qk_and_ov_rows_are_the_circuits_divided_by_typical_scales(tmp_path, name):
+    model = toy(name)
+    asked = [{"layer": 1, "head": 2, "token": 9, "distance": d} for d in (0, 3)]
+    got = ask(tmp_path, payload=live_payload(model), circuits=asked)["circuits"]
+    head = ll.AttentionOnly(model).head(1, 2)
+    scales = token_scales(head.weights)
+    for question, answer in zip(asked, got, strict=True):
+        qk = head.qk_at(question["distance"])
+        wanted = (qk.A[9] @ qk.B) / (scales[9] * scales)
+        np.testing.assert_allclose(answer["qk"], wanted.numpy(), atol=1e-5)
+        np.testing.assert_allclose(
+            answer["ov"], (head.ov.A[9] @ head.ov.B / scales[9]).numpy(), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["attn-0l", "attn-1l", "attn-2l"])
+def test_fifty_texts_give_pythons_logits(tmp_path, name, precision):
+    model = ll.load(name)
+    rows = ll.evaluation_tokens(model, n_sequences=50, length=24)
+    got = ask(tmp_path, payload=live_payload(model, precision), rows=rows.tolist())
+    logits = np.array(got["logits"])
+    with torch.no_grad():
+        wanted = model(rows).numpy()
+    assert np.abs(logits - wanted).max() < BOUND[precision]
+    assert (logits.argmax(-1) == wanted.argmax(-1)).all()
+
+
+def strings(n=3000):
+    chooser = random.Random(0)
+    pieces = [
+        "the", " The", "king", "'s", "'LL", "n't", "42", " 7", "¼", "²", "٣", "é", "e\u0301", "ß", "Ω",
+        "日本", "語", "한국", "עברית", "العربية", "👩\u200d👩\u200d👧", "🙂", "\u200d",
+        "\u200b", "\ufeff", "\u0085",
+        "\u00a0", "\u2028", "\u3000", "\u180e", "\u2060", " ", "  ", "   ", "\t", "\n", "\r\n", "\n\n",
+        "\x00",
+        "\x1f", "\x7f", "<", "</s>", "<s>", "<|endoftext|>", "<|im_start|>", "</script>", "<b>", "&amp;", "…",
+        "—", "“", "a" * 30, "_", "__", "\\n", "{}", "\U0001f9d9", "\u0301", "ﬁ", "Ⅷ", "ǆ", "\u1680", "\u202e",
+        "Ġ", "▁", "Ċ", "İ", "ſ", "0x1F", "1,000.5",
+    ]  # fmt: skip
+    made = ["".join(chooser.choices(pieces, k=chooser.randint(0, 9))) for _ in range(n - 600)]
+    planes = [range(0x20, 0x3000), range(0x3000, 0xD800), range(0xE000, 0x20000)]
+    for _ in range(600):
+        points = [chooser.choice(chooser.choice(planes)) for _ in range(chooser.randint(1, 8))]
+        made.append("".join(map(chr, points)))
+    return made
+
+
+def same_tokens(tmp_path, tokenizer, backend):
+    texts = strings()
+    got = ask(tmp_path, tokenizer=json.loads(backend.to_str()), strings=texts)["tokens"]
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    differ = [(t, a, b) for t, a, b in zip(texts, got, wanted, strict=True) if a != b]
+    assert not differ, f"{len(differ)} of {len(texts)} differ, first {differ[0]!r}"
+
+
+def test_three_thousand_strings_of_the_bundled_tokenizer(tmp_path):
+    tokenizer = ll.load("attn-2l").tokenizer
+    same_tokens(tmp_path, tokenizer, tokenizer.backend_tokenizer)
+
+
+def test_three_thousand_strings_of_stories260k(tmp_path):
+    folder = SHARED / "models" / "stories260K"
+    if not folder.is_dir():
+        absent("stories260K is not there")
+    tokenizer = ll.load(str(folder)).tokenizer
+    same_tokens(tmp_path, tokenizer, tokenizer.backend_tokenizer)
+
+
+def test_three_thousand_strings_of_smollm2(tmp_path, smollm2):
+    same_tokens(tmp_path, smollm2.tokenizer, smollm2.tokenizer.backend_tokenizer)
+
+
+def test_appending_a_token_is_fast_because_the_prefix_is_kept(tmp_path):
+    model = ll.load("attn-2l")
+    ids = ll.evaluation_tokens(model, n_sequences=1)[0].tolist()
+    got = ask(tmp_path, payload=live_payload(model, "float16"), timed=ids)
+    assert got["append_ms"] < 10  # measured .5 on a quiet machine; the whole text takes 18
