@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_int, require_list, require_seed
+from lens_linear.checks import (
+    require_choice,
+    require_heads,
+    require_int,
+    require_list,
+    require_seed,
+)
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.explorer.page import frame, page
 from lens_linear.explorer.payload import (
@@ -95,17 +101,21 @@ class Explorer:
 
         Args:
             text: any text that fits the context.
-            ablated: heads such as ``"L1H3"`` whose output is replaced by its mean on random tokens.
+            ablated: heads such as ``"L1H3"`` whose ``z`` is replaced by its mean over the text of linearity.
 
         Returns:
             A run as in ``payload["runs"]``, with the texts of its tokens under ``"vocabulary"``.
         """
         subject = self._subject
         ids = tokenize_prompts(subject.model, [text], truncate=True)[0]
-        heads = [_head(name, subject) for name in ablated]
-        made = run_payload(
-            subject.model, subject.shape, subject.weights, subject.lens, text, ids, ablated=heads
+        shape = subject.shape
+        heads = require_heads(
+            "ablated", list(ablated), n_layers=shape.n_layers, n_heads=shape.n_heads
         )
+        made = run_payload(
+            subject.model, shape, subject.weights, subject.lens, text, ids,
+            ablated=ablated, edits=subject.means.edits(heads) if heads else (),
+        )  # fmt: skip
         used = sorted(named_tokens([made]))
         words = token_strings(subject.model, used)
         return {**made, "vocabulary": dict(zip(map(str, used), words, strict=True))}
@@ -193,12 +203,3 @@ def explore(
             f"with {len(payload['runs'])} prompts; pass max_bytes={size * 11 // 10}"
         )
     return explorer
-
-
-def _head(name: str, subject: Subject) -> tuple[int, int]:
-    names = {
-        f"L{layer}H{head}": (layer, head)
-        for layer in range(subject.shape.n_layers)
-        for head in range(subject.shape.n_heads)
-    }
-    return names[require_choice("ablated", name, names)]

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.induction.ablation import mean_z
-from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.circuits.induction.ablation import StandIns
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import Kind, pack
 from lens_linear.models.describe.rotary import read_rotary
@@ -38,7 +37,11 @@ def why_not_live(
 
 
 def live_arrays(
-    model: TransformerBridge, shape: ModelShape, weights: ModelWeights, precision: Kind
+    model: TransformerBridge,
+    shape: ModelShape,
+    weights: ModelWeights,
+    means: StandIns,
+    precision: Kind,
 ) -> dict[str, Any]:
     """Pack folded weights, position rows or rotations, and the mean head outputs that ablation puts in.
 
@@ -59,8 +62,8 @@ def live_arrays(
     if rotary is not None:
         arrays["cos"] = pack(rotary.cos, "float32")
         arrays["sin"] = pack(rotary.sin, "float32")
-    rows = probe_rows(shape, periods=None, rows_per_period=4, bos=shape.bos, seed=0).tokens
-    arrays["mean_z"] = pack(mean_z(model, rows), "float32")
+    outputs = torch.zeros(at.b_V.shape) if means.values is None else means.values[:, 0, 0]
+    arrays["mean_z"] = pack(outputs, "float32")
     return arrays
 
 

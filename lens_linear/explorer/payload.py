@@ -15,6 +15,7 @@ from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, head_circuit
+from lens_linear.circuits.induction.ablation import StandIns, stand_ins
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.heads import composition, copied_details, head_rows, head_tables
@@ -30,6 +31,7 @@ from lens_linear.models.describe.weights import ModelWeights, read_weights
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.stats.evaluation import evaluation_tokens
+from lens_linear.stats.task_scores import require_task
 
 SCHEMA = 1
 LIVE_BYTES = 5_000_000  # of weights, before base64
@@ -44,6 +46,7 @@ class Subject:
     shape: ModelShape
     weights: ModelWeights | None
     lens: LinearLens | None
+    means: StandIns  # what stands in place of heads that are taken away
     prompts: tuple[str, ...]
     rows: tuple[Tensor, ...]
 
@@ -55,7 +58,10 @@ def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
     except UnsupportedModelError:
         weights = None
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
-    return Subject(model, model_shape(model), weights, None, tuple(prompts), tuple(rows))
+    shape = model_shape(model)
+    return Subject(
+        model, shape, weights, None, stand_ins(model, "zero", None), tuple(prompts), tuple(rows)
+    )
 
 
 def build_payload(
@@ -90,7 +96,11 @@ def build_payload(
     lens = None
     if tokens is not None and shape.n_layers and subject.weights is not None:
         lens = _attempt(lambda: fit_linear_lens(model, tokens), missing["lens"], None)
-    subject = replace(subject, lens=lens)
+    means = subject.means
+    if tokens is not None and shape.n_layers:
+        reference = require_task(model, tokens[:32])
+        means = _attempt(lambda: stand_ins(model, "pooled", reference), missing["text"], means)
+    subject = replace(subject, lens=lens, means=means)
     payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "live" if live else "run",
@@ -115,7 +125,7 @@ def build_payload(
         "made": {"seed": seed, "precision": precision, "text": _text_name(text)},
     }
     if live and subject.weights is not None:
-        payload["arrays"] = live_arrays(model, shape, subject.weights, precision)
+        payload["arrays"] = live_arrays(model, shape, subject.weights, subject.means, precision)
         payload["sentinel"] = sentinel(model, _sentinel_row(subject, tokens))
         if lens is not None:
             payload["linear_lens"] = {

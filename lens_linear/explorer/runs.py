@@ -10,16 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.induction.ablation import ablation_edits, mean_z
-from lens_linear.circuits.induction.repeated_rows import probe_rows
 from lens_linear.explorer.lens import LinearLens, lens_logits
 from lens_linear.explorer.packing import pack
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights, norm_scale
-from lens_linear.models.hooks import Spot, has_spot
+from lens_linear.models.hooks import Edit, Spot, has_spot
 
-Head = tuple[int, int]
 TOP = 10
 TARGETS = 3  # predictions whose logit is taken apart, besides the token that really comes
 
@@ -32,7 +29,8 @@ def run_payload(
     text: str,
     ids: Int[Tensor, " position"],
     *,
-    ablated: Sequence[Head] = (),
+    ablated: Sequence[str] = (),
+    edits: Sequence[Edit] = (),
     patterns: bool = True,
     shares: bool = True,
 ) -> dict[str, Any]:
@@ -45,7 +43,8 @@ def run_payload(
         lens: the linear lens; None leaves it out.
         text: as it was given.
         ids: its tokens.
-        ablated: heads whose output is replaced by its mean on random tokens.
+        ablated: names of the heads that ``edits`` take away.
+        edits: what replaces them.
         patterns: keep attention, one byte a weight.
         shares: take the logits of the likeliest tokens and of the real one apart.
     """
@@ -54,7 +53,7 @@ def run_payload(
     spots += [(layer, "resid_pre") for layer in layers[:1]]
     spots += [(layer, what) for layer in layers for what in ("z", "attn_out", "pattern")]  # type: ignore[misc]
     spots += [(layer, "ffn_out") for layer in layers if has_spot(model, (layer, "ffn_out"))]
-    out = run(model, ids[None], record=spots, edits=_edits(model, shape, ablated))
+    out = run(model, ids[None], record=spots, edits=edits)
     logits = torch.empty(0) if out.logits is None else _real(out.logits)[0]
     log_probabilities = logits.log_softmax(-1)
     top = log_probabilities.topk(min(TOP, logits.shape[1]))
@@ -74,7 +73,7 @@ def run_payload(
         "loss": pack(loss, "float32"),
         "lens": {"logit": None, "linear": None},
         "shares": None,
-        "ablated": [f"L{layer}H{head}" for layer, head in ablated],
+        "ablated": list(ablated),
     }
     if patterns and shape.n_layers:
         found["pattern"] = pack(
@@ -85,13 +84,6 @@ def run_payload(
         if shares and not shape.n_post_norm:
             found["shares"] = _shares(out, shape, weights, streams, logits, ids)
     return found
-
-
-def _edits(model: TransformerBridge, shape: ModelShape, ablated: Sequence[Head]) -> list[Any]:
-    if not ablated:
-        return []
-    rows = probe_rows(shape, periods=None, rows_per_period=4, bos=shape.bos, seed=0).tokens
-    return list(ablation_edits(list(ablated), mean_z(model, rows), shape))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ import torch
 import lens_linear as ll
 from lens_linear.circuits import ablate_heads
 from lens_linear.circuits.heads.embedding_scales import token_scales
+from lens_linear.circuits.induction.ablation import stand_ins
 from lens_linear.explorer.live import live_arrays, live_facts, why_not_live
 from lens_linear.explorer.packing import pack
 from lens_linear.explorer.payload import _facts, dumps
 from lens_linear.models import model_shape, read_weights
+from lens_linear.stats.task_scores import require_task
 from tests.conftest import SHARED, absent
 
 FOLDER = Path(__file__).parent
@@ -35,12 +37,17 @@ def ask(tmp_path, **questions):
 
 def live_payload(model, precision="float32"):
     shape, weights = model_shape(model), read_weights(model)
+    means = stand_ins(model, "pooled", require_task(model, reference(model)))
     assert why_not_live(model, shape, weights) is None
     return {
         "model": _facts(model, shape, weights) | live_facts(model, shape),
-        "arrays": live_arrays(model, shape, weights, precision),
+        "arrays": live_arrays(model, shape, weights, means, precision),
         "scales": pack(token_scales(weights), "float32"),
     }
+
+
+def reference(model):
+    return rows_of(model, 6, 12, seed=9)
 
 
 def rows_of(model, n, length, seed=0):
@@ -79,7 +86,7 @@ def test_logits_paths_and_ablation_of_every_kind_of_model(tmp_path, name):
     )
     with torch.no_grad():
         wanted = model(rows)
-        with ablate_heads(model, [(0, 1)]):
+        with ablate_heads(model, ["L0H1"], reference(model), how="pooled"):
             without = model(rows[:1])[0, -1]
     np.testing.assert_allclose(got["logits"], wanted.numpy(), atol=BOUND["float32"])
     np.testing.assert_allclose(got["without"], without.numpy(), atol=BOUND["float32"])

@@ -163,7 +163,7 @@ function Ablation({ payload, selection, select }: Context) {
           })}</div>
         ))}
       </div></div>
-      <p class="note">Its mean output on repeated random tokens is put in place of what the head writes.
+      <p class="note">What the head gathers is replaced by its mean over all positions of {String(payload.made["text"])}.
         {selection.ablated.length > 0 && <> <button type="button" class="link" onClick={() => select({ ablated: [] })}>Put all back</button></>}</p>
     </details>
   );
