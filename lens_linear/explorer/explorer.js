@@ -72,7 +72,7 @@ dt { color: var(--soft); } dd { margin: 0; font-variant-numeric: tabular-nums; w
 .bars .row { display: grid; grid-template-columns: minmax(5rem, 46%) minmax(2rem, 1fr) auto; gap: .5rem; align-items: center; width: 100%; text-align: left; padding: .06rem .3rem; border: 0; border-radius: 4px; background: none; color: inherit; }
 .bars button.row:hover { background: var(--ground); }
 .bars button.row[aria-pressed="true"] { background: var(--ground); color: inherit; box-shadow: inset 3px 0 0 var(--blue); }
-.bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .88rem; }
+.bars .name { overflow-wrap: anywhere; font-size: .88rem; line-height: 1.35; }
 .track { position: relative; height: .7rem; background: var(--ground); border-radius: 2px; }
 .fill { position: absolute; top: 0; bottom: 0; background: var(--blue); border-radius: 2px; }
 .fill.below { background: var(--red); }

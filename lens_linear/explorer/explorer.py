@@ -37,8 +37,8 @@ from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 
 PROMPTS = (
+    "Zabriskie met Quillfeather by the old mill. Then Zabriskie met Quillfeather again.",
     "The king looked at the queen, and the queen looked at the king.",
-    "Mr. Brown met Mrs. Green at the station. When Mr. Brown left, Mrs. Green waved to Mr. Brown.",
     "Once upon a time there was a little girl who lived in a house by the wood.",
 )
 MAX_BYTES = 10_000_000

@@ -35,6 +35,7 @@ from lens_linear.stats.task_scores import require_task
 
 SCHEMA = 1
 LIVE_BYTES = 5_000_000  # of weights, before base64
+LARGE = 20_000_000  # parameters above which a pass over all stories takes minutes
 _LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "null_r2", "update_ratio")
 
 
@@ -78,29 +79,13 @@ def build_payload(
     missing: dict[str, list[str]] = {"map": [], "head": [], "text": [], "lens": []}
     why = why_not_live(model, shape, subject.weights)
     live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
-    say("heads")
-    heads, note = _attempt(
-        lambda: head_rows(model, shape, ablate=shape.n_layers * shape.n_heads <= 64, seed=seed),
-        missing["map"],
-        ([], ""),
-    )
-    if heads and "lost" not in heads[0]:
-        missing["map"].append(
-            "The loss of copying without each head is left out: it takes one pass a head, and the model has "
-            f"{shape.n_layers * shape.n_heads} heads. circuits.ablation_scores(model) measures it."
-        )
-    tokens = _attempt(lambda: evaluation_tokens(model, text), missing["map"], None)
+    scores = _scores(subject, missing["map"], seed, say)
+    tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
     say("linearity")
     linearity = [] if tokens is None else _linearity(model, tokens, missing["map"], seed)
     say("lens")
-    lens = None
-    if tokens is not None and shape.n_layers and subject.weights is not None:
-        lens = _attempt(lambda: fit_linear_lens(model, tokens), missing["lens"], None)
-    means = subject.means
-    if tokens is not None and shape.n_layers:
-        reference = require_task(model, tokens[:32])
-        means = _attempt(lambda: stand_ins(model, "pooled", reference), missing["text"], means)
-    subject = replace(subject, lens=lens, means=means)
+    subject = _with_references(subject, tokens, missing)
+    lens = subject.lens
     payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "live" if live else "run",
@@ -108,9 +93,7 @@ def build_payload(
         "model": _facts(model, shape, subject.weights) | live_facts(model, shape),
         "vocabulary": _vocabulary(model, shape, live),
         **_tokenizer(model, live),
-        "heads": heads,
-        "heads_note": note,
-        "composition": _attempt(lambda: composition(model, shape, seed=seed), missing["map"], None),
+        **scores,
         "linearity": linearity,
         **_circuits(subject, live, missing["head"], say),
         "arrays": None,
@@ -125,29 +108,79 @@ def build_payload(
         "made": {"seed": seed, "precision": precision, "text": _text_name(text)},
     }
     if live and subject.weights is not None:
-        payload["arrays"] = live_arrays(model, shape, subject.weights, subject.means, precision)
-        payload["sentinel"] = sentinel(model, _sentinel_row(subject, tokens))
-        if lens is not None:
-            payload["linear_lens"] = {
-                "weight": pack(lens.weight, precision),
-                "bias": pack(lens.bias, "float32"),
-                "n_tokens": lens.n_tokens,
-            }
+        payload |= _live(subject, subject.weights, tokens, precision)
     else:
+        because = f", because {why}" if why else ": its weights take more than 5 MB"
         missing["text"].append(
-            f"This page shows the prompts below; it cannot run the model on other text"
-            f"{f', because {why}' if why else ': its weights take more than 5 MB'}. In a notebook "
-            "ll.explore(model) runs any text."
+            f"This page shows the prompts below; it cannot run the model on other text{because}. In a "
+            "notebook ll.explore(model) runs any text."
         )
         _add_runs(payload, subject, max_bytes, say)
     _name_tokens(payload, model)
     return payload, subject
 
 
+def _scores(
+    subject: Subject, missing: list[str], seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Scores of every head and composition of every pair."""
+    model, shape = subject.model, subject.shape
+    n_heads = shape.n_layers * shape.n_heads
+    say("heads")
+    heads, note = _attempt(
+        lambda: head_rows(model, shape, ablate=n_heads <= 64, seed=seed), missing, ([], "")
+    )
+    if heads and "lost" not in heads[0]:
+        missing.append(
+            "The loss of copying without each head is left out: it takes one pass a head, and the model has "
+            f"{n_heads} heads. circuits.ablation_scores(model) measures it."
+        )
+    pairs = _attempt(lambda: composition(model, shape, seed=seed), missing, None)
+    return {"heads": heads, "heads_note": note, "composition": pairs}
+
+
+def _with_references(
+    subject: Subject, tokens: Tensor | None, missing: dict[str, list[str]]
+) -> Subject:
+    """Fit the linear lens on the tokens, and take heads' means over them."""
+    model = subject.model
+    if tokens is None or not subject.shape.n_layers:
+        return subject
+    reference = require_task(model, tokens[:32])
+    means = _attempt(lambda: stand_ins(model, "pooled", reference), missing["text"], subject.means)
+    lens = None
+    if subject.weights is not None:
+        lens = _attempt(lambda: fit_linear_lens(model, tokens), missing["lens"], None)
+    return replace(subject, lens=lens, means=means)
+
+
+def _live(
+    subject: Subject, weights: ModelWeights, tokens: Tensor | None, precision: Kind
+) -> dict[str, Any]:
+    """What a page needs to run the model, and logits to hold itself against."""
+    model, lens = subject.model, subject.lens
+    found: dict[str, Any] = {
+        "arrays": live_arrays(model, subject.shape, weights, subject.means, precision),
+        "sentinel": sentinel(model, _sentinel_row(subject, tokens)),
+    }
+    if lens is not None:
+        weight, bias = pack(lens.weight, precision), pack(lens.bias, "float32")
+        found["linear_lens"] = {"weight": weight, "bias": bias, "n_tokens": lens.n_tokens}
+    return found
+
+
 def dumps(payload: dict[str, Any]) -> str:
     """JSON that may stand inside a script element."""
     text = json.dumps(payload, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _measured_tokens(model: TransformerBridge, shape: ModelShape, text: str | None) -> Tensor:
+    """All rows of the text for small models; eight times the width in tokens for large ones."""
+    rows = evaluation_tokens(model, text)
+    if n_parameters(model) < LARGE:
+        return rows
+    return rows[: max(4, -(-8 * shape.d_model // rows.shape[1]))]
 
 
 def _attempt(make: Callable[[], Any], missing: list[str], otherwise: Any) -> Any:

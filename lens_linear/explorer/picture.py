@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from plotly.colors import sample_colorscale
 
+# The page's own stops, as in frontend/src/colours.ts.
+_VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725".split()
 CELL = 28  # pixels a head, less where there are many
 _FONT = {  # three columns of five rows, rows from the top
     "0": ("111", "101", "101", "101", "111"),
@@ -54,9 +55,12 @@ def map_picture(values: Sequence[Sequence[float]]) -> bytes:
     return _png(picture)
 
 
-def _viridis(value: float) -> tuple[int, ...]:
-    colour = sample_colorscale("Viridis", [value])[0]
-    return tuple(round(float(part)) for part in colour[4:-1].split(","))
+def _viridis(value: float) -> np.ndarray:
+    place = value * (len(_VIRIDIS) - 1)
+    return np.array(
+        [round(np.interp(place, range(len(_VIRIDIS)), [int(c[i : i + 2], 16) for c in _VIRIDIS]))
+         for i in (0, 2, 4)]
+    )  # fmt: skip
 
 
 def _write(picture: np.ndarray, text: str, y: int, x: int, ink: int) -> None:
