@@ -49,7 +49,7 @@ def random_mood_sentences(
     n_mood = require_int("n_mood", n_mood, minimum=1, maximum=len(slots))
     allowed = _mood_indices(process.n_mood_words, words)
     generator = labelled_generator(seed, f"mood sentences {words}")
-    order = torch.rand(n, len(slots), generator=generator).argsort(dim=1)
+    order = torch.rand(n, len(slots), generator=generator, dtype=torch.float32).argsort(dim=1)
     kinds = torch.zeros(n, length, dtype=torch.int64)
     kinds.scatter_(1, slots[order[:, :n_mood]], MOOD)
     labels = (torch.randperm(n, generator=generator) < n // 2).long()

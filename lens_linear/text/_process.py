@@ -165,7 +165,9 @@ class Sampler:
     def _put_names(self, tokens: Tensor, kinds: Tensor) -> Tensor:
         process = self.process
         n_sequences, length = kinds.shape
-        keys = torch.rand(n_sequences, process.name_pool, generator=self.generator)
+        keys = torch.rand(
+            n_sequences, process.name_pool, generator=self.generator, dtype=torch.float32
+        )
         syllables = keys.argsort(dim=1)[:, : process.n_names * process.name_length]
         which = torch.randint(process.n_names, kinds.shape, generator=self.generator)
         stage = kinds.clamp(min=1) - 1  # syllable number from 0

@@ -92,7 +92,7 @@ def repeated_tokens(
     row_periods = dealt[torch.randperm(n_sequences, generator=generator)]
     shape = (n_sequences, max(choices))
     if distinct:
-        keys = torch.rand(n_sequences, len(allowed), generator=generator)
+        keys = torch.rand(n_sequences, len(allowed), generator=generator, dtype=torch.float32)
         picks = keys.argsort(dim=1)[:, : shape[1]]
     else:
         picks = torch.randint(len(allowed), shape, generator=generator)

@@ -253,3 +253,27 @@ def test_autocast_changes_nothing():
     expected = ll.models.forward_logits(model, tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(ll.models.forward_logits(model, tokens), expected)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_default_type_changes_no_analysis(default):
+    model, tokens = ll.load("gpt-nano"), torch.arange(512).view(16, 32) * 7 % 1000
+
+    def numbers():
+        two = ll.load("attn-2l")
+        paths = ll.AttentionOnly(two).paths(tokens[:2, :8])
+        profile = ll.linearity_profile(model, tokens, progress=False)
+        return [
+            ll.induction_scores(two, rows_per_period=2).to_dataframe()["prefix_matching"].tolist(),
+            profile.to_dataframe()["block_r2"].tolist(),
+            [paths.max_error],
+        ]
+
+    expected = numbers()
+    torch.set_default_dtype(default)
+    try:
+        found = numbers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)

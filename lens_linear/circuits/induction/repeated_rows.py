@@ -105,7 +105,7 @@ def choose_periods(
     # Closer together where they are short: a model may have been trained on short repeats only, and its
     # context be longer than anything it has seen.
     shortest = max(MIN_PERIOD, longest // 5)
-    steps = torch.linspace(math.log(shortest), math.log(longest), 6)
+    steps = torch.linspace(math.log(shortest), math.log(longest), 6, dtype=torch.float32)
     return sorted(set(steps.exp().round().int().tolist()))
 
 
@@ -138,7 +138,7 @@ def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: 
     """Rows in which no token occurs twice."""
     generator = torch.Generator().manual_seed(seed + 1)
     body = length - int(bos is not None)
-    keys = torch.rand(n, len(allowed), generator=generator)
+    keys = torch.rand(n, len(allowed), generator=generator, dtype=torch.float32)
     rows = allowed[keys.topk(body, dim=1).indices]
     if bos is None:
         return rows

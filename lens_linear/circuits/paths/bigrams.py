@@ -252,7 +252,7 @@ class BigramTable(Result):
                 for t in self._blocks()
             ]
         )
-        shares = torch.full((n,), 1.0) if weights is None else weights
+        shares = torch.full((n,), 1.0, dtype=torch.float32) if weights is None else weights
         shares = require_float_tensor("weights", shares, ndim=1).double().to(per_token.device)
         if len(shares) != n or bool((shares < 0).any()) or float(shares.sum()) <= 0:
             raise InvalidArgumentError(

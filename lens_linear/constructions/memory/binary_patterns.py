@@ -35,7 +35,7 @@ def flip(
     """Flip exactly ``round(noise · d)`` bits of every row, chosen at random."""
     q, d = patterns.shape
     count = round(noise * d)
-    where = torch.rand(q, d, generator=generator).argsort(1)[:, :count]
+    where = torch.rand(q, d, generator=generator, dtype=torch.float32).argsort(1)[:, :count]
     return patterns.scatter(1, where, -patterns.gather(1, where))
 
 

@@ -320,7 +320,9 @@ class _Memory:
             return torch.full((len(kinds), 3), torch.nan, dtype=torch.float64)
         scores, target = self.scores[enough], self.target[enough]
         here = torch.arange(len(target))
-        order = torch.rand(scores.shape, generator=self._generator("subset", count, draw))
+        order = torch.rand(
+            scores.shape, dtype=torch.float32, generator=self._generator("subset", count, draw)
+        )
         order = order.masked_fill(~self.visible[enough], -1.0)
         order[here, target] = 2.0  # the target is always stored
         stored = order.topk(count, dim=1).indices

@@ -196,7 +196,7 @@ def _mean_shift(
     slopes = torch.zeros(len(rows), *amplitudes.shape, dtype=torch.float64, device=rows.device)
     n_prompts = sum(len(index) for index, _ in contexts)
     for _, context in contexts:
-        ones = torch.ones(1, len(context.lengths), amplitudes.shape[1])
+        ones = torch.ones(1, len(context.lengths), amplitudes.shape[1], dtype=torch.float32)
         with torch.enable_grad():
             out = context.outputs(ones, vectors)[0]
             sums = (out - context.states[-1]).sum(0) @ rows[:, -1].to(out).T

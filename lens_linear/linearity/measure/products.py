@@ -104,7 +104,7 @@ def _leading_product(z: Tensor, r: Tensor, generator: torch.Generator) -> tuple[
     best: tuple[Tensor, Tensor] | None = None
     most = -1.0
     for _ in range(4):
-        u = torch.randn(r.shape[1], generator=generator).to(r)
+        u = torch.randn(r.shape[1], generator=generator, dtype=torch.float32).to(r)
         u = (r.T @ (r @ u)) / len(r)
         for _ in range(5):
             u = u / u.norm().clamp(min=1e-30)

@@ -180,7 +180,7 @@ def _cosine_distances(
     model: TransformerBridge, rows: RowView, skip: int, batch_size: int | None
 ) -> Tensor:
     """Mean of 1 − cos between every two layer boundaries, over tokens."""
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros((), dtype=torch.float32), 0
     for _, tokens in batched(rows, batch_size, model=model):
         states = residual_stream(model, tokens.long())[:, :, skip:].double().flatten(1, 2)
         unit = torch.nn.functional.normalize(states, dim=-1)

@@ -65,7 +65,7 @@ def sample_tokens(model: TransformerBridge, *, length: int = 32) -> Int[Tensor, 
     tokenizer = getattr(model, "tokenizer", None)
     known = model.cfg.d_vocab if tokenizer is None else min(len(tokenizer), model.cfg.d_vocab)
     n = min(length, int(model.cfg.n_ctx))
-    spread = torch.linspace(0, known - 1, n).long()
+    spread = torch.linspace(0, known - 1, n, dtype=torch.float64).long()
     return spread[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
 
 

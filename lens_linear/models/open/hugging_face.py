@@ -161,7 +161,7 @@ def _plain_logits(hf_model: Any) -> Tensor | None:
 
 def _few_tokens(table: Tensor) -> Tensor:
     """Sixteen tokens spread over the vocabulary: rows at its beginning are often never trained."""
-    return torch.linspace(0, len(table) - 1, 16, device=table.device).long()[None]
+    return torch.linspace(0, len(table) - 1, 16, dtype=torch.float64).long().to(table.device)[None]
 
 
 def _require_faithful(model: TransformerBridge, expected: Tensor | None) -> None:
