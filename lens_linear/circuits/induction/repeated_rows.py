@@ -220,7 +220,7 @@ def _summary(table: Tensor, rows: ProbeRows, body: int) -> AttentionStats:
     uniform = torch.zeros(far, dtype=torch.float64)
     for offset in range(far):
         queries = torch.arange(offset + 1, min(offset + 1 + max(offset + 1, MIN_QUERIES), body))
-        uniform[offset] = (1 / (queries + 1 + rows.start)).mean()
+        uniform[offset] = (1 / (queries.double() + 1 + rows.start)).mean()
     by_offset = plain[:, :, 3, :far].permute(2, 0, 1)
     return AttentionStats(
         tuple(choices),
