@@ -245,3 +245,18 @@ def test_heads_of_a_view_check_a_layer_once(monkeypatch):
     for head in view.heads():
         _ = head.qk
     assert calls == [0, 1]
+
+
+def test_a_view_follows_a_model_whose_weights_were_changed():
+    model = native(normalization_type="LN")
+    view = ll.AttentionOnly(model)
+    before = view.head("L1H2")
+    with torch.no_grad():
+        model.original_model.layers[1].attn.v.weight.mul_(3.0)
+    torch.testing.assert_close(view.head("L1H2").ov.AB, 3 * before.ov.AB, rtol=1e-5, atol=1e-6)
+    assert view.weights is view.weights  # and is not read twice for nothing
+    model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()})
+    direct = (model.W_E @ (model.W_U - model.W_U.mean(1, keepdim=True))).shape
+    assert view.bigrams().logits.shape == direct
+    fresh = ll.AttentionOnly(model).bigrams().logits
+    torch.testing.assert_close(view.bigrams().logits, fresh)

@@ -18,7 +18,6 @@ Source: Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,6 +76,7 @@ class AttentionOnly:
         self.model = model
         self.fold = fold
         self._verified: set[int] = set()
+        self._read: tuple[tuple[tuple[int, int], ...], ModelWeights] | None = None
         self.labels = require_labels(labels, model, self.shape.d_vocab)
 
     def __repr__(self) -> str:
@@ -86,10 +86,18 @@ class AttentionOnly:
             f"{s.d_vocab}, norms {self.weights.norm}"
         )
 
-    @cached_property
+    @property
     def weights(self) -> ModelWeights:
-        """The weights in float64, norms folded unless ``fold=False``."""
-        return read_weights(self.model, fold=self.fold)
+        """The weights in float64, norms folded unless ``fold=False``.
+
+        Read again when the model's were changed.
+        Heads and tables taken before keep the weights that they were made with.
+        """
+        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._read is None or self._read[0] != state:
+            self._verified = set()
+            self._read = (state, read_weights(self.model, fold=self.fold))
+        return self._read[1]
 
     def bigrams(self) -> BigramTable:
         """Return the direct path ``W_E W_U`` as a table of bigrams."""
@@ -97,11 +105,12 @@ class AttentionOnly:
 
     def head(self, layer: int | str | tuple[int, int], head: int | None = None) -> HeadCircuit:
         """Return the QK and OV circuits of one head, named ``1, 3`` or ``"L1H3"``."""
+        weights = self.weights  # read first: it forgets what was verified of older ones
         return head_circuit(
             self.model,
             layer,
             head,
-            weights=self.weights,
+            weights=weights,
             labels=self.labels,
             verified=self._verified,
         )
