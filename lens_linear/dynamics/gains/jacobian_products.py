@@ -35,6 +35,9 @@ from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_conte
 from lens_linear.models.hooks import require_bridge
 
 
+_TOGETHER = 64  # directions a product: its memory grows with directions × prompts
+
+
 @dataclass(frozen=True, eq=False)
 class _Batch:
     """One batch with its recorded pass and its blocks' maps, up to some layer."""
@@ -67,6 +70,11 @@ class BlockJacobians:
     def n_layers(self) -> int:
         """Blocks of the model."""
         return int(self.model.cfg.n_layers)
+
+    @property
+    def n_batches(self) -> int:
+        """Batches that the prompts make; more than one are run again for every product."""
+        return -(-len(self.prompts) // self.batch_size)
 
     def batches(self, upto: int | None = None) -> Iterator[_Batch]:
         """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
@@ -125,9 +133,11 @@ class BlockJacobians:
     ) -> Tensor:
         total = torch.zeros_like(vectors)
         for batch in self.batches(None if layers is None else max(layers) + 1):
-            shared = vectors[:, :, None].expand(-1, -1, len(batch.rows), -1)
-            found = getattr(batch.maps, product)(shared, layers=layers)
-            total += to_compute(found, device=vectors.device).sum(2)
+            for start in range(0, vectors.shape[1], _TOGETHER):
+                piece = vectors[:, start : start + _TOGETHER, None]
+                shared = piece.expand(-1, -1, len(batch.rows), -1)
+                found = getattr(batch.maps, product)(shared, layers=layers)
+                total[:, start : start + _TOGETHER] += to_compute(found, device=total.device).sum(2)
         return total / len(self.prompts)
 
     def costates(

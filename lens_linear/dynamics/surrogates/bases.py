@@ -162,10 +162,14 @@ def _carried(
 ) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
     """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
 
-    def apply(rows: Float[Tensor, "direction d_model"]) -> Tensor:
-        return maps.mean_push(rows[None], layers=[0])[0]
-
     start = directions[:1]
+    if maps.n_batches > 1:  # one pass for the whole mean Jacobian, not one a power
+        eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
+        first = maps.mean_push(eye[None], layers=[0])[0]
+
+    def apply(rows: Float[Tensor, "direction d_model"]) -> Tensor:
+        return rows @ first if maps.n_batches > 1 else maps.mean_push(rows[None], layers=[0])[0]
+
     powers = start.new_zeros(1, start.shape[1], 0)
     if order > 1:
         powers = krylov_basis(apply, apply(start), order=order - 1, rtol=_RTOL, seed=seed).basis
