@@ -34,7 +34,6 @@ from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
 from lens_linear.models.hooks import require_bridge
 
-
 _TOGETHER = 64  # directions a product: its memory grows with directions × prompts
 
 

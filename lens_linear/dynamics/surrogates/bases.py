@@ -161,7 +161,6 @@ def _carried(
     maps: BlockJacobians, directions: Tensor, order: int, seed: int
 ) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
     """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
-
     start = directions[:1]
     if maps.n_batches > 1:  # one pass for the whole mean Jacobian, not one a power
         eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
