@@ -121,7 +121,7 @@ export function Grid({ name, rows, columns, cell, scale, selected, choose, dense
                 const one = cell(r, c);
                 const here = r === at.row && c === at.column;
                 return (
-                  <td key={c} role="gridcell" style={paint(one.value, scale)} title={one.title} aria-label={one.title}
+                  <td key={c} role="gridcell" style={paint(one.value, scale)} title={one.title}
                     tabIndex={here ? 0 : -1} aria-selected={here} onClick={() => choose(r, c)}>
                     {one.text}
                   </td>

@@ -1,0 +1,135 @@
+"""Saved pages in a real browser: nothing asked for, nothing run that should not, every view by keyboard."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lens_linear as ll
+from lens_linear.explorer.explorer import Explorer
+from tests.conftest import ROOT, absent
+
+FOLDER = Path(__file__).parent
+FRONTEND = ROOT / "frontend"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    if shutil.which("chromium") is None or shutil.which("node") is None:
+        absent("no chromium or no node: pages are not looked at in a browser")
+    if not (FRONTEND / "node_modules" / "playwright-core").is_dir():
+        absent("frontend/node_modules is not installed (npm ci in frontend/)")
+    explorer = ll.explore(ll.load("attn-2l"))
+    return explorer, explorer.save(tmp_path_factory.mktemp("page") / "page.html")
+
+
+def look(tmp_path, *jobs):
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps([{**job, "file": str(job["file"])} for job in jobs]))
+    command = ["node", FOLDER / "page.mjs", FRONTEND, shutil.which("chromium"), file]
+    done = subprocess.run(command, capture_output=True, timeout=400)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_one_request_no_error_no_sideways_scroll_and_the_self_check_at_three_widths(
+    saved, tmp_path
+):
+    _, page = saved
+    assert page.stat().st_size <= 1.5e6
+    for seen in look(
+        tmp_path, *({"check": "look", "file": page, "width": w} for w in (390, 900, 1400))
+    ):
+        assert len(seen["requests"]) == 1 and seen["requests"][0].startswith("file:")
+        assert seen["errors"] == []
+        assert "Self-check passed" in seen["check"]
+    widths = look(tmp_path, {"check": "look", "file": page, "width": 390})
+    assert widths[0]["scroll"] <= 390
+
+
+def test_a_damaged_weight_fails_the_self_check(saved, tmp_path):
+    explorer, _ = saved
+    arrays = explorer.payload["arrays"]
+    swapped = arrays["W_Q"] | {"shape": arrays["W_O"]["shape"]}
+    damaged = {**explorer.payload, "arrays": {**arrays, "W_O": swapped}}
+    page = Explorer(damaged, 10**7, explorer._subject).save(tmp_path / "damaged.html")
+    (seen,) = look(tmp_path, {"check": "look", "file": page})
+    assert "Self-check FAILED" in seen["check"]
+
+
+def test_the_address_opens_the_same_sight(saved, tmp_path):
+    _, page = saved
+    address = "#head=L0H2&token=300&position=3&score=copying&without=L1H1&lens=logit&text=the+king"
+    (seen,) = look(tmp_path, {"check": "look", "file": page, "hash": address})
+    for part in (
+        "head=L0H2",
+        "token=300",
+        "position=3",
+        "score=copying",
+        "without=L1H1",
+        "lens=logit",
+    ):
+        assert part in seen["address"]
+    assert "L0H2 reads from" in seen["text"] and "with all heads" in seen["text"]
+
+
+def test_axe_finds_no_serious_fault(saved, tmp_path):
+    _, page = saved
+    jobs = [{"check": "axe", "file": page, "scheme": scheme} for scheme in ("light", "dark")]
+    for found in look(tmp_path, *jobs):
+        assert [one for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_every_view_by_keyboard_alone(saved, tmp_path):
+    _, page = saved
+    (seen,) = look(tmp_path, {"check": "keyboard", "file": page})
+    assert {stop["view"] for stop in seen["stops"]} >= {"map", "text", "head", "lens"}
+    assert {stop["role"] for stop in seen["stops"]} >= {
+        "gridcell",
+        "option",
+        "TEXTAREA",
+        "SELECT",
+        "BUTTON",
+    }
+    assert "head=L0H" in seen["moved"] and seen["stayed"] == {"view": "map", "role": "gridcell"}
+    assert "position=0" in seen["text"]
+    assert seen["errors"] == []
+
+
+BAD = [
+    "</script><script>globalThis.hacked=1</script>", "<img src=x onerror=globalThis.hacked=2>",
+    "<b>bold</b>", "</style>", "<!--", "-->", "]]>", "&lt;", "&amp;amp;", "\"'`", "{{7*7}}", "__proto__",
+    "javascript:globalThis.hacked=3", "${globalThis.hacked=4}", "<svg/onload=globalThis.hacked=5>",
+    "constructor", "toString", "</s>",
+]  # fmt: skip
+HOSTILE = [f"{bad}{index}" for index in range(5) for bad in BAD]
+
+
+def test_ninety_hostile_tokens_and_a_hostile_name_are_shown_and_not_run(saved, tmp_path):
+    explorer, _ = saved
+    assert len(HOSTILE) == 90
+    words = HOSTILE + explorer.payload["vocabulary"][90:]
+    model = {**explorer.payload["model"], "name": BAD[0]}
+    payload = {**explorer.payload, "vocabulary": words, "model": model, "prompts": [BAD[1], BAD[0]]}
+    page = Explorer(payload, 10**7, explorer._subject).save(tmp_path / "hostile.html")
+    seen, text = look(
+        tmp_path,
+        {"check": "search", "file": page, "strings": HOSTILE},
+        {"check": "look", "file": page},
+    )
+    assert seen["hacked"] is None and seen["errors"] == [] and len(seen["requests"]) == 1
+    for asked, shown in zip(HOSTILE, seen["shown"], strict=True):
+        assert asked.replace(" ", "␣") in shown, asked
+    assert BAD[0] in text["text"]
+
+
+def test_ready_and_a_keystroke_in_time(saved, tmp_path):
+    explorer, page = saved
+    text = explorer.payload["prompts"][0]
+    jobs = [{"check": "keystroke", "file": page, "text": text, "slow": slow} for slow in (1, 4)]
+    full, quarter = look(tmp_path, *jobs)
+    # The budget is 1 s and 50 ms on a quiet machine; a busy one may take three times as long.
+    assert full["ready_ms"] < 3000 and full["median_ms"] < 150
+    assert quarter["median_ms"] < 600
