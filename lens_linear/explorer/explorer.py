@@ -16,14 +16,16 @@ from typing import Any, Literal
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    require_callable,
     require_choice,
     require_heads,
+    require_instance,
     require_int,
     require_list,
     require_seed,
 )
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.explorer.page import frame, page
+from lens_linear.explorer.page import bundle, frame, page
 from lens_linear.explorer.payload import (
     Subject,
     build_payload,
@@ -182,6 +184,11 @@ def explore(
     """
     model = require_bridge(model)
     max_bytes = require_int("max_bytes", max_bytes, minimum=1)
+    if text is not None:
+        require_instance("text", text, str, advice="read a file with lens_linear.text.read_text")
+    if on_step is not None:
+        require_callable("on_step", on_step, advice="pass a function of one word")
+    seed = require_seed(seed)
     require_choice("precision", precision, ("float16", "float32"))
     given = list(PROMPTS) if prompts is None else require_list("prompts", prompts, of="str")
     if not given:
@@ -190,9 +197,9 @@ def explore(
     payload, subject = build_payload(
         subject,
         precision=precision,
-        max_bytes=max_bytes,
+        max_bytes=max_bytes - len(bundle()) - 12_000,  # the page around the payload
         text=text,
-        seed=require_seed(seed),
+        seed=seed,
         say=on_step or (lambda _text: None),
     )
     explorer = Explorer(payload, max_bytes, subject)

@@ -11,13 +11,16 @@ import torch
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import KINDS, composition_scores
-from lens_linear.circuits.heads.head_circuit import HeadCircuit
+from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attention
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError
 from lens_linear.explorer.packing import pack
+from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import ModelShape
+from lens_linear.models.describe.weights import ModelWeights
+from lens_linear.models.frozen.attention_scores import attention_scores
 
 _COLUMNS = (
     "prefix_matching",
@@ -97,35 +100,51 @@ def head_detail(
 
 
 def head_tables(
-    heads: Sequence[HeadCircuit], tokens: Sequence[int], scales: torch.Tensor, *, k: int = 8
+    model: TransformerBridge,
+    weights: ModelWeights,
+    tokens: Sequence[int],
+    scales: torch.Tensor,
+    *,
+    k: int = 8,
 ) -> dict[str, Any]:
     """For heads of a model that the page cannot run: the ends of their QK and OV rows of some tokens.
 
     Values are divided by the typical norm scale of the tokens, as the page does for small models. In rotary
-    models a QK row holds for one distance, here 1.
+    models a QK row holds for one distance, here 1. Single precision, one head at a time: the rows over a
+    large vocabulary are never kept.
     """
-    ids = torch.tensor(list(tokens))
-    distance = 1 if heads[0].shape.positions == "rotary" else 0
-    parts: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("qk", "qk_ids", "raised", "raised_ids", "lowered", "lowered_ids")
-    }
-    for head in heads:
-        qk = head.qk_at(distance)
-        scores = (qk.A[ids].float() @ qk.B.float()) / (scales[ids, None] * scales).float()
-        writes = (head.ov.A[ids].float() @ head.ov.B.float()) / scales[ids, None].float()
-        for name, values, largest in (
-            ("qk", scores, True),
-            ("raised", writes, True),
-            ("lowered", writes, False),
-        ):
-            top = values.topk(min(k, values.shape[1]), largest=largest)
-            parts[name].append(top.values)
-            parts[f"{name}_ids"].append(top.indices)
+    at = require_attention(weights)
+    ids, typical = torch.tensor(list(tokens)), scales.float()
+    rows, outputs = weights.W_E.float(), weights.class_centred.float()
+    n_layers, n_heads = at.W_Q.shape[:2]
+    group = n_heads // at.n_key_value_heads
+    parts: dict[str, list[torch.Tensor]] = {}
+    distance = 0
+    for layer in range(n_layers):
+        attention_scores(model, ids[None, :2], layer)  # refuses scores that are not these q·k
+        rotary = read_rotary(model, layer, 2)
+        turn = None if rotary is None else rotary.relative(1, at.W_Q.shape[-1]).float()
+        distance = max(distance, int(turn is not None))
+        for head in range(n_heads):
+            if head % group == 0:
+                keys = rows @ at.W_K[layer, head].float() / typical[:, None]
+            queries = rows[ids] @ at.W_Q[layer, head].float() * float(at.scale[layer])
+            queries = (queries if turn is None else queries @ turn) / typical[ids, None]
+            values = rows[ids] @ at.W_V[layer, head].float() / typical[ids, None]
+            writes = values @ at.W_O[layer, head].float() @ outputs
+            _keep(parts, "qk", (queries @ keys.T).topk(k))
+            _keep(parts, "raised", writes.topk(k))
+            _keep(parts, "lowered", writes.topk(k, largest=False))
     packed = {
         name: pack(torch.stack(value), "int32" if name.endswith("ids") else "float16")
         for name, value in parts.items()
     }
     return {**packed, "tokens": list(tokens), "distance": distance}
+
+
+def _keep(parts: dict[str, list[torch.Tensor]], name: str, top: Any) -> None:
+    parts.setdefault(name, []).append(top.values)
+    parts.setdefault(f"{name}_ids", []).append(top.indices)
 
 
 def copied_details(

@@ -14,7 +14,7 @@ from torch import Tensor
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.embedding_scales import token_scales
-from lens_linear.circuits.heads.head_circuit import HeadCircuit, head_circuit
+from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.circuits.induction.ablation import StandIns, stand_ins
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
@@ -35,6 +35,8 @@ from lens_linear.stats.task_scores import require_task
 
 SCHEMA = 1
 LIVE_BYTES = 5_000_000  # of weights, before base64
+NAME_BYTES = 24  # of a token's id and text in the page
+TABLED = 48  # tokens of the prompts whose QK and OV rows are kept of a large model
 LARGE = 20_000_000  # parameters above which a pass over all stories takes minutes
 _LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "null_r2", "update_ratio")
 
@@ -280,24 +282,24 @@ def _circuits(
         return empty
     say("circuits")
     scales = token_scales(weights)
-    verified: set[int] = set()
-    view = AttentionOnly(subject.model) if live else None
-    heads: list[HeadCircuit] = [
-        head_circuit(subject.model, layer, head, weights=weights, verified=verified)
-        for layer in range(shape.n_layers)
-        for head in range(shape.n_heads)
-    ]
     found: dict[str, Any] = {**empty, "mean_scale": float(scales.mean())}
     if live:
-        details, reason = copied_details(heads, view, directions=4)
+        verified: set[int] = set()
+        heads = [
+            head_circuit(subject.model, layer, head, weights=weights, verified=verified)
+            for layer in range(shape.n_layers)
+            for head in range(shape.n_heads)
+        ]
+        details, reason = copied_details(heads, AttentionOnly(subject.model), directions=4)
         found |= {"head_details": details, "scales": pack(scales, "float32")}
         missing.extend([] if reason is None else [reason])
         return found
-    asked = sorted({int(one) for row in subject.rows for one in row})[:160]
-    if asked:
-        found["head_tables"] = _attempt(lambda: head_tables(heads, asked, scales), missing, None)
+    asked = list(dict.fromkeys(int(one) for row in subject.rows for one in row))[:TABLED]
+    found["head_tables"] = _attempt(
+        lambda: head_tables(subject.model, weights, asked, scales), missing, None
+    )
     missing.append(
-        f"Where a head looks and what it writes stand here for the {len(asked)} tokens of the prompts, "
+        f"Where a head looks and what it writes stand here for the first {len(asked)} tokens of the prompts, "
         "embeddings only, MLPs left out. Eigenvalues, singular directions and skip-trigrams of a large model "
         "are left out: circuits.head_circuit(model, layer, head) gives them."
     )
@@ -309,7 +311,8 @@ def _add_runs(
 ) -> None:
     """Add the prompts one by one while they fit; say which did not."""
     missing = payload["missing"]
-    used = len(dumps(payload).encode())
+    named = _tabled(payload["head_tables"])
+    used = len(dumps(payload).encode()) + NAME_BYTES * len(named)
     for index, (text, ids) in enumerate(zip(subject.prompts, subject.rows, strict=True)):
         say(f"prompt {index + 1}")
         for patterns, shares in ((True, True), (True, False), (False, False)):
@@ -317,7 +320,7 @@ def _add_runs(
                 subject.model, subject.shape, subject.weights, subject.lens, text, ids,
                 patterns=patterns, shares=shares,
             )  # fmt: skip
-            size = packed_bytes(made) + 4000
+            size = packed_bytes(made) + NAME_BYTES * len(named_tokens([made])) + 4000
             if used + size <= max_bytes:
                 break
         else:
@@ -339,13 +342,17 @@ def _name_tokens(payload: dict[str, Any], model: TransformerBridge) -> None:
     """Texts of the tokens that a page without a vocabulary names."""
     if payload["vocabulary"]:
         return
-    used = named_tokens(payload["runs"])
-    tables = payload["head_tables"]
-    if tables is not None:
-        used |= set(tables["tokens"])
-        used |= _ids_in([tables["qk_ids"], tables["raised_ids"], tables["lowered_ids"]])
+    used = named_tokens(payload["runs"]) | _tabled(payload["head_tables"])
     order = sorted(used)
     payload["vocabulary"] = dict(zip(map(str, order), token_strings(model, order), strict=True))
+
+
+def _tabled(tables: dict[str, Any] | None) -> set[int]:
+    """Ids of all tokens that the tables of heads name."""
+    if tables is None:
+        return set()
+    names = ("qk_ids", "raised_ids", "lowered_ids")
+    return set(tables["tokens"]) | _ids_in([tables[name] for name in names])
 
 
 def named_tokens(runs: Sequence[dict[str, Any]]) -> set[int]:

@@ -497,6 +497,7 @@ def _reports() -> None:
     from lens_linear.teaching.tutorials import copy_tutorials
 
     call("report", ll.report, model=ATTN, path="no/such/folder/page.html")
+    call("explore", ll.explore, model=ATTN, prompts=["a b"], max_bytes=10**6, seed=0, text=None)
     call("copy_tutorials", copy_tutorials, directory="/proc/self/ns/course")
 
 

@@ -1,0 +1,81 @@
+"""Pages of models that cannot run by themselves: tables, runs, and what did not fit."""
+
+import base64
+
+import numpy as np
+import pytest
+import torch
+
+import lens_linear as ll
+from lens_linear.circuits import head_circuit
+from lens_linear.circuits.heads.embedding_scales import token_scales
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+
+
+def unpacked(packed):
+    values = np.frombuffer(base64.b64decode(packed["data"]), packed["dtype"]).astype(float)
+    return values.reshape(packed["shape"]) / (255 if packed["dtype"] == "uint8" else 1)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    model = ll.load("gpt-nano")
+    return model, ll.explore(model, ["The old mill stood by the river.", "A cat and a dog."])
+
+
+def test_tables_are_the_ends_of_the_circuits_rows(nano):
+    model, explorer = nano
+    tables = explorer.payload["head_tables"]
+    head, row = head_circuit(model, 1, 2), 4
+    token, scales = tables["tokens"][row], token_scales(head.weights)
+    place = model.cfg.n_heads + 2
+    qk = head.qk.A[token] @ head.qk.B / (scales[token] * scales)
+    ov = head.ov.A[token] @ head.ov.B / scales[token]
+    for name, wanted in (("qk", qk.topk(8)), ("raised", ov.topk(8)), ("lowered", (-ov).topk(8))):
+        assert unpacked(tables[f"{name}_ids"])[place, row].tolist() == wanted.indices.tolist()
+        sign = -1 if name == "lowered" else 1
+        found = unpacked(tables[name])[place, row]
+        np.testing.assert_allclose(found, sign * wanted.values.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_a_run_is_what_the_model_gives(nano):
+    model, explorer = nano
+    run = explorer.payload["runs"][0]
+    ids = torch.tensor(run["ids"])[None]
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(ids)
+    log_p = logits[0].double().log_softmax(-1)
+    np.testing.assert_allclose(
+        unpacked(run["top_p"]), log_p.exp().topk(10).values.numpy(), atol=1e-5
+    )
+    losses = unpacked(run["loss"])
+    wanted = -log_p[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(losses[1:], wanted.numpy(), atol=1e-4)
+    pattern = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"][0] for layer in range(4)])
+    np.testing.assert_allclose(unpacked(run["pattern"]), pattern.numpy(), atol=1 / 255)
+    assert run["shares"]["max_error"] < 1e-4
+    values = unpacked(run["shares"]["values"]).sum(-1)
+    np.testing.assert_allclose(values, unpacked(run["shares"]["logits"]), atol=0.05)
+    last = unpacked(run["lens"]["linear"]["kl"])
+    assert abs(last[-1]).max() < 1e-6 and last[0].mean() > last[-2].mean() > 0.01
+
+
+def test_what_does_not_fit_is_said_where_it_is_missing(nano):
+    model, explorer = nano
+    whole = len(explorer.html())
+    small = ll.explore(model, explorer.payload["prompts"], max_bytes=whole - 6_000)
+    assert len(small.html()) <= whole - 6_000
+    assert any("did not fit" in note for note in small.payload["missing"]["text"])
+    with pytest.raises(InvalidArgumentError, match="pass max_bytes="):
+        ll.explore(model, ["A cat."], max_bytes=50_000)
+
+
+def test_a_texts_run_without_a_head_is_the_ablated_model(nano):
+    model, explorer = nano
+    run = explorer.run("A cat and a dog.", ["L1H2"])
+    before = explorer.run("A cat and a dog.")
+    assert run["ablated"] == ["L1H2"] and run["top_p"] != before["top_p"]
+    with pytest.raises(InvalidArgumentError, match="layer must be at most 3"):
+        explorer.run("A cat.", ["L9H0"])
+    with pytest.raises(NotEnoughDataError):
+        ll.explore(model, [])
