@@ -39,6 +39,11 @@ function mend(part: unknown): unknown {
     };
     return { type: "Sequence", pretokenizers: [split, { ...one, use_regex: false }] };
   }
+  if (one["type"] === "Digits") {
+    // Rust's digits are all of Unicode's numbers, the library's \d only 0 to 9.
+    const Regex = one["individual_digits"] ? "\\p{N}" : "\\p{N}+";
+    return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false };
+  }
   if (typeof one["Regex"] === "string") return { ...one, Regex: mendSpaces(one["Regex"]) };
   return one;
 }
