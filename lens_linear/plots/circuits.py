@@ -73,7 +73,8 @@ def head_scores(
         scores: what ``ll.induction_scores`` returned.
         column: "verdict", or a column of numbers of the table: prefix_matching, positional_control,
             copying, prev_token, duplicate, offset_mass, ...
-        subtract_control: draw prefix_matching or duplicate minus its control; other columns have none.
+        subtract_control: draw prefix_matching (the default then) or duplicate minus its control; other
+            columns have none.
 
     Returns:
         Figure with a heatmap (one a verdict); a short label (ind, prev, dup, pos) on each head that has a
@@ -92,6 +93,8 @@ def head_scores(
     frame = scores.to_dataframe()
     numbers = [name for name in frame.columns if name not in ("head", "layer", "index")]
     require_choice("column", column, numbers)
+    if subtract_control and column == "verdict":
+        column = "prefix_matching"
     layers, heads = scores.copying.shape
     verdicts = np.asarray(scores.verdicts)
     if column == "verdict":

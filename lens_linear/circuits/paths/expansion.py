@@ -144,7 +144,7 @@ class PathExpansion(Result):
         model_logits: the model's own.
     """
 
-    _figure = "path_logits"
+    _figure = "path_importance"
 
     task: Task = field(repr=False)
     names: tuple[PathName, ...]
