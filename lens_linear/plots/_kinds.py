@@ -10,6 +10,7 @@ import functools
 import html
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -266,16 +267,18 @@ def in_legend(index: int, count: int, *, most: int = 8) -> bool:
 def panels(
     titles: Sequence[str], *, share_y: bool = False, across: int = 3
 ) -> tuple[go.Figure, list[tuple[int, int]]]:
-    """Subplots in rows of at most ``across``, and where each stands."""
+    """Subplots in rows of at most ``across``, and where each stands; titles are escaped already."""
     across = min(across, len(titles))
     rows = -(-len(titles) // across)
+    room = {1: 60, 2: 26}.get(across, 16)  # characters of a title that fit side by side
     fig = make_subplots(
-        rows=rows, cols=across, subplot_titles=[escape(title) if "<" not in title else title
-                                                for title in titles],
+        rows=rows, cols=across, subplot_titles=[
+            "<br>".join(textwrap.wrap(title, room, break_long_words=False)) for title in titles
+        ],
         shared_yaxes="all" if share_y else False, horizontal_spacing=0.09 if across > 1 else 0.0,
         vertical_spacing=0.16 / max(rows - 1, 1) if rows > 1 else 0.0,
     )  # fmt: skip
-    fig.update_annotations(font_size=13)
+    fig.update_annotations(font_size=12)
     return fig, [(i // across + 1, i % across + 1) for i in range(len(titles))]
 
 
@@ -311,7 +314,7 @@ def bars(
     fig.update_xaxes(zeroline=True, zerolinecolor=GREY, zerolinewidth=1)
     drawn = [v for trace in fig.data for v in trace.x if v is not None and np.isfinite(v)]
     low, high = min(0.0, *drawn, 0.0), max(0.0, *drawn, 0.0)
-    room = (high - low or 1.0) * (0.15 if text is not None else 0.04)  # for the numbers outside
+    room = (high - low or 1.0) * (0.25 if text is not None else 0.04)  # for the numbers outside
     return fig.update_xaxes(range=[low - room * (low < 0), high + room])
 
 

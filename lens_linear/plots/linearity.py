@@ -186,9 +186,10 @@ def profile_comparison(
             )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
     counted = " or ".join(f"{n:,}" for n in tokens[:3])
-    fig.update_xaxes(title_text="depth (0 first, 1 last)", nticks=4)
+    fig.update_xaxes(nticks=4)
     return styled(
         fig, title="Linearity profiles side by side", subtitle=f"n = {counted} tokens each", panels=True,
+        x="depth (0 first, 1 last)",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip
 
@@ -236,9 +237,8 @@ def layer_geometry(geometry: LayerGeometry) -> go.Figure:
             hover=hover,
         )
     fig.update_yaxes(rangemode="tozero")
-    fig.update_xaxes(title_text="layer boundary")
     return styled(
-        layer_axis(fig, len(frame), room=6), legend="none", height=430, panels=True,
+        layer_axis(fig, len(frame), room=6), legend="none", height=430, panels=True, x="layer boundary",
         title=f"Shape of the residual stream: {escape(geometry.model_name)}",
         subtitle=f"n = {geometry.n_rows:,} states at each boundary (0 is the embedding); anisotropy is the "
         "share of variance on the first direction",
@@ -541,11 +541,10 @@ def study_profiles(result: StudyLike, *, measure: Measure = "ffn_r2") -> go.Figu
                 hover=f"{escape(variant)}, seed {seed}<br>layer %{{x}}: %{{y:.4f}}",
             )  # fmt: skip
             named.add(step)
-    fig.update_xaxes(title_text="layer")
     fig.update_yaxes(title_text=_NAMES[measure], col=1)
     return styled(
         layer_axis(fig, int(frame["layer"].max()) + 1, room=6), subtitle=_study(result), panels=True,
-        title=f"{_NAMES[measure]} by layer, every seed", height=140 + 320 * places[-1][0],
+        x="layer", title=f"{_NAMES[measure]} by layer, every seed", height=140 + 320 * places[-1][0],
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ SEQUENTIAL = "Viridis"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MAX_CELLS = 40_000
 MAX_ROWS = 40  # tick labels beside a matrix; more overlap, and the hover still names every cell
-LABELS_BELOW = 25  # upright tick labels that fit below a matrix
+LABELS_BELOW = 20  # upright tick labels that fit below a matrix
 NAME_LENGTH = 34  # characters of a legend's name
 
 _AXIS = {
@@ -181,7 +181,7 @@ def styled(
             "text": "<br>".join(small),
             "font": {"size": 13, "color": "#555555"},
         }
-    layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + 24 * panels}
+    layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + 36 * panels}
     if legend == "none":
         layout["showlegend"] = False
     elif legend == "bottom":
@@ -190,8 +190,9 @@ def styled(
     else:
         layout["legend"] = {"x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"}
     fig.update_layout(**layout)
-    if x is not None:
-        fig.update_xaxes(title_text=x)
+    if x is not None:  # of panels side by side the one in the middle names the axis of all
+        across = len({axis.domain for axis in fig.select_xaxes()})
+        fig.update_xaxes(title_text=x, col=2 if panels and across == 3 else None)
     if y is not None:
         fig.update_yaxes(title_text=y)
     return fig
@@ -360,7 +361,7 @@ def matrix(
         limits: lowest and highest value of the colour bar; None takes the data's.
         max_cells: largest number of cells drawn.
         square: cells as high as wide.
-        numbers: write the numbers into the cells where they fit (up to 12 columns).
+        numbers: write the numbers into the cells where they fit (up to 7 columns).
 
     Returns:
         Figure with one heatmap, without a title.
@@ -410,7 +411,7 @@ def matrix(
         colorbar={"title": {"text": value_name, "side": "right"}, "thickness": 12, "xpad": 4},
     )
     figure = go.Figure(heatmap)
-    if numbers and z.shape[1] <= 12 and z.shape[0] <= 20:
+    if numbers and z.shape[1] <= 7 and z.shape[0] <= 20:
         figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
     return as_matrix(figure, rows=names[0], columns=names[1], square=square)
 
@@ -444,10 +445,13 @@ def as_matrix(
         'reversed'
     """
     longest = max((min(len(str(label)), 16) for label in columns), default=1)
-    level = len(columns) * (longest + 1) <= 48 // panels  # characters that fit side by side
+    level = len(columns) * (longest + 1) <= 38 // panels  # characters that fit side by side
     below = _ticks(columns, LABELS_BELOW // panels) | {"tickangle": 0 if level else -90}
     fig.update_xaxes(**below, showgrid=False, constrain="domain", row=row, col=col)
-    beside = _ticks(rows, MAX_ROWS) | {"autorange": "reversed", "showgrid": False}
+    beside = _ticks(rows, LABELS_BELOW if square else MAX_ROWS) | {
+        "autorange": "reversed",
+        "showgrid": False,
+    }
     if square:
         axis = next(fig.select_xaxes(row=row, col=col)).plotly_name.replace("axis", "")
         beside |= {"scaleanchor": axis, "constrain": "domain", "constraintoward": "top"}

@@ -79,6 +79,8 @@ class Surrogate(Result):
     key: str
     state_gains: StateGains | None = None
 
+    _figure = "gain_profiles"
+
     def __repr__(self) -> str:
         return (
             f"Surrogate: order {self.order} of {self.directions.shape[1]}, {self.basis} basis, "
