@@ -146,8 +146,8 @@ def describe(fig: go.Figure) -> str:
     """The text alternative of a figure: its title, its axes, and the reach of what is drawn."""
     layout = fig.layout
     said = [_plain(layout.title.text), _plain(layout.title.subtitle.text)]
-    said += [f"{name}: {_plain(axis.title.text)}" for name, axis in
-             (("x", layout.xaxis), ("y", layout.yaxis)) if axis.title.text]  # fmt: skip
+    for name, axes in (("x", fig.select_xaxes()), ("y", fig.select_yaxes())):
+        said += [f"{name}: {_plain(axis.title.text)}" for axis in axes if axis.title.text][:1]
     for trace in list(fig.data)[:12]:
         if trace.type == "table":
             heads = ", ".join(_plain(head) for head in trace.header["values"])
