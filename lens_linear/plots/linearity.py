@@ -86,10 +86,12 @@ def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Fi
         )
         hover = "layer %{x}: R² %{y:.4f}"
         add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover)
-        later = frame.get(f"{score}_skip1")
-        if later is not None and later.notna().any():
-            name = f"{label}, without first position"
-            add_line(fig, layers, later, name, index=index, width=1, hover=hover)
+    for index, (score, label) in enumerate(_LABELS.items()):
+        later = frame[f"{score}_without_first"]
+        if not profile.skip and later.notna().any():
+            hover = f"{label}<br>layer %{{x}}: R² %{{y:.4f}}"
+            add_line(fig, layers, later, "thin: without the first position", index=index, width=1,
+                     hover=hover, mode="lines", legend=index == 0)  # fmt: skip
     null = frame["null_r2"]
     lowest = float(null.min())
     outside = f" ({lowest:.2g}, off the axis)" if lowest < -1 else ""
@@ -469,7 +471,7 @@ def study_measures(
         >>> result = ll.studies.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
         >>> figure = ll.plots.study_measures(result, measures=("loss", "ffn_r2"))
         >>> [panel.text for panel in figure.layout.annotations], float(figure.data[1].y[0])
-        (['validation loss (nats per token)', 'FFN R²'], 2.5)
+        (['validation loss (nats per<br>token)', 'FFN R²'], 2.5)
     """
     frame = result.to_dataframe()
     final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[list(measures)].mean()

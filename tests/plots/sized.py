@@ -38,7 +38,7 @@ def grown(result, **sizes):
     changes = {}
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
-        if dataclasses.is_dataclass(value) and field.name == "stats":
+        if dataclasses.is_dataclass(value) and field.name in ("stats", "without_first"):
             changes[field.name] = grown(value, **sizes)
         elif field.init and field.name != "_cache":
             changes[field.name] = along(value, str(field.type))

@@ -52,8 +52,12 @@ def test_profile_lines_bands_and_null(model, ids):
         "block, without residual",
         "FFN",
         "attention",
+        "thin: without the first position",
         "independent noise",
     ]
+    thin = [trace for trace in figure.data if trace.name and trace.name.startswith("thin")]
+    assert list(thin[2].y) == profile.without_first.values["ffn"].tolist()
+    assert [bool(trace.showlegend) for trace in thin] == [True, False, False, False]
     assert list(lines["FFN"].y) == profile.scores["ffn"].tolist()
     assert list(lines["independent noise"].y) == profile.null_r2.tolist()
     bands = [trace for trace in figure.data if trace.fill == "toself"]
