@@ -129,3 +129,14 @@ def test_lists_and_errors():
             function("abc")
     with pytest.raises(InvalidArgumentError, match="decode the id"):
         token_label(17)
+
+
+def test_every_letter_that_unicode_calls_ignorable_is_shown_as_its_code():
+    regex = pytest.importorskip("regex", reason="the oracle is regex's Unicode tables")
+    ignorable = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{C}\p{Zl}\p{Zp}]")
+    shown = {"\n": "↵", "\t": "⇥"}
+    for code in range(0x110000):
+        character = chr(code)
+        if ignorable.match(character):
+            assert token_label(character) == shown.get(character, f"⟨{code:04X}⟩")
+    assert token_label("\u2800") == "⟨2800⟩" and token_label("␢é中") == "␢é中"
