@@ -13,7 +13,7 @@ from lens_linear.circuits.induction.interventions import Lab, induction_keys
 from lens_linear.circuits.induction.mechanism import verify_induction
 from lens_linear.circuits.induction.repeated_rows import probe_rows
 from lens_linear.constructions.induction_model import build_induction
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import read_weights
@@ -324,3 +324,20 @@ def test_models_without_induction_are_refused():
     with pytest.raises(UnsupportedModelError, match="needs one vocabulary"):
         in_context_loss(native(d_vocab_out=17))
     assert ll.circuits.verify_induction is verify_induction
+
+
+def test_in_context_loss_follows_a_task(attn_2l):
+    tokens = torch.randint(0, 900, (3, 10), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(10) < torch.tensor([10, 7, 10])[:, None]
+    labels = torch.tensor([[3, 8, 9], [5, 5, 1], [2, 4, 6]])
+    places = [1, 3, 6]
+    with torch.no_grad():
+        scores = attn_2l(tokens).double().log_softmax(-1)[:, places]  # pads stand behind
+    expected = -scores.gather(2, labels[..., None])[..., 0]
+    found = in_context_loss(attn_2l, ll.Task(tokens, labels=labels, positions=places, mask=mask))
+    assert found.points.tolist() == [2, 4, 7] and found.n.tolist() == [3, 3, 3]
+    torch.testing.assert_close(found.loss, expected.mean(0), rtol=1e-5, atol=1e-5)
+    assert found.first == pytest.approx(float(expected[:, 0].mean()), rel=1e-5)
+    assert found.second == pytest.approx(float(expected[:, 1:].mean()), rel=1e-5)
+    with pytest.raises(NotEnoughDataError, match="two answers"):
+        in_context_loss(attn_2l, ll.Task(tokens, labels=labels[:, 0]))

@@ -38,7 +38,17 @@ def test_help_is_quick_and_light():
     assert min(times) < 0.5 and "example: lens-linear tour" in done.stdout
 
 
-COMMANDS = ["tour", "models", "circuits", "linearity", "dynamics", "report", "explore", "train", "tutorials"]
+COMMANDS = [
+    "tour",
+    "models",
+    "circuits",
+    "linearity",
+    "dynamics",
+    "report",
+    "explore",
+    "train",
+    "tutorials",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -82,3 +82,23 @@ def test_no_room_and_wrong_schedules_are_refused(nano):
         steer_text(nano, PROMPTS, directions, torch.ones(4), n_tokens=nano.cfg.n_ctx)
     with pytest.raises(InvalidArgumentError, match="one amplitude for each of 4 layers"):
         steer_text(nano, PROMPTS, directions, torch.ones(2, 4), n_tokens=2)
+
+
+def test_cost_follows_a_task_as_a_hand_written_loop_does(nano):
+    directions, schedule = random_directions(nano), torch.ones(4)
+    tokens, labels = ll.evaluation_tokens(nano)[:3, :12], torch.tensor([5, 9, 700])
+    lengths, right = (12, 9, 12), []
+    for row, n, label in zip(tokens, lengths, labels, strict=True):
+        edited = row[None, :n]
+        with nano.hooks(
+            fwd_hooks=[
+                (f"blocks.{at}.hook_in", lambda x, hook, v=directions[at]: x + 2 * v.to(x))
+                for at in range(4)
+            ]
+        ):
+            right.append(nano(edited)[0, -1].detach().double().log_softmax(-1)[label])
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+    task = ll.Task(tokens, labels=labels, mask=mask, metric="accuracy")
+    found = steering_cost(nano, task, directions, schedule, scales=(2.0,))
+    assert found.losses[0] == pytest.approx(-float(sum(right)) / 3, rel=1e-5)
+    assert found["accuracy"].tolist() == list(found.scores) and found.n_tokens == 33

@@ -479,6 +479,7 @@ def _more_circuits() -> None:
     call("circuit_map", ll.circuits.circuit_map, head=Lazy(lambda: heads()[0]), k=5, blocks=4)
     call("map_of", ll.circuits.map_of, matrix=Lazy(lambda: heads()[0].ov), name="ov", k=5, blocks=4)
     call("in_context_loss", ll.circuits.in_context_loss, model=ATTN, **probe)
+    call("in_context_loss of text", ll.circuits.in_context_loss, model=ATTN, tokens=TOKENS)
     call(
         "verify_induction",
         ll.circuits.verify_induction,

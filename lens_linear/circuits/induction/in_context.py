@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,11 +21,14 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
 from lens_linear.circuits.induction.repeated_rows import ProbeRows, probe_rows
 from lens_linear.circuits.paths.importance import token_losses
-from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import batched, require_model_tokens, run
+from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
+from lens_linear.models.capture import batched, row_ranges, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import Edit
+from lens_linear.stats.split import as_rows
+from lens_linear.stats.task_scores import answer_values, require_task
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,12 +41,14 @@ class InContextLoss(Result):
     """Mean loss along the sequence.
 
     Attributes:
-        points: index of the predicted token. "token index" counts from the start of the row; "second
-            copy" from the first token of the second copy, so that the first copy has negative indices.
+        points: index of the predicted token. "token index" counts from the start of the row (so it says how
+            many tokens stand before the answer); "second copy" from the first token of the second copy, so
+            that the first copy has negative indices.
         loss: mean over rows, nats.
         se: standard error of the mean over rows.
         n: rows behind each mean.
-        first: mean loss of the first half, or of the first copy (its first token left out).
+        first: mean loss of the first half of each row's answers, or of the first copy (its first token left
+            out).
         second: of the second half, or of the second copy (its first token left out: nothing says where
             the repeat begins).
         aligned: what the index counts from.
@@ -90,7 +95,7 @@ class InContextLoss(Result):
 
 def in_context_loss(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | None = None,
+    tokens: Any = None,
     *,
     periods: Sequence[int] | None = None,
     rows_per_period: int = 8,
@@ -105,7 +110,8 @@ def in_context_loss(
 
     Args:
         model: a bridge.
-        tokens: sequences of text; None draws random tokens that repeat with mixed periods.
+        tokens: sequences of text, or a :class:`~lens_linear.Task`, whose answers are followed (by their
+            cross-entropy, whatever its metric); None draws random tokens that repeat with mixed periods.
         periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
         rows_per_period: random rows for each period.
         bos: token put in front of random rows; "auto" takes the tokenizer's.
@@ -118,7 +124,7 @@ def in_context_loss(
     Raises:
         UnsupportedModelError: the model predicts fewer tokens than it reads, or its context is too small for
             two periods.
-        NotEnoughDataError: rows of fewer than 3 tokens.
+        NotEnoughDataError: rows of fewer than 3 tokens, or with fewer than two answers.
         InvalidArgumentError: ids that do not fit the model.
 
     Source: Elhage et al. 2021, "Induction heads"; Olsson et al. 2022 for the loss by token index.
@@ -129,14 +135,14 @@ def in_context_loss(
         True
     """
     shape = model_shape(model)
-    if shape.d_vocab_out < shape.d_vocab:
+    task = None if tokens is None else require_task(model, tokens, min_length=3)
+    if shape.d_vocab_out < shape.d_vocab and (task is None or task.is_next_token):
         raise UnsupportedModelError(
             f"model {shape.name!r} reads {shape.d_vocab} tokens and predicts {shape.d_vocab_out}; a "
-            "next-token loss needs one vocabulary"
+            "next-token loss needs one vocabulary: pass lens_linear.Task(tokens, labels=...)"
         )
-    if tokens is not None:
-        rows = require_model_tokens(model, tokens, min_length=3)
-        return _by_index(row_losses(model, rows, batch_size=batch_size))
+    if task is not None:
+        return _by_index(answer_losses(model, task, batch_size=batch_size))
     first = shape.bos if bos == "auto" else bos
     probe = probe_rows(
         shape,
@@ -194,11 +200,36 @@ def _by_copy(losses: Tensor, rows: ProbeRows) -> InContextLoss:
     )
 
 
-def _by_index(losses: Tensor) -> InContextLoss:
-    half = losses.shape[1] // 2
-    values = list(losses.T)
-    first, second = float(losses[:, :half].mean()), float(losses[:, half:].mean())
-    points = list(range(1, losses.shape[1] + 1))
+def answer_losses(
+    model: TransformerBridge, task: Task, *, batch_size: int = 16
+) -> Float[Tensor, "row position"]:
+    """Loss of every answer in float64, where it is given; NaN where nothing is asked."""
+    rows = as_rows(model, task)
+    found = torch.full((len(rows), rows.length), float("nan"), dtype=torch.float64)
+    for start, stop in row_ranges(rows, batch_size, model=model):
+        part = rows.asked(slice(start, stop))
+        out = run(model, part.tokens).logits
+        if out is None:
+            raise UnsupportedModelError("the model returned no logits")
+        if bool(part.asked.any()):
+            losses = answer_values(part, out.to("cpu", torch.float64), metric="loss")
+            found[start:stop, : part.tokens.shape[1]][part.asked] = losses
+    return found
+
+
+def _by_index(losses: Float[Tensor, "row position"]) -> InContextLoss:
+    """The curve over how many tokens stand before the answer; each row's answers cut into halves."""
+    asked = ~losses.isnan()
+    earlier = asked & (asked.cumsum(1) <= asked.sum(1, keepdim=True) // 2)
+    if not bool(earlier.any()):
+        raise NotEnoughDataError(
+            "tokens must ask for two answers or more in some row, so that there is an earlier and a later "
+            "half, but the Task asks for one in each; pass labels or positions at several places"
+        )
+    columns = asked.any(0).nonzero().flatten().tolist()
+    values = [losses[asked[:, at], at] for at in columns]
+    first, second = float(losses[earlier].mean()), float(losses[asked & ~earlier].mean())
+    points = [at + 1 for at in columns]
     return _curve(points, values, first, second, "token index", len(losses))
 
 

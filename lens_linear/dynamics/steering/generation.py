@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,9 +31,11 @@ from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
-from lens_linear.models.capture import batched, model_device, require_model_tokens, run
+from lens_linear.models.capture import model_device, run
 from lens_linear.models.hooks import Edit, require_bridge
 from lens_linear.models.tokenizer import require_tokenizer
+from lens_linear.stats.model_scores import score_model
+from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -265,13 +267,23 @@ def _continuation_loss(
 
 @dataclass(frozen=True, eq=False)
 class SteeringCost(Result):
-    """Loss on a text with a schedule added at every token; ``scales`` and ``losses`` (nats a token)."""
+    """Loss with a schedule added at every token.
+
+    Attributes:
+        scales: multiples of the schedule.
+        losses: nats an answer (a token, unless a Task asks something else), one a scale.
+        n_tokens: real tokens read.
+        scores: the task's own metric, one a scale; the losses again where that is the loss.
+        metric: its name.
+    """
 
     _figure = "steering_cost"
 
     scales: tuple[float, ...]
     losses: tuple[float, ...]
     n_tokens: int
+    scores: tuple[float, ...] = ()
+    metric: str = "loss"
 
     def __repr__(self) -> str:
         worst = max(self.losses)
@@ -281,18 +293,19 @@ class SteeringCost(Result):
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a scale: scale, loss, perplexity, n_tokens."""
+        """One row a scale: scale, loss, perplexity, n_tokens, and a task's own metric under its name."""
         import math
 
         import pandas as pd
 
+        columns = {
+            "scale": self.scales,
+            "loss": self.losses,
+            "perplexity": [math.exp(min(loss, 700.0)) for loss in self.losses],
+            "n_tokens": self.n_tokens,
+        }
         return pd.DataFrame(
-            {
-                "scale": self.scales,
-                "loss": self.losses,
-                "perplexity": [math.exp(min(loss, 700.0)) for loss in self.losses],
-                "n_tokens": self.n_tokens,
-            }
+            columns if self.metric == "loss" else {**columns, self.metric: self.scores}
         )
 
 
@@ -305,12 +318,12 @@ def _factors(scales: Sequence[float]) -> tuple[float, ...]:
 
 def steering_cost(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"],
+    tokens: Any,
     directions: Float[Tensor, "boundary d_model"],
     schedule: Float[Tensor, " layer"],
     *,
     scales: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0),
-    batch_size: int = 16,
+    batch_size: int | None = 16,
 ) -> SteeringCost:
     """Loss on ordinary text while a schedule is added at every token: the price of steering.
 
@@ -318,7 +331,8 @@ def steering_cost(
 
     Args:
         model: a causal bridge.
-        tokens: ids [sequence, position] of text that has nothing to do with the concept.
+        tokens: ids of text that has nothing to do with the concept, or a :class:`~lens_linear.Task` with
+            the answers that are right.
         directions: v_0 ... v_L.
         schedule: amplitudes u_l.
         scales: multiples of the schedule.
@@ -341,18 +355,18 @@ def steering_cost(
         True
     """
     model = require_bridge(model)
-    tokens = require_model_tokens(model, tokens, min_length=2)
+    rows = as_rows(model, tokens)
     directions, _ = require_directions(model, directions)
     offsets = _offsets(schedule, directions)
     factors = _factors(scales)
-    losses = []
+    found = []
     for scale in factors:
-        total, edits = 0.0, _added(scale * offsets, None)
-        for _, rows in batched(tokens, batch_size):
-            out = run(model, rows, edits=edits)
-            if out.logits is None:
-                raise InvalidArgumentError("model gave no logits; pass a causal language model")
-            scores = out.logits[:, :-1].float().log_softmax(-1).cpu()
-            total -= float(scores.gather(2, rows[:, 1:, None].cpu()).double().sum())
-        losses.append(total / (tokens.shape[0] * (tokens.shape[1] - 1)))
-    return SteeringCost(factors, tuple(losses), tokens.numel())
+        edits = _added(scale * offsets, None) if scale else ()
+        found.append(score_model(model, rows, edits=edits, batch_size=batch_size))
+    return SteeringCost(
+        factors,
+        tuple(one.loss.mean for one in found),
+        rows.n_tokens(),
+        tuple(one.metric.mean for one in found),
+        "loss" if rows.task is None else rows.task.metric_name,
+    )
