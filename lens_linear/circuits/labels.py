@@ -35,17 +35,27 @@ class TokenText(Sequence[str]):
 
 
 def require_labels(
-    labels: Sequence[str] | None, model: TransformerBridge, n_vocab: int
+    labels: Sequence[str] | None,
+    model: TransformerBridge,
+    n_vocab: int,
+    *,
+    n_tokens: int | None = None,
 ) -> Sequence[str] | None:
-    """Accept one label a token; without labels the tokenizer's, None when there is no tokenizer."""
+    """Accept one label a token; without labels the tokenizer's, None when there is no tokenizer.
+
+    With ``n_tokens`` the labels of padding rows are left out.
+    """
+    n_tokens = n_vocab if n_tokens is None else n_tokens
     if labels is None:
-        return TokenText(model, n_vocab) if getattr(model, "tokenizer", None) is not None else None
+        return TokenText(model, n_tokens) if getattr(model, "tokenizer", None) is not None else None
     labels = labels if isinstance(labels, TokenText) else require_list("labels", labels, of="str")
-    if len(labels) != n_vocab:
+    if len(labels) not in (n_vocab, n_tokens):
         raise InvalidArgumentError(
             f"labels must name each of the {n_vocab} tokens, got {len(labels)}; pass one a token"
         )
-    return labels
+    if len(labels) == n_tokens:
+        return labels
+    return TokenText(model, n_tokens) if isinstance(labels, TokenText) else labels[:n_tokens]
 
 
 def require_token_text(name: str, text: str, labels: Sequence[str] | None) -> int:

@@ -115,7 +115,7 @@ def head_tables(
     """
     at = require_attention(weights)
     ids, typical = torch.tensor(list(tokens)), scales.float()
-    rows, outputs = weights.W_E.float(), weights.class_centred.float()
+    rows, outputs = weights.token_rows.float(), weights.token_outputs.float()
     n_layers, n_heads = at.W_Q.shape[:2]
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}
@@ -127,7 +127,7 @@ def head_tables(
         distance = max(distance, int(turn is not None))
         for head in range(n_heads):
             if head % group == 0:
-                keys = rows @ at.W_K[layer, head].float() / typical[:, None]
+                keys = rows @ at.W_K[layer, head].float() / typical[: len(rows), None]
             queries = rows[ids] @ at.W_Q[layer, head].float() * float(at.scale[layer])
             queries = (queries if turn is None else queries @ turn) / typical[ids, None]
             values = rows[ids] @ at.W_V[layer, head].float() / typical[ids, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,24 @@ def require_tokenizer(model: TransformerBridge) -> Any:
             "put the tokenizer's files into the model's folder"
         )
     return tokenizer
+
+
+def n_known_tokens(model: TransformerBridge) -> int:
+    """Rows of the model's vocabulary that stand for tokens: those up to the tokenizer's last one.
+
+    Vocabularies are often padded to a round number; what stands behind the last token was never trained.
+    """
+    tokenizer, n_vocab = getattr(model, "tokenizer", None), int(model.cfg.d_vocab)
+    if tokenizer is None or len(tokenizer) >= n_vocab:
+        return n_vocab
+    known = _LAST_IDS.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        # Ids can have holes, so the number of tokens is not enough.
+        known = _LAST_IDS[tokenizer] = len(tokenizer), max(tokenizer.get_vocab().values()) + 1
+    return min(known[1], n_vocab)
+
+
+_LAST_IDS: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
 def bos_token(model: TransformerBridge) -> int | None:
@@ -201,7 +220,7 @@ def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return [f"#{value}" for value in values]
-    known = len(tokenizer)  # a vocabulary is often padded with rows that stand for no token
+    known = n_known_tokens(model)
     pieces = tokenizer.convert_ids_to_tokens([min(value, known - 1) for value in values])
     return [
         _piece_text(tokenizer, value, piece) if value < known and piece is not None else f"#{value}"

@@ -368,7 +368,7 @@ def bigram_table(
         (['after', '1.', '2.'], ['#3', '#5'])
     """
     k = chosen("k", k)
-    vocab = table.matrix.shape[-2]
+    vocab = table.n_tokens or table.matrix.shape[-2]
     if tokens is None:
         tokens = sorted({round(i * (vocab - 1) / 11) for i in range(12)})
     rows = [table.top(int(token), k) for token in tokens]

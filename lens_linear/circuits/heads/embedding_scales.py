@@ -30,7 +30,7 @@ def token_scales(weights: ModelWeights, kind: NormKind | None = None) -> Float[T
 
 def position_scales(weights: ModelWeights, n_positions: int) -> Float[Tensor, " position"]:
     """Root of the mean over tokens of the squared norm scale of ``token row + position row``."""
-    tokens = _centred(weights.norm, weights.W_E)
+    tokens = _centred(weights.norm, weights.token_rows)
     power = tokens.square().sum(1).mean()
     if weights.W_pos is None:
         return _scale(weights, weights.norm, power.expand(n_positions))

@@ -102,7 +102,8 @@ class HeadCircuit:
 
     def __repr__(self) -> str:
         rows, columns = self.ov.shape
-        return f"HeadCircuit {self.name}: QK {rows} × {rows} and OV {rows} × {columns} tokens"
+        sizes = f"QK {rows} × {rows} and OV {rows} × {columns} tokens"
+        return f"HeadCircuit {self.name}: {sizes}{self.weights.padding_note}"
 
     @cached_property
     def qk(self) -> QKCircuit:
@@ -126,8 +127,8 @@ class HeadCircuit:
         self._verify()
         offset = require_int("offset", offset, minimum=0, maximum=self.shape.n_ctx - 1)
         queries, keys = (
-            self._queries(self.weights.W_E, biases),
-            self._keys(self.weights.W_E, biases),
+            self._queries(self.weights.token_rows, biases),
+            self._keys(self.weights.token_rows, biases),
         )
         rotary = self._rotary(offset + 1)
         if rotary is not None:
@@ -138,8 +139,8 @@ class HeadCircuit:
     def ov(self) -> FactoredMatrix:
         """``W_E W_V W_O W_U``, [source token, output token]; W_U class-centred, so rows sum to 0."""
         at = self._attention
-        values = self.weights.W_E @ at.W_V[self.layer, self.head]
-        return FactoredMatrix(values, at.W_O[self.layer, self.head] @ self.weights.class_centred)
+        values = self.weights.token_rows @ at.W_V[self.layer, self.head]
+        return FactoredMatrix(values, at.W_O[self.layer, self.head] @ self.weights.token_outputs)
 
     @cached_property
     def copying_score(self) -> float:
@@ -225,7 +226,7 @@ class HeadCircuit:
                 f"model {self.shape.name!r} adds no position rows and has no rotary positions, so there "
                 "is no positional QK circuit; use .qk"
             )
-        mean = self.weights.W_E.mean(0, keepdim=True)
+        mean = self.weights.token_rows.mean(0, keepdim=True)
         queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
         keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
         return PositionalQK(
@@ -343,7 +344,7 @@ def head_circuit(
         weights,
         shape,
         model,
-        require_labels(labels, model, shape.d_vocab),
+        require_labels(labels, model, shape.d_vocab, n_tokens=weights.n_tokens),
         set() if verified is None else verified,
     )
 

@@ -152,7 +152,7 @@ def composed_qk(
     _require_order(writer, reader)
     require_choice("kind", kind, ("K", "Q"))
     at, here = require_attention(reader.weights), (reader.layer, reader.head)
-    embedding = reader.weights.W_E
+    embedding = reader.weights.token_rows
     moved = writer.ov.A @ _out(writer)
     queries = (embedding if kind == "K" else moved) @ at.W_Q[here]
     keys = (moved if kind == "K" else embedding) @ at.W_K[here]

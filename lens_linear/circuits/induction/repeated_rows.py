@@ -122,7 +122,7 @@ def probe_rows(
     if bos is not None:
         require_int("bos", bos, minimum=0, maximum=shape.d_vocab - 1)
     seed = require_seed(seed)
-    allowed = torch.tensor([i for i in range(shape.d_vocab) if i != bos])
+    allowed = torch.tensor([i for i in range(shape.n_tokens) if i != bos])
     start = int(bos is not None)
     chosen = choose_periods(shape, periods, start, len(allowed))
     length = start + 2 * chosen[-1]

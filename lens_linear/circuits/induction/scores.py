@@ -388,7 +388,7 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
     layers, heads = attention.W_O.shape[:2]
     scores = torch.full((layers, heads), float("nan"), dtype=torch.float64)
     if len(weights.W_E) == weights.W_U.shape[1]:
-        through = weights.class_centred @ weights.W_E  # [d_model, d_model]
+        through = weights.token_outputs @ weights.token_rows  # [d_model, d_model]
         values = torch.linalg.eigvals(attention.W_O @ through @ attention.W_V)
         for layer in range(layers):
             for head in range(heads):

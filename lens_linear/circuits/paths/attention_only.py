@@ -83,7 +83,7 @@ class AttentionOnly:
         s = self.shape
         return (
             f"AttentionOnly {s.name!r}: {s.n_layers} layers × {s.n_heads} heads, vocabulary "
-            f"{s.d_vocab}, norms {self.weights.norm}"
+            f"{s.d_vocab}, norms {self.weights.norm}{self.weights.padding_note}"
         )
 
     @property

@@ -125,6 +125,8 @@ class BigramTable(Result):
         bias: ``b_U`` less its mean, added to every row before the softmax.
         position_bias: the mean position row through ``W_U``; the final norm's scale divides it too.
         labels: text of the vocabulary, or None.
+        n_tokens: rows that stand for tokens; the rows behind them, of a padded vocabulary, are in the softmax
+            (the model's own has them) and in no list.
     """
 
     _figure = "bigram_table"
@@ -134,6 +136,7 @@ class BigramTable(Result):
     bias: Float[Tensor, " vocab_out"]
     position_bias: Float[Tensor, " vocab_out"]
     labels: Sequence[str] | None = field(default=None, repr=False)
+    n_tokens: int | None = None
 
     @classmethod
     def from_weights(
@@ -145,10 +148,23 @@ class BigramTable(Result):
         if weights.W_pos is not None:
             positions = weights.W_pos.mean(0) @ weights.class_centred
         matrix = FactoredMatrix(weights.W_E, weights.class_centred)
-        return cls(matrix, scales, weights.b_U - weights.b_U.mean(), positions, labels)
+        return cls(
+            matrix, scales, weights.b_U - weights.b_U.mean(), positions, labels, weights.n_tokens
+        )
 
     def __repr__(self) -> str:
-        return f"BigramTable: direct path W_E W_U, {self.matrix.ldim} × {self.matrix.rdim} tokens"
+        n = self.matrix.ldim - self._n_tokens
+        note = f", {n} row{'s' * (n > 1)} that no token has left out of its lists" if n else ""
+        return f"BigramTable: direct path W_E W_U, {self.matrix.ldim} × {self.matrix.rdim} tokens{note}"
+
+    @property
+    def _n_tokens(self) -> int:
+        return self.matrix.ldim if self.n_tokens is None else self.n_tokens
+
+    @property
+    def _n_outputs(self) -> int:
+        same = self.matrix.ldim == self.matrix.rdim
+        return self._n_tokens if same else self.matrix.rdim
 
     @cached_property
     def logits(self) -> Float[Tensor, "vocab vocab_out"]:
@@ -182,21 +198,21 @@ class BigramTable(Result):
         if isinstance(token, str):
             token = require_token_text("token", token, self.labels)
         token = require_int("token", token, minimum=0, maximum=self.matrix.ldim - 1)
-        k = min(require_int("k", k, minimum=1), self.matrix.rdim)
+        k = min(require_int("k", k, minimum=1), self._n_outputs)
         logits = self.matrix.A[token] @ self.matrix.B
         probabilities = self.log_probs(torch.tensor([token]))[0].exp()
         # By probability: the bias counts for what the model would say next.
-        ids = probabilities.topk(k).indices
+        ids = probabilities[: self._n_outputs].topk(k).indices
         return NextTokens(token, ids, logits[ids], probabilities[ids], self._out_labels)
 
     def to_dataframe(self, k: int = 5) -> pd.DataFrame:
         """One row for each of the k best next tokens of every token: token, next, logit, probability."""
         import pandas as pd
 
-        k = min(require_int("k", k, minimum=1), self.matrix.rdim)
+        k = min(require_int("k", k, minimum=1), self._n_outputs)
         parts = []
-        for tokens in self._blocks():
-            best = self.log_probs(tokens).topk(k, dim=1)
+        for tokens in self._blocks(self._n_tokens):
+            best = self.log_probs(tokens)[:, : self._n_outputs].topk(k, dim=1)
             logits = (self.matrix.A[tokens] @ self.matrix.B).gather(1, best.indices)
             parts.append((tokens.repeat_interleave(k), best.indices, logits, best.values.exp()))
         token, following, logit, probability = (
@@ -249,7 +265,7 @@ class BigramTable(Result):
         per_token = torch.cat(
             [
                 (torch.special.xlogy(table[t], table[t]) - table[t] * self.log_probs(t)).sum(1)
-                for t in self._blocks()
+                for t in self._blocks(n)
             ]
         )
         shares = torch.full((n,), 1.0, dtype=torch.float32) if weights is None else weights
@@ -266,9 +282,9 @@ class BigramTable(Result):
     def _out_labels(self) -> Sequence[str] | None:
         return self.labels if self.matrix.ldim == self.matrix.rdim else None
 
-    def _blocks(self) -> Iterator[Int[Tensor, " n"]]:
+    def _blocks(self, n_rows: int) -> Iterator[Int[Tensor, " n"]]:
         size = max(1, MAX_BYTES // (8 * self.matrix.rdim))
-        return iter(torch.arange(self.matrix.ldim).split(size))
+        return iter(torch.arange(n_rows).split(size))
 
 
 def _require_probabilities(value: Tensor, n: int) -> Float[Tensor, "vocab vocab"]:

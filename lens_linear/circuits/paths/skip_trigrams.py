@@ -112,7 +112,7 @@ class HeadEffects:
                 f"head must be a HeadCircuit, got {type(head).__name__}; use head_circuit(...)"
             )
         self.context = require_int("context", context, minimum=2)
-        scales = token_scales(head.weights)[:, None]
+        scales = token_scales(head.weights)[: head.weights.n_tokens, None]
         self.qk, self.ov = head.qk_at(offset), head.ov
         self._scaled_qk = FactoredMatrix(self.qk.A / scales, self.qk.B / scales.T)
         values = self.ov.A / scales
@@ -299,7 +299,7 @@ def _candidates(
     per_pair: int | None,
 ) -> Int[Tensor, "n 3"]:
     """Return triples among which the k of largest effect are."""
-    n_vocab = head.shape.d_vocab
+    n_vocab = head.weights.n_tokens
     outs = k if per_pair is None else min(k, require_int("per_pair", per_pair, minimum=1))
     outs = min(outs, MAX_OUTS) if k > MAX_OUTS else outs
     chosen = torch.arange(n_vocab) if sources is None else _require_ids(sources, n_vocab)
@@ -362,7 +362,7 @@ def _probability_gain(
         source, destination = pairs[first : first + size].unbind(1)
         scale = table.scales[destination][:, None]
         average = torch.stack([effects.average for effects in estimates]).sum(0)
-        logits = table.log_probs(destination) + average / scale
+        logits = table.log_probs(destination)[:, : len(average)] + average / scale
         before = logits.softmax(-1)
         added = sum(effects.added(destination, source) for effects in estimates)
         after = (logits + added / scale).softmax(-1)

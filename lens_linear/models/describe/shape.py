@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.models.hooks import has_spot, require_bridge
-from lens_linear.models.tokenizer import bos_token
+from lens_linear.models.tokenizer import bos_token, n_known_tokens
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class ModelShape:
     ``n_heads`` is 0 for a model without layers. ``n_ffn`` counts the blocks with an MLP, ``n_post_norm``
     those whose attention output passes another norm before it is added. ``bos`` is the id of the
     beginning-of-sequence token, None without a tokenizer or when it has none. ``logit_softcap`` bounds
-    the logits (``cap * tanh(logits / cap)``), None where they are not bounded.
+    the logits (``cap * tanh(logits / cap)``), None where they are not bounded. ``n_tokens`` counts the rows
+    of the vocabulary that stand for tokens; padded vocabularies have more.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelShape:
     positions: str  # "standard", "rotary", "none", ...
     logit_softcap: float | None
     bos: int | None
+    n_tokens: int
 
 
 def model_shape(model: TransformerBridge) -> ModelShape:
@@ -66,4 +68,5 @@ def model_shape(model: TransformerBridge) -> ModelShape:
         positions=str(getattr(cfg, "positional_embedding_type", None) or "standard").lower(),
         logit_softcap=softcap if softcap > 0 else None,
         bos=bos_token(model),
+        n_tokens=n_known_tokens(model),
     )

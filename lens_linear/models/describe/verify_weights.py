@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.hooks import Spot, What, has_spot
+from lens_linear.models.tokenizer import n_known_tokens
 
 _WHATS: tuple[What, ...] = (
     "resid_pre",
@@ -62,10 +63,8 @@ def sample_tokens(model: TransformerBridge, *, length: int = 32) -> Int[Tensor, 
 
     The first rows of a vocabulary are often never trained, and rows beyond the tokenizer never are.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    known = model.cfg.d_vocab if tokenizer is None else min(len(tokenizer), model.cfg.d_vocab)
     n = min(length, int(model.cfg.n_ctx))
-    spread = torch.linspace(0, known - 1, n, dtype=torch.float64).long()
+    spread = torch.linspace(0, n_known_tokens(model) - 1, n, dtype=torch.float64).long()
     return spread[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
 
 

@@ -29,6 +29,7 @@ from lens_linear.models.describe.verify_weights import (
 )
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import quiet_transformer_lens
+from lens_linear.models.tokenizer import n_known_tokens
 
 NormKind = Literal["none", "layer", "rms"]
 _UNSCALED = ("GPTNeoSelfAttention",)  # takes q·k as it is
@@ -39,7 +40,8 @@ class ModelWeights:
     """The matrices of a model's embedding, attention and unembedding, keys and values per query head.
 
     Grouped-query keys and values are repeated to one per head. ``norm`` is what stands before the attention.
-    ``W_U`` gives the model's own logits; scores of circuits use ``class_centred``.
+    ``W_U`` gives the model's own logits; scores of circuits use ``class_centred``. Rows of a padded
+    vocabulary that stand for no token are in ``W_E`` and ``W_U`` alone.
     """
 
     W_E: Float[Tensor, "vocab d_model"]
@@ -51,6 +53,23 @@ class ModelWeights:
     eps: float
     folded: bool
     final_norm: NormKind  # the last norm's kind: TransformerLens' ``final_rms`` lets it differ
+    n_tokens: int  # rows of the vocabulary that stand for tokens
+
+    @property
+    def token_rows(self) -> Float[Tensor, "token d_model"]:
+        """``W_E`` without the rows that no token has."""
+        return self.W_E[: self.n_tokens]
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs that stand for tokens; all of them where the outputs are another vocabulary."""
+        n = self.W_U.shape[1]
+        return self.n_tokens if n == len(self.W_E) else n
+
+    @property
+    def token_outputs(self) -> Float[Tensor, "d_model token"]:
+        """``class_centred`` without the outputs that no token has."""
+        return self.class_centred[:, : self.n_outputs]
 
     @cached_property
     def class_centred(self) -> Float[Tensor, "d_model vocab"]:
@@ -58,7 +77,13 @@ class ModelWeights:
 
         Adding the same number to all logits changes no probability, so ``W_U + u 1ᵀ`` is the same model.
         """
-        return self.W_U - self.W_U.mean(dim=1, keepdim=True)
+        return self.W_U - self.W_U[:, : self.n_outputs].mean(dim=1, keepdim=True)
+
+    @property
+    def padding_note(self) -> str:
+        """``", 3 rows that no token has left out"``, or nothing."""
+        n = len(self.W_E) - self.n_tokens
+        return f", {n} row{'s' * (n > 1)} that no token has left out" if n else ""
 
     def __repr__(self) -> str:
         layers, heads = (0, 0) if self.attention is None else self.attention.W_Q.shape[:2]
@@ -168,6 +193,7 @@ def read_weights(
         float(model.cfg.eps),
         fold,
         final_norm_kind(model),
+        min(n_known_tokens(model), len(embedding)),
     )
 
 
