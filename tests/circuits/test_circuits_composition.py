@@ -125,3 +125,46 @@ def test_scores_are_a_table_and_seeded():
         "z",
     ]
     assert len(one["score"]) == 27 and one["ratio"].is_monotonic_decreasing
+
+
+def constant_written(model, amount):
+    """The same model to every LayerNorm: each head also writes ``amount`` times its value along 1."""
+    with torch.no_grad():
+        for layer, block in enumerate(model.blocks):
+            own = block.attn.W_O
+            size = amount * torch.linspace(-1, 1, own[..., 0].numel()).view(*own.shape[:2], 1)
+            block.attn.W_O.add_(size * (layer + 1))
+    return model
+
+
+def test_folded_scores_do_not_see_what_a_layer_norm_takes_away():
+    plain = native(n_layers=3, normalization_type="LN")
+    moved = constant_written(native(n_layers=3, normalization_type="LN"), 2.0)
+    tokens = torch.arange(8)[None]
+    torch.testing.assert_close(plain(tokens), moved(tokens), rtol=1e-3, atol=1e-3)
+    found, other = (composition_scores(m, fold=True, n_random=50) for m in (plain, moved))
+    torch.testing.assert_close(found.scores, other.scores, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.ratio, other.ratio, rtol=1e-5, atol=1e-7)
+    raw, shifted = (composition_scores(m, n_random=2).scores for m in (plain, moved))
+    assert float((raw - shifted).abs().max()) > 0.02
+
+
+def test_the_best_random_pair_is_that_of_a_simulation():
+    """Every pair turned at random, the largest ratio kept, many times: its median is what is said."""
+    model = native(n_layers=3, n_heads=4, d_head=5)
+    found = composition_scores(model, n_random=2000)
+    heads = [(layer, head) for layer in range(3) for head in range(4)]
+    g = torch.Generator().manual_seed(5)
+    rounds, largest = 300, torch.zeros(300)
+    for i, h in heads:
+        ov = torch.linalg.svdvals((model.W_V[i, h] @ model.W_O[i, h]).double())[:5]
+        for j, k in heads:
+            if j <= i:
+                continue
+            read = torch.linalg.svdvals((model.W_Q[j, k] @ model.W_K[j, k].T).double())[:5]
+            turn = torch.linalg.qr(torch.randn(rounds, 20, 5, generator=g).double()).Q[:, :5]
+            score = (ov[:, None] * turn * read).square().sum((1, 2)).sqrt()
+            ratio = score / ov.norm() / read.norm() / found.baseline_mean[0, i, h, j, k]
+            largest = torch.maximum(largest, ratio)
+    assert float(found.best_random[0]) == pytest.approx(float(largest.median()), rel=0.04)
+    assert float(largest.quantile(0.1)) < float(found.best_random[0]) < float(largest.quantile(0.9))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -169,8 +169,8 @@ def composition_scores(
 
     Args:
         model: a bridge, with or without MLPs; grouped-query keys and values count once a query head.
-        fold: fold norm weights and centring into the readers first, and centre the writers where the norms
-            centre. The default reads the weights as they are stored, which is what
+        fold: fold norm weights and centring into the readers first, and centre what heads write where the
+            norms centre. The default reads the weights as they are stored, which is what
             ``bridge.all_composition_scores`` does, so the two agree; with learnt norm weights the folded ones
             are what the reader really applies.
         baseline: what "unrelated" means. "rotated": the same two heads, turned against each other by a
@@ -201,7 +201,11 @@ def composition_scores(
     precision = _precision(model_shape(model))
     attention = read_attention(model, fold=fold, dtype=getattr(torch, precision))
     n_layers, n_heads, d_model = attention.W_Q.shape[:3]
-    writers = _writer(attention, centred=fold and reading_norm_kind(model) == "layer")
+    if fold and reading_norm_kind(model) == "layer":
+        # What a LayerNorm takes away is written for nobody, by writers and by readers for V alike.
+        written = attention.W_O - attention.W_O.mean(dim=-1, keepdim=True)
+        attention = replace(attention, W_O=written)
+    writers = _side(attention.W_O.transpose(-2, -1), attention.W_V.transpose(-2, -1))
     readers = [_reader(attention, kind) for kind in KINDS]
     earlier = torch.arange(n_layers)[:, None] < torch.arange(n_layers)
     mask = earlier[:, None, :, None].expand(n_layers, n_heads, n_layers, n_heads)
@@ -252,13 +256,6 @@ def _precision(shape: ModelShape) -> Precision:
     """Float32 products where float64 ones would take minutes."""
     pairs = len(KINDS) * (shape.n_layers * shape.n_heads) ** 2 / 2
     return "float32" if pairs * shape.d_model**2 / 2 > LARGE else "float64"
-
-
-def _writer(attention: AttentionWeights, *, centred: bool) -> _Side:
-    out = attention.W_O
-    if centred:  # what a LayerNorm takes away is written for nobody
-        out = out - out.mean(dim=-1, keepdim=True)
-    return _side(out.transpose(-2, -1), attention.W_V.transpose(-2, -1))
 
 
 def _reader(attention: AttentionWeights, kind: Kind) -> _Side:
