@@ -11,9 +11,14 @@ import torch
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import per_block, row_ranges, run
-from lens_linear.models.hooks import Edit, hooked, require_causal
+from lens_linear.models.hooks import Edit, hooked
 from lens_linear.stats.split import RowView
-from lens_linear.stats.task_scores import RowScores, score_answers, warn_if_not_next_token
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_open_question,
+    score_answers,
+    warn_if_not_next_token,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,7 @@ def score_model(
         Losses and the task's metric by row, in the order of ``rows``.
 
     Raises:
+        UnsupportedModelError: next tokens are asked of a model that sees later ones.
         NotEnoughDataError: rows of one token have no next one.
         NonFiniteError: the logits are not finite.
 
@@ -57,7 +63,7 @@ def score_model(
         >>> score_model(model, as_rows(model, [[1, 2, 3], [4, 5]])).loss.counts.tolist()
         [1, 2]
     """
-    require_causal(model)
+    require_open_question(model, rows.task)
     losses, metrics = [], []
     share = None if on_progress is None else lambda count: on_progress(count / len(rows))
     for start, stop in row_ranges(rows, batch_size, model=model):

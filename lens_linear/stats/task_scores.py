@@ -31,6 +31,7 @@ from lens_linear.errors import (
 )
 from lens_linear.models.capture import require_model_rows
 from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.hooks import is_causal
 from lens_linear.text.task import Metric, Task
 
 # Untrained models lie up to 0.04 nats above a uniform guess; what was asked the wrong thing lies far above.
@@ -69,7 +70,12 @@ class RowScores:
 
 
 def require_task(
-    model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
+    model: TransformerBridge,
+    tokens: Any,
+    *,
+    min_sequences: int = 1,
+    min_length: int = 1,
+    scored: bool = False,
 ) -> Task:
     """Accept a Task, or tokens of any kind as the question for the next token, that fit the model.
 
@@ -78,13 +84,17 @@ def require_task(
         tokens: a Task, or ids as :mod:`lens_linear.token_rows` reads them.
         min_sequences: rows needed.
         min_length: tokens that the longest row needs.
+        scored: whether answers will be scored; the next token is no question for a model that sees it.
 
     Raises:
         InvalidArgumentError: ids outside the vocabulary, rows beyond the context, labels or names that are
             not outputs of the model.
         NotEnoughDataError: too few rows, or too short ones.
+        UnsupportedModelError: ``scored``, and next tokens are asked of a model that sees later ones.
     """
     rows = require_model_rows(model, tokens, min_sequences=min_sequences, min_length=min_length)
+    if scored:
+        require_open_question(model, tokens if isinstance(tokens, Task) else None)
     if not isinstance(tokens, Task):
         return Task(rows.tokens, mask=rows.mask)
     n = model_shape(model).d_vocab_out
@@ -99,6 +109,19 @@ def require_task(
             "pass one word an output"
         )
     return tokens
+
+
+def require_open_question(model: TransformerBridge, task: Task | None) -> None:
+    """Refuse to ask a model for next tokens (no task asks for them too) that it sees when it answers.
+
+    Raises:
+        UnsupportedModelError: the model sees later tokens, and no labels say what else it answers.
+    """
+    if not is_causal(model) and (task is None or task.is_next_token):
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} sees later tokens, so the next token is no question for it; say "
+            "what it answers: lens_linear.Task(tokens, labels=..., positions=...)"
+        )
 
 
 def answer_values(

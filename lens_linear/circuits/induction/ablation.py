@@ -324,7 +324,7 @@ def ablation_scores(
         rows = probe_rows(
             shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
         ).repeating()
-        task, metric = require_task(model, rows.tokens), "in-context gain"
+        task, metric = require_task(model, rows.tokens, scored=True), "in-context gain"
         # Other random rows, and many: means over the scored ones would keep a share of each.
         more = probe_rows(
             shape,
@@ -340,7 +340,7 @@ def ablation_scores(
             one, two = copy_losses(losses, rows)
             return RowScores(one - two, torch.ones(len(one), dtype=torch.int64))
     else:
-        task = require_task(model, tokens)
+        task = require_task(model, tokens, scored=True)
         metric = task.metric_name
 
         def score(edits: Sequence[Edit]) -> RowScores:

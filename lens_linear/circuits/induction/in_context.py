@@ -26,7 +26,7 @@ from lens_linear.models.capture import batched, row_ranges, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import Edit
 from lens_linear.stats.split import as_rows
-from lens_linear.stats.task_scores import answer_values, require_task
+from lens_linear.stats.task_scores import answer_values, require_open_question, require_task
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -136,6 +136,7 @@ def in_context_loss(
     """
     shape = model_shape(model)
     task = None if tokens is None else require_task(model, tokens, min_length=3)
+    require_open_question(model, task)
     if shape.d_vocab_out < shape.d_vocab and (task is None or task.is_next_token):
         raise UnsupportedModelError(
             f"model {shape.name!r} reads {shape.d_vocab} tokens and predicts {shape.d_vocab_out}; a "

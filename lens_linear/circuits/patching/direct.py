@@ -188,7 +188,7 @@ def direct_logit_attribution(
         'L1H1'
     """
     require_int("batch_size", batch_size, minimum=1)
-    asked = require_task(model, task)
+    asked = require_task(model, task, scored=True)
     weights = read_weights(model)
     heads = HeadOutputs(model, weights)
     shape = heads.shape

@@ -234,7 +234,7 @@ def require_pair(
     model: TransformerBridge, clean: Any, corrupted: Any, metric: Metric | None
 ) -> tuple[Task, Task]:
     """Accept two prompts of one shape; the answers of the clean one are asked of both."""
-    asked = require_task(model, clean)
+    asked = require_task(model, clean, scored=True)
     if metric is not None:
         asked = replace(asked, metric=metric)
     other = require_task(model, corrupted)

@@ -184,7 +184,7 @@ class AttentionOnly:
 
     def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:
         """Return the paper's term importance without listing the paths: any depth, any number of heads."""
-        task = require_task(self.model, tokens)
+        task = require_task(self.model, tokens, scored=True)
         return importance_by_order(self.frozen(task, dtype=dtype), task)
 
     def frozen(self, tokens: Any, *, dtype: torch.dtype | None = None) -> FrozenRun:
