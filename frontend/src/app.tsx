@@ -18,23 +18,28 @@ export type Kernel = (text: string, ablated: string[]) => Promise<PackedRun & { 
 
 interface Live { engine: Engine; spare: Engine; tokens: TextTokens }
 
-function start(payload: Payload): Selection {
+function start(payload: Payload, live: Live | null): Selection {
   const best = [...payload.heads].sort((a, b) => excess(b) - excess(a))[0];
-  const ids = payload.first_ids;
-  const position = continued(ids);
+  const text = payload.runs[0]?.text ?? payload.prompts[0] ?? "";
+  const run = live ? liveRun(payload, live.engine, live.tokens, text, []) : payload.runs[0] ? storedRun(payload, payload.runs[0]) : null;
+  const ids = run?.ids ?? payload.first_ids;
+  const position = continued(ids, run);
   return {
     head: String(best?.["head"] ?? "L0H0"), token: ids[position] ?? 0, position,
-    target: null, score: "prefix_matching", text: payload.runs[0]?.text ?? payload.prompts[0] ?? "", ablated: [], distance: 1,
+    target: null, score: "prefix_matching", text, ablated: [], distance: 1,
     lens: "linear", maskFirst: false,
   };
 }
 
-/** The last token that stood before with the same successor: where an induction head has work to do. */
-function continued(ids: number[]): number {
+/** Of the tokens that stood before with the same successor, the one whose successor gained most: an induction head at work. */
+function continued(ids: number[], run: Run | null): number {
+  let best = Math.max(0, ids.length - 1), most = -Infinity;
   for (let p = ids.length - 2; p > 0; p--) {
-    for (let q = p - 1; q > 0; q--) if (ids[q] === ids[p] && ids[q + 1] === ids[p + 1]) return p;
+    const q = ids.findIndex((id, i) => i > 0 && i < p && id === ids[p] && ids[i + 1] === ids[p + 1]);
+    const gain = q < 0 ? -Infinity : run ? run.loss(q + 1) - run.loss(p + 1) : 0;
+    if (gain > most) [best, most] = [p, gain];
   }
-  return Math.max(0, ids.length - 1);
+  return best;
 }
 
 function excess(row: Payload["heads"][number]): number {
@@ -64,7 +69,7 @@ export function App({ payload: given, hash, onSelect, kernel }: {
   const live = useMemo<Live | null>(() => given.arrays && given.tokenizer
     ? { engine: new Engine(given), spare: new Engine(given), tokens: new TextTokens(given.tokenizer, given.tokenizer_config ?? {}) } : null, [given]);
   const gap = useMemo(() => live && selfCheck(given, live.engine), [live]);
-  const [selection, setSelection] = useState(() => fromHash(hash, start(given)));
+  const [selection, setSelection] = useState(() => fromHash(hash, start(given, live)));
   const [answer, setAnswer] = useState<{ run: Run | null; whole: Run | null; waiting: boolean; problem: string }>(
     { run: null, whole: null, waiting: false, problem: "" });
   const select = useCallback((change: Partial<Selection>) => setSelection((old) => ({ ...old, ...change })), []);

@@ -98,6 +98,12 @@ export function Grid({ name, rows, columns, cell, scale, selected, choose, dense
     moved.current = false;
     table.current?.querySelector<HTMLElement>('[tabindex="0"]')?.focus();
   });
+  useEffect(() => { // a selection made elsewhere comes into sight
+    const cell = table.current?.querySelector<HTMLElement>('[aria-selected="true"]'), frame = table.current?.parentElement;
+    if (!cell || !frame) return;
+    const one = cell.getBoundingClientRect(), all = frame.getBoundingClientRect();
+    if (one.left < all.left + all.width / 4 || one.right > all.right) frame.scrollLeft += one.left - all.left - all.width / 2;
+  }, [selected.column, columns.length]);
   const at = { row: Math.min(selected.row, rows.length - 1), column: Math.min(selected.column, columns.length - 1) };
   const onKeyDown = (event: KeyboardEvent) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];

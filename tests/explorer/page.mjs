@@ -43,6 +43,19 @@ const checks = {
     await context.close();
     return found;
   },
+  async point({ file, width }) {
+    const { page, context } = await open(file, { width });
+    await page.waitForTimeout(600);
+    const text = await page.locator(".explorer").innerText();
+    const cell = await page.locator('#lens [aria-selected="true"]').boundingBox();
+    const note = () => page.locator("#text .note", { hasText: "Coloured" }).innerText();
+    await page.locator("#text .piece").nth(3).hover();
+    const pointed = await note();
+    await page.mouse.move(1, 1);
+    const left = await note();
+    await context.close();
+    return { text, pointed, left, in_sight: cell.x > 0 && cell.x + cell.width < width };
+  },
   async axe({ file, scheme }) {
     const { page, context } = await open(file, { scheme, bypassCSP: true });
     await page.waitForTimeout(500);

@@ -1,6 +1,7 @@
 """Saved pages in a real browser: nothing asked for, nothing run that should not, every view by keyboard."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_the_address_opens_the_same_sight(saved, tmp_path):
     ):
         assert part in seen["address"]
     assert "L0H2 reads from" in seen["text"] and "with all heads" in seen["text"]
+
+
+def test_the_page_opens_where_the_induction_head_works_and_says_what_it_reads(saved, tmp_path):
+    explorer, page = saved
+    rows = [row for row in explorer.payload["heads"] if row["verdict"] == "induction"]
+    best = max(rows, key=lambda row: row["prefix_matching"] - row["positional_control"])["head"]
+    (before,) = (
+        row["head"] for row in explorer.payload["heads"] if row["verdict"] == "previous-token"
+    )
+    (seen,) = look(tmp_path, {"check": "point", "file": page, "width": 390})
+    assert f"{best}: induction head" in seen["text"]
+    assert f"Reads most from {before} through K" in seen["text"]
+    largest = re.search(r"its logit\n+(L\dH\d)\n", seen["text"])
+    assert largest and largest[1] == best
+    assert seen["in_sight"]  # the position in the grid of lenses
+    assert "from token 3 " in seen["pointed"] and "from token 3 " not in seen["left"]
 
 
 def test_axe_finds_no_serious_fault(saved, tmp_path):

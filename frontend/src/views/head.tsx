@@ -6,7 +6,7 @@ import { topK } from "../maths.ts";
 import { Bars, Missing, number, Token, type Bar } from "../parts.tsx";
 import type { HeadDetail, HeadTables } from "../payload.ts";
 import { label } from "../tokens.ts";
-import { useComposition } from "./map.tsx";
+import { LEAST_Z, useComposition } from "./map.tsx";
 
 const LISTED = 10;
 
@@ -102,23 +102,10 @@ function TokenSearch({ payload, select, text }: Context) {
 
 function Partners({ payload, selection, select }: Context) {
   const composition = useComposition(payload);
-  const [least, setLeast] = useState(3);
+  const [least, setLeast] = useState(LEAST_Z);
   if (!composition) return null;
   const at = headOf(payload, selection.head);
-  const { n_layers, n_heads } = payload.model;
-  const list = [];
-  for (let kind = 0; kind < 3; kind++) {
-    for (let layer = 0; layer < n_layers; layer++) {
-      if (layer === at.layer) continue;
-      for (let head = 0; head < n_heads; head++) {
-        const other = { layer, head };
-        const reads = layer < at.layer;
-        const found = reads ? composition.score(kind, other, at) : composition.score(kind, at, other);
-        list.push({ ...found, kind: "QKV"[kind]!, name: `L${layer}H${head}`, reads });
-      }
-    }
-  }
-  const strong = list.filter((one) => one.z >= least).sort((a, b) => b.z - a.z);
+  const strong = composition.partners(at).filter((one) => one.z >= least);
   const column = (reads: boolean, title: string) => (
     <section>
       <h3>{title}</h3>

@@ -30,6 +30,7 @@ const VERDICTS: { [verdict: string]: [string, string] } = {
   none: ["", "none"],
 };
 const KINDS = ["Q", "K", "V"];
+export const LEAST_Z = 3;
 
 export function MapView({ payload, selection, select }: Context) {
   const { n_layers, n_heads } = payload.model;
@@ -72,7 +73,7 @@ export function MapView({ payload, selection, select }: Context) {
         }} />
       <Legend scale={scale} words={unit} />
       {dense && <p class="note">Letters are verdicts: I induction, P previous token, D duplicate token, O fixed offset.</p>}
-      {at.row && <HeadFacts row={at.row} />}
+      {at.row && <HeadFacts row={at.row} partners={composition?.strongest(at) ?? []} select={select} />}
       <p class="note">{payload.heads_note}</p>
       <h3>How linear the layers are</h3>
       <LinearityTable parts={payload.linearity} selected={at.layer} />
@@ -81,7 +82,7 @@ export function MapView({ payload, selection, select }: Context) {
   );
 }
 
-function HeadFacts({ row }: { row: HeadRow }) {
+function HeadFacts({ row, partners, select }: { row: HeadRow; partners: Partner[]; select: Context["select"] }) {
   const verdict = VERDICTS[String(row["verdict"])]?.[1] ?? String(row["verdict"]);
   return (
     <div class="facts">
@@ -94,6 +95,9 @@ function HeadFacts({ row }: { row: HeadRow }) {
           </div>
         ))}
       </dl>
+      {partners.map((one) => (
+        <p key={one.words}>{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button> through {one.kind} (z {number(one.z, 1)})</p>
+      ))}
     </div>
   );
 }
@@ -138,10 +142,12 @@ function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: num
 }
 
 type Place = { layer: number; head: number };
+export interface Partner { words: string; name: string; kind: string; score: number; mean: number; z: number; reads: boolean }
 
 export interface Composition {
   n_random: number;
-  score: (kind: number, writer: Place, reader: Place) => { score: number; mean: number; z: number };
+  partners: (of: Place) => Partner[]; // every head before and after, strongest first
+  strongest: (of: Place) => Partner[]; // the one it reads most and the one that reads it most, where they stand out
   pair: (kind: number, one: Place, other: Place) => number | null; // z, whichever stands below
 }
 
@@ -155,8 +161,27 @@ export function useComposition(payload: Payload): Composition | null {
       const at = (((kind * n_layers + writer.layer) * n_heads + writer.head) * n_layers + reader.layer) * n_heads + reader.head;
       return { score: scores![at]!, mean: mean![at]!, z: (scores![at]! - mean![at]!) / Math.max(sd![at]!, 1e-9) };
     };
+    const partners = (of: Place): Partner[] => {
+      const list: Partner[] = [];
+      for (let kind = 0; kind < 3; kind++) {
+        for (let layer = 0; layer < n_layers; layer++) {
+          if (layer === of.layer) continue;
+          const reads = layer < of.layer;
+          for (let head = 0; head < n_heads; head++) {
+            const other = { layer, head };
+            const found = reads ? score(kind, other, of) : score(kind, of, other);
+            list.push({ ...found, kind: KINDS[kind]!, name: `L${layer}H${head}`, reads, words: reads ? "Reads most from" : "Is read most by" });
+          }
+        }
+      }
+      return list.sort((a, b) => b.z - a.z);
+    };
     return {
-      n_random: packed.n_random, score,
+      n_random: packed.n_random, partners,
+      strongest: (of) => {
+        const list = partners(of).filter((one) => one.z >= LEAST_Z);
+        return [true, false].flatMap((reads) => list.find((one) => one.reads === reads) ?? []);
+      },
       pair(kind, one, other) {
         if (one.layer === other.layer) return null;
         return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one)).z;

@@ -1,5 +1,5 @@
 // A text: where the head looks, what comes next, what each component and path gives to a logit.
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { paint, scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
 import { Bars, clamp, Missing, number, percent, Token, useLater, type Bar } from "../parts.tsx";
@@ -40,7 +40,9 @@ function Tokens(context: Context) {
   const { payload, selection, select, run, text } = context;
   const list = useRef<HTMLDivElement>(null);
   const moved = useRef(false);
-  const position = at(context);
+  const [pointed, setPointed] = useState<number | null>(null);
+  const chosen = at(context);
+  const position = pointed !== null && pointed < run!.ids.length ? pointed : chosen; // whose attention is coloured
   const { layer, head } = headOf(payload, selection.head);
   const full = run!.attention(layer, head, position);
   const from = selection.maskFirst ? 1 : 0;
@@ -59,19 +61,19 @@ function Tokens(context: Context) {
     const place = clamp(next, run!.ids.length);
     select({ position: place, token: run!.ids[place]!, target: null });
   };
-  const keys: { [key: string]: number } = { ArrowLeft: position - 1, ArrowRight: position + 1, Home: 0, End: run!.ids.length - 1 };
+  const keys: { [key: string]: number } = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: 0, End: run!.ids.length - 1 };
   const scale = scaleOf([0, ...run!.ids.map((_, key) => share(key))], false);
   return (
     <>
-      <div ref={list} class="tokens" role="listbox" aria-label="Tokens, arrow keys move" aria-orientation="horizontal"
+      <div ref={list} class="tokens" role="listbox" aria-label="Tokens, arrow keys move" aria-orientation="horizontal" onMouseLeave={() => setPointed(null)}
         onKeyDown={(event) => { if (event.key in keys) { event.preventDefault(); go(keys[event.key]!); } }}>
         {run!.ids.map((id, i) => {
           const value = share(i);
           const loss = run!.loss(i);
           const words = `${i}: ${label(text(id))}${value === null ? "" : `, attention ${number(value, 2)}`}${Number.isFinite(loss) ? `, loss ${number(loss, 2)} nats` : ""}`;
           return (
-            <span key={i} role="option" aria-selected={i === position} tabIndex={i === position ? 0 : -1} title={words} aria-label={words}
-              class={i > position ? "piece later" : "piece"} onClick={() => go(i)}>
+            <span key={i} role="option" aria-selected={i === chosen} tabIndex={i === chosen ? 0 : -1} title={words} aria-label={words}
+              class={i > position ? "piece later" : "piece"} onClick={() => go(i)} onMouseEnter={() => setPointed(i)}>
               <span class="word" style={value === null ? {} : paint(value, scale)}>{label(text(id))}</span>
               <span class="loss" aria-hidden="true"><span style={{ width: `${Math.min(100, (Number.isFinite(loss) ? loss : 0) * 10)}%` }} /></span>
             </span>
@@ -79,7 +81,7 @@ function Tokens(context: Context) {
         })}
       </div>
       <p class="note">
-        Coloured: attention of {selection.head} from token {position}, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Bars under the tokens: loss, 10 nats wide; mean {number(run!.meanLoss, 3)} nats a token over {run!.ids.length - 1} tokens
+        Coloured: attention of {selection.head} from token {position} <Token text={text(run!.ids[position]!)} />, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Point at a token to see its attention, choose it to see its predictions. Bars under the tokens: loss, 10 nats wide; mean {number(run!.meanLoss, 3)} nats a token over {run!.ids.length - 1} tokens
         {context.whole ? `, ${number(context.whole.meanLoss, 3)} with all heads` : ""}.
         {run!.cut > 0 && ` ${run!.cut} tokens beyond the context of ${payload.model.n_ctx} are left out.`}
       </p>
