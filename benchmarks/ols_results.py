@@ -25,6 +25,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 
 import lens_linear as ll
 from lens_linear import constructions as made
+from lens_linear.constructions.memory.trained_heads import EXCHANGES
 from lens_linear.errors import LensLinearError
 
 KINDS = (
@@ -185,21 +186,23 @@ def trained_heads():
 
 
 def real_heads():
-    """Random tokens twice, on which induction heads work; every head placed, the ten that retrieve most
-    surely and the five nearest to regression exchanged.
+    """Random tokens twice, on which induction heads work; every head placed on 16 rows; of those that do not
+    read the first position the five that retrieve most surely and the three nearest to regression
+    exchanged on 8 rows.
     """
     model = ll.load("smollm2-135m")
-    rows = torch.randint(1000, 40_000, (4, 24), generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(1000, 40_000, (16, 24), generator=torch.Generator().manual_seed(0))
     tokens = torch.cat([rows, rows], dim=1)
     placed = made.trained_heads(model, tokens, exchanges=()).to_dataframe()
-    sink = placed["first_share"] < 0.3
-    sure = placed[sink].nlargest(10, "retrieval_r2").index
-    regress = placed[sink & (placed["kind"] == "regression")].nlargest(5, "regression_r2").index
+    away = placed[placed["first_share"] < 0.3]  # the others read the first position
+    sure = away.nlargest(5, "retrieval_r2").index
+    regress = away[away["kind"] == "regression"].nlargest(3, "regression_r2").index
     chosen = [
         (int(placed["layer"][i]), int(placed["head"][i].split("H")[1]))
         for i in sorted(set(sure) | set(regress))
     ]
-    found = made.trained_heads(model, tokens, heads=chosen).to_dataframe()
+    tokens, names = tokens[:8], [name for name in EXCHANGES if name != "other context"]
+    found = made.trained_heads(model, tokens, heads=chosen, exchanges=names).to_dataframe()
     losses = [name for name in found if name.startswith("loss_")]
     return placed.merge(found[["layer", "head", *losses]], how="left", on=["layer", "head"])
 
@@ -244,7 +247,7 @@ def main():
         "shift, capacity": "the functions' defaults",
         "dial": "the function's defaults",
         "trained heads": "16 sequences of stories, and 16 rows of 32 random tokens given twice (real "
-        "model: 4 rows of 24)",
+        "model: heads placed on 16 rows of 24, exchanged on 8 of them)",
         "heads": "16 sequences of the package's own stories, which the model was not trained on",
         "torch": torch.__version__.split("+")[0],
         "command": "python benchmarks/ols_results.py docs/results",

@@ -21,6 +21,7 @@ class CosineRegularizer:
     ``weight * sum_l (1 - cos(x_{l-1}, x_l))``, averaged over tokens. Dimensionless: 0 when no block
     turns the stream, ``weight * n_layers`` when every block turns it by 90 degrees, at most twice that.
     A token whose state is zero has no direction: it counts as turned by 90 degrees, without a gradient.
+    One below the normal numbers of the computation (1e-38 in float32) keeps its angle, without a gradient.
 
     Args:
         weight: the factor λ; finite, may be negative (then angles are rewarded).
@@ -77,7 +78,9 @@ def _unit(state: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_mod
     if state.dtype == torch.float16 and x.requires_grad:
         x.register_hook(_require_no_underflow)
     size = x.detach().abs().amax(-1, keepdim=True)  # squares of 1e-30 underflow, of 1e30 overflow
-    empty = size < torch.finfo(x.dtype).tiny
+    empty = size == 0
+    # The gradient of a row goes with 1 / size, which would leave the range.
+    x = torch.where(size < torch.finfo(x.dtype).tiny, x.detach(), x)
     x = torch.where(empty, torch.ones_like(x), x / size.where(~empty, torch.ones_like(size)))
     return torch.where(empty, torch.zeros_like(x), x / x.norm(dim=-1, keepdim=True))
 

@@ -97,6 +97,8 @@ def test_numbers_do_not_depend_on_what_else_was_asked():
     torch.testing.assert_close(
         alone.values[:, 0, 0], more.values[:, 2, 2], rtol=0, atol=0, equal_nan=True
     )
+    twice = attention_dial(betas=(1.0, 1.0), orders=(3, 3), seeds=1)
+    assert twice.setting == (3.0, 1.0) and (twice.summary().n_seeds == 1).all()
     with pytest.raises(InvalidArgumentError, match="at least one setting"):
         attention_dial(betas=(), orders=())
 

@@ -314,3 +314,44 @@ def test_bad_arguments_say_what_to_do():
         covariance_shift(conditions=())
     with pytest.raises(InvalidArgumentError, match="no relative error exists"):
         swap_memories((x, y), (x, 0 * y))
+
+
+def test_edited_and_broken_weights_are_said():
+    trained = ll.train_ols_attention(epochs=400, seeds=1).model(0)
+    assert "off by 0.0" in repr(trained) or "e-" in repr(trained)
+    moved = trained.with_context(trained.context_x, -trained.context_y)
+    assert moved.solution == "trained" and "off by 2 of their size" in repr(moved)
+    with torch.no_grad():
+        trained.W_Q.mul_(3)
+    assert trained.solution == "edited" == trained.with_context([[1.0]], [2.0]).solution
+    assert "edited since" in repr(trained) and "off by 2 of their size" in repr(trained)
+    assert trained.float().solution == "edited"
+    broken = ll.OLSAttention.from_data(*data(7)[:2])
+    with torch.no_grad():
+        broken.W_K[0, 0] = torch.nan
+    assert "hold NaN or infinity" in repr(broken)
+    with pytest.raises(NonFiniteError, match="hold NaN or infinity"):
+        broken.hat()
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e-42])
+def test_a_context_that_a_dtype_rounds_to_zero_is_refused(size):
+    x, y = size * np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([4.0, 5.0])
+    deep = NewtonSchulzAttention(2, layers=12)
+    assert float(deep.with_context(x, y).predict([[size, size]])) == pytest.approx(3)
+    flat = ll.OLSAttention.from_data([[2.0, 1.0], [1.0, 2.0]], y).float()
+    for layer in (deep.float(), flat):
+        with pytest.raises(NonFiniteError, match="scale it up"):
+            layer.with_context(x, y)
+        with pytest.raises(NonFiniteError, match="scale it up"):
+            layer.with_context(x / size, size * y)
+
+
+def test_a_prediction_out_of_range_is_refused():
+    x, y = 1e-200 * np.eye(2), np.array([1.0, 2.0])
+    for layer in (
+        ll.OLSAttention.from_data(x, y),
+        NewtonSchulzAttention(2, layers=12).with_context(x, y),
+    ):
+        with pytest.raises(NonFiniteError, match="to one scale"):
+            layer.predict([[1e200, 1e200]])

@@ -124,6 +124,20 @@ def test_a_state_of_zeros_has_no_direction_and_no_gradient():
     assert float(x.grad[1].norm()) > 0
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e-40, torch.float32), (1e-40, torch.bfloat16), (1e-310, torch.float64)]
+)
+def test_states_below_the_normal_numbers_keep_their_angle(size, dtype):
+    x = torch.tensor([[size, 0.0], [size, 0.0]], dtype=dtype, requires_grad=True)
+    y = torch.tensor([[-1.0, 0.0], [0.0, 1.0]], dtype=dtype, requires_grad=True)
+    penalty = CosineRegularizer()([x, y])
+    assert penalty.item() == pytest.approx((2 + 1) / 2)
+    penalty.backward()
+    assert x.grad.abs().max() == 0 and torch.allclose(
+        y.grad[1], torch.tensor([-0.5, 0.0], dtype=dtype)
+    )
+
+
 @pytest.mark.parametrize("tokens", [64, 1024, 4096, 16384])
 def test_half_precision_gradients_are_right_or_refused(tokens):
     generator = torch.Generator().manual_seed(1)

@@ -44,6 +44,7 @@ from lens_linear.constructions.least_squares.spectral import (
     as_outputs,
     as_rows,
     power_of_two,
+    require_result,
     within_range,
 )
 from lens_linear.errors import InvalidArgumentError
@@ -118,8 +119,8 @@ class NewtonSchulzAttention(HookedRootModule):
             len(self.W_in), layers=len(self.layers), w_in=self.W_in.detach()
         )
         new.to(device=self.W_in.device, dtype=self.W_in.dtype)
-        new.context_x = within_range("x", x, self.W_in).clone()
-        new.context_y = within_range("y", y, self.W_in).clone()
+        new.context_x = within_range("x", x, self.W_in, whole=True).clone()
+        new.context_y = within_range("y", y, self.W_in, whole=True).clone()
         new.vector_output = vector
         return new
 
@@ -147,7 +148,7 @@ class NewtonSchulzAttention(HookedRootModule):
         values = self.context_y.to(wide)
         unit = power_of_two(values)
         out = self.hook_scores(q @ k.T) @ (values / unit) * unit
-        return self.hook_out(out.to(self.W_in.dtype))
+        return require_result(self.hook_out(out.to(self.W_in.dtype)))
 
     def predict(self, x_new: Any) -> Tensor:
         """The prediction without gradients: ``[q]`` if the labels had one axis, else ``[q, m]``."""

@@ -36,6 +36,7 @@ from lens_linear.constructions.least_squares.spectral import (
     as_rows,
     centred,
     minus,
+    require_result,
     rounding,
     spectral_root,
     within_range,
@@ -44,7 +45,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
 Form = Literal["in-context", "paper"]
-Origin = Literal["data", "given", "trained"]
+Origin = Literal["data", "given", "trained", "edited"]
 FORMS = ("in-context", "paper")
 _MAX_SCORES = 50_000_000  # 400 MB
 
@@ -203,6 +204,7 @@ class OLSAttention(HookedRootModule):
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_scores, self.hook_hat = HookPoint(), HookPoint()
         self.hook_z, self.hook_out = HookPoint(), HookPoint()
+        self._trained = [w.detach().clone() for w in self.parameters() if origin == "trained"]
         self.setup()
 
     @classmethod
@@ -285,7 +287,7 @@ class OLSAttention(HookedRootModule):
             z = hat @ v
         else:
             z = q @ (k.T @ v) * self.share + (v.mean(0) if self.intercept else 0.0)
-        return self.hook_out(self.hook_z(z) @ self.W_O + self.b_O)
+        return require_result(self.hook_out(self.hook_z(z) @ self.W_O + self.b_O))
 
     def predict(self, x_new: Any) -> Tensor:
         """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
@@ -327,14 +329,14 @@ class OLSAttention(HookedRootModule):
             w_v=self.W_V.detach(),
             w_o=self.W_O.detach(),
             b_o=self.b_O.detach(),
-            context_x=within_range("x", x, self.W_Q),
-            context_y=within_range("y", y, self.W_Q),
+            context_x=within_range("x", x, self.W_Q, whole=True),
+            context_y=within_range("y", y, self.W_Q, whole=True),
             form=self.form,
             intercept=self.intercept,
             spectrum=self.spectrum,
             vector_output=vector,
             geometry_rows=self.geometry_rows,
-            origin=self.origin,
+            origin=self._origin(),
         )
 
     @property
@@ -343,23 +345,35 @@ class OLSAttention(HookedRootModule):
 
         ``"unique"``, ``"minimum-norm"`` or ``"ridge"`` where it is that least squares on its present
         context, which is computed again and compared; ``"other data"`` where weights or context
-        have changed since :meth:`from_data` so that it is not; ``"trained"``; ``"given"`` for weights
-        set by hand.
+        have changed since :meth:`from_data` so that it is not; ``"trained"``, ``"edited"`` for trained
+        weights that were changed since; ``"given"`` for weights set by hand.
         """
-        return self.origin if self.spectrum is None else self._present()[0]
+        return self._origin() if self.spectrum is None else self._present()[0]
+
+    def _origin(self) -> Origin:
+        """Where the weights come from, as they stand now."""
+        if self.origin != "trained":
+            return self.origin
+        pairs = zip(self.parameters(), self._trained, strict=True)
+        same = all(torch.equal(now.detach(), then.to(now)) for now, then in pairs)
+        return "trained" if same else "edited"
 
     def _present(self) -> tuple[str, float]:
         """The solution as it is now, and the distance of its predictions from least squares."""
-        if self.spectrum is None:
-            return self.origin, math.nan
-        ridge = self.spectrum.ridge * len(self.context_x) / self.geometry_rows
+        held = (self.context_x, self.context_y, *(w.detach() for w in self.parameters()))
+        if not all(bool(torch.isfinite(part).all()) for part in held):
+            return "other data" if self.spectrum else self._origin(), math.nan
+        ridge = self.spectrum.ridge if self.spectrum else 0.0
+        ridge *= len(self.context_x) / self.geometry_rows
         own = OLSAttention.from_data(
             self.context_x,
             self.context_y,
             intercept=self.intercept,
             ridge=ridge,
             form=self.form,
-            rtol=self.spectrum.rtol if self.context_x.dtype == torch.float64 else None,
+            rtol=self.spectrum.rtol
+            if self.spectrum and self.context_x.dtype == torch.float64
+            else None,
         )
         # Slopes in units of each input, so that no column counts for its scale.
         spread = own.context_x.abs().amax(0)[:, None]
@@ -369,6 +383,8 @@ class OLSAttention(HookedRootModule):
         size = math.hypot(float(want.norm()), float(constant.norm()))
         off = math.hypot(float((got - want).norm()), float(moved.norm()))
         distance = off / size if size else (math.inf if off else 0.0)
+        if self.spectrum is None:
+            return self._origin(), distance
         # Unchanged weights differ by the rounding of a dtype they were moved to, at most.
         eps = torch.finfo(self.W_Q.dtype).eps
         fit = own.spectrum or self.spectrum
@@ -430,12 +446,16 @@ class OLSAttention(HookedRootModule):
         text += f"p = {p} inputs, m = {m} outputs"
         solution, distance = self._present()
         if self.spectrum is None:
-            how = {"given": "given by hand", "trained": "trained by gradient descent"}
-            text += f"; weights {how[solution]}"
+            how = {
+                "given": "given by hand",
+                "trained": "trained by gradient descent",
+                "edited": "trained by gradient descent and edited since",
+            }
+            text += f"; weights {how[solution]}; beside this context's least squares {_how_far(distance)}"
         elif solution == "other data":
             text += (
                 f"; weights made from {self.geometry_rows} rows, not (or no longer) the least squares "
-                f"of this context: its slopes are off by {distance:.2g} of their size"
+                f"of this context: {_how_far(distance)}"
             )
         else:
             text += f", rank {self.spectrum.rank}; {self._least_squares(solution)}"
@@ -485,6 +505,13 @@ class OLSAttention(HookedRootModule):
         keys, centre = centred(self.context_x)
         # The same two subtractions for both, so that a query that is a key stands where it stands.
         return minus(x, centre), keys
+
+
+def _how_far(distance: float) -> str:
+    """Of the slopes from least squares on the context, in words."""
+    if math.isnan(distance):
+        return "they hold NaN or infinity, or the context does"
+    return f"its slopes are off by {distance:.2g} of their size"
 
 
 def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, "r m"]:

@@ -313,7 +313,7 @@ def covariance_shift(
         [['Newton-Schulz from L', 9], ['Newton-Schulz from I', 10]]
     """
     conditions = require_list("conditions", conditions, of="numbers")
-    kappas = tuple(require_float("conditions", c, minimum=1.0) for c in conditions)
+    kappas = tuple(dict.fromkeys(require_float("conditions", c, minimum=1.0) for c in conditions))
     if not kappas:
         raise InvalidArgumentError("conditions must name at least one shift, got none; pass (1, 4)")
     layers = require_int("layers", layers, minimum=1)

@@ -161,15 +161,40 @@ def power_of_two(x: Tensor) -> Tensor:
     return torch.ldexp(torch.ones((), dtype=x.dtype, device=x.device), exponent)
 
 
-def within_range(name: str, value: Tensor, like: Tensor) -> Tensor:
-    """``value`` in the dtype and on the device of ``like``; refused where it does not fit."""
+def within_range(name: str, value: Tensor, like: Tensor, *, whole: bool = False) -> Tensor:
+    """``value`` in the dtype and on the device of ``like``; refused where it does not fit.
+
+    ``whole``: refused too where a whole column would be rounded to zero, or to the few digits next to it.
+    """
     cast = value.to(like)
+    if whole and bool((lost := _column_lost(value, cast)).any()):
+        size = value.detach().abs().amax(0)
+        raise NonFiniteError(
+            f"{name} has a column that reaches {float(size[lost].amin()):.3g} only, less than "
+            f"{cast.dtype} can hold; scale it up, or use a module in float64 (module.double())"
+        )
     if not bool(torch.isfinite(cast).all()):
         raise NonFiniteError(
             f"{name} reaches {float(value.abs().amax()):.3g}, more than {cast.dtype} can hold; "
             f"scale {name} down, or use a module in float64 (module.double())"
         )
     return cast
+
+
+def _column_lost(value: Tensor, cast: Tensor) -> Tensor:
+    """Columns that hold something, and nothing that is a normal number after the cast."""
+    kept = cast.detach().abs().amax(0).to(value) >= torch.finfo(cast.dtype).tiny
+    return value.detach().ne(0).any(0) & ~kept
+
+
+def require_result(out: Tensor) -> Tensor:
+    """A prediction, unless a product on the way to it left the range of its dtype."""
+    if not bool(torch.isfinite(out.detach()).all()):
+        raise NonFiniteError(
+            f"the prediction leaves the range of {out.dtype}, or weights, context or a hook hold NaN or "
+            "infinity; bring x_new, context and labels to one scale, or use module.double()"
+        )
+    return out
 
 
 def rounding(x: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:

@@ -179,8 +179,8 @@ def attention_dial(
         >>> dial.summary().best_share.round(1).tolist()  # from averaging to one row
         [0.0, 1.0]
     """
-    warm = require_floats("betas", betas, minimum=1e-6)
-    powers = require_ints("orders", orders, minimum=2, maximum=20)
+    warm = set(require_floats("betas", betas, minimum=1e-6))
+    powers = dict.fromkeys(require_ints("orders", orders, minimum=2, maximum=20))
     if not warm and not powers:
         raise InvalidArgumentError(
             "betas and orders must name at least one setting; pass betas=(1.0,)"
@@ -192,9 +192,10 @@ def attention_dial(
     seeds, seed = require_int("seeds", seeds, minimum=1), require_seed(seed)
     settings = [("order", float(o)) for o in powers] + [("temperature", b) for b in sorted(warm)]
     tasks = [_Context(d, n, queries, bend, noise, seed + s) for s in range(seeds)]
-    values = torch.tensor([[task.measure(*one) for one in settings] for task in tasks])
+    measured = [[task.measure(*one) for one in settings] for task in tasks]
+    values = torch.tensor(measured, dtype=torch.float64)
     return AttentionDial(
-        values=values.double().permute(2, 1, 0).contiguous(),
+        values=values.permute(2, 1, 0).contiguous(),
         dial=tuple(dial for dial, _ in settings),
         setting=tuple(value for _, value in settings),
         levels=torch.tensor([task.levels() for task in tasks], dtype=torch.float64).T,

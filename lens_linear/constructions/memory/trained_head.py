@@ -65,7 +65,7 @@ def trained_head_memory(
     tokens = require_model_tokens(model, tokens)
     layer = require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
     head = require_int("head", head, minimum=0, maximum=model.cfg.n_heads - 1)
-    reads = head_reads(model, tokens, layer)
+    reads = head_reads(model, tokens, [layer])[layer]
     q, k, _ = reads.of(head)
     return attention_head_memory(
         k,
@@ -81,7 +81,7 @@ def trained_head_memory(
 
 @dataclass(frozen=True, eq=False)
 class HeadReads:
-    """Queries, keys and values of a layer's heads, rotated where the model rotates; float64."""
+    """Queries, keys and values of a layer's heads, rotated where the model rotates, in the model's dtype."""
 
     q: Float[Tensor, "batch head position d_head"]
     k: Float[Tensor, "batch kv_head position d_head"]
@@ -89,15 +89,17 @@ class HeadReads:
     scale: float  # factor of q · k inside the softmax
 
     def of(self, head: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One query head's queries, with the keys and values of its group."""
+        """One query head's queries, with the keys and values of its group; float64."""
         group = head // (self.q.shape[1] // self.k.shape[1])
-        return self.q[:, head], self.k[:, group], self.v[:, group]
+        return self.q[:, head].double(), self.k[:, group].double(), self.v[:, group].double()
 
 
 def head_reads(
-    model: TransformerBridge, tokens: Int[Tensor, "batch position"], layer: int
-) -> HeadReads:
-    """Capture what a layer's heads attend with; refuses scores that are not q·k over all earlier keys.
+    model: TransformerBridge, tokens: Int[Tensor, "batch position"], layers: Sequence[int]
+) -> dict[int, HeadReads]:
+    """Capture what the heads of some layers attend with, all in one pass over the tokens.
+
+    Scores that are not q·k over all earlier keys are refused, as two rows of the tokens show.
 
     Raises:
         UnsupportedModelError: see :func:`trained_head_memory`.
@@ -107,12 +109,15 @@ def head_reads(
             f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
             "single inverse temperature; capture queries and keys and call attention_head_memory"
         )
-    # Refuses heads whose scores are not q·k over all earlier keys.
-    attention_scores(model, tokens, layer, windows=False)
-    spots: list[Spot] = [(layer, "q"), (layer, "k"), (layer, "v")]
+    for layer in layers:
+        attention_scores(model, tokens[:2], layer, windows=False)
+    spots: list[Spot] = [(layer, what) for layer in layers for what in ("q", "k", "v")]
     out = run(model, tokens, record=spots, logits=False)
-    q, k, v = (out[spot].to("cpu", torch.float64).transpose(1, 2) for spot in spots)
-    rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
-    if rotary is not None:
-        q, k = rotary.rotate(q), rotary.rotate(k)
-    return HeadReads(q, k, v, float(score_scale(model, layer)))
+    reads = {}
+    for layer in layers:
+        q, k, v = (out[(layer, what)].cpu().transpose(1, 2) for what in ("q", "k", "v"))
+        rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
+        if rotary is not None:
+            q, k = (rotary.rotate(x.double()).to(x) for x in (q, k))
+        reads[layer] = HeadReads(q, k, v, float(score_scale(model, layer)))
+    return reads

@@ -135,10 +135,11 @@ def trained_heads(
         )
     plain = _losses(model, tokens, batch_size)
     rows = []
-    for layer, chosen in _by_layer(model, heads):
-        reads = head_reads(model, tokens, layer)
+    asked = dict(_by_layer(model, heads))
+    reads = head_reads(model, tokens, list(asked))
+    for layer, chosen in asked.items():
         for head in chosen:
-            found = _Head(reads, head, seed)
+            found = _Head(reads[layer], head, seed)
             row = {"layer": layer, "head": f"L{layer}H{head}", **found.measures()}
             for name in exchanges:
                 changed = _losses(model, tokens, batch_size, layer, head, found.exchanged(name))
