@@ -17,10 +17,15 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0, 2 for bad arguments or input, 130 when interrupted."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        return 0
+    options = parser.parse_args(arguments)
     try:
-        module = "models_command" if options.command == "models" else "commands"
-        importlib.import_module(f"lens_linear.cli.{module}").run(options)
+        alone = options.command in ("models", "grade")
+        module = f"{options.command}_command" if alone else "commands"
+        status = importlib.import_module(f"lens_linear.cli.{module}").run(options)
     except LensLinearError as error:
         sentence = " ".join(str(error).split())  # what a library said may span lines
         sys.stderr.write(f"lens-linear {options.command}: {sentence}\n")
@@ -31,4 +36,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return 0
+    return int(status or 0)

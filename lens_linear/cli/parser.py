@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _explore(commands)
     _train(commands)
     _tutorials(commands)
+    _grade(commands)
     return parser
 
 
@@ -259,3 +260,23 @@ def _tutorials(commands: argparse._SubParsersAction) -> None:  # type: ignore[ty
     )
     parser.add_argument("directory", metavar="DIR", help="folder to copy into (made if needed)")
     parser.add_argument("--force", action="store_true", help="replace notebooks you have changed")
+
+
+def _grade(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    parser = _add(
+        commands,
+        "grade",
+        "run submitted notebooks and judge their answers; this runs students' code",
+        "lens-linear grade submissions --roster roster.csv --out grades.csv --jobs 2",
+    )
+    parser.add_argument("submissions", metavar="SUBMISSIONS", help="a folder, or one notebook")
+    parser.add_argument("--roster", metavar="CSV", help="file with a column 'student'")
+    parser.add_argument("--out", metavar="CSV", help="rows are written here as notebooks are done")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at once")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="longest cell or call (default 120)",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -95,8 +95,15 @@ def forward_logits(
 ) -> Float[Tensor, "batch position vocab"]:
     """Return the logits of tokens, without dropout, on the model's device."""
     # Under the caller's autocast the numbers would be those of another precision, without a word.
-    with evaluating(model), torch.autocast(model_device(model).type, enabled=False):
+    with evaluating(model), _own_precision(model_device(model)):
         return model(tokens.to(model_device(model)), return_type="logits", **arguments)
+
+
+def _own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast switched off, on devices that have it."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lens_linear.checks import (
     require_int,
     require_rows,
     require_seed,
+    shown,
 )
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.files import held, require_target
@@ -294,7 +295,13 @@ class _Batches:
         if self.loss_mask is None:
             return None
         mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
-        mask = torch.as_tensor(mask).bool().cpu()
+        try:
+            mask = torch.as_tensor(mask).bool().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgumentError(
+                f"loss_mask must be a mask of the shape of the tokens, got {shown(mask)}; "
+                "pass a tensor of True and False, or a function that returns one"
+            ) from error
         if mask.shape not in (tokens.shape, tokens.shape[1:]):
             raise InvalidArgumentError(
                 f"loss_mask must be [position] or [row, position] = {tuple(tokens.shape)}, got "

@@ -123,7 +123,7 @@ def test_models_as_json(capsys):
 def test_models_says_what_every_recipe_costs_and_reaches(capsys):
     status, out, _ = run(capsys, "models")
     assert status == 0
-    training = out.split("How they were trained")[1]
+    training = out.split("How the bundled ones were trained")[1]
     for row in training_table().to_dict("records"):
         line = next(line for line in training.splitlines() if line.split()[:1] == [row["name"]])
         for value in (row["steps"], row["tokens"], f"{row['minutes']:.1f}", f"{row['loss']:.3f}"):

@@ -21,7 +21,9 @@ def check_profile(model, ids):
     for site in ("block", "ffn", "attn"):
         for layer in (0, last):
             want = numpy_r2(
-                *activations(model, train, layer, site), *activations(model, test, layer, site)
+                *activations(model, train, layer, site),
+                *activations(model, test, layer, site),
+                rounding=1e-6,  # the rows are float32: their norms leave a direction of rounding
             )
             assert float(profile.scores[site][layer]) == pytest.approx(want, abs=1e-6), (
                 site,
@@ -50,7 +52,7 @@ def test_other_architectures(foreign):
     assert torch.allclose(
         ll.layer_map(foreign, ids).values.diagonal(1), profile.scores["block"], atol=1e-9
     )
-    assert ffn_compression(foreign, ids, layers=[0]).times_fewer.iloc[0] > 3
+    assert ffn_compression(foreign, ids, layers=[0])["times_fewer"].iloc[0] > 3
     assert layer_geometry(foreign, ids).anisotropy.shape == (4,)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import lens_linear as ll
-from lens_linear import linalg, text
+from lens_linear import constructions, linalg, text
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,36 @@ def _linalg() -> None:
     )
     call("complete_basis", linalg.complete_basis, columns=randn(5, 2), order=4)
     call("to_compute", linalg.to_compute, x=X.float(), free="device")
+    call("compute_device", linalg.compute_device, device="cpu", free="device")
+    call("text_label", text.text_label, text="Once upon")
+    call(
+        "ols_transformer",
+        constructions.ols_transformer,
+        layer=Lazy(lambda: ll.OLSAttention.from_data(X, Y)),
+        x_new=X,
+    )
+    call(
+        "attention_dial",
+        constructions.attention_dial,
+        betas=(1.0,),
+        orders=(2,),
+        d=2,
+        n=8,
+        queries=2,
+        seeds=2,
+    )
+    call(
+        "trained_heads",
+        constructions.trained_heads,
+        model=ATTN,
+        tokens=TOKENS,
+        heads=[(0, 0)],
+        exchanges=(),
+    )
     call("Moments", ll.Moments, d_in=3, d_out=2, free="device")
     call("Moments.update", lambda x, y: ll.Moments().update(x, y), x=X, y=Y)
     call("Moments.merge", lambda other: moments().copy().merge(other), other=moments)
-    call("Moments.fit", lambda ridge, rtol: moments().fit(ridge, rtol=rtol), ridge=0.1, rtol=1e-9)
+    call("Moments.fit", lambda ridge: moments().fit(ridge), ridge=0.1)
     call("Moments.score", lambda fit: moments().score(fit), fit=fit)
     call("Moments.load", lambda path: ll.Moments.load(path), path="absent")
     call("Moments.save", lambda path: moments().save(path), path="no/such/folder/file")

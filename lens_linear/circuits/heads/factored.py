@@ -164,6 +164,7 @@ def top_pairs(
         >>> bool((table["row"] == table["column"]).all())
         True
     """
+    require_instance("matrix", matrix, FactoredMatrix, advice="pass e.g. view.head(0, 0).ov")
     k = require_int("k", k, minimum=1)
     require_choice("order", order, ("largest", "smallest", "absolute"))
     if matrix.ldim * matrix.rdim > LARGE and matrix.A.dtype == torch.float64:
