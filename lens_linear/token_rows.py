@@ -215,7 +215,8 @@ def _ids(name: str, value: Tensor) -> Tensor:
         raise InvalidArgumentError(
             f"{name} must hold whole token ids, got dtype {value.dtype}; call .long() on ids"
         )
-    if value.layout is not torch.strided or value.is_meta:
+    # A subclass may report any device: where it keeps its entries is its own affair.
+    if value.layout is not torch.strided or (value.is_meta and type(value) is torch.Tensor):
         raise InvalidArgumentError(
             f"{name} must be a dense tensor that holds its ids, got layout {value.layout} on "
             f"{value.device}; call .to_dense(), or load the data"

@@ -211,7 +211,7 @@ def _z_of_rows(
 ) -> Iterator[tuple[Tensor, Float[Tensor, "layer row position head d_head"]]]:
     shape = model_shape(model)
     spots: list[Spot] = [(layer, "z") for layer in range(shape.n_layers)]
-    for part in task_batches(task, batch_size):
+    for part in task_batches(task, batch_size) if spots else ():
         out = run(model, part, record=spots, logits=False)
         z = torch.stack([out[spot].to("cpu", torch.float64) for spot in spots])
         yield part.mask, z.reshape(*z.shape[:3], shape.n_heads, -1)

@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge, derive_generator
-from lens_linear.checks import require_int, require_list, require_rows, require_seed
+from lens_linear.checks import require_heads, require_int, require_list, require_rows, require_seed
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.models.capture import require_model_tokens, run
@@ -166,10 +166,7 @@ def _by_layer(
         yield from ((layer, list(range(count))) for layer in range(layers))
         return
     chosen: dict[int, list[int]] = {}
-    for pair in require_list("heads", heads, of="pairs (layer, head)"):
-        layer, head = require_list("heads", pair, of="a layer and a head")
-        layer = require_int("layer", layer, minimum=0, maximum=layers - 1)
-        head = require_int("head", head, minimum=0, maximum=count - 1)
+    for layer, head in require_heads("heads", heads, n_layers=layers, n_heads=count):
         chosen.setdefault(layer, []).append(head)
     yield from sorted(chosen.items())
 
