@@ -1,6 +1,7 @@
 """Tiny random models of other people's architectures, from local configurations."""
 
 import transformers
+from huggingface_hub import constants
 
 CONFIGS = {
     "gpt2": lambda: transformers.GPT2Config(
@@ -86,3 +87,16 @@ def save_random(name, folder, *, scale=0.05, seed=0):
                 parameter.add_(torch.randn_like(parameter) * scale)
         model.save_pretrained(folder)
     return folder
+
+
+def as_hub_name(cache, folder, name, monkeypatch):
+    """Lay a folder into a cache as the snapshot of a Hub repository; the repository's name."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = cache / f"models--someone--{name}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    (home / "snapshots").mkdir()
+    (home / "snapshots" / commit).symlink_to(folder, target_is_directory=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return f"someone/{name}"

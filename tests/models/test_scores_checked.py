@@ -59,6 +59,22 @@ def test_values_that_are_clipped_are_noticed(tmp_path, monkeypatch):
         ll.models.read_attention(model)
 
 
+def test_a_bound_that_no_sample_reaches_is_said(tmp_path, monkeypatch):
+    far = transformers.OlmoConfig(**SHAPE, max_position_embeddings=64, clip_qkv=50.0)
+    monkeypatch.setitem(MODELS, "olmo", lambda: far)
+    model = open_random("olmo", tmp_path, monkeypatch)
+    with pytest.warns(UserWarning, match="clips queries, keys and values at 50. None of 32"):
+        found = ll.models.read_attention(model)
+    tokens = sample_tokens(model)[None]
+    seen = run(model, tokens, record=[(1, "attn_in"), (1, "v")], logits=False)
+    largest = float(run(model, tokens, record=[(1, "v")], logits=False)[(1, "v")].abs().max())
+    assert largest < 50
+    values = torch.einsum("pd,hde->phe", seen[(1, "attn_in")][0].double(), found.W_V[1])
+    torch.testing.assert_close(
+        values.flatten(1), seen[(1, "v")][0].double().flatten(1), atol=1e-4, rtol=1e-4
+    )
+
+
 def test_a_rotation_that_depends_on_the_length_gives_no_circuit_at_an_offset(tmp_path, monkeypatch):
     model = open_random("longrope", tmp_path, monkeypatch)
     with pytest.raises(UnsupportedModelError, match=r"more than 32 tokens.*n_ctx=32"):

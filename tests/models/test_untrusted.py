@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import save_random
-from huggingface_hub import constants
+from architectures import as_hub_name, save_random
 
 import lens_linear as ll
 from lens_linear.errors import (
@@ -35,15 +34,7 @@ def opened(request, tmp_path, monkeypatch):
     def run(folder, **arguments):
         if request.param == "folder":
             return ll.load(folder, **arguments)
-        cache, commit = tmp_path / "hub", "0123456789abcdef0123456789abcdef01234567"
-        home = cache / "models--someone--model"
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / "main").write_text(commit)
-        (home / "snapshots").mkdir()
-        (home / "snapshots" / commit).symlink_to(folder, target_is_directory=True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        return ll.load("someone/model", **arguments)
+        return ll.load(as_hub_name(tmp_path / "hub", folder, "model", monkeypatch), **arguments)
 
     return run
 

@@ -7,6 +7,7 @@ give back what was seen at its two ends.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,26 @@ def require_attention_matrices(
                     "it clips, gates, quantises or normalises them, so single heads cannot be read from the "
                     "weights; linearity_profile and the other analyses of activations still work"
                 )
+
+
+def warn_of_clipping(model: TransformerBridge, probe: Probe) -> None:
+    """Say it when a model clips queries, keys and values, and the few tokens tried stay below its bound.
+
+    OLMo, MPT and DBRX have such a bound in their configurations; what is clipped is refused.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    inner = getattr(config, "attn_config", None)
+    bound = getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
+    if not bound:
+        return
+    seen = [value.abs().max() for (_, what), value in probe.seen.items() if what in ("q", "k", "v")]
+    largest = float(torch.stack(seen).max()) if seen else 0.0
+    warnings.warn(
+        f"{probe.name!r} clips queries, keys and values at {bound:g}. None of {len(probe.tokens)} tokens of "
+        f"its vocabulary reaches that (largest entry {largest:.3g}), so its circuits are those of the "
+        "weights there; where a text goes beyond it they are not",
+        stacklevel=4,
+    )
 
 
 def _steps(

@@ -26,6 +26,7 @@ from lens_linear.models.describe.verify_weights import (
     Probe,
     probe_model,
     require_attention_matrices,
+    warn_of_clipping,
 )
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import quiet_transformer_lens
@@ -233,6 +234,7 @@ def _read_attention(
 ) -> AttentionWeights:
     found, biases = _stored_attention(model, get)
     require_attention_matrices(probe, found, biases, n_layers=int(model.cfg.n_layers))
+    warn_of_clipping(model, probe)
     if fold:
         for layer in range(model.cfg.n_layers):
             _fold_layer(model, probe, layer, found, biases, dtype)
