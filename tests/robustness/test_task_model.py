@@ -107,3 +107,39 @@ def test_profile_and_linearized_folder(answers, unseen, tmp_path):
         inside = by_hand(answers, unseen)
     with again.active() as model:
         assert by_hand(model, unseen) == pytest.approx(inside, abs=1e-4)
+
+
+def test_heads_and_paths_are_those_of_the_answers(answers, unseen):
+    """Zeroing a head, row by row without pads; the orders of paths end at the model's own loss."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ll.circuits.ablation_scores(answers, unseen, how="zero")
+        view = ll.AttentionOnly(answers)
+        orders = view.importance(unseen)
+        paths = view.paths(unseen)
+
+    def silenced(z, hook):
+        z = z.clone()
+        z[:, :, 0] = 0
+        return z
+
+    whole = by_hand(answers, unseen)
+    with answers.hooks(fwd_hooks=[("blocks.0.attn.hook_z", silenced)]):
+        without = by_hand(answers, unseen)
+    table = found.to_dataframe().set_index("head")
+    assert table.loc["L0H0", "lost"] == pytest.approx(without - whole, abs=1e-5)
+    assert without - whole > 0.1  # the head is needed
+    assert orders.losses[-1] == pytest.approx(whole, abs=1e-5)
+    assert orders.losses[0] > 1.5 and orders.uniform == pytest.approx(math.log(CLASSES + 1))
+    assert paths.loss == pytest.approx(whole, abs=1e-5) and paths.max_error < 1e-4
+
+
+def test_attributions_of_the_answers_sum_to_their_logits(answers, unseen):
+    found = ll.circuits.direct_logit_attribution(answers, unseen)
+    assert found.max_error < 1e-4
+    right = []
+    for row in range(len(unseen)):
+        n = int(unseen.lengths[row])
+        logits = run(answers, unseen.tokens[row, :n]).logits[0, -1].double()
+        right.append(logits[int(unseen.labels[row, 0])] - logits.mean())
+    assert float(found["relative"].sum()) == pytest.approx(float(sum(right)) / len(right), abs=1e-4)
