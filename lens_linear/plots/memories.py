@@ -308,8 +308,8 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     """Heads of a model between regression and retrieval, and what the loss says of their memories.
 
     Above: each head by the share of its readout that linear attention (x) and its best key alone (y) explain,
-    both at most 1. Below: the rise of the loss in nats a token when its memories are exchanged, with bars of
-    one standard error over rows.
+    both at most 1; open marks read the first position (at least .3 of a median query). Below: the rise of
+    the loss in nats a token when its memories are exchanged, with bars of one standard error over rows.
 
     Args:
         heads: from :func:`~lens_linear.constructions.memory.trained_heads.trained_heads`; of many heads the
@@ -332,16 +332,20 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     ran = {name: column for name, column in names.items() if column in frame}
     titles = ["regression or retrieval", "rise of the loss without it (nats a token)"]
     fig, places = panels(titles[: 1 + bool(ran)], across=1)
+    sink = (frame["first_share"] >= 0.3).astype(int)
     for i, kind in enumerate(kind for kind in _KINDS if (frame["kind"] == kind).any()):
         part = frame[frame["kind"] == kind]
         fig.add_scatter(
             x=part["regression_r2"], y=part["retrieval_r2"], text=part["head"], name=kind,
             mode="markers+text" if len(frame) <= 24 else "markers", textposition="top center",
-            marker={"size": 10, "color": colour(i), "symbol": i}, row=1, col=1,
+            marker={"size": 10, "color": colour(i), "symbol": (i + 100 * sink[part.index]).tolist()},
+            row=1, col=1,
             hovertemplate="%{text}<br>linear %{x:.2f}, best key %{y:.2f}<extra>" + kind + "</extra>",
         )  # fmt: skip
     if ran:
-        most = frame[list(ran.values())].max(axis=1).sort_values(ascending=False).index[:12]
+        most = (
+            frame[list(ran.values())].dropna().max(axis=1).sort_values(ascending=False).index[:12]
+        )
         shown = frame.loc[sorted(most)]
         for i, (name, column) in enumerate(ran.items()):
             fig.add_bar(
@@ -352,6 +356,6 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     fig.update_yaxes(title_text="explained by the best key alone", row=1, col=1)
     return styled(
         fig, title="Regression or retrieval? Heads of a trained model", panels=True,
-        subtitle=f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens, loss "
-        f"{heads.loss:.3f}; below: slow and fast memories exchanged", height=200 + 340 * len(places),
+        subtitle=f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens; open: they "
+        f"read the first position; below: slow and fast memories exchanged", height=200 + 340 * len(places),
     )  # fmt: skip

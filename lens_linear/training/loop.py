@@ -186,7 +186,10 @@ def train(
         save_every: steps between two writes.
         progress: show a progress bar on standard error.
         device: where to train.
-        threads: of the processor; one for small models unless the caller chose a number before.
+        threads: of the processor; one for small models unless the caller chose a number before. A number of
+            threads fixes the weights to the last bit; another one sums in another order (two layers of width
+            128, 30 steps, 1 against 2 threads: 41 % of the weights differ, by 1.3e-4 at most), so resume
+            with the number that a run began with. The result and the card say it.
         on_step: called with (step, loss) after every step.
 
     Returns:

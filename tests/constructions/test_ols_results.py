@@ -81,6 +81,23 @@ def test_trained_heads(head):
     assert (frame["kind"] == "retrieval").sum() == 7
 
 
+def test_heads_of_the_real_model():
+    frame = table("real-heads")
+    page = " ".join(PAGE.read_text().split())
+    kinds, sink = frame["kind"].value_counts(), frame["first_share"] >= 0.3
+    assert f"{kinds['retrieval']} of the {len(frame)} heads come out as retrieval" in page
+    there = (sink & (frame["kind"] == "retrieval")).sum()
+    assert f"{sink.sum()} heads put at least" in page and f"{there} of them count" in page
+    away = frame[~sink]["kind"].value_counts()
+    left = f"{away['retrieval']} retrieve, {away['averaging']} average and {away['regression']} regress"
+    assert f"Of the other {(~sink).sum()}, {left}" in page
+    columns = ["loss_other_values", "loss_turned_geometry", "loss_linear", "loss_retrieval"]
+    for head, found in frame.dropna().set_index("head").iterrows():
+        (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {head} ")]
+        said = [float(cell) for cell in line.strip("|").split("|")[4:]]
+        assert said == [float(f"{found[c]:.2f}") for c in columns]
+
+
 @pytest.mark.parametrize(
     ("start", "energy"),
     [
