@@ -127,7 +127,8 @@ class Explorer:
         from lens_linear.explorer.widget import ExplorerWidget
 
         live = self.payload["kind"] == "live"
-        return ExplorerWidget({**self.payload, "kind": "live" if live else "kernel"}, self.run)
+        payload = {**self.payload, "kind": "live" if live else "kernel"}
+        return ExplorerWidget(payload, self.run, repr(self))
 
     def _repr_html_(self) -> str:
         return frame(self.payload, self.picture())

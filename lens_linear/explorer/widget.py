@@ -16,16 +16,20 @@ Answer = Callable[[str, list[str]], dict[str, Any]]
 
 
 class ExplorerWidget(anywidget.AnyWidget):
-    """Shows a payload; asks ``answer(text, ablated)`` for what the page cannot compute."""
+    """Shows a payload; asks ``answer(text, ablated)`` for what the page cannot compute; ``words`` name it."""
 
     _esm = bundle() + "\nexport default { render: LensLinearExplorer.render };\n"
     payload = traitlets.Unicode().tag(sync=True)
     selection = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, payload: dict[str, Any], answer: Answer) -> None:
+    def __init__(self, payload: dict[str, Any], answer: Answer, words: str) -> None:
         super().__init__(payload=dumps(payload))
         self._answer = answer
+        self._words = words
         self.on_msg(self._asked)
+
+    def __repr__(self) -> str:
+        return self._words  # what a stored notebook shows where no widget runs
 
     def _asked(self, _widget: Any, message: Any, _buffers: Any) -> None:
         if not isinstance(message, dict) or message.get("type") != "run":

@@ -58,7 +58,7 @@ export function MapView({ payload, selection, select }: Context) {
     <>
       <Choice words="Colour heads by" value={chosen} options={options} choose={(score) => select({ score })} />
       <Grid name="Heads by layer" dense={dense} scale={scale}
-        rows={Array.from({ length: n_layers }, (_, l) => `Layer ${l}`)}
+        rows={Array.from({ length: n_layers }, (_, l) => (dense ? `L${l}` : `Layer ${l}`))}
         columns={Array.from({ length: n_heads }, (_, h) => `H${h}`)}
         selected={{ row: at.layer, column: at.head }}
         choose={(layer, head) => select({ head: `L${layer}H${head}` })}
