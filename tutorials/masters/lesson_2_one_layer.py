@@ -26,6 +26,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from IPython.display import Image
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -539,6 +540,18 @@ found[[*columns, "planted"]].head(8).round(2)
 # stand planted skip-trigrams, word for word, with a clear step down to whatever comes next. (A fact about rare words can
 # be missing after so short a training.) You have read a model's knowledge from its weights, and it was true.
 #
+# ## Poke at it
+#
+# Everything of this lesson for any head, token and text, in one place: the QK and OV rows, the skip-trigrams, the sum of the
+# logits, and heads taken away by a click.
+# The cell shows the picture of the map. Write `explorer` alone in a cell to open it here, or
+# `explorer.save("attn-1l.html")` for a page that works offline.
+
+# %%
+explorer = ll.explore(ll.load("attn-1l"))
+Image(explorer.picture())
+
+# %% [markdown]
 # ## Recap
 #
 # - A head is two tables: QK says where it looks, OV says what it adds.

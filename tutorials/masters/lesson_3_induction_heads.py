@@ -29,6 +29,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from IPython.display import Image
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
@@ -668,6 +669,18 @@ ll.plots.mechanism_table(mechanism)
 live_mechanism = verify_induction(live, periods=choices, bos=0)
 print(live_mechanism)
 live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]].round(2)
+
+# %% [markdown]
+# ## Poke at it
+#
+# The map says which head is an induction head and from which earlier head it reads most, through its keys. Go
+# there by a click, point at a token to see where a head looks, and take heads away to see the loss move.
+# The cell shows the picture of the map. Write `explorer` alone in a cell to open it here, or
+# `explorer.save("attn-2l.html")` for a page that works offline.
+
+# %%
+explorer = ll.explore(ll.load("attn-2l"))
+Image(explorer.picture())
 
 # %% [markdown]
 # ## What we did not show
