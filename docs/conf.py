@@ -6,6 +6,7 @@ every figure) are written into ``docs/made`` before Sphinx reads its sources; th
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -62,6 +63,15 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
+def escape_stars(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Escape the star of a variadic shape in lines that napoleon made from annotations."""
+    lines[:] = [re.sub(r"(?<![*\w\\])\*(batch|pair|token)", r"\\*\1", line) for line in lines]
+
+
 def setup(app: object) -> None:
     """Write the made pages before sources are read."""
+    # Shapes such as "*batch d" are no emphasis; napoleon writes them as text.
+    app.connect("autodoc-process-docstring", escape_stars, priority=900)  # type: ignore[attr-defined]
     app.connect("config-inited", lambda *_: made_pages.write_all(HERE))  # type: ignore[attr-defined]

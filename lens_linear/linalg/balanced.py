@@ -100,8 +100,8 @@ def balanced_truncation(
         InvalidArgumentError: shapes disagree, or no state is both reached and seen.
         NonFiniteError: NaN or infinity.
 
-    Source: Laub et al. 1987 (square-root algorithm); Rowley 2005, *Model reduction for fluids using
-        balanced proper orthogonal decomposition*, section 3.
+    Source: Laub et al. 1987 (square-root algorithm); Rowley 2005, model reduction by
+        balanced proper orthogonal decomposition, section 3.
 
     Example:
         >>> import torch

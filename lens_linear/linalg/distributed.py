@@ -11,7 +11,7 @@ def process() -> tuple[int, int]:
     """Return the rank of this process and how many there are.
 
     Returns:
-        (rank, number of processes): (0, 1) without ``torch.distributed``.
+        The rank of this process and the number of processes, 0 and 1 without ``torch.distributed``.
 
     Example:
         >>> process()

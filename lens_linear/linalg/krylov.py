@@ -151,8 +151,8 @@ def krylov_basis(
         InvalidArgumentError: bad shapes, zero start, or ``order`` above d.
         NonFiniteError: a product holds NaN or infinity.
 
-    Source: Arnoldi 1951; Giraud et al. 2005, *The loss of orthogonality in the Gram-Schmidt
-        orthogonalization process*, for "twice is enough".
+    Source: Arnoldi 1951; for "twice is enough" Giraud et al. 2005 on the loss of orthogonality in the
+        Gram-Schmidt process.
 
     Example:
         >>> import torch

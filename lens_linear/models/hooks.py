@@ -2,21 +2,21 @@
 
 A *spot* is a pair ``(layer, what)``. ``what`` is one of
 
-========== ============================================================ ========================
-what       the tensor                                                   shape
-========== ============================================================ ========================
-resid_pre  residual stream at the input of the block                    [batch, position, d_model]
-resid_post residual stream at the output of the block                   [batch, position, d_model]
-attn_in    what the attention reads (after its norm)                    [batch, position, d_model]
-attn_out   what the attention writes into the stream (after a post-norm) [batch, position, d_model]
-attn_raw   what W_O and b_O give, before a post-norm or a factor        [batch, position, d_model]
-ffn_in     what the FFN reads (after its norm)                          [batch, position, d_model]
-ffn_out    what the FFN writes into the stream (after a post-norm)      [batch, position, d_model]
-q, k, v    queries, keys, values before any rotation                    [batch, position, head, d_head]
-rot_q, _k  queries, keys as scores take them: after norms and rotation  [batch, position, head, d_head]
-z          pattern-weighted values, before W_O                          [batch, position, head, d_head]
-pattern    attention after softmax                                      [batch, head, query, key]
-========== ============================================================ ========================
+========== ================================================================ ==============================
+what       the tensor                                                       shape
+========== ================================================================ ==============================
+resid_pre  residual stream at the input of the block                        [batch, position, d_model]
+resid_post residual stream at the output of the block                       [batch, position, d_model]
+attn_in    what the attention reads (after its norm)                        [batch, position, d_model]
+attn_out   what the attention writes into the stream (after a post-norm)    [batch, position, d_model]
+attn_raw   what W_O and b_O give, before a post-norm or a factor            [batch, position, d_model]
+ffn_in     what the FFN reads (after its norm)                              [batch, position, d_model]
+ffn_out    what the FFN writes into the stream (after a post-norm)          [batch, position, d_model]
+q, k, v    queries, keys, values before any rotation                        [batch, position, head, d_head]
+rot_q, _k  queries, keys as scores take them: after norms and rotation      [batch, position, head, d_head]
+z          pattern-weighted values, before W_O                              [batch, position, head, d_head]
+pattern    attention after softmax                                          [batch, head, query, key]
+========== ================================================================ ==============================
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class StudyResult(Result):
         """Final models, each variant minus the baseline of the same seed: mean, standard error, t, seeds.
 
         Seeds share the initial weights and the batches, so the difference is paired. With three seeds
-        |t| must pass 4.3 for a two-sided p of 0.05.
+        a t of either sign must pass 4.3 for a two-sided p of 0.05.
         """
         import pandas as pd
 

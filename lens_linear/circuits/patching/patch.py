@@ -191,8 +191,8 @@ def patch(
         InvalidArgumentError: prompts of different shapes, or an unknown word.
         UnsupportedModelError: a model without such a place; paths of a model with MLPs.
 
-    Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024, *How to use and interpret
-        activation patching*.
+    Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 on how to use and interpret
+        activation patching.
 
     Example:
         >>> from lens_linear.constructions.induction_model import build_induction

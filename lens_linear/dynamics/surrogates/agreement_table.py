@@ -119,9 +119,8 @@ class AgreementTable(Result):
     def reaching(self, spearman: float = 0.95) -> pd.DataFrame:
         """Least order in the table that reaches a mean Spearman, per model, basis and Jacobian.
 
-        Columns: model, basis, jacobian, order (NaN where none does), best (the highest Spearman),
-            up_to (the highest
-        order tried), ceiling.
+        Its columns are model, basis, jacobian, order (NaN where none does), best (the highest Spearman),
+        up_to (the highest order tried) and ceiling.
         """
         import pandas as pd
 
@@ -148,9 +147,8 @@ class AgreementTable(Result):
     def published(self) -> pd.DataFrame:
         """Order-32 Krylov surrogates beside the paper's; what was not run here says so.
 
-        Columns: model, published_spearman, published_pearson, spearman, pearson (mean over prompts),
-            mean_spearman,
-        mean_pearson (of the mean profiles), concept, source. Of the readings of the Jacobian the
+        Its columns are model, published_spearman, published_pearson, spearman, pearson (mean over prompts),
+        mean_spearman, mean_pearson (of the mean profiles), concept and source. Of the readings of the Jacobian the
         mean one, the paper's, is shown. A model counts as one of the paper's if name and shape agree.
         """
         import pandas as pd
