@@ -148,7 +148,7 @@ class AgreementTable(Result):
         """Order-32 Krylov surrogates beside the paper's; what was not run here says so.
 
         Its columns are model, published_spearman, published_pearson, spearman, pearson (mean over prompts),
-        mean_spearman, mean_pearson (of the mean profiles), concept and source. Of the readings of the Jacobian the
+        mean_spearman, mean_pearson (of the mean profiles), concept and source. Of the Jacobians the
         mean one, the paper's, is shown. A model counts as one of the paper's if name and shape agree.
         """
         import pandas as pd
