@@ -1,43 +1,58 @@
-"""One self-contained HTML page: sections of prose, tables, plotly figures and attention views.
+"""One self-contained HTML page: what was found, the evidence, how to go on.
 
-Each JavaScript bundle stands on the page once; nothing is loaded from outside; every string that comes
-from a model, a tokenizer or a user is escaped here, in one place.
+Each JavaScript bundle stands on the page once; nothing is loaded from outside; the template escapes every
+string that comes from a model, a tokenizer or a user.
 """
 
 from __future__ import annotations
 
-import html
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
+import jinja2
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lens_linear.plots.circuitsvis import attention_view, bundle_script, safe_json
 
-_STYLE = """
-body{margin:0;background:#fff;color:#1b1b1b;font:17px/1.55 Georgia,'Times New Roman',serif}
-main{max-width:60rem;margin:0 auto;padding:1.5rem 1.25rem 4rem}
-h1,h2,h3,nav,table,figcaption,footer,.lead{font-family:'Open Sans','Segoe UI',Helvetica,Arial,sans-serif}
-h1{font-size:2rem;line-height:1.2;margin:.5rem 0 .25rem}
-h2{font-size:1.4rem;margin:2.75rem 0 .5rem;padding-top:1rem;border-top:1px solid #ccc}
-.lead{color:#444;margin-top:0}
-nav ol{columns:2;font-size:.95rem}
-figure{margin:1.25rem 0}
-figcaption{font-size:.9rem;color:#444}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;margin:.5rem 0}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:pre}
-th{border-bottom:2px solid #555}
-td.text,th.text{text-align:left}
-td.text{font-family:ui-monospace,Menlo,Consolas,monospace}
-.circuitsvis{min-height:20rem;overflow-x:auto}
-footer{margin-top:3rem;font-size:.85rem;color:#444}
-pre{white-space:pre-wrap;font-size:.85rem;background:#f6f6f6;padding:.75rem}
-"""
+# Of plotly.js-cartesian-dist-min 4.1.1 (MIT), a third of the full bundle; figures with other traces take
+# the full one, which the installed plotly holds.
+_SMALL_BUNDLE = "plotly-cartesian.min.js"
+_SMALL_TRACES = frozenset(
+    "bar box contour heatmap histogram histogram2d histogram2dcontour image pie scatter violin".split()
+)
+_LONG = 14  # rows; a longer table shows its first rows and folds the rest
+_SHOWN = 10
+_FINDINGS = 5
+_WORDS = {
+    "block_r2": "block R²",
+    "block_r2_no_residual": "block R² without residual",
+    "ffn_r2": "FFN R²",
+    "attn_r2": "attention R²",
+    "null_r2": "R² of an unrelated output",
+    "update_ratio": "size of the update / stream",
+    "prefix_matching": "prefix matching",
+    "positional_control": "same distance, other period",
+    "prev_token": "previous token",
+    "duplicate": "same token earlier",
+    "qk_score": "QK score",
+    "ov_score": "OV score",
+    "effect": "effect (logits)",
+    "out": "raised token",
+    "baseline_mean": "random mean",
+    "baseline_sd": "random sd",
+    "z": "sd above random",
+    "times_fewer": "times fewer parameters",
+    "share_saved": "share of the model saved",
+    "loss_increase": "rise of the loss (nats)",
+    "loss_increase_se": "its standard error",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table with a caption; text columns keep their spaces."""
+    """A table with a caption; text columns keep their spaces, long ones fold."""
 
     frame: pd.DataFrame
     caption: str
@@ -72,105 +87,116 @@ Block = Figure | Table | Attention
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A heading, sentences of prose, and what they speak of."""
+    """A heading, sentences of prose, and what they speak of.
+
+    Attributes:
+        title: the heading.
+        prose: paragraphs with an empty line between them.
+        blocks: figures, tables and attention views.
+        finding: one sentence for the head of the page, or none.
+    """
 
     title: str
     prose: str
     blocks: Sequence[Block] = field(default=())
+    finding: str = ""
+
+
+def column_words(name: object) -> str:
+    """A column's name in words, as a page shows it."""
+    return _WORDS.get(str(name), str(name).replace("_", " "))
 
 
 def render_page(
-    title: str, lead: str, sections: Sequence[Section], *, settings: dict[str, Any]
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    *,
+    settings: dict[str, Any],
+    go_on: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the whole page as text.
 
     Args:
         title: of the page.
         lead: one or two sentences below it.
-        sections: in order.
+        sections: in order; their findings stand first, at most five.
         settings: version, checksums, seeds: shown at the end and kept as JSON inside the page.
+        go_on: sentences on what to do next, each with the code for it (or "").
     """
-    numbered = list(enumerate(sections, start=1))
-    contents = "".join(
-        f'<li><a href="#s{number}">{html.escape(section.title)}</a></li>'
-        for number, section in numbered
-    )
-    body = "".join(_section(number, section) for number, section in numbered)
-    kinds = {type(block) for section in sections for block in section.blocks}
-    scripts = ""
-    if Figure in kinds:
-        scripts += (
-            f"<script>{get_plotlyjs().replace('</script', '<' + chr(92) + '/script')}</script>"
-        )
-    if Attention in kinds:
-        scripts += bundle_script()
-    shown = html.escape(json.dumps(settings, indent=1))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>{scripts}</head>\n<body><main>"
-        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
-        f"<nav><ol>{contents}</ol></nav>\n{body}"
-        f"<footer><h2>How this page was made</h2><pre>{shown}</pre>"
-        f'<script type="application/json" id="settings">{safe_json(settings)}</script></footer>'
-        "</main></body></html>\n"
-    )
-
-
-def _section(number: int, section: Section) -> str:
-    prose = "".join(f"<p>{html.escape(part)}</p>" for part in section.prose.split("\n\n") if part)
-    blocks = "".join(
-        _block(f"s{number}b{index}", block) for index, block in enumerate(section.blocks)
-    )
-    return (
-        f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>{prose}{blocks}</section>\n'
+    figures: dict[str, Any] = {}
+    scripts: list[str] = []
+    shown = [
+        {
+            "title": section.title,
+            "paragraphs": [part for part in section.prose.split("\n\n") if part],
+            "blocks": [
+                _block(f"s{number}b{index}", block, figures, scripts)
+                for index, block in enumerate(section.blocks)
+            ],
+        }
+        for number, section in enumerate(sections, start=1)
+    ]
+    found = [(number, s.finding) for number, s in enumerate(sections, start=1) if s.finding]
+    return _template().render(
+        title=title,
+        lead=lead,
+        found=found[:_FINDINGS],
+        sections=shown,
+        go_on=go_on,
+        settings=json.dumps(settings, indent=1),
+        settings_json=Markup(safe_json(settings)),
+        bundles=Markup(_plotly(figures) + (bundle_script() if scripts else "")),
+        figures=Markup(safe_json(figures)),
+        scripts=Markup("".join(scripts)),
     )
 
 
-def _block(name: str, block: Block) -> str:
-    if isinstance(block, Figure):
-        inner = _figure(name, block.figure)
-    elif isinstance(block, Table):
-        inner = f'<div class="scroll">{_table(block)}</div>'
+@functools.cache
+def _template() -> jinja2.Template:
+    source = (resources.files(__package__) / "page.html.jinja").read_text("utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
+
+
+def _plotly(figures: dict[str, Any]) -> str:
+    """The smallest bundle that draws the figures, as one script; nothing without figures."""
+    if not figures:
+        return ""
+    traces = {trace.get("type", "scatter") for one in figures.values() for trace in one["data"]}
+    if traces <= _SMALL_TRACES:
+        source = (resources.files(__package__) / _SMALL_BUNDLE).read_text("utf-8")
     else:
-        inner = attention_view(
-            block.pattern, block.tokens, element_id=name, head_names=block.head_names
-        )
-    return f"<figure>{inner}<figcaption>{html.escape(block.caption)}</figcaption></figure>\n"
+        source = get_plotlyjs()
+    return "<script>" + source.replace("</script", "<\\/script") + "</script>"
 
 
-def _figure(name: str, figure: go.Figure) -> str:
-    content = json.loads(figure.to_json())
-    config = {"displaylogo": False, "responsive": True}
-    return (
-        f'<div id="{name}"></div><script>(function(){{const f={safe_json(content)};'
-        f'Plotly.newPlot("{name}",f.data,f.layout,{safe_json(config)});}})();</script>'
-    )
+def _block(
+    name: str, block: Block, figures: dict[str, Any], scripts: list[str]
+) -> dict[str, object]:
+    """What the template needs of a block; its data and scripts go to the end of the page."""
+    if isinstance(block, Figure):
+        figures[name] = json.loads(block.figure.to_json())
+        return {"name": name, "caption": block.caption}
+    if isinstance(block, Table):
+        return {"table": _table(block), "caption": block.caption}
+    view = attention_view(block.pattern, block.tokens, element_id=name, head_names=block.head_names)
+    element, script = view.split("\n", 1)
+    scripts.append(script)
+    return {"attention": Markup(element), "caption": block.caption}
 
 
-def _table(table: Table) -> str:
+def _table(table: Table) -> dict[str, object]:
     frame = table.frame
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
-    text = {column: not pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns}
-    head = "".join(
-        f"<th{_class(text[column])}>{html.escape(str(column))}</th>" for column in frame.columns
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_class(text[column])}>{html.escape(_cell(value, table.digits))}</td>"
-            for column, value in zip(frame.columns, row, strict=True)
-        )
-        + "</tr>"
+    records = [
+        [_cell(value, table.digits) for value in row]
         for row in frame.itertuples(index=False, name=None)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _class(is_text: bool) -> str:
-    return ' class="text"' if is_text else ""
+    ]
+    text = [not pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
+    heads = list(zip(map(column_words, frame.columns), text, strict=True))
+    folded = len(records) > _LONG
+    return {"heads": heads, "records": records, "first": records[:_SHOWN], "folded": folded}
 
 
 def _cell(value: Any, digits: int) -> str:
