@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_seed
+from lens_linear.checks import require_int, require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, LensLinearError, UnsupportedModelError
 from lens_linear.files import require_target, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
-from lens_linear.models.capture import available_sites, evaluating
+from lens_linear.models.capture import available_sites
 from lens_linear.models.describe.parameter_counts import n_parameters
+from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.reports.circuit_sections import (
@@ -27,15 +29,22 @@ from lens_linear.reports.circuit_sections import (
     path_section,
     skip_trigram_section,
 )
+from lens_linear.reports.depth_sections import dynamics_section, ffn_section
 from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
+from lens_linear.stats.model_scores import score_model
+from lens_linear.stats.split import as_rows
+from lens_linear.stats.task_scores import require_task
+from lens_linear.text.task import Task
+
+_ONE_TOKEN = 0.5  # share of one token above which text says nothing about a model
 
 
 def report(
     model: TransformerBridge,
     path: str | Path,
-    text: str | None = None,
+    task: str | Task | Tensor | None = None,
     *,
     n_sequences: int | None = None,
     seed: int = 0,
@@ -43,14 +52,15 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page that takes a model apart; it opens with the network off.
 
-    Head scores, composition, attention patterns and linearity of every layer; for attention-only models
-    also skip-trigrams and the exact path expansion. What does not apply to the model is said in its
-    section.
+    First what was found, in at most five sentences; then the evidence: head scores, composition, attention
+    patterns, linearity of every layer, FFNs as affine maps, gains over depth, and for attention-only models
+    skip-trigrams and the exact path expansion; then how to go on. What cannot be shown is said in its place.
 
     Args:
-        model: a bridge with a tokenizer.
+        model: a bridge; with a tokenizer unless tokens are given.
         path: file to write, whole or not at all.
-        text: text to measure on; the package's own stories by default.
+        task: what to measure on: text, token ids [row, position], or a Task; the package's own stories by
+            default.
         n_sequences: use only the first rows of tokens.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
@@ -60,7 +70,8 @@ def report(
 
     Raises:
         NotEnoughDataError: the text is too short for the model's width.
-        UnsupportedModelError: the model has no tokenizer.
+        UnsupportedModelError: the model has no tokenizer and no tokens were given.
+        InvalidArgumentError: most of the text is one token to this model's tokenizer.
         WriteError: the file cannot be written; an older one stays as it was.
 
     Example:
@@ -72,12 +83,13 @@ def report(
     model = require_bridge(model)
     path = require_target("path", path)  # before the work, not after it
     seed = require_seed(seed)
-    tokens = evaluation_tokens(model, text, n_sequences=n_sequences)
+    asked = _asked(model, task, n_sequences)
+    tokens = asked.tokens
     name = Path(str(model.cfg.model_name)).name
     say = on_step or (lambda _text: None)
     say("loss")
-    sections = [overview(model, tokens, name)]
-    sections += model_sections(model, tokens, name, seed=seed, on_step=say)
+    sections = [overview(model, asked, name)]
+    sections += model_sections(model, asked, name, seed=seed, on_step=say)
     settings = {
         "lens_linear": __version__,
         "model": name,
@@ -85,38 +97,78 @@ def report(
         "seed": seed,
         "sequences": len(tokens),
         "tokens_a_sequence": tokens.shape[1],
-        "text": "the package's own stories" if text is None else "the caller's text",
+        "measured_on": "the package's own stories" if task is None else "what the caller gave",
     }
     lead = (
         f"{name}, taken apart by lens_linear {__version__}. Every number was computed when this page was "
         "made; nothing is loaded from the network."
     )
-    return write_text(path, render_page(f"{name}: a report", lead, sections, settings=settings))
+    page = render_page(f"{name}: a report", lead, sections, settings=settings, go_on=_GO_ON)
+    return write_text(path, page)
 
 
-def overview(model: TransformerBridge, tokens: Int[Tensor, "row position"], name: str) -> Section:
-    """What the model is, and its loss on the text."""
-    cfg = model.cfg
-    with torch.no_grad(), evaluating(model):
-        losses = [float(model(rows, return_type="loss")) * len(rows) for rows in tokens.split(16)]
+_GO_ON = (
+    (
+        "Every figure of this page in a notebook, with the model opened by its name or folder:",
+        "import lens_linear as ll\n"
+        "model = ll.load(NAME)\n"
+        "tokens = ll.evaluation_tokens(model)\n"
+        "ll.induction_scores(model).plot()\n"
+        "ll.composition_scores(model).plot()\n"
+        "ll.linearity_profile(model, tokens).plot()",
+    ),
+    (
+        "The lessons explain each of these from the beginning, with exercises that check themselves:",
+        "lens-linear tutorials my-course",
+    ),
+)
+
+
+def _asked(
+    model: TransformerBridge, task: str | Task | Tensor | None, n_sequences: int | None
+) -> Task:
+    """What to measure on, as a task that fits the model."""
+    if task is None or isinstance(task, str):
+        tokens = evaluation_tokens(model, task, n_sequences=n_sequences)
+        # Of running text no token is near half; with another language's words most are "unknown".
+        common, count = tokens.flatten().mode().values, tokens.numel()
+        share = float((tokens == common).sum()) / count
+        if share > _ONE_TOKEN and model.cfg.d_vocab > 2:
+            raise InvalidArgumentError(
+                f"task is text of which {share:.0%} is token {int(common)} to this model's tokenizer, so "
+                "nothing measured on it would mean much; pass text that it knows, or token ids"
+            )
+        return Task(tokens)
+    asked = require_task(model, task)
+    if n_sequences is not None:
+        require_int("n_sequences", n_sequences, minimum=1, maximum=len(asked))
+        asked = asked.take(slice(0, n_sequences))
+    return asked
+
+
+def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
+    """What the model is, and its loss on what it is asked."""
+    cfg, tokens = model.cfg, asked.tokens
+    score = score_model(model, as_rows(model, asked), warn=False).loss
     prose = (
         f"{name} has {cfg.n_layers} layers of {cfg.n_heads} heads, a residual stream of {cfg.d_model} "
         f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {n_parameters(model):,} parameters. On the "
-        f"text of this report ({tokens.numel():,} tokens in {len(tokens)} rows) its loss is "
-        f"{sum(losses) / len(tokens):.3f} nats per token."
+        f"text of this report ({int(asked.lengths.sum()):,} tokens in {len(tokens)} rows) its loss is "
+        f"{score.mean:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
+        f"{math.log(model_shape(model).d_vocab_out):.3f}."
     )
     return Section("The model", prose)
 
 
 def model_sections(
     model: TransformerBridge,
-    tokens: Int[Tensor, "row position"],
+    asked: Task,
     name: str,
     *,
     seed: int,
     on_step: Callable[[str], None],
 ) -> list[Section]:
-    """All sections that apply to a model; what is refused is said with its reason."""
+    """All sections that apply to a model; a part that fails is said with its reason, in its place."""
     sections: list[Section] = []
     view = _attention_only(model)
     attempts: dict[str, Callable[[], Section]] = {
@@ -124,16 +176,21 @@ def model_sections(
         "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
         "Induction heads": lambda: induction_section(model, name=name, seed=seed),
         "Composition": lambda: composition_section(model, name=name),
-        "Paths": lambda: path_section(view, tokens, name=name),  # type: ignore[arg-type]
-        "Linearity": lambda: measured_linearity(model, tokens, name, seed=seed),
+        "Paths": lambda: path_section(view, asked.tokens, name=name),  # type: ignore[arg-type]
+        "Linearity": lambda: measured_linearity(model, asked.tokens, name, seed=seed),
+        "FFN replacement": lambda: ffn_section(model, asked.tokens, name=name, seed=seed),
+        "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
     for title in _titles(model, attention_only=view is not None):
         on_step(title.lower())
         attempt = attempts[title]
         try:
             sections.append(attempt())
-        except (UnsupportedModelError, NotEnoughDataError) as reason:
+        except LensLinearError as reason:
             sections.append(Section(f"{title}: not measured", str(reason)))
+        except Exception as reason:  # one part must not take the page with it
+            warnings.warn(f"report: {title} failed: {reason!r}", stacklevel=2)
+            sections.append(Section(f"{title}: failed", f"{type(reason).__name__}: {reason}"))
     return sections
 
 
@@ -143,7 +200,8 @@ def _titles(model: TransformerBridge, *, attention_only: bool) -> list[str]:
         return ["Bigrams"]
     titles = ["Skip-trigrams"] if attention_only and model.cfg.n_layers == 1 else []
     titles += ["Induction heads"] + ["Composition"] * (model.cfg.n_layers > 1)
-    return titles + ["Paths"] * attention_only + ["Linearity"]
+    titles += ["Paths"] * attention_only + ["Linearity"]
+    return titles + ["FFN replacement"] * (not model.cfg.attn_only) + ["Depth dynamics"]
 
 
 def report_steps(model: TransformerBridge) -> int:
@@ -155,12 +213,9 @@ def report_steps(model: TransformerBridge) -> int:
 def measured_linearity(
     model: TransformerBridge, tokens: Int[Tensor, "row position"], name: str, *, seed: int
 ) -> Section:
-    """Profile a model with and without the first position."""
-    sites = available_sites(model, 0)
-    profiles = {
-        skip: linearity_profile(model, tokens, sites=sites, skip=skip, seed=seed) for skip in (0, 1)
-    }
-    return linearity_section(profiles, name=name)
+    """Profile a model, with and without the first position, in one pass."""
+    profile = linearity_profile(model, tokens, sites=available_sites(model, 0), seed=seed)
+    return linearity_section(profile, name=name)
 
 
 def _attention_only(model: TransformerBridge) -> AttentionOnly | None:

@@ -10,7 +10,7 @@ import torch
 from lens_linear import plots as figures
 from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import composition_scores
-from lens_linear.circuits.induction.scores import InductionScores, induction_scores
+from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
@@ -73,7 +73,7 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
     heads = view.heads()
     head = max(heads, key=lambda one: one.copying_score)
     table = view.skip_trigrams(head.layer, head.head, k=top)
-    frame = table.to_dataframe()
+    frame = table.to_dataframe().sort_values("effect", ascending=False)
     for column in ("source", "destination", "out"):
         frame[column] = [token_label(t) for t in token_strings(model, frame[column].tolist())]
     copied = int((frame["source"] == frame["out"]).sum())
@@ -81,7 +81,8 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
     prose = (
         f"A head of one layer moves information from a source token to the destination and raises the "
         f"logits of some out tokens: a skip-trigram, source … destination → out. The table lists the "
-        f"{len(frame)} strongest of head {head.name} of {name}, ranked by attention and output together. "
+        f"{len(frame)} strongest of head {head.name} of {name} by attention and output together, largest "
+        f"effect first. "
         f"Copies, where the source token itself is raised: {_number(copied)} of these rows. Source and "
         f"destination are one token in {_number(itself)}: there the head reads the current token, or an "
         "earlier occurrence of it.\n\nThe eigenvalues of the OV circuit say how much a head copies "
@@ -96,7 +97,7 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
         [
             Table(
                 frame[columns],
-                f"Skip-trigrams of {head.name}: qk_score and ov_score are entries of its circuits, "
+                f"Skip-trigrams of {head.name}: QK and OV scores are entries of its circuits, "
                 f"attention assumes {table.context} keys to choose among, effect is in logits.",
             )
         ],
@@ -129,6 +130,10 @@ def composition_section(
             ),
             Table(frame[columns].head(top), "The strongest pairs."),
         ],
+        finding=(
+            f"The strongest composition in {name} is {best['kind']} of {best['writer']} into "
+            f"{best['reader']}: {best['score']:.3f} against {best['baseline_mean']:.3f} by chance."
+        ),
     )
 
 
@@ -136,6 +141,13 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
     """Head scores on repeated random tokens, and the pattern of the best induction head."""
     scores = induction_scores(model, seed=seed)
     frame = scores.to_dataframe()
+    found, previous = scores.heads("induction"), scores.heads("previous-token")
+    best = _strongest(frame, "induction", "prefix_matching")
+    frame = frame.sort_values(
+        ["verdict", "prefix_matching"],
+        key=lambda column: column == "none" if column.name == "verdict" else -column,
+        kind="stable",
+    )
     blocks: list[Block] = [
         Figure(
             figures.head_scores(scores),
@@ -143,14 +155,11 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
         ),
         Table(
             frame[_HEAD_COLUMNS],
-            "positional_control: attention at the same offset in rows with another period. copying: "
+            "Same distance, other period: attention at that offset in rows with another period. Copying: "
             "eigenvalues of the OV circuit.",
         ),
     ]
-    found = scores.heads("induction")
-    best = frame.iloc[int(frame["prefix_matching"].to_numpy().argmax())]
-    if found:
-        best = frame[frame["head"] == "L{}H{}".format(*found[0])].iloc[0]  # ordered by the evidence
+    if best is not None:
         named = ", ".join(f"L{layer}H{head}" for layer, head in found)
         prose = (
             f"On random tokens that repeat with mixed periods {name} has {_count(len(found), 'head')} "
@@ -159,14 +168,19 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
             f"only {best['positional_control']:.2f} at the same distance in rows with another period, so it "
             "follows the repeat and not the distance."
         )
+        finding = (
+            f"{name} has {_count(len(found), 'induction head')}; the clearest, {best['head']}, puts "
+            f"{best['prefix_matching']:.2f} of its attention after the previous occurrence."
+        )
     else:
+        near = frame.iloc[int(frame["prefix_matching"].argmax())]
         prose = (
             f"On random tokens that repeat with mixed periods no head of {name} passes the test for an "
-            f"induction head. The highest prefix-matching score is {best['prefix_matching']:.2f} "
-            f"({best['head']}), with {best['positional_control']:.2f} at the same distance in rows with "
-            "another period."
+            f"induction head. The highest prefix-matching score is {near['prefix_matching']:.2f} "
+            f"({near['head']}), with {near['positional_control']:.2f} at the same distance in rows with "
+            "another period. No pattern is drawn, since no head passed."
         )
-    previous = scores.heads("previous-token")
+        finding = f"No head of {name} passes the test for an induction head."
     if previous:
         prose += (
             "\n\nPrevious-token heads, which tell each position what came before it: "
@@ -178,13 +192,18 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
                 " An induction head needs one in an earlier layer: it looks, through its keys, for "
                 "positions that were told that the current token came before them."
             )
-    blocks.append(_pattern(model, scores, best, seed))
-    return Section("Induction heads", prose, blocks)
+    if best is not None:
+        blocks.append(_pattern(model, best, seed))
+    return Section("Induction heads", prose, blocks, finding=finding)
 
 
-def _pattern(
-    model: TransformerBridge, scores: InductionScores, best: pd.Series, seed: int
-) -> Attention:
+def _strongest(frame: pd.DataFrame, verdict: str, score: str) -> pd.Series | None:
+    """Of the heads that passed the one with the highest score, None where none passed."""
+    passed = frame[frame["verdict"] == verdict]
+    return None if passed.empty else passed.iloc[int(passed[score].argmax())]
+
+
+def _pattern(model: TransformerBridge, best: pd.Series, seed: int) -> Attention:
     """Pattern of the best head's layer on words said twice, that head first."""
     period = min(10, (model.cfg.n_ctx - 2) // 2)
     bos = bos_token(model)
@@ -205,12 +224,12 @@ def _pattern(
     typical = int(stripes.argsort()[_ROWS // 2])
     pattern, row, stripe = patterns[typical], rows[typical], float(stripes[typical])
     order = sorted(range(len(pattern)), key=lambda head: head != index)
-    kind = "is an induction head" if best["verdict"] == "induction" else "is not an induction head"
     return Attention(
         pattern[order].float().numpy(),
         [token_label(text) for text in token_strings(model, row)],
         [f"L{layer}H{head}" for head in order],
-        f"Layer {layer} on {period} random tokens said twice, rows attend to columns. {best['head']} {kind}: "
+        f"Layer {layer} on {period} random tokens said twice, rows attend to columns. {best['head']} "
+        f"is an induction head: "
         f"in the second half {stripe:.2f} of its attention lies on the stripe below the diagonal, that is on "
         f"the token after the previous occurrence (shown: the middle one of {_ROWS} such rows). Hover over a "
         "head, click to keep it.",
@@ -262,4 +281,7 @@ def path_section(
                 figures.path_importance(importance), "What each order of paths is worth, in nats."
             )
         ],
+        finding=(
+            f"{name} is an exact sum of {len(expansion.terms)} paths; by order they lower the loss: {gains}."
+        ),
     )

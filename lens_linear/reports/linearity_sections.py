@@ -11,6 +11,7 @@ from lens_linear.studies.published import published_beside_measured
 
 _SHOWN = [
     "block_r2",
+    "block_r2_without_first",
     "block_r2_no_residual",
     "ffn_r2",
     "attn_r2",
@@ -19,14 +20,14 @@ _SHOWN = [
 ]
 
 
-def linearity_section(profiles: dict[int, LinearityProfile], *, name: str) -> Section:
+def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
     """How linear every layer is, with the first position and without it.
 
     Args:
-        profiles: by the number of leading positions left out, 0 first.
+        profile: with both readings, from one pass.
         name: of the model.
     """
-    every = profiles[0]
+    every = profile
     table = every.to_dataframe()
     blocks: list[Block] = [
         Figure(
@@ -34,7 +35,10 @@ def linearity_section(profiles: dict[int, LinearityProfile], *, name: str) -> Se
             "Held-out R² of the best affine map, by layer. 1 is exactly linear; the grey line is what an "
             "unrelated output would score. Bands: 95 % intervals over held-out sequences.",
         ),
-        Table(table[_SHOWN], f"The same numbers; n = {every.n_tokens:,} held-out tokens."),
+        Table(
+            table[[name for name in _SHOWN if name in table]],
+            f"The same numbers; n = {every.n_tokens:,} held-out tokens.",
+        ),
     ]
     published = published_beside_measured({name: every}).about(name)
     if len(published):
@@ -42,10 +46,19 @@ def linearity_section(profiles: dict[int, LinearityProfile], *, name: str) -> Se
             Table(published, "What papers give for this model, beside what was measured here.")
         )
     prose = [_residual_sentences(table, name), _ffn_sentences(table)]
-    later = {skip: profile for skip, profile in profiles.items() if skip}
-    for skip, profile in later.items():
-        prose.append(_skip_sentences(table, profile.to_dataframe(), skip))
-    return Section(f"How linear is {name}?", "\n\n".join(part for part in prose if part), blocks)
+    finding = (
+        f"An affine map explains {_span(table['block_r2'])} of the stream after a block of {name}, and "
+        f"{_span(table['block_r2_no_residual'])} of what the blocks add to it (held out, "
+        f"n = {every.n_tokens:,} tokens)."
+    )
+    if "block_r2_without_first" in table:
+        prose.append(_first_sentences(table))
+    return Section(
+        f"How linear is {name}?",
+        "\n\n".join(part for part in prose if part),
+        blocks,
+        finding=finding,
+    )
 
 
 def _residual_sentences(table: pd.DataFrame, name: str) -> str:
@@ -70,14 +83,14 @@ def _ffn_sentences(table: pd.DataFrame) -> str:
     )
 
 
-def _skip_sentences(table: pd.DataFrame, later: pd.DataFrame, skip: int) -> str:
-    change = later["block_r2"] - table["block_r2"]
+def _first_sentences(table: pd.DataFrame) -> str:
+    later, share = table["block_r2_without_first"], table["block_first_share"].max()
+    change = later - table["block_r2"]
     layer = int(change.abs().to_numpy().argmax())
-    what = "the first position" if skip == 1 else f"the first {skip} positions"
     return (
-        f"Without {what} of each sequence the with-residual scores are {_span(later['block_r2'])}; the "
-        f"largest change is {change.iloc[layer]:+.3f} in layer {layer}. The first position can hold an "
-        "outlier that carries much of the variance, so both are shown."
+        f"The first position of each sequence holds up to {share:.0%} of a layer's variance. Without it the "
+        f"with-residual scores are {_span(later)}; the largest change is "
+        f"{change.iloc[layer]:+.3f} in layer {layer}."
     )
 
 

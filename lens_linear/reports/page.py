@@ -32,6 +32,7 @@ _SHOWN = 10
 _FINDINGS = 5
 _WORDS = {
     "block_r2": "block R²",
+    "block_r2_without_first": "block R² without first position",
     "block_r2_no_residual": "block R² without residual",
     "ffn_r2": "FFN R²",
     "attn_r2": "attention R²",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lens_linear as ll
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import token_strings
 from lens_linear.plots.circuits import composition_map, head_scores
@@ -41,8 +42,8 @@ def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
 
 def test_a_model_without_induction_heads_is_not_said_to_have_one():
     section = induction_section(ll.toy_model(n_layers=1, seed=0), name="toy")
-    view = next(block for block in section.blocks if isinstance(block, Attention))
-    assert "no head of toy passes" in section.prose and "is not an induction head" in view.caption
+    assert "no head of toy passes" in section.prose
+    assert not any(isinstance(block, Attention) for block in section.blocks)
 
 
 def test_paths_add_up_from_a_uniform_guess_to_the_models_loss(attn_2l):
@@ -69,7 +70,7 @@ def test_skip_trigrams_count_their_copies():
 def test_linearity_does_not_call_a_block_identity_that_overwrites_the_stream():
     model = ll.load("gpt-nano")
     tokens = ll.evaluation_tokens(model, n_sequences=12)
-    prose = linearity_section({0: ll.linearity_profile(model, tokens)}, name="gpt-nano").prose
+    prose = linearity_section(ll.linearity_profile(model, tokens), name="gpt-nano").prose
     assert "identity" not in prose and "affine map explains" in prose
 
 
@@ -84,15 +85,49 @@ def test_a_page_about_a_local_folder_shows_its_name_and_not_its_path(stories_mod
         (lambda: ll.load("attn-0l"), ["loss", "bigrams"]),
         (
             lambda: ll.load("attn-1l"),
-            ["loss", "skip-trigrams", "induction heads", "paths", "linearity"],
+            ["loss", "skip-trigrams", "induction heads", "paths", "linearity", "depth dynamics"],
         ),
-        (lambda: ll.load("gpt-nano"), ["loss", "induction heads", "composition", "linearity"]),
+        (
+            lambda: ll.load("gpt-nano"),
+            [
+                "loss",
+                "induction heads",
+                "composition",
+                "linearity",
+                "ffn replacement",
+                "depth dynamics",
+            ],
+        ),
     ],
 )
 def test_a_report_says_its_steps_and_how_many_they_are(model, titles, tmp_path):
     model, said = model(), []
-    report(model, tmp_path / "page.html", n_sequences=12, on_step=said.append)
+    page = report(model, tmp_path / "page.html", n_sequences=12, on_step=said.append)
+    assert ": failed" not in page.read_text("utf-8")
     assert said == titles and report_steps(model) == len(titles)
+
+
+def test_a_part_that_dies_is_said_in_its_place(tmp_path, monkeypatch):
+    def dies(*_, **__):
+        raise ZeroDivisionError("by <nothing>")
+
+    monkeypatch.setattr("lens_linear.reports.build.composition_section", dies)
+    with pytest.warns(UserWarning, match="Composition failed"):
+        page = report(ll.load("gpt-nano"), tmp_path / "page.html", n_sequences=12)
+    text = page.read_text("utf-8")
+    assert "Composition: failed" in text and "ZeroDivisionError: by &lt;nothing&gt;" in text
+    assert "How linear is gpt-nano" in text and "Gains over depth" in text
+
+
+def test_tokens_of_ones_own_are_what_is_measured(tmp_path):
+    model = ll.load("gpt-nano")
+    tokens = ll.evaluation_tokens(model, n_sequences=12)
+    page = report(model, tmp_path / "page.html", tokens).read_text("utf-8")
+    with torch.no_grad():
+        loss = float(model(tokens, return_type="loss"))
+    assert f"its loss is {loss:.3f} nats" in page
+    with pytest.raises(InvalidArgumentError, match="99% is token 65"):
+        report(model, tmp_path / "page.html", "a" * 40_000)
 
 
 def test_maps_of_many_heads_can_be_read():

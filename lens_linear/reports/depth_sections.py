@@ -1,0 +1,78 @@
+"""Sections of a report on FFNs as affine maps and on gains over depth. They only call, and say numbers."""
+
+from __future__ import annotations
+
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_linear import plots as figures
+from lens_linear._tl import TransformerBridge
+from lens_linear.dynamics.gains.directions import concept_directions
+from lens_linear.dynamics.gains.gain_profile import gain_profile
+from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
+from lens_linear.linearity.replace.compression import ffn_compression
+from lens_linear.reports.page import Figure, Section, Table
+from lens_linear.text.concepts import load_concept
+
+_LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
+_PROMPTS = 40
+_ORDER = 16
+
+
+def ffn_section(
+    model: TransformerBridge, tokens: Int[Tensor, "row position"], *, name: str, seed: int = 0
+) -> Section:
+    """What the loss says when one FFN is its best affine map."""
+    n = model.cfg.n_layers
+    layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
+    # Eight rows an input are enough for a map, and keep a wide model from running the whole text.
+    rows = tokens[: max(4, -(-16 * model.cfg.d_model // tokens.shape[1]))]
+    table = ffn_compression(model, rows, layers=layers, seed=seed)
+    frame = table.to_dataframe()
+    easy = frame.iloc[int(frame["loss_increase"].argmin())]
+    hard = frame.iloc[int(frame["loss_increase"].argmax())]
+    finding = (
+        f"The FFN of layer {int(easy['layer'])} can be one affine map for {easy['loss_increase']:+.3f} nats of "
+        f"loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+.3f}."
+    )
+    columns = ["layer", "ffn_r2", "times_fewer", "loss", "loss_increase", "loss_increase_se"]
+    prose = (
+        f"One FFN of {name} at a time is replaced by the affine map that fits it best, and the loss is "
+        f"taken on other text. {finding} R² alone does not say this: what a layer writes may matter little."
+    )
+    block = Table(frame[columns], f"Loss on {table.n_tokens:,} tokens, maps of {table.n_fit:,}.")
+    caption = "Loss after one FFN was replaced by an affine map."
+    return Section(
+        "FFNs as affine maps", prose, [Figure(table.plot(), caption), block], finding=finding
+    )
+
+
+def dynamics_section(model: TransformerBridge, *, name: str, seed: int = 0) -> Section:
+    """Gains over depth of a small concept, and how well a linear surrogate predicts them."""
+    split = load_concept("mood").split(_PROMPTS, _PROMPTS, _PROMPTS, seed=seed)
+    directions = concept_directions(model, split.concept, truncate=True)
+    measured = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
+    order = min(_ORDER, model.cfg.d_model)
+    surrogate = fit_surrogate(
+        model, list(split.operating.texts), directions, order=order, truncate=True, seed=seed
+    )
+    agreement = surrogate.agreement(measured)
+    gains = measured.mean
+    top = int(gains.abs().argmax())
+    finding = (
+        f"A push along the mood direction counts most at layer {top} of {name} (gain "
+        f"{float(gains[top]):.2f}); a linear surrogate of order {order} ranks the layers with Spearman "
+        f"{agreement.spearman:.2f}."
+    )
+    prose = (
+        f"The gain of a layer says how far the last stream moves along a direction when the layer's stream "
+        f"is pushed along it. {finding} Prompts: {_PROMPTS} of one half to fit, {_PROMPTS} others to "
+        "measure."
+    )
+    drawn = figures.gain_profiles({"measured": measured, f"order {order}": surrogate})
+    return Section(
+        "Gains over depth",
+        prose,
+        [Figure(drawn, "Gain of each layer, measured and predicted by the surrogate.")],
+        finding=finding,
+    )
