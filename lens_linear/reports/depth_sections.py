@@ -32,8 +32,8 @@ def ffn_section(
     easy = frame.iloc[int(frame["loss_increase"].argmin())]
     hard = frame.iloc[int(frame["loss_increase"].argmax())]
     finding = (
-        f"The FFN of layer {int(easy['layer'])} can be one affine map for {easy['loss_increase']:+.3f} nats of "
-        f"loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+.3f}."
+        f"The FFN of layer {int(easy['layer'])} can be one affine map for {easy['loss_increase']:+.3f} nats "
+        f"of loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+.3f}."
     )
     columns = ["layer", "ffn_r2", "times_fewer", "loss", "loss_increase", "loss_increase_se"]
     prose = (

@@ -256,7 +256,9 @@ def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):
     ):
         assert words in out
     text = page.read_text(encoding="utf-8")
-    assert text.count("var CircuitsVis") == 1 and text.count("plotly.js v") == 1
+    assert (
+        text.count("var CircuitsVis") == 1 and text.count("plotly.js (cartesian - minified) v") == 1
+    )
 
 
 def test_the_step_bar_ends_full_whatever_was_begun(capsys, monkeypatch):
