@@ -33,6 +33,7 @@ from .dynamics.surrogates.surrogate import fit_surrogate as fit_surrogate
 from .explorer.explorer import explore as explore
 from .linalg.moments import Moments as Moments
 from .linalg.procrustes import procrustes_similarity as procrustes_similarity
+from .linearity.lens.fit import fit_lens as fit_lens
 from .linearity.measure.bilinear import bilinear_probe as bilinear_probe
 from .linearity.measure.layer_map import layer_map as layer_map
 from .linearity.measure.profile import linearity_profile as linearity_profile
@@ -79,6 +80,7 @@ __all__ = [
     "evaluation_tokens",
     "explore",
     "explorer",
+    "fit_lens",
     "fit_surrogate",
     "gain_profile",
     "head",

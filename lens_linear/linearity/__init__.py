@@ -4,6 +4,7 @@
 * :func:`linearize`, :func:`fit_linearization`, :func:`save_linearized`, :func:`load_linearized`,
   :func:`replacement_curve`, :func:`run_table`, :func:`ffn_compression`: replace.
 * :func:`bilinear_probe`, :func:`adam_baseline`: look at what an affine fit misses, and at how it is missed.
+* :func:`fit_lens`: read off every layer what the model will say.
 * :func:`load_study`, :func:`run_study`, :func:`save_tables`, :func:`load_tables`,
   :func:`downstream_scores`: pretraining.
 * :func:`published_beside_measured`: published numbers beside ours.

@@ -1,3 +1,7 @@
+from .lens.fit import fit_lens as fit_lens
+from .lens.lens import Lens as Lens
+from .lens.lens import LensReading as LensReading
+from .lens.lens import LensScore as LensScore
 from .measure.adam import AdamBaseline as AdamBaseline
 from .measure.adam import adam_baseline as adam_baseline
 from .measure.bilinear import BilinearProbe as BilinearProbe
@@ -31,6 +35,9 @@ __all__ = [
     "CompressionTable",
     "LayerGeometry",
     "LayerMap",
+    "Lens",
+    "LensReading",
+    "LensScore",
     "LinearityProfile",
     "Linearization",
     "LinearizedModel",
@@ -41,6 +48,7 @@ __all__ = [
     "bilinear_probe",
     "compare_profiles",
     "ffn_compression",
+    "fit_lens",
     "fit_linearization",
     "layer_geometry",
     "layer_map",

@@ -1,0 +1,1 @@
+"""What each layer already predicts: affine maps to the output, in closed form."""

@@ -1,0 +1,161 @@
+"""Fit a lens: moments of all layers in one pass, then the closed form, then Adam where it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.checks import require_float, require_int, require_seed
+from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linearity.lens.lens import FEW, Lens
+from lens_linear.linearity.lens.readout import Readout
+from lens_linear.models.capture import residual_stream, row_ranges
+from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.hooks import require_blocks, require_causal
+from lens_linear.stats.collect import require_rows_for_fit
+from lens_linear.stats.split import RowView, as_rows
+
+_RATE = 1e-3  # Adam's; falls linearly to 0
+_BATCH = 1024  # tokens a step of Adam
+
+
+def fit_lens(
+    model: TransformerBridge,
+    tokens: Any,
+    *,
+    polish: int = 0,
+    ridge: float = 1e-3,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Lens:
+    """Affine maps that read off every layer what the model will say.
+
+    ``(A_l, b_l) = argmin mean ‖n(x_l) A + b − n(x_L)‖² + λ ‖A‖²``, n(x) = x / rms(x) (centred first in
+    LayerNorm models), x_l the stream entering layer l, x_L that after the last block; λ is ``ridge`` × the
+    mean variance of n(x_l). All positions of all rows, all layers in one pass.
+
+    The raw least-squares lens from x_l to x_L, with the same penalty, is fitted in the same pass.
+
+    Args:
+        model: a bridge.
+        tokens: ids [sequence, position], or a Task; a warning below 20 rows an input.
+        polish: epochs of Adam on the KL from the output to the readings, from the closed form.
+        ridge: at least 0, a share of the variance.
+        seed: of the order of the rows when polishing.
+        batch_size: sequences a forward pass; as many as memory allows by default.
+
+    Returns:
+        Lens: ``.score(tokens)`` on other text, ``.read(text)``, ``.translator()``.
+
+    Raises:
+        NotEnoughDataError: at most ``d_model + 1`` rows.
+        UnsupportedModelError: no blocks, or not a causal language model.
+
+    Source: Din et al. 2023, arXiv 2303.09435 (raw least squares); Belrose et al. 2023, arXiv 2303.08112
+    (tuned on the KL); nostalgebraist 2020 (logit lens).
+
+    Example:
+        >>> from lens_linear.models.open.toy import toy_model
+        >>> model = toy_model(n_layers=2)
+        >>> tokens = torch.randint(64, (100, 16), generator=torch.Generator().manual_seed(0))
+        >>> lens = fit_lens(model, tokens[:60])
+        >>> scores = lens.score(tokens[60:])
+        >>> bool(scores["kl"].iloc[0] < scores["logit_kl"].iloc[0]), round(scores["kl"].iloc[-1], 4)
+        (True, 0.0)
+    """
+    rows = as_rows(model, tokens)
+    require_causal(model)
+    require_blocks(model)
+    polish = require_int("polish", polish, minimum=0)
+    ridge = require_float("ridge", ridge, minimum=0.0)
+    seed = require_seed(seed)
+    width = model_shape(model).d_model
+    require_rows_for_fit(len(rows), rows.n_tokens() // len(rows), width, halved=False)
+    if rows.n_tokens() < FEW * width:
+        warnings.warn(
+            f"tokens has {rows.n_tokens():,} rows for {width} inputs, {rows.n_tokens() / width:.1f} an "
+            "input; "
+            f"a lens needs {FEW} ({FEW * width:,} tokens) to read other text as well as this",
+            stacklevel=2,
+        )
+    readout = Readout.of(model)
+    direct, raw = _collect(model, rows, readout, batch_size)
+    maps, raws = [_solve(m, ridge) for m in direct], [_solve(m, ridge) for m in raw]
+    lens = Lens(
+        weight=torch.stack([fit.weight for fit in maps]),
+        bias=torch.stack([fit.bias for fit in maps]),
+        raw_weight=torch.stack([fit.weight for fit in raws]),
+        raw_bias=torch.stack([fit.bias for fit in raws]),
+        r2=torch.tensor([fit.r_squared for fit in maps], dtype=torch.float64),
+        n=rows.n_tokens(),
+        ridge=ridge,
+        polish=polish,
+        seed=seed,
+        model_name=str(model.cfg.model_name),
+        readout=readout,
+    )
+    return _polished(lens, rows) if polish else lens
+
+
+def _collect(
+    model: TransformerBridge, rows: RowView, readout: Readout, batch_size: int | None
+) -> tuple[list[Moments], list[Moments]]:
+    """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer."""
+    n_layers = int(model.cfg.n_layers)
+    direct, raw = ([Moments() for _ in range(n_layers)] for _ in range(2))
+    for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
+        streams = residual_stream(model, rows[start:stop]).flatten(1, 2)
+        last = readout.normalise(streams[-1])
+        for layer in range(n_layers):
+            direct[layer].update(readout.normalise(streams[layer]), last)
+            raw[layer].update(streams[layer], streams[-1])
+    return direct, raw
+
+
+def _solve(moments: Moments, ridge: float) -> LinearFit:
+    # The scatter is a sum over rows, so the penalty of a row counts n times.
+    return moments.fit(ridge=ridge * float(moments.sxx.diagonal().mean()))
+
+
+def _polished(lens: Lens, rows: RowView) -> Lens:
+    """Epochs of Adam on the KL, all layers in the same passes; the penalty ends with the closed form."""
+    model, readout = lens.model, lens.readout
+    kept = lens.weight.float(), lens.bias.float()
+    weight, bias = (value.clone().requires_grad_() for value in kept)
+    generator = torch.Generator().manual_seed(lens.seed)
+    size = max(1, _BATCH // rows.length)
+    steps = lens.polish * sum(1 for _ in row_ranges(rows, size))
+    adam = torch.optim.Adam([weight, bias], lr=_RATE)
+    falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=steps)
+    for _ in range(lens.polish):
+        order = torch.randperm(len(rows), generator=generator)
+        for start in range(0, len(rows), size):
+            for first, end in _pieces(rows.take(order[start : start + size])):
+                _step(readout, residual_stream(model, first[:end]), weight, bias)
+            adam.step()
+            adam.zero_grad()
+            falling.step()
+    return dataclasses.replace(lens, weight=weight.detach().double(), bias=bias.detach().double())
+
+
+def _pieces(view: RowView) -> list[tuple[Tensor, int]]:
+    """Rows of one length at a time, so that no pad is read."""
+    return [(view[a:b], b - a) for a, b in row_ranges(view, len(view))]
+
+
+def _step(readout: Readout, streams: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Gradients of the mean KL over positions, one layer's logits at a time."""
+    with torch.no_grad():
+        target = readout.decode(readout.normalise(streams[-1])).log_softmax(-1).flatten(0, -2)
+    for layer in range(len(weight)):
+        x = readout.normalise(streams[layer].detach()).flatten(0, -2)
+        with torch.enable_grad():
+            read = readout.decode(x @ weight[layer] + bias[layer]).log_softmax(-1)
+            loss = kl_div(read, target, reduction="batchmean", log_target=True)
+        loss.backward(inputs=[weight, bias])

@@ -1,0 +1,70 @@
+"""From the residual stream to logits: the normalised stream, and the decoding that norms no second time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.models.capture import model_device
+from lens_linear.models.describe.weights import (
+    NormKind,
+    final_norm_kind,
+    norm_affine,
+    norm_scale,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The last norm and the unembedding of a model, taken apart.
+
+    Attributes:
+        model: a bridge.
+        kind: of the last norm.
+        eps: of the last norm.
+        gain: [d_model], its weight γ.
+        shift: [d_model], its bias β.
+    """
+
+    model: TransformerBridge
+    kind: NormKind
+    eps: float
+    gain: Float[Tensor, " d_model"]
+    shift: Float[Tensor, " d_model"]
+
+    @classmethod
+    def of(cls, model: TransformerBridge) -> Readout:
+        """Read the last norm of a model."""
+        gain, shift = norm_affine(model, getattr(model, "ln_final", None), torch.float32)
+        device = model_device(model)
+        eps = float(getattr(model.cfg, "eps", 0.0) or 0.0)
+        return cls(model, final_norm_kind(model), eps, gain.to(device), shift.to(device))
+
+    def normalise(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """``x / rms(x)``, centred first in LayerNorm models; x itself in models without a last norm."""
+        # Streams of float16 models overflow when squared.
+        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        scale = norm_scale(stream, self.kind, self.eps)
+        if self.kind == "layer":
+            stream = stream - stream.mean(-1, keepdim=True)
+        return stream / scale
+
+    def affine(self, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """``γ ⊙ z + β``: what the unembedding reads."""
+        return self.gain.to(normed.dtype) * normed + self.shift.to(normed.dtype)
+
+    def decode(self, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+        """``(γ ⊙ z + β) W_U + b_U``, then the model's own bound of the logits; float32 or wider."""
+        weight: Tensor = self.model.W_U
+        logits = self.affine(normed).to(weight.dtype) @ weight
+        bias: Any = self.model.b_U
+        logits = logits if bias is None else logits + bias
+        adapter = getattr(self.model, "adapter", None)
+        transform = getattr(adapter, "apply_output_logits_transform", None)
+        logits = transform(logits) if callable(transform) else logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,127 @@
+"""The lens against numpy's least squares, the model's own logits and a KL written out."""
+
+import numpy as np
+import pytest
+import torch
+from linearity_data import small, tokens
+
+import lens_linear as ll
+from lens_linear.models.capture import residual_stream
+
+pytestmark = pytest.mark.filterwarnings("ignore:tokens has .* rows for .* inputs")
+
+
+def normed(x, norm="LN", eps=1e-5):
+    x = x - x.mean(-1, keepdims=True) if norm == "LN" else x
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+
+
+def streams(model, ids):
+    return residual_stream(model, ids).double().flatten(1, 2).numpy()
+
+
+def oracle(x, y, ridge):
+    """Ridge by numpy lstsq, the penalty as rows beneath; λ is that of a row, so it counts n times."""
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    penalty = np.sqrt(ridge * len(x) * xc.var(0).mean()) * np.eye(x.shape[1])
+    a = np.linalg.lstsq(
+        np.vstack([xc, penalty]), np.vstack([yc, np.zeros((x.shape[1], y.shape[1]))]), rcond=None
+    )[0]
+    return a, y.mean(0) - x.mean(0) @ a
+
+
+@pytest.mark.parametrize("norm", ["LN", "RMS"])
+@pytest.mark.parametrize("ridge", [1e-3, 0.3])
+def test_maps_are_those_of_numpy(norm, ridge):
+    model, ids = small(norm=norm), tokens(60)
+    lens = ll.fit_lens(model, ids, ridge=ridge)
+    states, eps = streams(model, ids), float(model.cfg.eps)
+    for layer in range(2):
+        x, y = normed(states[layer], norm, eps), normed(states[-1], norm, eps)
+        a, b = oracle(x, y, ridge)
+        # LayerNorm's rows sum to zero: the direction that they lack is the only one left free.
+        np.testing.assert_allclose(
+            x @ lens.weight[layer].numpy() + lens.bias[layer].numpy(), x @ a + b, atol=1e-5
+        )
+        raw = oracle(states[layer], states[-1], ridge)
+        np.testing.assert_allclose(lens.raw_weight[layer], raw[0], atol=1e-5)
+        np.testing.assert_allclose(lens.raw_bias[layer], raw[1], atol=1e-5)
+
+
+def test_scores_are_a_kl_written_out():
+    model, ids = small(), tokens(60)
+    lens = ll.fit_lens(model, ids[:40])
+    held = ids[40:]
+    score = lens.score(held).to_dataframe()
+    out = model(held).detach().double().log_softmax(-1)
+    x = torch.tensor(normed(residual_stream(model, held)[1].double().numpy()))
+    z = (x @ lens.weight[1] + lens.bias[1]) * model.ln_final.weight.double() + model.ln_final.bias
+    read = (z @ model.W_U.double() + model.b_U).log_softmax(-1).detach()
+    kl = (out.exp() * (out - read)).sum(-1)
+    row = score.loc[1]
+    assert row.kl == pytest.approx(float(kl[:, 1:].mean()), rel=1e-4)
+    assert row.kl_first == pytest.approx(float(kl[:, 0].mean()), rel=1e-4)
+    assert row.top1 == pytest.approx(
+        float((read.argmax(-1) == out.argmax(-1))[:, 1:].double().mean())
+    )
+    loss = -read[:, :-1].gather(-1, held[:, 1:, None]).mean()
+    assert row.loss == pytest.approx(float(loss), rel=1e-5)
+    assert row.kl_low < row.kl < row.kl_high and row.n == 20 * 15
+
+
+@pytest.mark.parametrize("which", ["kl", "raw_kl", "logit_kl"])
+def test_the_last_layer_is_the_model(foreign, which):
+    ids = tokens(16, 12, vocab=int(foreign.cfg.d_vocab))
+    lens = ll.fit_lens(foreign, ids)
+    assert lens.score(ids)[which].iloc[-1] == pytest.approx(0, abs=1e-5)
+
+
+def test_translator_gives_transformer_lens_the_same_reading():
+    from transformer_lens.tools.analysis import logit_lens
+
+    model, ids = small(), tokens(60)
+    lens = ll.fit_lens(model, ids)
+    seen = logit_lens(model, ids[:3], lens=lens.translator(), apply_ln=False, positions=None).values
+    stream = residual_stream(model, ids[:3])
+    for layer in range(3):
+        ours = lens.readout.decode(lens.normed(stream[layer], layer))
+        torch.testing.assert_close(seen[layer], ours, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[-1], model(ids[:3]), atol=1e-4, rtol=1e-4)
+
+
+def test_polish_lowers_the_kl_and_repeats():
+    model = ll.load("gpt-nano")
+    ids = ll.evaluation_tokens(model, n_sequences=60)
+    plain, first, again = (ll.fit_lens(model, ids[:40], polish=n, seed=1) for n in (0, 1, 1))
+    assert torch.equal(first.weight, again.weight)
+    before, after = (lens.score(ids[40:])["kl"].iloc[:-1] for lens in (plain, first))
+    assert (after < before).all()
+
+
+def test_few_rows_warn():
+    with pytest.warns(UserWarning, match="20"):
+        ll.fit_lens(small(), tokens(10))
+
+
+def test_a_task_hides_its_pads():
+    model, ids = small(), tokens(60)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[::2, 9:] = False
+    padded = torch.where(mask, ids, 63)
+    one, two = (
+        ll.fit_lens(model, ll.Task(torch.where(mask, ids, pad), mask=mask)) for pad in (63, 5)
+    )
+    assert one.n == int(mask.sum()) and padded.shape == ids.shape
+    torch.testing.assert_close(one.weight, two.weight)
+
+
+def test_reading_has_the_models_own_favourite_on_top():
+    model = ll.load("gpt-nano")
+    lens = ll.fit_lens(model, ll.evaluation_tokens(model, n_sequences=30))
+    found = lens.read("The old mill", k=2).to_dataframe()
+    ids = ll.tokenize_prompts(model, ["The old mill"])[0]
+    best = model(ids[None])[0].softmax(-1).max(-1)
+    last = found[found["layer"] == len(lens.weight)]
+    np.testing.assert_allclose(last["probability"], best.values.detach(), atol=1e-5)
+    assert (last["probability_2"] <= last["probability"]).all()
+    assert lens.read("The old mill").plot().data[0].z.shape == (len(lens.weight) + 1, len(ids))
