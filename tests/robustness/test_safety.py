@@ -131,10 +131,15 @@ def test_a_real_browser_runs_nothing_of_all_figures_on_one_page(tmp_path):
     assert not errors, errors[:3]
 
 
+# Grading runs students' code in a process of its own on purpose. What goes there is pickled by the judge, what
+# comes back never is; the two talk over a pair of local sockets.
+GRADING = {PACKAGE / "teaching" / "notebook_process.py", PACKAGE / "teaching" / "wire.py"}
+
+
 def test_there_is_no_pickle_and_no_evaluation_in_the_package():
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     calls = {"eval", "exec", "compile", "__import__"}
-    for path in PACKAGE.rglob("*.py"):
+    for path in set(PACKAGE.rglob("*.py")) - GRADING:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not {alias.name.split(".")[0] for alias in node.names} & forbidden, path
@@ -165,7 +170,7 @@ def test_no_bundled_file_is_a_pickle():
 
 def test_only_the_hub_and_datasets_may_reach_the_network():
     """Nothing in the package opens a connection itself; two files hand names to libraries that may."""
-    for path in PACKAGE.rglob("*.py"):
+    for path in set(PACKAGE.rglob("*.py")) - GRADING:
         text = path.read_text(encoding="utf-8")
         for module in ("socket", "urllib", "requests", "http.client", "httpx", "aiohttp", "ftplib"):
             assert not re.search(rf"^\s*(import|from) {re.escape(module)}\b", text, re.M), (
