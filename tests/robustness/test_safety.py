@@ -131,8 +131,8 @@ def test_a_real_browser_runs_nothing_of_all_figures_on_one_page(tmp_path):
     assert not errors, errors[:3]
 
 
-# Grading runs students' code in a process of its own on purpose. What goes there is pickled by the judge, what
-# comes back never is; the two talk over a pair of local sockets.
+# Grading runs students' code in a process of its own on purpose. What goes there is pickled by the judge,
+# what comes back never is; the two talk over a pair of local sockets.
 GRADING = {PACKAGE / "teaching" / "notebook_process.py", PACKAGE / "teaching" / "wire.py"}
 
 

@@ -490,9 +490,10 @@ print(dial)
 ll.plots.attention_dial(dial)
 
 # %% [markdown]
-# **What you should see.** Up to $\beta$ of about 0.3 softmax *is* least squares, once it is multiplied by $1/\beta$
-# (without that gain it looks 99 % wrong, which is only its size). Then fewer and fewer rows weigh in. From about 2.6 on
-# one row holds more than half: the readout is the label of the nearest row, and the memory that holds many patterns.
+# **What you should see.** At the low end softmax *is* least squares, once it is multiplied by $1/\beta$; without that
+# gain it looks almost wholly wrong, which is only its size. The sentence above the figure says up to which $\beta$
+# that holds. Then fewer and fewer rows weigh in, until one row holds more than half: the readout is the label of the
+# nearest row, and the memory that holds many patterns.
 #
 # ## A trained head
 #
@@ -541,7 +542,7 @@ heads.to_dataframe()[columns].round(2)
 # %% [markdown]
 # **What you should see.** The previous-token head L0H0 and the induction heads L1H1 and L1H3 retrieve: the value of
 # one key explains nearly all they read, and putting that value alone in place of the softmax costs almost nothing,
-# while linear attention costs 0.4 to 1.7 nats. L0H1 is the nearest to regression: there it is the other way round. In
+# while linear attention costs much more (column `loss_linear`). L0H1 is the nearest to regression: there it is the other way round. In
 # the heads that matter both memories are needed: without its geometry a head finds nothing, without its context it
 # has nothing to find.
 #
