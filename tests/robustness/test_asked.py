@@ -24,6 +24,7 @@ SCORES = {
     "AttentionOnly.paths",
     "in_context_loss of text",
     "steering_cost",
+    "Lens.score",
 }
 
 ASKED = [
