@@ -288,3 +288,8 @@ def test_the_step_bar_ends_full_whatever_was_begun(capsys, monkeypatch):
         begin("a")
         begin("b")
     assert drawn == [0, "a", 1, "b", 3, 3]
+
+
+def test_alone_it_shows_help(capsys):
+    status, out, _ = run(capsys)
+    assert status == 0 and "lens-linear tour" in out and "grade" in out

@@ -11,7 +11,6 @@ from lens_linear.cli.parser import build_parser
 
 NO = "no/such"
 BAD = [
-    "",
     "nosuch",
     "tour --seed x",
     "tour --seed -1",

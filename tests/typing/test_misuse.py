@@ -21,6 +21,8 @@ def test_each_of_ten_misuses_is_flagged_and_nothing_else():
         check=False,
         timeout=300,
     )
+    if not done.stdout.startswith("{"):  # its program comes from npm at the first run
+        pytest.skip(f"pyright could not start: {done.stderr[-200:]}")
     found = json.loads(done.stdout)["generalDiagnostics"]
     flagged = {one["range"]["start"]["line"] for one in found if one["severity"] == "error"}
     lines = FILE.read_text(encoding="utf-8").splitlines()
