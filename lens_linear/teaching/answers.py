@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
             f"This exercise wants the function itself, but it got a value of type "
             f"{type(answer).__name__}. Pass the name of the function without brackets."
         )
-    copies = [_copy(argument) for argument in arguments]
+    copies = [copied(argument) for argument in arguments]
     try:
         return answer(*copies)
     except NotImplementedError:
@@ -84,13 +85,14 @@ def tensor(
     if hasattr(value, "AB"):  # a FactoredMatrix is as good as its product
         value = value.AB
     try:
-        got = torch.as_tensor(value).detach().cpu()
+        got = _one_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise Wrong(
             f"{what} should be a tensor, but it is of type {type(value).__name__}."
         ) from None
     if got.is_complex():
         raise Wrong(f"{what} holds complex numbers; return real ones (take .real).")
+    _grain.set(torch.finfo(got.dtype).eps if got.dtype in _HALF else 0.0)
     got = got.to(torch.float64)
     if shape is not None and tuple(got.shape) != tuple(shape):
         raise Wrong(f"{what} has shape {tuple(got.shape)}, but it should be {tuple(shape)}.")
@@ -105,11 +107,48 @@ def tensor(
     return got
 
 
-def foreign(value: Any) -> bool:
-    """Whether a result holds its numbers in arrays or lists, with which later cells cannot go on."""
+_HALF = (torch.float16, torch.bfloat16)
+#: Relative rounding of the number format that the latest answer came in; 0 from float32 on.
+_grain: ContextVar[float] = ContextVar("grain", default=0.0)
+
+
+def _one_tensor(value: Any) -> Tensor:
+    """Read what holds numbers as one tensor: lists of rows and of matrices too."""
+    if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
+        return torch.stack([_one_tensor(part) for part in value])
+    return torch.as_tensor(value)
+
+
+def unfit(value: Any) -> str | None:
+    """What keeps later cells from going on with a result whose numbers are right, or None."""
+    if isinstance(value, np.ndarray):
+        return _FOREIGN
+    if hasattr(value, "AB"):
+        return (
+            "You return a FactoredMatrix. The cells below go on with the matrix: return its `.AB`."
+        )
     if isinstance(value, (list, tuple)):
-        return any(foreign(part) or isinstance(part, (int, float)) for part in value)
-    return isinstance(value, np.ndarray)
+        pair = len(value) == 2 and all(not isinstance(part, Tensor) or part.ndim for part in value)
+        if not pair or any(isinstance(part, (int, float)) for part in value):
+            return _FOREIGN
+        return next((told for part in value if (told := unfit(part))), None)
+    if isinstance(value, Tensor) and value.dtype in _HALF:
+        return (
+            f"You return {value.dtype}, which keeps two or three digits, and so closely it was judged. "
+            "The cells below go on in float32: return it with `.float()`."
+        )
+    if isinstance(value, Tensor) and value.ndim and not value.is_floating_point():
+        return (
+            f"You return a tensor of {value.dtype}. The cells below multiply it with float32: return "
+            "it with `.float()`."
+        )
+    return None
+
+
+_FOREIGN = (
+    "You return an array or a list. The cells below go on with a torch tensor: return "
+    "`torch.as_tensor(...)` of it, or `torch.stack(...)` of a list of tensors, before you run them."
+)
 
 
 def number(value: Any, *, what: str = "The result") -> float:
@@ -141,6 +180,7 @@ def require_close(
     """
     got = torch.as_tensor(got, dtype=torch.float64)
     want = torch.as_tensor(want, dtype=torch.float64)
+    atol, rtol = _as_coarse(want, atol, rtol, roundings=4)
     off = (got - want).abs() - atol - rtol * want.abs()
     if bool((off <= 0).all()):
         return
@@ -148,6 +188,7 @@ def require_close(
         index = torch.unravel_index(off.argmax(), off.shape) if off.ndim else ()
         place = f" at {[int(i) for i in index]}" if off.ndim else ""
         yours, expected = float(got[tuple(index)]), float(want[tuple(index)])
+        yours, expected = yours + 0.0, expected + 0.0  # no minus before a zero
         message = f"{message} Furthest off{place}: yours is {yours:.4g}, expected {expected:.4g}."
     raise Wrong(message)
 
@@ -156,7 +197,15 @@ def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> b
     """Whether two tensors or numbers agree; used to recognise a common mistake."""
     got = torch.as_tensor(got, dtype=torch.float64)
     want = torch.as_tensor(want, dtype=torch.float64)
+    atol, rtol = _as_coarse(want, atol, rtol, roundings=1)
     return got.shape == want.shape and bool(torch.allclose(got, want, atol=atol, rtol=rtol))
+
+
+def _as_coarse(want: Tensor, atol: float, rtol: float, *, roundings: int) -> tuple[float, float]:
+    """Tolerances no finer than the number format that the answer came in."""
+    grain = roundings * _grain.get()
+    size = float(want.abs().max()) if want.numel() else 0.0
+    return max(atol, grain * size), max(rtol, grain)
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
@@ -165,10 +214,21 @@ def random_tensor(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:
     return torch.randn(*shape, generator=generator)
 
 
-def _copy(argument: Any) -> Any:
+def copied(argument: Any) -> Any:
+    """Clone a tensor, or a list of them; anything else is passed on as it is."""
     if isinstance(argument, Tensor):
         return argument.clone()
-    return [_copy(part) for part in argument] if isinstance(argument, list) else argument
+    return [copied(part) for part in argument] if isinstance(argument, list) else argument
+
+
+def changed(was: Any, now: Any) -> bool:
+    """Whether a tensor, or one in a list, is not what :func:`copied` kept."""
+    if isinstance(was, list) and isinstance(now, list):
+        return len(was) != len(now) or any(map(changed, was, now))
+    if not (isinstance(was, Tensor) and isinstance(now, Tensor)):
+        return False
+    same = was.shape == now.shape and torch.allclose(was, now, rtol=0, atol=0, equal_nan=True)
+    return not same
 
 
 def _shapes(arguments: Sequence[Any]) -> str:

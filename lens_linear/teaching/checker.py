@@ -7,8 +7,8 @@
 
 A check calls the answer on small cases whose result is known by hand or by a property (rows sum to
 one, parts sum to the whole), so every correct variant passes and no solution is needed. A wrong
-answer gets one sentence; later attempts get hints, one more each time; ``ll.check.hint("3.2")``
-asks for the next hint at once. ``ll.check.results()`` is what a grader collects.
+answer gets one sentence. Hints come only when asked for: ``ll.check.hint("3.2")`` opens the next
+one. ``ll.check.results()`` is what a grader collects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
-from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, foreign
+from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class CheckResult:
     Attributes:
         exercise: name, such as "3.2".
         passed: whether the answer is right.
-        message: for the student; hints that were earned stand on lines of their own.
+        message: for the student; hints that were asked for stand on lines of their own.
         attempts: how often a written answer was checked in this session (a stub does not count).
     """
 
@@ -117,11 +117,9 @@ class Checker:
         entry = find_exercise(exercise)
         written = True
         try:
-            returned: list[Any] = []
-            remark = entry.check(_watched(answer, returned))
-            passed, message = True, remark or "Correct."
-            if any(foreign(value) for value in returned):
-                message += _FOREIGN
+            remarks: dict[str, None] = {}
+            remark = entry.check(_watched(answer, remarks))
+            passed, message = True, "\n".join([remark or "Correct.", *remarks])
         except NotWritten as wrong:
             passed, message, written = False, str(wrong), False
         except Wrong as wrong:
@@ -136,9 +134,7 @@ class Checker:
             self._attempts[exercise] = self._attempts.get(exercise, 0) + 1
         attempts = self._attempts.get(exercise, 0)
         if not passed and written:
-            earned = max(self._hints.get(exercise, 0), attempts - 1)
-            self._hints[exercise] = min(earned, len(entry.hints))
-            shown = entry.hints[: self._hints[exercise]]
+            shown = entry.hints[: self._hints.get(exercise, 0)]
             message = "\n".join([message, *_numbered(shown)])
             if len(shown) < len(entry.hints):
                 message += f'\nStuck? `ll.check.hint("{exercise}")` gives a hint.'
@@ -191,21 +187,23 @@ class _Text(str):
         return str(self)
 
 
-_FOREIGN = (
-    "\nYou return an array or a list. The cells below go on with a torch tensor: "
-    "return `torch.as_tensor(...)` of it before you run them."
-)
-
-
-def _watched(answer: Any, returned: list[Any]) -> Any:
-    """Return the student's function so wrapped that what it returns is kept."""
+def _watched(answer: Any, remarks: dict[str, None]) -> Any:
+    """Return the student's function so wrapped that what would break later cells is remarked on."""
     if not callable(answer):
         return answer
 
     @functools.wraps(answer)
     def watched(*arguments: Any) -> Any:
+        before = [copied(argument) for argument in arguments]
         value = answer(*arguments)
-        returned.append(value)
+        told = [unfit(value)]
+        for number, (was, now) in enumerate(zip(before, arguments, strict=True), start=1):
+            if changed(was, now):
+                told.append(
+                    f"Your function changes its input number {number} itself, which other cells use too. "
+                    "Work on a copy: `.clone()`."
+                )
+        remarks.update((remark, None) for remark in told if remark)
         return value
 
     return watched

@@ -136,12 +136,18 @@ def _reading(
 def _head_on_text(answer: Any) -> str:
     qk = torch.zeros(4, 4)
     qk[3, 0] = 50.0  # from token 3 look at token 0, whatever else is there
+    qk[1, 3] = 50.0  # and from token 1 at token 3: told apart from the column of token 3
     ov = torch.diag(torch.tensor([1.0, 2.0, 4.0, 8.0]))
     tokens = torch.tensor([1, 0, 2, 3])
     got = tensor(call(answer, qk, ov, tokens, case="where token 3 looks at token 0"), shape=(4,))
     if matches(got, [0.0, 0.0, 0.0, 8.0]):
         raise Wrong(
             "You read the last token itself. The last token is the query; read what it looks at."
+        )
+    if matches(got, qk[tokens, tokens[-1]].softmax(0) @ ov[tokens]):
+        raise Wrong(
+            "You take the column of the last token. Rows of qk are queries: the last token asks, so its "
+            "scores are qk[tokens[-1], tokens]."
         )
     if matches(got, ov[tokens].sum(0)) or matches(got, ov[tokens].mean(0)):
         raise Wrong("Weight each earlier token by its attention: softmax of its QK scores.")

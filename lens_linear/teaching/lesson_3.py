@@ -72,13 +72,14 @@ def _looking_back(
     return pattern
 
 
-def _excess(pattern: Tensor, periods: Tensor) -> Tensor:
+def _excess(pattern: Tensor, periods: Tensor, first: int = 1, last: int = 0) -> Tensor:
+    """Score of the queries ``p + first, ..., 2p + last``; 1 and 0 are right."""
     gaps = []
     for period in sorted(set(periods.tolist()) - {0}):
         means = []
         for kind in (period, 0):
             rows = [r for r, own in enumerate(periods.tolist()) if own == kind]
-            queries = range(period + 1, 2 * period + 1)
+            queries = range(period + first, 2 * period + last + 1)
             cells = [pattern[r, :, q, q - period + 1] for r in rows for q in queries]
             means.append(torch.stack(cells).double().mean(0))
         gaps.append(means[0] - means[1])
@@ -120,6 +121,11 @@ def _induction_excess(answer: Any) -> str:
     case = "on random attention of two heads"
     got = tensor(call(answer, pattern, periods, case=case), shape=(2,))
     want = _excess(pattern, periods)
+    for first, last, queries in ((2, 0, "p + 2, ..., 2p"), (1, -1, "p + 1, ..., 2p - 1")):
+        if matches(got, _excess(pattern, periods, first, last)):
+            raise Wrong(
+                f"You count the queries {queries}. Count p + 1, ..., 2p, both ends included."
+            )
     require_close(
         got,
         want,
@@ -132,10 +138,16 @@ def _induction_excess(answer: Any) -> str:
 def _k_composition(answer: Any) -> str:
     e = torch.eye(4)
     # The writer writes direction 0; the reader's keys read directions 0 and 1 equally.
-    W_V, W_O = e[:, 2:3], e[0:1]
-    W_K, W_Q = e[:, 0:2], e[:, 2:4]
+    W_V, W_O = 3 * e[:, 2:3], e[0:1]
+    W_K, W_Q = 2 * e[:, 0:2], e[:, 2:4]
     got = number(call(answer, W_V, W_O, W_Q, W_K, case="with unit vectors"), what="The score")
     want = 1 / 2**0.5
+    # ‖both‖ = 6, ‖writes‖ = 3, ‖reads‖ = 2√2; all largest singular values cancel to 1.
+    if any(matches(got, size) for size in (6.0, 6 / 3, 6 / 8**0.5)):
+        raise Wrong(
+            "Divide by the norms of both parts, what is written and what is read: the score should not "
+            "depend on their size."
+        )
     if matches(got, 1.0):
         raise Wrong(
             "Half of what the keys read is what is written, so the score is 1/√2, and you give 1. Use the "
@@ -157,10 +169,6 @@ def _k_composition(answer: Any) -> str:
     want = float(both / sizes[0] / sizes[1])
     if matches(got, float((writes @ swapped).norm() / writes.norm() / swapped.norm())):
         raise Wrong("That is Q-composition: the writer is read by the queries. Swap W_Q and W_K.")
-    if matches(got, float((writes @ reads).norm())):
-        raise Wrong(
-            "Divide by the norms of the two parts: the score should not depend on their size."
-        )
     require_close(got, want, "Right on unit vectors, wrong on random weights.")
     got = number(call(answer, 10 * W_V, W_O, W_Q, 3 * W_K, case="with scaled weights"))
     require_close(got, want, "The score must not change when a matrix is multiplied by a number.")

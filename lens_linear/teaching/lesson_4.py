@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -188,6 +188,18 @@ def _loss_with_map(answer: Any) -> str:
                     "Your map reads the output of the block. It should read the block's input, and "
                     "stand where the output stood."
                 )
+            for said, logits in _map_slips(model, tokens, layer, weight, bias).items():
+                slip = _cross_entropy(logits, tokens)
+                if matches(got, slip) and not matches(want, slip):
+                    raise Wrong(said)
+            own = _put(model, tokens, layer, inside @ weight + bias).log_softmax(-1)
+            if matches(got, -own.gather(2, tokens[..., None]).double().mean()):
+                raise Wrong(
+                    "You score each position on its own token. Its logits predict the next one: "
+                    "`logits[:, :-1]` against `tokens[:, 1:]`."
+                )
+            if matches(got, want * tokens[:, 1:].numel()):
+                raise Wrong("You return the sum over all predictions. Return their mean.")
             if matches(got, whole) and not matches(want, whole):
                 raise Wrong("This is the loss of the whole model: your hook changes nothing.")
             require_close(got, want, f"The loss is not right {case}.")
@@ -199,8 +211,36 @@ def _loss_with_map(answer: Any) -> str:
     return "Correct. The weights are untouched; the model only thinks that its block said so."
 
 
-def _put(model: Any, tokens: Tensor, layer: int, value: Tensor) -> Tensor:
-    found = run(model, tokens, edits=[((layer, "resid_post"), lambda _: value)]).logits
+def _map_slips(
+    model: Any, tokens: Tensor, layer: int, weight: Tensor, bias: Tensor
+) -> dict[str, Tensor]:
+    """Logits of a map put in wrongly, under what to say about it."""
+    states = run(model, tokens, record=[(layer, "resid_pre"), (layer, "resid_post")])
+    inside, outside = states[layer, "resid_pre"], states[layer, "resid_post"]
+    given = inside @ weight
+    written = {
+        "The bias is missing: the block gives x @ weight + bias.": given,
+        "Your weight is transposed: the block gives x @ weight + bias.": inside @ weight.T + bias,
+        "You add the map to the stream that comes in. It stands for the whole block, stream included: the "
+        "block gives x @ weight + bias alone.": inside + given + bias,
+        "You add the map to what the block gave. Put it in its place.": outside + given + bias,
+    }
+    slips = {said: _put(model, tokens, layer, value) for said, value in written.items()}
+    slips[
+        "You change what enters the block, and the block still runs. Put the map where its output stood, "
+        "at hook_resid_post."
+    ] = _put(model, tokens, layer, given + bias, site="resid_pre")
+    return slips
+
+
+def _put(
+    model: Any,
+    tokens: Tensor,
+    layer: int,
+    value: Tensor,
+    site: Literal["resid_pre", "resid_post"] = "resid_post",
+) -> Tensor:
+    found = run(model, tokens, edits=[((layer, site), lambda _: value)]).logits
     if found is None:
         raise Wrong("The model gave no logits.")
     return found

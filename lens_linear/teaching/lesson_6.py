@@ -65,7 +65,23 @@ def _auc(answer: Any) -> str:
             "direction points the wrong way; do not hide it."
         )
     require_close(got, 1 / 6, "With all scores turned round the AUC is not right.")
+    _many_ties(answer)
     return "Correct. One half is chance, one is perfect, zero is perfect and upside down."
+
+
+def _many_ties(answer: Any) -> None:
+    scores = (3 * random_tensor(60, seed=12)).round() % 3  # three values only
+    labels = (random_tensor(60, seed=13) > 0).long()
+    pairs = scores[labels == 1][:, None] - scores[labels == 0]
+    want = float(((pairs > 0).double() + (pairs == 0).double() / 2).mean())
+    for order in (torch.arange(60), labels.argsort(), (-labels).argsort()):
+        got = number(call(answer, scores[order], labels[order], case="with many ties"))
+        require_close(
+            got,
+            want,
+            "Where many texts have the same score the AUC is not right: a pair with equal scores counts "
+            "one half, whichever of the two comes first. With ranks, equal scores share their mean rank.",
+        )
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -117,7 +133,55 @@ def _adjoint_gains(answer: Any) -> str:
     A, v, C = random_tensor(5, 4, 4, seed=2), random_tensor(6, 4, seed=3), random_tensor(4, seed=4)
     got = tensor(call(answer, A, v, C, case="with 5 layers"), shape=(5,), what="The gains")
     require_close(got, _oracle(A, v, C), "Right with 2 layers, wrong with 5.", atol=1e-3)
+    _one_sweep(answer)
     return "Correct. One sweep from the end to the start gives all of them."
+
+
+class _Counted(Tensor):
+    """A tensor whose products, and those of what comes of it, are counted and limited."""
+
+    spent: list[int]
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        parts = [p for a in args for p in (a if isinstance(a, (list, tuple)) else [a])]
+        counted = [p for p in parts if isinstance(p, _Counted) and hasattr(p, "spent")]
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if not counted:
+            return result
+        spent = counted[0].spent
+        name = getattr(function, "__name__", "")
+        if any(word in name for word in ("mul", "mm", "mv", "dot", "einsum")):
+            spent[0] -= max(1, sum(isinstance(p, Tensor) for p in parts) - 1)
+            if spent[0] < 0:
+                raise MemoryError
+        for made in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(made, _Counted):
+                made.spent = spent
+        return result
+
+
+def _one_sweep(answer: Any) -> None:
+    layers = 60
+    budget = [6 * layers]  # a sweep takes two products a layer; all pairs of layers take 1,830
+    given = []
+    for seed, shape in ((14, (layers, 3, 3)), (15, (layers + 1, 3)), (16, (3,))):
+        made = (random_tensor(*shape, seed=seed) / 3).as_subclass(_Counted)
+        made.spent = budget
+        given.append(made)
+    try:
+        answer(*given)
+    except MemoryError:
+        raise Wrong(
+            "Right, but not in one sweep: with L layers you take some L² / 2 products. Carry one row from "
+            "the end to the start, and use it for every gain on the way."
+        ) from None
+    except Exception as error:
+        raise Wrong(
+            f"With {layers} layers your function raised {type(error).__name__}: {error}"
+        ) from None
 
 
 def _next_basis(answer: Any) -> str:

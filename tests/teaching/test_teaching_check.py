@@ -53,13 +53,64 @@ def test_an_answer_that_later_cells_cannot_use_passes_with_a_word_about_it():
     assert check("2.7", planted).passed and "as_tensor" not in check("2.7", planted).message
 
 
-def test_hints_come_one_by_one():
+def halved(kind):
+    return lambda q, k: pattern(q.to(kind), k.to(kind))
+
+
+def pattern(q, k):
+    future = torch.ones(len(q), len(q)).triu(1).bool()
+    return (q @ k.T / q.shape[1] ** 0.5).masked_fill(future, -torch.inf).softmax(-1)
+
+
+def unscaled(q, k):
+    return pattern(q * q.shape[1] ** 0.5, k)
+
+
+def scaling_its_input(q, k):
+    q /= q.shape[1] ** 0.5
+    return pattern(q, k * q.shape[1] ** 0.5)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_judged_to_its_own_digits_and_said(kind):
+    result = Checker()("2.1", halved(kind))
+    assert result.passed and str(kind) in result.message
+    assert "√d_head" in Checker()("2.1", lambda q, k: unscaled(q, k).to(kind)).message
+    # The tolerance of one answer does not reach the next: this is off by 0.002 in float32.
+    assert not Checker()("2.1", lambda q, k: pattern(q, k) * 1.002)
+
+
+@pytest.mark.parametrize(
+    "exercise, answer, word",
+    [
+        ("2.1", scaling_its_input, "input number 1"),
+        ("2.2", lambda E, Q, K: FactoredMatrix(E @ Q / K.shape[1] ** 0.5, (E @ K).T), "`.AB`"),
+        ("2.2", lambda E, Q, K: list(E @ Q / K.shape[1] ** 0.5 @ (E @ K).T), "torch.stack"),
+        ("7.5", lambda k, v: list(torch.einsum("nr,nm->nrm", k, v).cumsum(0)), "torch.stack"),
+        ("1.1", lambda E, U, b: list(E @ U + b), "torch.stack"),
+    ],
+)
+def test_a_right_answer_that_breaks_later_cells_passes_with_a_word(exercise, answer, word):
+    result = Checker()(exercise, answer)
+    assert result.passed and word in result.message
+
+
+def test_whole_numbers_where_later_cells_multiply_are_said():
+    def planted(n_vocab, source, destination, out):
+        qk, ov = torch.zeros(2, n_vocab, n_vocab, dtype=torch.int64)
+        qk[destination, source], ov[source, out] = 10, 10
+        return qk, ov
+
+    result = Checker()("2.7", planted)
+    assert result.passed and "int64" in result.message
+
+
+def test_hints_come_one_by_one_when_asked_for():
     check = Checker()
     hints = find_exercise("1.1").hints
     messages = [check("1.1", wrong).message for _ in range(4)]
-    seen = [sum(hint in message for hint in hints) for message in messages]
-    assert seen == [0, 1, 2, 2]
-    assert "Stuck?" not in check("1.1", wrong).message
+    assert not any(hint in message for hint in hints for message in messages)
+    assert all("Stuck?" in message for message in messages)
     other = Checker()
     first, second = other.hint("1.1"), other.hint("1.1")
     assert hints[0] in first and hints[1] not in first and hints[1] in second

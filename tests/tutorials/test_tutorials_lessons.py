@@ -43,6 +43,7 @@ def answer(master, kind, exercise):
 def test_the_solution_passes(master, exercise):
     result = Checker()(exercise, answer(master, "solutions", exercise))
     assert result.passed, result
+    assert "\n" not in result.message, "a solution breaks no later cell"
 
 
 @pytest.mark.parametrize("master, exercise", NAMES, ids=ident)

@@ -83,6 +83,10 @@ def softmax_over_vocabulary(qk, ov, tokens):
     return qk[tokens[-1]].softmax(0)[tokens] @ ov[tokens]
 
 
+def column_of_the_last_token(qk, ov, tokens):
+    return qk[tokens, tokens[-1]].softmax(0) @ ov[tokens]
+
+
 WRONG = [
     ("2.1", no_mask, "Mask the keys"),
     ("2.1", no_scale, "√d_head"),
@@ -102,4 +106,5 @@ WRONG = [
     ("2.7", planted_as_bigram, "Without the source"),
     ("2.1", masked_with_zero, "-inf"),
     ("2.5", softmax_over_vocabulary, "vocabulary"),
+    ("2.5", column_of_the_last_token, "Rows of qk are queries"),
 ]

@@ -72,6 +72,35 @@ def only_the_path(keys, written, W_K, scale):
     return written / scale @ W_K
 
 
+def excess_of(pattern, periods, first, last):
+    gaps = []
+    for period in sorted(set(periods.tolist()) - {0}):
+        means = []
+        for kind in (period, 0):
+            rows = [row for row, own in enumerate(periods.tolist()) if own == kind]
+            queries = range(period + first, 2 * period + last + 1)
+            cells = [pattern[row, :, q, q - period + 1] for row in rows for q in queries]
+            means.append(torch.stack(cells).mean(0))
+        gaps.append(means[0] - means[1])
+    return torch.stack(gaps).mean(0)
+
+
+def last_query_missing(pattern, periods):
+    return excess_of(pattern, periods, 1, -1)
+
+
+def first_query_missing(pattern, periods):
+    return excess_of(pattern, periods, 2, 0)
+
+
+def no_denominator(W_V, W_O, W_Q, W_K):
+    return (W_V @ W_O @ W_K @ W_Q.T).norm()
+
+
+def half_a_denominator(W_V, W_O, W_Q, W_K):
+    return (W_V @ W_O @ W_K @ W_Q.T).norm() / (W_V @ W_O).norm()
+
+
 WRONG = [
     ("3.1", gain_off_by_one, "one position too far"),
     ("3.1", gain_with_first_tokens, "first token of each copy"),
@@ -86,4 +115,8 @@ WRONG = [
     ("3.5", zeroed, "zero ablation"),
     ("3.6", no_norm, "norm is missing"),
     ("3.6", only_the_path, "subtract"),
+    ("3.2", last_query_missing, "2p - 1"),
+    ("3.2", first_query_missing, "p + 2"),
+    ("3.3", no_denominator, "Divide"),
+    ("3.3", half_a_denominator, "Divide"),
 ]

@@ -66,6 +66,26 @@ def mean_over_blocks(states):
     return (1 - cosine).mean()
 
 
+def with_hooks(what, shifted=True):
+    def loss(model, tokens, layer, weight, bias):
+        seen = {}
+        hooks = [
+            (f"blocks.{layer}.hook_resid_pre", lambda x, hook: seen.update(x=x)),
+            (f"blocks.{layer}.hook_resid_post", lambda y, hook: what(seen["x"], y, weight, bias)),
+        ]
+        logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        rows, labels = (logits[:, :-1], tokens[:, 1:]) if shifted else (logits, tokens)
+        return torch.nn.functional.cross_entropy(rows.flatten(0, 1), labels.flatten())
+
+    return loss
+
+
+def map_before_the_block(model, tokens, layer, weight, bias):
+    hook = (f"blocks.{layer}.hook_resid_pre", lambda x, hook: x @ weight + bias)
+    logits = model.run_with_hooks(tokens, fwd_hooks=[hook])
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
 WRONG = [
     ("4.1", not_centred, "Centre both"),
     ("4.1", averaged_columns, "Pool them"),
@@ -78,4 +98,10 @@ WRONG = [
     ("4.6", map_of_the_output, "block's input"),
     ("4.6", no_hook, "changes nothing"),
     ("4.7", mean_over_blocks, "Sum over blocks"),
+    ("4.6", with_hooks(lambda x, y, W, b: x @ W), "bias is missing"),
+    ("4.6", with_hooks(lambda x, y, W, b: x @ W.T + b), "transposed"),
+    ("4.6", with_hooks(lambda x, y, W, b: x + x @ W + b), "stream that comes in"),
+    ("4.6", with_hooks(lambda x, y, W, b: y + x @ W + b), "Put it in its place"),
+    ("4.6", with_hooks(lambda x, y, W, b: x @ W + b, shifted=False), "predict the next one"),
+    ("4.6", map_before_the_block, "block still runs"),
 ]

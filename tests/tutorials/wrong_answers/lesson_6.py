@@ -89,6 +89,22 @@ def never_below_one_half(scores, labels):
     return max(found, 1 - found)
 
 
+def ranks_in_order_of_rows(scores, labels):
+    ranks = scores.argsort(stable=True).argsort() + 1.0
+    ones, zeros = (labels == 1).sum(), (labels == 0).sum()
+    return (ranks[labels == 1].sum() - ones * (ones + 1) / 2) / (ones * zeros)
+
+
+def a_sweep_for_every_layer(A, v, C):
+    gains = []
+    for k in range(len(A)):
+        x = v[k]
+        for layer in range(k, len(A)):
+            x = A[layer] @ x
+        gains.append(C @ x)
+    return torch.stack(gains)
+
+
 WRONG = [
     ("6.1", not_unit, "its length"),
     ("6.1", backwards, "point back"),
@@ -106,4 +122,6 @@ WRONG = [
     ("6.7", best_layer_alone, "best layer"),
     ("6.1", one_length_for_all, "own"),
     ("6.2", never_below_one_half, "wrong way"),
+    ("6.2", ranks_in_order_of_rows, "mean rank"),
+    ("6.4", a_sweep_for_every_layer, "not in one sweep"),
 ]
