@@ -5,9 +5,12 @@ import json
 
 import build
 import pytest
+from machinery.execute import execute
 from machinery.master import MasterError, masters, measured_numbers, read_master, stub
 from machinery.notebooks import INSTALL, KINDS, REPOSITORY, has_tag, notebook_path, read
 from machinery.outputs import MAX_BYTES, PLOTLY, figures
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook
 
 MASTERS = masters()
 STORED = [(master, kind) for master in MASTERS for kind in KINDS]
@@ -164,3 +167,9 @@ def test_measured_numbers_in_prose_are_found(text):
 )
 def test_other_numbers_are_left_alone(text):
     assert not measured_numbers(text)
+
+
+def test_the_network_is_off_while_notebooks_run():
+    ask = "import urllib.request\nurllib.request.urlopen('http://example.org', timeout=5)"
+    with pytest.raises(CellExecutionError, match="network is off"):
+        execute(new_notebook(cells=[new_code_cell(ask)]))

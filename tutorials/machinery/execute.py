@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +38,6 @@ _b.print("RESULTS " + _json.dumps([_dc.asdict(_r) for _r in _ll.check.results()]
 """
 
 
-_GRACE = 5  # seconds an interrupted cell gets to stop
-
-
 @dataclass(frozen=True)
 class Execution:
     """An executed notebook, the seconds of each of its cells, and what its checks said."""
@@ -51,11 +46,10 @@ class Execution:
     seconds: list[float]
     results: list[dict[str, Any]]
     total: float
-    printed: dict[str, str]  # lines "KEY value" that the extra code printed
 
 
 class _TimedClient(NotebookClient):
-    """Keeps the seconds of every cell, and gives up on a cell that cannot be interrupted."""
+    """Keeps the seconds of every cell."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,33 +60,23 @@ class _TimedClient(NotebookClient):
     ) -> NotebookNode:
         started = time.monotonic()
         try:
-            run = super().async_execute_cell(cell, *args, **kwargs)
-            return await asyncio.wait_for(run, timeout=2 * self.timeout + _GRACE)
+            return await super().async_execute_cell(cell, *args, **kwargs)
         finally:
             self.seconds.append(time.monotonic() - started)
 
 
-def execute(
-    notebook: NotebookNode,
-    *,
-    timeout: int = 300,
-    allow_errors: bool = False,
-    extra: Sequence[str] = (),
-) -> Execution:
+def execute(notebook: NotebookNode, *, timeout: int = 300) -> Execution:
     """Run every cell in a fresh kernel, offline, in an empty folder.
 
     Args:
         notebook: left unchanged; the executed copy is returned.
         timeout: seconds a cell.
-        allow_errors: go on after a cell that raises (for grading).
-        extra: cells to run at the end, before the results of the checks are collected.
     """
     copy = nbformat.from_dict(notebook)
     for cell in copy.cells:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
-    last = [new_code_cell(source) for source in extra]
-    copy.cells = [new_code_cell(_OFFLINE), *copy.cells, *last, new_code_cell(_COLLECT)]
+    copy.cells = [new_code_cell(_OFFLINE), *copy.cells, new_code_cell(_COLLECT)]
     saved = {key: os.environ.get(key) for key in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     started = time.monotonic()
@@ -102,8 +86,6 @@ def execute(
                 copy,
                 timeout=timeout,
                 kernel_name="python3",
-                allow_errors=allow_errors,
-                interrupt_on_timeout=allow_errors,
                 record_timing=False,
                 extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": folder}},
@@ -115,10 +97,7 @@ def execute(
     total = time.monotonic() - started
     copy.metadata = nbformat.from_dict(notebook.metadata)  # the kernel adds its own version
     collected = _printed(copy.cells.pop())
-    printed: dict[str, str] = {}
-    for cell in last:
-        printed |= _printed(cell)
-    copy.cells = copy.cells[1 : len(copy.cells) - len(last)]
+    copy.cells = copy.cells[1:]
     for count, cell in enumerate((c for c in copy.cells if c["cell_type"] == "code"), start=1):
         cell["execution_count"] = count
         for output in cell["outputs"]:
@@ -129,7 +108,6 @@ def execute(
         seconds=client.seconds[1 : len(copy.cells) + 1],
         results=json.loads(collected.get("RESULTS", "[]")),
         total=total,
-        printed=printed,
     )
 
 
