@@ -116,6 +116,8 @@ def _one_tensor(value: Any) -> Tensor:
     """Read what holds numbers as one tensor: lists of rows and of matrices too."""
     if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
         return torch.stack([_one_tensor(part) for part in value])
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value)  # keeps every digit; torch would read a list as float32
     return torch.as_tensor(value)
 
 

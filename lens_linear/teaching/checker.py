@@ -116,14 +116,14 @@ class Checker:
         """
         entry = find_exercise(exercise)
         written = True
+        remarks: dict[str, None] = {}
         try:
-            remarks: dict[str, None] = {}
             remark = entry.check(_watched(answer, remarks))
             passed, message = True, "\n".join([remark or "Correct.", *remarks])
         except NotWritten as wrong:
             passed, message, written = False, str(wrong), False
         except Wrong as wrong:
-            passed, message = False, str(wrong)
+            passed, message = False, "\n".join([str(wrong), *remarks])
         except Exception as error:  # an answer so odd that the check itself stumbled
             passed = False
             message = (

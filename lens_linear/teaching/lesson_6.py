@@ -274,7 +274,7 @@ def _min_energy(answer: Any) -> str:
         raise Wrong(
             "All into the best layer is not the cheapest: its energy is 6.25, yours could be 4."
         )
-    if abs(float((got * h.double()).sum()) - 10) > 1e-3:
+    if not matches((got * h.double()).sum(), 10.0, atol=1e-3):
         raise Wrong(
             f"The predicted shift h · u is {float((got * h.double()).sum()):.4g}, but it should be 10."
         )

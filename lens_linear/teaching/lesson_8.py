@@ -35,14 +35,14 @@ def _softmax_by_hand(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def _pattern_from_qk(answer: Any) -> str:
-    q, k = random_tensor(2, 5, 3, 4, seed=1), random_tensor(2, 5, 3, 4, seed=2)
-    got = tensor(call(answer, q, k, case="with 2 rows of 5 tokens and 3 heads"), what="The pattern")
-    if tuple(got.shape) != (2, 3, 5, 5):
+    q, k = random_tensor(3, 5, 2, 9, seed=1), random_tensor(3, 5, 2, 9, seed=2)
+    got = tensor(call(answer, q, k, case="with 3 rows of 5 tokens and 2 heads"), what="The pattern")
+    if tuple(got.shape) != (3, 2, 5, 5):
         raise Wrong(
             f"The pattern has shape {tuple(got.shape)}, but it should be [row, head, query, key], here "
-            "(2, 3, 5, 5). The heads are the third axis of q and k, and the second of the pattern."
+            "(3, 2, 5, 5). The heads are the third axis of q and k, and the second of the pattern."
         )
-    want = _softmax_by_hand(q, k, 0.5)
+    want = _softmax_by_hand(q, k, 1 / 3)
     if bool((got.triu(1).abs() > 1e-6).any()):
         raise Wrong(
             "A query gives attention to keys that come after it. Put -inf there before the softmax."
@@ -56,7 +56,7 @@ def _pattern_from_qk(answer: Any) -> str:
     )
     if matches(got, _softmax_by_hand(q, k, 1.0)):
         raise Wrong("The scale is missing: divide the scores by the square root of d_head.")
-    if matches(got, _softmax_by_hand(k, q, 0.5)):
+    if matches(got, _softmax_by_hand(k, q, 1 / 3)):
         raise Wrong("Queries and keys are swapped: the first of the last two axes is the query.")
     require_close(got, want, "The rows sum to one, but the attention is not right.")
     return (

@@ -1,0 +1,359 @@
+"""Feed the checks right answers in odd forms, planted wrong answers and mutants of the solutions; write a table.
+
+    python tutorials/variants.py           all lessons: writes tutorials/VARIANTS.md
+    python tutorials/variants.py 6         one lesson: prints its rows
+
+A mutant is the solution with one small change (an operator, a constant, a transpose, a call left out). One that
+passes is either as right as the solution or shows a hole in the check; the table lists each, so that a person
+can say which.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machinery.master import Master, masters
+from machinery.notebooks import checked_name, has_tag, make_notebook
+from machinery.outputs import define
+from torch import Tensor
+
+from lens_linear.teaching.checker import Checker
+
+HERE = Path(__file__).resolve().parent
+PLANTED = HERE.parent / "tests" / "tutorials" / "wrong_answers"
+TABLE = HERE / "VARIANTS.md"
+SECONDS = 20
+_FLAGS = __future__.annotations.compiler_flag
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One answer that was tried: what it is, whether it ought to pass (None: a mutant), what the check said."""
+
+    exercise: str
+    kind: str
+    what: str
+    expected: bool | None
+    passed: bool
+    message: str
+
+
+class _TooLong(Exception):
+    """A mutant never ended."""
+
+
+def judge(exercise: str, kind: str, what: str, expected: bool | None, answer: Any) -> Variant:
+    """Ask the check about one answer; one that never ends did not pass."""
+
+    def stop(*_: Any) -> None:
+        raise _TooLong(f"more than {SECONDS} seconds")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        result = Checker()(exercise, answer)
+    finally:
+        signal.alarm(0)
+    return Variant(exercise, kind, what, expected, result.passed, result.message)
+
+
+# Right answers in other forms.
+
+
+def _tensors(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+    def form(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        return type(value)(form(part) for part in value) if pair else value
+
+    return form
+
+
+FORMS = {
+    "an array": _tensors(lambda t: t.detach().numpy()),
+    "a list": _tensors(lambda t: t.detach().tolist()),
+    "a list of rows": _tensors(lambda t: list(t) if t.ndim else t),
+    "float64": _tensors(lambda t: t.double()),
+    "float16": _tensors(lambda t: t.half()),
+    "bfloat16": _tensors(lambda t: t.bfloat16()),
+    "a number as a tensor": lambda v: torch.tensor(v) if isinstance(v, float) else v,
+    "a number of NumPy": lambda v: np.float64(v) if isinstance(v, float) else v,
+    "a number in a list": lambda v: [v] if isinstance(v, float) else v,
+}
+
+
+#: Exercises that ask for a property (a rank, an inverse, orthogonality) which half precision cannot hold.
+NEEDS_DIGITS = ("1.6", "5.2", "5.4", "6.5", "7.2", "7.3")
+#: A loss that has to be differentiated cannot come as anything but a tensor.
+NEEDS_TENSOR = ("1.5",)
+
+
+def in_forms(exercise: str, solution: Callable[..., Any]) -> Iterator[Variant]:
+    """The solution, judged in each form that differs from its own."""
+    for name, form in FORMS.items():
+        differs: list[bool] = []
+
+        def answer(
+            *arguments: Any,
+            form: Callable[[Any], Any] = form,
+            differs: list[bool] = differs,
+        ) -> Any:
+            mine = solution(*arguments)
+            made = form(mine)
+            differs.append(_kind(made) != _kind(mine))
+            return made
+
+        free = exercise in NEEDS_TENSOR or (exercise in NEEDS_DIGITS and "16" in name)
+        found = judge(exercise, "form", name, None if free else True, answer)
+        if any(differs):
+            yield found
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value), [_kind(part) for part in value]
+    return type(value), getattr(value, "dtype", None)
+
+
+# Mutants.
+
+_OTHER = {
+    ast.Add: (ast.Sub,),
+    ast.Sub: (ast.Add,),
+    ast.Mult: (ast.Div,),
+    ast.Div: (ast.Mult,),
+    ast.Pow: (ast.Mult,),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.GtE: (ast.Gt,),
+    ast.LtE: (ast.Lt,),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+}
+_TURNS = (ast.Sub, ast.Div, ast.MatMult)
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node that could stand in the place of this one with one slip."""
+    if isinstance(node, ast.BinOp):
+        for other in _OTHER.get(type(node.op), ()):
+            yield ast.BinOp(node.left, other(), node.right)
+        if isinstance(node.op, _TURNS):
+            yield ast.BinOp(node.right, node.op, node.left)
+        yield node.left
+        yield node.right
+    elif isinstance(node, ast.UnaryOp):
+        yield node.operand
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        for other in _OTHER.get(type(node.ops[0]), ()):
+            yield ast.Compare(node.left, [other()], node.comparators)
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield ast.Constant(node.value + 1)
+        yield ast.Constant(node.value - 1)
+    elif isinstance(node, ast.Constant) and type(node.value) is bool:
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Attribute) and node.attr in ("T", "mT", "real"):
+        yield node.value
+    elif isinstance(node, ast.Slice):
+        for part in ("lower", "upper", "step"):
+            if getattr(node, part) is not None:
+                yield ast.Slice(**{**ast_fields(node), part: None})
+    elif isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute) and not _is_module(node.func.value):
+            yield node.func.value  # the call is left out
+        elif node.args:
+            yield node.args[0]
+        if len(node.args) > 1:
+            first, second, *rest = node.args
+            yield ast.Call(node.func, [second, first, *rest], node.keywords)
+        for index in range(len(node.keywords)):
+            kept = node.keywords[:index] + node.keywords[index + 1 :]
+            yield ast.Call(node.func, node.args, kept)
+
+
+def ast_fields(node: ast.AST) -> dict[str, Any]:
+    """Fields of a node by name."""
+    return dict(ast.iter_fields(node))
+
+
+def _is_module(node: ast.AST) -> bool:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in ("torch", "ll", "go", "np")
+
+
+def mutants(source: str, name: str) -> Iterator[tuple[str, str]]:
+    """What was changed, and the changed source, for every single slip in one function."""
+    tree = ast.parse(source)
+    seen = {ast.unparse(tree)}
+    for path, node in _walk(tree, name):
+        for new in changes(node):
+            other = copy.deepcopy(tree)
+            place = other
+            for field, index in path[:-1]:
+                place = getattr(place, field) if index is None else getattr(place, field)[index]
+            field, index = path[-1]
+            if index is None:
+                setattr(place, field, new)
+            else:
+                getattr(place, field)[index] = new
+            text = ast.unparse(ast.fix_missing_locations(other))
+            if text not in seen:
+                seen.add(text)
+                yield f"{ast.unparse(node)} → {ast.unparse(new)}", text
+
+
+def _walk(tree: ast.Module, name: str) -> Iterator[tuple[list[Any], ast.AST]]:
+    """Every expression in the body of one function, with the way to it; no docstrings, no annotations."""
+
+    def down(node: ast.AST, path: list[Any]) -> Iterator[tuple[list[Any], ast.AST]]:
+        for field, value in ast.iter_fields(node):
+            if field in ("annotation", "returns", "args") and not isinstance(node, ast.Call):
+                continue
+            for index, part in enumerate(value) if isinstance(value, list) else ((None, value),):
+                if isinstance(part, ast.AST):
+                    way = [*path, (field, index)]
+                    yield way, part
+                    yield from down(part, way)
+
+    for index, node in enumerate(tree.body):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            yield from down(node, [("body", index)])
+
+
+# The whole table.
+
+
+def variants(master: Master) -> Iterator[Variant]:
+    """Every variant of a lesson, judged."""
+    notebook = make_notebook(master, "solutions")
+    cells = {c["metadata"]["tags"][0]: c["source"] for c in notebook.cells if has_tag(c, "exerc")}
+    for cell in (c for c in notebook.cells if has_tag(c, "check")):
+        exercise, name = checked_name(cell["source"])
+        space = define(notebook, exercise)
+        yield judge(exercise, "solution", "the solution", True, space[name])
+        yield from in_forms(exercise, space[name])
+        source = cells[f"exercise-{exercise}"]
+        for what, text in mutants(source, name):
+            fresh = dict(space)
+            exec(compile(text, f"<mutant of {exercise}>", "exec", _FLAGS), fresh)
+            yield judge(exercise, "mutant", what, None, fresh[name])
+    for exercise, function, _ in planted(master.number):
+        yield judge(exercise, "planted", function.__name__.replace("_", " "), False, function)
+
+
+def planted(lesson: int) -> list[tuple[str, Callable[..., Any], str]]:
+    """The planted wrong answers of a lesson, which the tests hold too."""
+    spec = importlib.util.spec_from_file_location("planted", PLANTED / f"lesson_{lesson}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.WRONG
+
+
+KINDS = ("solution", "form", "planted", "mutant")
+#: Why the mutants that pass are as right as the solution, read one by one.
+WHY = {
+    "1.2": "a row of any equal counts is uniform; counts divide as well when they are whole numbers",
+    "1.3": "the number as a tensor",
+    "1.4": "a table's last axis is axis 1; the number as a tensor",
+    "1.6": "columns beyond the rank asked for are cut anyway",
+    "2.1": "a table's last axis is axis 1",
+    "2.5": "a vector has one axis",
+    "2.6": "complex eigenvalues come in pairs: their sum is real; the number as a tensor",
+    "2.7": "any large number will do",
+    "3.1": "the number as a tensor",
+    "3.2": "periods are averaged in any order, and none is 1; axis 2 is axis -2 of four",
+    "3.3": "the number as a tensor",
+    "4.1": "the sign of a centred column does not matter; the number as a tensor",
+    "4.2": "the score of an update and of its negative are equal",
+    "4.3": "the least of two numbers in either order",
+    "4.4": "centred x does not see a constant in y; a squared difference; the number as a tensor",
+    "4.5": "a squared difference",
+    "4.6": "the number as a tensor",
+    "4.7": "the cosine of two vectors in either order; the number as a tensor",
+    "5.1": "the sign of a centred column does not matter; the number as a tensor",
+    "5.2": "centred x does not see a constant in y",
+    "5.4": "the sign of the output does not matter; columns beyond the rank are cut anyway",
+    "6.2": "the number as a tensor",
+    "6.3": "the number as a tensor",
+    "6.4": "a dot product in either order; a list, which is remarked on",
+    "6.6": "a dot product in either order; a list, which is remarked on",
+    "7.7": "a table's last axis is axis 1",
+    "8.1": "a mask of the whole shape is the mask of its last two axes; both of these are as long",
+    "8.3": "a squared difference; the number as a tensor",
+    "8.4": "layers are numbered from 0 by default; a place for the legend is not asked for",
+    "8.5": "the number as a tensor",
+}
+
+
+def counts(found: list[Variant]) -> list[str]:
+    """One row of the table for each lesson: passed / tried, by kind."""
+    rows = []
+    for lesson in sorted({v.exercise[0] for v in found}):
+        cells = []
+        for kind in KINDS:
+            own = [v for v in found if v.exercise[0] == lesson and v.kind == kind]
+            cells.append(f"{sum(v.passed for v in own)} / {len(own)}")
+        rows.append(f"| {lesson} | {' | '.join(cells)} |")
+    return rows
+
+
+def table(found: list[Variant]) -> str:
+    """The page of all lessons."""
+    lines = [
+        "# What the checks say about right and wrong answers",
+        "",
+        f"{len(found)} answers, tried by `python tutorials/variants.py`, which writes this page. Each cell: passed / tried.",
+        "",
+        "| lesson | solution | the same in another form | planted wrong answers | mutants of the solution |",
+        "|---|---|---|---|---|",
+        *counts(found),
+        "",
+        "A form is the solution's own result as an array, a list, a list of tensors, in float64 or in half precision. Those",
+        "that fail ask for more digits than half precision has",
+        f"({', '.join(NEEDS_DIGITS)}; the check names the format), or are a loss that cannot be differentiated "
+        f"({', '.join(NEEDS_TENSOR)}).",
+        "",
+        "## Mutants that pass",
+        "",
+        "Read one by one; a mutant without a reason is a hole in its check.",
+        "",
+        "| exercise | change | why it is right |",
+        "|---|---|---|",
+    ]
+    for v in found:
+        if v.kind == "mutant" and v.passed:
+            what = v.what.replace("|", "\\|")
+            lines.append(f"| {v.exercise} | `{what}` | {WHY.get(v.exercise, '**?**')} |")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: list[str]) -> int:
+    """Run; 1 when a right form fails or a planted wrong answer passes."""
+    torch.set_num_threads(1)
+    found = [v for master in masters([int(a) for a in arguments]) for v in variants(master)]
+    if arguments:
+        print(*found, sep="\n")
+    else:
+        TABLE.write_text(table(found), encoding="utf-8")
+    bad = [v for v in found if v.expected is not None and v.passed != v.expected]
+    for variant in bad:
+        print("not as expected:", variant, file=sys.stderr)
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
