@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 import json
 import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,8 @@ class Checker:
 
         Args:
             exercise: name as the notebook writes it, such as "3.2".
-            answer: the function you wrote (the function itself, not its result).
+            answer: the function you wrote (the function itself, not its result), or its name: then a cell
+                that runs before the function is there says so.
             strict: True raises for an answer that does not pass, so that nbgrader and Otter count it;
                 default: ``check.strict``, False unless a notebook sets it.
 
@@ -118,6 +120,8 @@ class Checker:
         written = True
         remarks: dict[str, None] = {}
         try:
+            if isinstance(answer, str) and answer.isidentifier():
+                answer = _named(answer, sys._getframe(1).f_globals, exercise)
             remark = entry.check(_watched(answer, remarks))
             passed, message = True, "\n".join([remark or "Correct.", *remarks])
         except NotWritten as wrong:
@@ -185,6 +189,15 @@ class _Text(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _named(name: str, space: dict[str, Any], exercise: str) -> Any:
+    """The function of that name where ``check`` was called."""
+    if name not in space:
+        raise NotWritten(
+            f"There is no {name} yet: run the cell of exercise {exercise} first, then this one again."
+        )
+    return space[name]
 
 
 def _watched(answer: Any, remarks: dict[str, None]) -> Any:

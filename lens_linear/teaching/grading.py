@@ -46,7 +46,7 @@ COLUMNS = (
     "notebook",
     "sha256",
 )
-_CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*([A-Za-z_]\w*)""")
+_CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*["']?([A-Za-z_]\w*)""")
 _LARGEST = 50 * 2**20
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {

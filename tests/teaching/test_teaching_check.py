@@ -53,6 +53,14 @@ def test_an_answer_that_later_cells_cannot_use_passes_with_a_word_about_it():
     assert check("2.7", planted).passed and "as_tensor" not in check("2.7", planted).message
 
 
+def test_a_name_is_looked_up_where_it_is_checked_and_may_be_missing():
+    check = Checker()
+    assert check("1.1", "right").passed and not check("1.1", "wrong").passed
+    early = check("1.2", "bigram_table")
+    assert not early.passed and early.attempts == 0
+    assert "run the cell of exercise 1.2 first" in early.message and "Hint" not in early.message
+
+
 def halved(kind):
     return lambda q, k: pattern(q.to(kind), k.to(kind))
 
