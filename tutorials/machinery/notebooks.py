@@ -96,9 +96,26 @@ def _notebook_cell(cell: Cell, kind: str) -> NotebookNode | None:
     if cell.kind == "solution":
         name = str(cell.exercise)
         text = stub(cell.text, name) if kind == "exercises" else without_marks(cell.text)
-        return _code(text, f"exercise-{name}")
+        return _graded(_code(text, f"exercise-{name}"), f"exercise-{name}", solution=True)
     tags = {"check": "check", "training": "training"}
-    return _code(cell.text, *([tags[cell.kind]] if cell.kind in tags else []))
+    made = _code(cell.text, *([tags[cell.kind]] if cell.kind in tags else []))
+    return _graded(made, f"check-{cell.exercise}", grade=True) if cell.kind == "check" else made
+
+
+def _graded(
+    cell: NotebookNode, name: str, *, solution: bool = False, grade: bool = False
+) -> NotebookNode:
+    """Say to nbgrader what a cell is: the student's answer, or a locked test worth one point."""
+    cell["metadata"]["nbgrader"] = {
+        "schema_version": 3,
+        "grade_id": name.replace(".", "-"),
+        "solution": solution,
+        "grade": grade,
+        "locked": grade,
+        "task": False,
+        **({"points": 1} if grade else {}),
+    }
+    return cell
 
 
 def _exercise_header(cell: Cell) -> str:
