@@ -21,7 +21,7 @@ KINDS = ("exercises", "solutions", "instructor")
 TUTORIALS = Path(__file__).resolve().parent.parent
 
 _DOTS = "●●●●●○○○○○"
-_CHECK = re.compile(r'll\.check\("(\d+\.\d+)", (\w+)\)')
+_CHECK = re.compile(r'll\.check\("(\d+\.\d+)", "(\w+)"\)')
 
 
 def notebook_path(master: Master, kind: str) -> Path:
@@ -154,7 +154,7 @@ def checked_name(source: str) -> tuple[str, str]:
     """The exercise and the name of the function that a check cell checks."""
     match = _CHECK.search(source)
     if match is None:
-        raise MasterError(f'a check cell must read ll.check("1.1", name), got {source!r}')
+        raise MasterError(f'a check cell must read ll.check("1.1", "name"), got {source!r}')
     return match[1], match[2]
 
 

@@ -32,9 +32,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.models.tokenizer import vocabulary as read_vocabulary
+from lens_linear.models import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, matrix, styled
-from lens_linear.stats.ngrams import bigram_counts, bigram_entropy
+from lens_linear.stats import bigram_counts, bigram_entropy
 
 _ = torch.set_grad_enabled(False)
 
@@ -69,7 +69,7 @@ def bigram_logits(
 
 
 # %% [check 1.1]
-ll.check("1.1", bigram_logits)
+ll.check("1.1", "bigram_logits")
 
 # %% [instructor]
 # Common wrong answers: forgetting `b_U`; adding it as a column (`b_U[:, None]`), which changes every
@@ -162,7 +162,7 @@ def bigram_table(
 
 
 # %% [check 1.2]
-ll.check("1.2", bigram_table)
+ll.check("1.2", "bigram_table")
 
 # %% [instructor]
 # The commonest mistake is to flatten the rows first, which counts the seam between two texts. Some
@@ -210,7 +210,7 @@ def conditional_entropy(joint: Float[Tensor, "vocab vocab"]) -> float:
 
 
 # %% [check 1.3]
-ll.check("1.3", conditional_entropy)
+ll.check("1.3", "conditional_entropy")
 
 # %%
 joint = language.stationary[:, None] * truth  # p(a, b) = p(a) p(b | a)
@@ -279,7 +279,7 @@ def excess_loss(joint: Float[Tensor, "vocab vocab"], logits: Float[Tensor, "voca
 
 
 # %% [check 1.4]
-ll.check("1.4", excess_loss)
+ll.check("1.4", "excess_loss")
 
 # %% [instructor]
 # Students often forget `log_softmax`, take the divergence the wrong way round, or average the rows
@@ -308,7 +308,7 @@ def next_token_loss(
 
 
 # %% [check 1.5]
-ll.check("1.5", next_token_loss)
+ll.check("1.5", "next_token_loss")
 
 # %% [markdown]
 # The loop below is a whole training run. The model is nothing but two matrices. Each step draws fresh
@@ -415,7 +415,7 @@ def low_rank(table: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "
 
 
 # %% [check 1.6]
-ll.check("1.6", low_rank)
+ll.check("1.6", "low_rank")
 
 # %% [markdown]
 # Now cut the true table, and also train models of several widths. Training does not minimise squared

@@ -31,8 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
-from lens_linear.models.tokenizer import token_strings
+from lens_linear.models import ModelSpec, bridge_from_module, native_module, token_strings
 from lens_linear.plots.circuitsvis import NotebookView, attention_view
 from lens_linear.plots.style import colour, escape, matrix, styled
 
@@ -67,7 +66,7 @@ def attention_pattern(
 
 
 # %% [check 2.1]
-ll.check("2.1", attention_pattern)
+ll.check("2.1", "attention_pattern")
 
 # %% [instructor]
 # Wrong answers with their own messages: no mask, no scale, masking after the softmax, zeros instead of minus infinity
@@ -148,7 +147,7 @@ def qk_circuit(
 
 
 # %% [check 2.2]
-ll.check("2.2", qk_circuit)
+ll.check("2.2", "qk_circuit")
 
 # %% [exercise 2.3 difficulty=1 importance=5 minutes=6] The OV circuit
 # Write it.
@@ -168,7 +167,7 @@ def ov_circuit(
 
 
 # %% [check 2.3]
-ll.check("2.3", ov_circuit)
+ll.check("2.3", "ov_circuit")
 
 # %%
 W_E, W_pos, W_U = model.W_E, model.W_pos, model.W_U
@@ -210,7 +209,7 @@ def head_logits(
 
 
 # %% [check 2.4]
-ll.check("2.4", head_logits)
+ll.check("2.4", "head_logits")
 
 # %%
 x = W_E[tokens] + W_pos[: len(tokens)]
@@ -273,7 +272,7 @@ def head_on_text(
 
 
 # %% [check 2.5]
-ll.check("2.5", head_on_text)
+ll.check("2.5", "head_on_text")
 
 # %% [markdown]
 # A skip-trigram is strong when two entries are large: `QK[destination, source]` and `OV[source, out]`. The package
@@ -386,7 +385,7 @@ def copying_score(A: Float[Tensor, "vocab r"], B: Float[Tensor, "r vocab"]) -> f
 
 
 # %% [check 2.6]
-ll.check("2.6", copying_score)
+ll.check("2.6", "copying_score")
 
 # %%
 rows = []
@@ -433,7 +432,7 @@ def plant(
 
 
 # %% [check 2.7]
-ll.check("2.7", plant)
+ll.check("2.7", "plant")
 
 # %% [markdown]
 # Now plant two facts with the same source in one head: "keep … in → mind" and "keep … at → bay". Ask both questions.

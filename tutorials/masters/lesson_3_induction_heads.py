@@ -35,18 +35,18 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 import lens_linear as ll
-from lens_linear.circuits.attention.patterns import attention_pattern
-from lens_linear.circuits.heads.circuit_window import map_of
-from lens_linear.circuits.induction.ablation import ablation_scores
-from lens_linear.circuits.induction.in_context import in_context_loss
-from lens_linear.circuits.induction.mechanism import verify_induction
-from lens_linear.models.capture import run
-from lens_linear.models.describe.weights import norm_scale, read_weights
-from lens_linear.models.native import ModelSpec, bridge_from_module
-from lens_linear.models.tokenizer import vocabulary as read_vocabulary
+from lens_linear.circuits import (
+    ablation_scores,
+    attention_pattern,
+    in_context_loss,
+    map_of,
+    verify_induction,
+)
+from lens_linear.models import ModelSpec, bridge_from_module, norm_scale, read_weights, run
+from lens_linear.models import vocabulary as read_vocabulary
 from lens_linear.plots.style import GREY, colour, styled
-from lens_linear.text.random_rows import random_tokens, repeated_tokens
-from lens_linear.training.recipes import Phase, Recipe
+from lens_linear.text import random_tokens, repeated_tokens
+from lens_linear.training import Phase, Recipe
 
 # %% [markdown]
 # ## Text that only the context predicts
@@ -83,7 +83,7 @@ def copy_gain(losses: Float[Tensor, "row position"], period: int) -> float:
 
 
 # %% [check 3.1]
-ll.check("3.1", copy_gain)
+ll.check("3.1", "copy_gain")
 
 # %% [instructor]
 # Nearly every wrong answer is off by one. Let students write the positions and tokens of a period of 4 on
@@ -176,7 +176,7 @@ def induction_excess(
 
 
 # %% [check 3.2]
-ll.check("3.2", induction_excess)
+ll.check("3.2", "induction_excess")
 
 # %% [instructor]
 # A loop over rows and queries is as good as the diagonal and easier to get right. Typical slips: key
@@ -371,7 +371,7 @@ def k_composition(
 
 
 # %% [check 3.3]
-ll.check("3.3", k_composition)
+ll.check("3.3", "k_composition")
 
 # %% [instructor]
 # `torch.linalg.norm(M, 2)` and `matrix_norm(M, ord=2)` are the spectral norm and fail with a message of
@@ -451,7 +451,7 @@ def composed_qk(
 
 
 # %% [check 3.4]
-ll.check("3.4", composed_qk)
+ll.check("3.4", "composed_qk")
 
 # %% [markdown]
 # If the story is right, then token $a$ looks for keys that stood after $a$. In each row of $M$, the largest
@@ -522,7 +522,7 @@ def without_heads(
 
 
 # %% [check 3.5]
-ll.check("3.5", without_heads)
+ll.check("3.5", "without_heads")
 
 # %% [markdown]
 # `run` runs a model, records tensors at *spots* such as `(0, "z")` (layer 0, gathered values), and can edit
@@ -604,7 +604,7 @@ def cut_path(
 
 
 # %% [check 3.6]
-ll.check("3.6", cut_path)
+ll.check("3.6", "cut_path")
 
 # %% [instructor]
 # This is path patching, written out. Students who subtract `written @ W_K` forget the norm; those who

@@ -74,7 +74,7 @@ def linearity_score(x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> 
 
 
 # %% [check 4.1]
-ll.check("4.1", linearity_score)
+ll.check("4.1", "linearity_score")
 
 # %% [instructor]
 # Common wrong answers: no centring (the score is then far too high, because the mean explains most of a residual
@@ -121,7 +121,7 @@ def update_score(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"]) -
 
 
 # %% [check 4.2]
-ll.check("4.2", update_score)
+ll.check("4.2", "update_score")
 
 # %%
 updates = [float(update_score(rows[layer], rows[layer + 1])) for layer in range(n_layers)]
@@ -143,22 +143,12 @@ pd.DataFrame(table).rename_axis("block").round(3)
 #
 # Give the score something that has nothing to explain: $X$ and $Y$ independent, $n$ rows of $d$ columns.
 
-# %%
-generator = torch.Generator().manual_seed(0)
-d = 64
-for n in (64, 80, 128, 256, 1024):
-    x, y = torch.randn(2, n, d, generator=generator).double()
-    print(f"n = {n:5d}: {linearity_score(x, y):.3f}")
-
-# %% [markdown]
-# **What you should see.** With few rows, noise is a linear function of noise: at $n = d$ perfectly so. The best map
-# is found *on the rows that it is scored on*, so it bends itself to their accidents.
-#
-# How much? Centred columns live in a space of $n - 1$ dimensions. A random $Y$ points in all of them alike. The best
-# map catches exactly the part of $Y$ that lies in the space spanned by the $d$ columns of $X$.
+# The best map is found *on the rows that it is scored on*, so it bends itself to their accidents. With as many
+# columns as rows it can bend all the way, and noise is a linear function of noise. With more rows, how far?
 
 # %% [exercise 4.3 difficulty=2 importance=4 minutes=6] The score of noise
-# Give the expected score. It is never more than 1.
+# Give the expected score. It is never more than 1. You need no data: count in how many directions a random $Y$ can point
+# once its columns are centred, and how many of them the columns of $X$ can follow.
 
 
 # %% [solution 4.3]
@@ -170,9 +160,20 @@ def noise_score(n: int, d: int) -> float:
 
 
 # %% [check 4.3]
-ll.check("4.3", noise_score)
+ll.check("4.3", "noise_score")
+
+# %%
+generator = torch.Generator().manual_seed(0)
+d = 64
+for n in (64, 80, 128, 256, 1024):
+    x, y = torch.randn(2, n, d, generator=generator).double()
+    print(f"n = {n:5d}: measured {linearity_score(x, y):.3f}, expected {noise_score(n, d):.3f}")
 
 # %% [markdown]
+# **What you should see.** With few rows, noise is a linear function of noise: at $n = d$ perfectly so. Centred columns
+# live in a space of $n - 1$ dimensions, a random $Y$ points in all of them alike, and the best map catches exactly the
+# part of $Y$ that lies in the space spanned by the $d$ columns of $X$.
+#
 # This is the *null* of the score: what it reads when there is nothing. A score without its null says little. But
 # taking the null off is not enough, because a real map overfits too. The remedy is to score on rows that the map
 # has not seen.
@@ -200,7 +201,7 @@ def held_out_score(
 
 
 # %% [check 4.4]
-ll.check("4.4", held_out_score)
+ll.check("4.4", "held_out_score")
 
 # %%
 sizes = [70, 80, 100, 128, 180, 256, 512, 1024]
@@ -281,7 +282,7 @@ def position_share(x: Float[Tensor, "sequence position d_model"]) -> Float[Tenso
 
 
 # %% [check 4.5]
-ll.check("4.5", position_share)
+ll.check("4.5", "position_share")
 
 # %%
 share = torch.stack([position_share(state) for state in states])
@@ -399,7 +400,7 @@ def loss_with_map(
 
 
 # %% [check 4.6]
-ll.check("4.6", loss_with_map)
+ll.check("4.6", "loss_with_map")
 
 # %% [instructor]
 # The common mistake is to apply the map to the *output* of the block (one hook at `hook_resid_post`). It runs and
@@ -529,7 +530,7 @@ def cosine_penalty(states: Float[Tensor, "boundary sequence position d_model"]) 
 
 
 # %% [check 4.7]
-ll.check("4.7", cosine_penalty)
+ll.check("4.7", "cosine_penalty")
 
 # %% [markdown]
 # `gpt-micro-cosine` is the twin of `gpt-micro`: the same text, the same steps, the same seed, and this term added to its

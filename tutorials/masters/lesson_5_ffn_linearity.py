@@ -72,7 +72,7 @@ def activation_score(f, x: Float[Tensor, "n"]) -> float:
 
 
 # %% [check 5.1]
-ll.check("5.1", activation_score)
+ll.check("5.1", "activation_score")
 
 # %%
 normal = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).double()
@@ -134,7 +134,7 @@ def fit_affine(
 
 
 # %% [check 5.2]
-ll.check("5.2", fit_affine)
+ll.check("5.2", "fit_affine")
 
 # %% [instructor]
 # `torch.linalg.lstsq` with its default driver on CPU needs full rank: with equal columns it answers now right, now wrong,
@@ -213,7 +213,7 @@ def times_fewer(d_model: int, d_mlp: int, rank: int | None) -> float:
 
 
 # %% [check 5.3]
-ll.check("5.3", times_fewer)
+ll.check("5.3", "times_fewer")
 
 # %% [markdown]
 # Which map of rank $r$ is best? Cutting the weight's own singular values is a common mistake. It protects directions of
@@ -238,7 +238,7 @@ def low_rank_map(
 
 
 # %% [check 5.4]
-ll.check("5.4", low_rank_map)
+ll.check("5.4", "low_rank_map")
 
 # %%
 rows = []
@@ -317,7 +317,7 @@ def bilinear(
 
 
 # %% [check 5.5]
-ll.check("5.5", bilinear)
+ll.check("5.5", "bilinear")
 
 # %% [markdown]
 # First a planted truth. The package searches $a$, $b$ and $c$ on one half of the rows and scores on the other. Does it
@@ -380,7 +380,7 @@ def error_left(eigenvalues: Float[Tensor, "d"], steps: int) -> Float[Tensor, "d"
 
 
 # %% [check 5.6]
-ll.check("5.6", error_left)
+ll.check("5.6", "error_left")
 
 # %%
 x = captured[0]["x"].flatten(0, 1)

@@ -68,7 +68,7 @@ def linear_attention(
 
 
 # %% [check 7.1]
-ll.check("7.1", linear_attention)
+ll.check("7.1", "linear_attention")
 
 # %% [instructor]
 # `q @ (k.T @ v)` is the same and passes. Keep it in mind for exercise 7.5, where that order is the point.
@@ -102,7 +102,7 @@ def inverse_root(x: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
 
 
 # %% [check 7.2]
-ll.check("7.2", inverse_root)
+ll.check("7.2", "inverse_root")
 
 # %% [instructor]
 # A Cholesky factor of the inverse is another correct answer and passes: `L R` with any rotation `R` gives the
@@ -129,7 +129,7 @@ def attention_regression(
 
 
 # %% [check 7.3]
-ll.check("7.3", attention_regression)
+ll.check("7.3", "attention_regression")
 
 # %%
 x, y = regression_data(n=60, d=4, outputs=1, noise=0.5, seed=0)
@@ -182,7 +182,7 @@ def leverage(x: Float[Tensor, "n p"]) -> Float[Tensor, "n"]:
 
 
 # %% [check 7.4]
-ll.check("7.4", leverage)
+ll.check("7.4", "leverage")
 
 # %%
 far = torch.cat([x[:11], 6 * x[11:12]])  # move one point far out
@@ -240,7 +240,7 @@ def running_memory(k: Float[Tensor, "n r"], v: Float[Tensor, "n m"]) -> Float[Te
 
 
 # %% [check 7.5]
-ll.check("7.5", running_memory)
+ll.check("7.5", "running_memory")
 
 # %% [markdown]
 # Watch it learn within one context. The slow memory $L$ is fixed beforehand from other data with the same
@@ -334,7 +334,7 @@ def newton_schulz_layer(
 
 
 # %% [check 7.6]
-ll.check("7.6", newton_schulz_layer)
+ll.check("7.6", "newton_schulz_layer")
 
 # %%
 q, k = queries, context * torch.tensor([3.0, 1.0, 1.0, 1.0, 0.3, 0.3])
@@ -420,7 +420,7 @@ def softmax_memory(
 
 
 # %% [check 7.7]
-ll.check("7.7", softmax_memory)
+ll.check("7.7", "softmax_memory")
 
 # %%
 generator = torch.Generator().manual_seed(0)

@@ -34,11 +34,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.circuits.heads.head_circuit import head_circuit
-from lens_linear.linalg.least_squares import LinearFit
-from lens_linear.models.capture import run, visit_sites
-from lens_linear.models.frozen.attention_scores import attention_scores
-from lens_linear.models.tokenizer import vocabulary as read_vocabulary
+from lens_linear.circuits import head_circuit
+from lens_linear.linalg import LinearFit
+from lens_linear.models import attention_scores, run, visit_sites
+from lens_linear.models import vocabulary as read_vocabulary
 
 _ = torch.set_grad_enabled(False)
 
@@ -105,7 +104,7 @@ def pattern_from_qk(
 
 
 # %% [check 8.1]
-ll.check("8.1", pattern_from_qk)
+ll.check("8.1", "pattern_from_qk")
 
 # %%
 bundled = ll.load("attn-2l")
@@ -165,7 +164,7 @@ def update_classes(
 
 
 # %% [check 8.2]
-ll.check("8.2", update_classes)
+ll.check("8.2", "update_classes")
 
 # %% [markdown]
 # Next, compare a map of one class with the map of all, on rows that neither has seen. Compare the sums of
@@ -194,7 +193,7 @@ def residual(moments: ll.Moments, fit: "LinearFit") -> float:
 
 
 # %% [check 8.3]
-ll.check("8.3", residual)
+ll.check("8.3", "residual")
 
 # %% [instructor]
 # The commonest slip is to leave out the second term. In sample it is zero; for other rows it is not, and
@@ -307,7 +306,7 @@ def class_figure(gains: Float[Tensor, "layer class"], names: list[str]) -> "go.F
 
 
 # %% [check 8.4]
-ll.check("8.4", class_figure)
+ll.check("8.4", "class_figure")
 
 # %%
 figure = class_figure(gains, NAMES)
@@ -357,7 +356,7 @@ def diagonal_z(
 
 
 # %% [check 8.5]
-ll.check("8.5", diagonal_z)
+ll.check("8.5", "diagonal_z")
 
 # %%
 generator = torch.Generator().manual_seed(1)
@@ -567,7 +566,7 @@ own = run(bundled, tokens[:, :24], record=[(0, "pattern")], logits=False)[(0, "p
 print(f"attention_scores of this package, after softmax: off by {(again - own).abs().max():.0e}")
 
 # %% [markdown]
-# Use `lens_linear.models.frozen.attention_scores.attention_scores`, or rebuild scores from queries and keys as you did in
+# Use `lens_linear.models.attention_scores`, or rebuild scores from queries and keys as you did in
 # exercise 8.1. Your function would have found the trap.
 #
 # **Compatibility mode is a one-way street.** `enable_compatibility_mode()` folds norms and centres weights,
