@@ -9,12 +9,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
 if TYPE_CHECKING:
     import torch
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def require_int(
@@ -67,7 +69,7 @@ def _in_range(name: str, value: Any, minimum: Any, maximum: Any) -> Any:
     return value
 
 
-def require_choice(name: str, value: Any, options: Iterable[str]) -> str:
+def require_choice(name: str, value: Any, options: Iterable[Choice]) -> Choice:
     """Accept one of ``options``; the error lists them and names the nearest."""
     options = tuple(options)
     if not isinstance(value, str) or value not in options:
@@ -76,7 +78,8 @@ def require_choice(name: str, value: Any, options: Iterable[str]) -> str:
         raise InvalidArgumentError(
             f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}"
         )
-    return value
+    chosen: Any = value
+    return chosen  # type: ignore[no-any-return]
 
 
 def require_instance(

@@ -142,7 +142,8 @@ def require_mask(name: str, value: Any, tokens: Tensor) -> Tensor:
             f"{name} must hold 1 for real tokens and 0 for padding only, got other values; "
             "pass e.g. (tokens != pad_id).long()"
         )
-    return mask
+    known: Tensor = mask
+    return known
 
 
 def require_stream(name: str, value: Any, *, n_vocab: int) -> Tensor:
@@ -172,14 +173,15 @@ def _read(name: str, value: Any) -> tuple[Tensor, Tensor | None]:
         )
     if isinstance(getattr(value, "tokens", None), torch.Tensor) and hasattr(value, "mask"):
         return value.tokens, value.mask  # a Task, known by what it holds
-    columns = value if isinstance(value, Mapping) else getattr(value, "column_names", None)
-    columns = getattr(value, "columns", None) if columns is None else columns
+    if isinstance(value, np.ndarray):
+        return _read_array(name, value)
+    if isinstance(value, Mapping):
+        return _read_columns(name, value, [str(column) for column in value])
+    columns = getattr(value, "column_names", getattr(value, "columns", None))
     if columns is not None:
         return _read_columns(name, value, [str(column) for column in columns])
     if hasattr(value, "ids") and hasattr(value, "attention_mask"):  # tokenizers.Encoding
         return _with_mask(name, value.ids, value.attention_mask)
-    if isinstance(value, np.ndarray):
-        return _read_array(name, value)
     if hasattr(value, "tolist") and hasattr(value, "__len__"):
         value = value.tolist()
     if isinstance(value, (str, bytes)) or not (

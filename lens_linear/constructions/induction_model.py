@@ -154,7 +154,7 @@ def build_induction(
         module.tok_embed.weight[:, token] = eye
         module.pos.weight[:, position] = torch.eye(n_ctx)  # type: ignore[union-attr]
         module.head.weight[:, output] = eye
-        first, second = (layer.attn for layer in module.layers)  # type: ignore[union-attr]
+        first, second = (layer.attn for layer in module.layers)
         # Linear layers hold [out, in]; head h owns rows h · d_head onwards of q, k, v.
         # Query at i and key at i - 1 meet in dimension i - 1: the key's own position, the query's shifted.
         first.q.weight[: n_ctx - 1, position] = root * shift.T * abs(beta) ** 0.5

@@ -120,6 +120,7 @@ def head_tables(
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}
     distance = 0
+    keys = rows
     for layer in range(n_layers):
         attention_scores(model, ids[None, :2], layer)  # refuses scores that are not these q·k
         rotary = read_rotary(model, layer, 2)
@@ -158,7 +159,7 @@ def copied_details(
 
 
 def _square(head: HeadCircuit) -> bool:
-    return head.ov.shape[0] == head.ov.shape[1]
+    return bool(head.ov.shape[0] == head.ov.shape[1])
 
 
 def _ends(direction: torch.Tensor, sign: int, k: int = 6) -> list[int]:

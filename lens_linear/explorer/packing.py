@@ -26,7 +26,8 @@ def pack(values: Tensor | np.ndarray, kind: Kind) -> dict[str, Any]:
 
 def unpack_ints(packed: dict[str, Any]) -> list[int]:
     """Return the numbers of a packed ``int32`` array, flat."""
-    return np.frombuffer(base64.b64decode(packed["data"]), "<i4").tolist()
+    numbers: list[int] = np.frombuffer(base64.b64decode(packed["data"]), "<i4").tolist()
+    return numbers
 
 
 def packed_bytes(value: Any) -> int:

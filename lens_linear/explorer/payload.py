@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,13 @@ def _linearity(
     found = []
     for skip in (0, 1):
         profile = _attempt(
-            lambda skip=skip: linearity_profile(
-                model, tokens, sites=available_sites(model, 0), skip=skip, seed=seed
+            partial(
+                linearity_profile,
+                model,
+                tokens,
+                sites=available_sites(model, 0),
+                skip=skip,
+                seed=seed,
             ),
             missing,
             None,

@@ -50,9 +50,10 @@ def run_payload(
     """
     layers = range(shape.n_layers)
     spots: list[Spot] = [(layer, "resid_post") for layer in layers]
-    spots += [(layer, "resid_pre") for layer in layers[:1]]
-    spots += [(layer, what) for layer in layers for what in ("z", "attn_out", "pattern")]  # type: ignore[misc]
-    spots += [(layer, "ffn_out") for layer in layers if has_spot(model, (layer, "ffn_out"))]
+    spots.extend((layer, "resid_pre") for layer in layers[:1])
+    for layer in layers:
+        spots.extend([(layer, "z"), (layer, "attn_out"), (layer, "pattern")])
+    spots.extend((b, "ffn_out") for b in layers if has_spot(model, (b, "ffn_out")))
     out = run(model, ids[None], record=spots, edits=edits)
     logits = torch.empty(0) if out.logits is None else _real(out.logits)[0]
     log_probabilities = logits.log_softmax(-1)

@@ -18,7 +18,8 @@ def solve_cholesky(v: Float[Tensor, "d m"], root: Float[Tensor, "d d"]) -> Float
     1.24 ms (two threads, float64).
     """
     inner = torch.linalg.solve_triangular(root.T, v, upper=False)
-    return torch.linalg.solve_triangular(root, inner, upper=True)
+    solved: Tensor = torch.linalg.solve_triangular(root, inner, upper=True)
+    return solved
 
 
 def _longest(apply: Callable[[Tensor], Tensor], like: Tensor, width: int) -> Tensor:

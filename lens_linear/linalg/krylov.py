@@ -117,7 +117,8 @@ def _starts(name: str, value: Tensor) -> Tensor:
     norms = rows.norm(dim=-1, keepdim=True)
     if not bool((norms > 0).all()):
         raise InvalidArgumentError(f"{name} must not be zero; pass a direction")
-    return rows / norms
+    unit: Tensor = rows / norms
+    return unit
 
 
 def krylov_basis(

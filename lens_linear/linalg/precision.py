@@ -16,6 +16,8 @@ torch.float64
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -82,7 +84,7 @@ def gram_tolerance(dtype: torch.dtype, largest: float) -> float:
     Returns:
         ``max(row_error, sqrt(16 eps largest))``; up to 1,000 columns it is that of float32 rows.
     """
-    return max(row_error(dtype), (16 * EPS * largest) ** 0.5)
+    return max(row_error(dtype), math.sqrt(16 * EPS * largest))
 
 
 def compute_device(device: torch.device | str) -> torch.device:

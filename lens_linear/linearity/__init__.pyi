@@ -12,8 +12,8 @@ from .measure.geometry import LayerGeometry as LayerGeometry
 from .measure.geometry import layer_geometry as layer_geometry
 from .measure.layer_map import LayerMap as LayerMap
 from .measure.layer_map import layer_map as layer_map
-from .measure.profile import LinearityProfile as LinearityProfile
 from .measure.profile import linearity_profile as linearity_profile
+from .measure.profile_result import LinearityProfile as LinearityProfile
 from .replace.affine_map import AffineMap as AffineMap
 from .replace.affine_map import Linearization as Linearization
 from .replace.compression import CompressionTable as CompressionTable

@@ -53,7 +53,7 @@ class TokenRows(Protocol):
     """What stands for tokens: a tensor [sequence, position], or a disk-backed stream of rows."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice) -> Tensor: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 class PaddedTokens(Protocol):
@@ -96,7 +96,8 @@ def forward_logits(
     """Return the logits of tokens, without dropout, on the model's device."""
     # Under the caller's autocast the numbers would be those of another precision, without a word.
     with evaluating(model), _own_precision(model_device(model)):
-        return model(tokens.to(model_device(model)), return_type="logits", **arguments)
+        logits: Tensor = model(tokens.to(model_device(model)), return_type="logits", **arguments)
+        return logits
 
 
 def _own_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -348,18 +349,18 @@ def visit_sites(
     n_layers = model.cfg.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
-    kept = [site for site in SITES if site in asked]
-    tokens = _require_rows(model, tokens)
+    kept: list[Site] = [site for site in SITES if site in asked]
+    rows = _require_rows(model, tokens)
     _require_sites(model, kept, chosen)
     outputs: list[Spot] = [(layer, _ENDS[site][1]) for layer in chosen for site in kept]
     watch = _SiteWatch(visit)
-    with _running(model, tokens), torch.no_grad(), hooked(model, watch.hooks(model, chosen, kept)):
-        for start, stop in row_ranges(tokens, batch_size, model=model, logits=False):
+    with _running(model, rows), torch.no_grad(), hooked(model, watch.hooks(model, chosen, kept)):
+        for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
             watch.start()
-            rows = require_model_tokens(model, tokens[start:stop])
+            piece = require_model_tokens(model, rows[start:stop])
             blocks = per_block(model, on_progress, start, stop)
             with suppress(_Stop), hooked(model, blocks):
-                forward_logits(model, rows)
+                forward_logits(model, piece)
             _require_seen(model, outputs, watch.left)
             if on_batch is not None:
                 on_batch(stop)

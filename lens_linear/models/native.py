@@ -181,8 +181,9 @@ def spec_of(model: TransformerBridge) -> ModelSpec:
             positions="rotary" if cfg.positional_embedding_type == "rotary" else "standard",
         )
         native = cfg.architecture == "TransformerLensNative"
+        built = spec.config()
         same = all(
-            getattr(cfg, name) == getattr(spec.config(), name)
+            getattr(cfg, name) == getattr(built, name)
             for name in (
                 "d_head",
                 "attention_dir",

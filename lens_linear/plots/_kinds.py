@@ -53,6 +53,7 @@ class Tabular(Protocol):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table."""
+        ...
 
 
 # Guards -----------------------------------------------------------------------------------------
@@ -144,9 +145,10 @@ def _advice(name: str, build: Callable[..., Any]) -> str:
 
 def describe(fig: go.Figure) -> str:
     """The text alternative of a figure: its title, its axes, and the reach of what is drawn."""
-    layout = fig.layout
+    layout: Any = fig.layout
     said = [_plain(layout.title.text), _plain(layout.title.subtitle.text)]
-    for name, axes in (("x", fig.select_xaxes()), ("y", fig.select_yaxes())):
+    drawn: list[tuple[str, Any]] = [("x", fig.select_xaxes()), ("y", fig.select_yaxes())]
+    for name, axes in drawn:
         said += [f"{name}: {_plain(axis.title.text)}" for axis in axes if axis.title.text][:1]
     for trace in list(fig.data)[:12]:
         if trace.type == "table":
@@ -271,11 +273,12 @@ def panels(
     across = min(across, len(titles))
     rows = -(-len(titles) // across)
     room = {1: 60, 2: 26}.get(across, 16)  # characters of a title that fit side by side
+    shared: Any = "all" if share_y else False
     fig = make_subplots(
         rows=rows, cols=across, subplot_titles=[
             "<br>".join(textwrap.wrap(title, room, break_long_words=False)) for title in titles
         ],
-        shared_yaxes="all" if share_y else False, horizontal_spacing=0.09 if across > 1 else 0.0,
+        shared_yaxes=shared, horizontal_spacing=0.09 if across > 1 else 0.0,
         vertical_spacing=0.16 / max(rows - 1, 1) if rows > 1 else 0.0,
     )  # fmt: skip
     fig.update_annotations(font_size=12)

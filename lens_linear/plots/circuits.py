@@ -39,6 +39,7 @@ from lens_linear.plots.style import (
     check_cells,
     colour,
     escape,
+    height_of,
     matrix_height,
     styled,
 )
@@ -116,7 +117,7 @@ def head_scores(
             )  # fmt: skip
     periods = ", ".join(map(str, scores.stats.periods))
     return styled(
-        fig, title=f"Heads: {name}", x="head", y="layer", height=fig.layout.height,
+        fig, title=f"Heads: {name}", x="head", y="layer", height=height_of(fig),
         subtitle=f"random tokens repeated with periods {periods}; {how}",
     )  # fmt: skip
 
@@ -184,7 +185,7 @@ def ablation_map(scores: AblationScores) -> go.Figure:
     return styled(
         fig, title=f"{word[0].upper()}{word[1:]} without one head", x="head", y="layer",
         subtitle=f"{scores.how} ablation; {scores.metric} of the whole model {scores.before:.2f} over "
-        f"{scores.n_rows} rows", height=fig.layout.height,
+        f"{scores.n_rows} rows", height=height_of(fig),
     )  # fmt: skip
 
 

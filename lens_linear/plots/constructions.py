@@ -196,7 +196,8 @@ def memory_swap(swap: MemorySwap) -> go.Figure:
         f"{swap.geometry_distance:.2g}; cells: relative error of the prediction, 0 is exact",
         x="context from", height=420,
     )  # fmt: skip
-    return fig.update_layout(margin_t=fig.layout.margin.t + 18)
+    margin: Any = fig.layout["margin"]
+    return fig.update_layout(margin_t=margin.t + 18)
 
 
 @figure

@@ -31,7 +31,7 @@ from lens_linear.plots._kinds import (
     panels,
     table_figure,
 )
-from lens_linear.plots.style import GREY, check_cells, colour, escape, styled, tick_label
+from lens_linear.plots.style import GREY, check_cells, colour, escape, height_of, styled, tick_label
 from lens_linear.text.labels import token_label
 
 _READINGS: Mapping[str, str] = {
@@ -497,7 +497,7 @@ def steered_text(result: SteeredText, *, max_cells: int = 400) -> go.Figure:
     longest = [
         max(len(p) // 20, len(t) // 40) for p, t in zip(frame["prompt"], frame["text"], strict=True)
     ]
-    return fig.update_layout(height=fig.layout.height + 18 * sum(longest))
+    return fig.update_layout(height=height_of(fig) + 18 * sum(longest))
 
 
 def _one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.linearity.measure.compare import ProfileComparison
 from lens_linear.linearity.measure.geometry import LayerGeometry
 from lens_linear.linearity.measure.layer_map import LayerMap
-from lens_linear.linearity.measure.profile import LinearityProfile
+from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable
 from lens_linear.linearity.replace.curve import ReplacementCurve
 from lens_linear.linearity.replace.runs import RunTable
@@ -442,6 +442,7 @@ class StudyLike(Protocol):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row a variant, seed, step and layer."""
+        ...
 
 
 @figure

@@ -28,6 +28,7 @@ from lens_linear.plots.style import (
     check_cells,
     colour,
     escape,
+    height_of,
     matrix,
     matrix_height,
     styled,
@@ -364,7 +365,7 @@ def patching(result: Tabular | pd.DataFrame, *, k: int = 24) -> go.Figure:
     if headed and not placed:
         at = frame["head"].str.extract(r"H(\d+)$")[0].astype(int)
         fig = head_map(_grid(frame, at), value_name=unit)
-        x, height = "head", fig.layout.height
+        x, height = "head", height_of(fig)
     elif placed and not headed:
         grid = _grid(frame, frame["position"])
         top = float(np.nanmax(np.abs(grid))) or 1.0

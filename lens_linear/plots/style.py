@@ -89,6 +89,12 @@ def colour(index: int) -> str:
     return OKABE_ITO[require_int("index", index, minimum=0) % len(OKABE_ITO)]
 
 
+def height_of(fig: go.Figure) -> int:
+    """Pixels a figure is tall, as its builder set it."""
+    layout: Any = fig.layout
+    return int(layout.height)
+
+
 def shades(count: int) -> list[str]:
     """Colours of an ordered series (layers, checkpoints, sizes), dark first, also apart in grey.
 
@@ -106,7 +112,7 @@ def shades(count: int) -> list[str]:
         ['rgb(68, 1, 84)', 'rgb(137, 212, 71)']
     """
     ends = np.linspace(0.0, 0.82, require_int("count", count, minimum=1))
-    return list(sample_colorscale(SEQUENTIAL, ends.tolist()))
+    return [str(shade) for shade in sample_colorscale(SEQUENTIAL, ends.tolist())]
 
 
 def faded(hex_colour: str, alpha: float) -> str:
@@ -191,7 +197,8 @@ def styled(
         layout["legend"] = {"x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"}
     fig.update_layout(**layout)
     if x is not None:  # of panels side by side the one in the middle names the axis of all
-        across = len({axis.domain for axis in fig.select_xaxes()})
+        axes: list[Any] = list(fig.select_xaxes())
+        across = len({axis.domain for axis in axes})
         fig.update_xaxes(title_text=x, col=2 if panels and across == 3 else None)
     if y is not None:
         fig.update_yaxes(title_text=y)
@@ -446,7 +453,7 @@ def as_matrix(
     """
     longest = max((min(len(str(label)), 16) for label in columns), default=1)
     level = len(columns) * (longest + 1) <= 38 // panels  # characters that fit side by side
-    below = _ticks(columns, LABELS_BELOW // panels) | {"tickangle": 0 if level else -90}
+    below: Any = _ticks(columns, LABELS_BELOW // panels) | {"tickangle": 0 if level else -90}
     fig.update_xaxes(**below, showgrid=False, constrain="domain", row=row, col=col)
     beside = _ticks(rows, LABELS_BELOW if square else MAX_ROWS) | {
         "autorange": "reversed",

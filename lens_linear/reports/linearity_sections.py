@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lens_linear.linearity.measure.profile import LinearityProfile
+from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.plots import linearity as figures
 from lens_linear.reports.page import Block, Figure, Section, Table
 from lens_linear.studies.published import published_beside_measured

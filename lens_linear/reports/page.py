@@ -155,7 +155,7 @@ def render_page(
 
 @functools.cache
 def _template() -> jinja2.Template:
-    source = (resources.files(__package__) / "page.html.jinja").read_text("utf-8")
+    source = (resources.files("lens_linear.reports") / "page.html.jinja").read_text("utf-8")
     return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
 
 
@@ -165,7 +165,7 @@ def _plotly(figures: dict[str, Any]) -> str:
         return ""
     traces = {trace.get("type", "scatter") for one in figures.values() for trace in one["data"]}
     if traces <= _SMALL_TRACES:
-        source = (resources.files(__package__) / _SMALL_BUNDLE).read_text("utf-8")
+        source = (resources.files("lens_linear.reports") / _SMALL_BUNDLE).read_text("utf-8")
     else:
         source = get_plotlyjs()
     return "<script>" + source.replace("</script", "<\\/script") + "</script>"
@@ -176,7 +176,7 @@ def _block(
 ) -> dict[str, object]:
     """What the template needs of a block; its data and scripts go to the end of the page."""
     if isinstance(block, Figure):
-        figures[name] = json.loads(block.figure.to_json())
+        figures[name] = json.loads(str(block.figure.to_json()))
         return {"name": name, "caption": block.caption}
     if isinstance(block, Table):
         return {"table": _table(block), "caption": block.caption}

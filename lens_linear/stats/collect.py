@@ -189,7 +189,7 @@ def score_fits(
     state = PassState() if state is None else state
     fits, skip = readings[0].fits, readings[0].skip
     layers = sorted({layer for layer, _ in fits})
-    sites = tuple(site for site in SITES if any(s == site for _, s in fits))
+    sites: tuple[Site, ...] = tuple(site for site in SITES if any(s == site for _, s in fits))
     for layer, site in fits:
         empty = torch.zeros(len(readings), 3, len(rows), dtype=torch.float64)
         state.sums.setdefault(f"{layer}.{site}", empty)

@@ -45,7 +45,8 @@ class RowView:
 
     def __init__(self, tokens: TokenRows | Task, index: Int[Tensor, " row"] | None = None) -> None:
         self.task = tokens if isinstance(tokens, Task) else None
-        self.tokens: TokenRows = tokens.tokens if isinstance(tokens, Task) else tokens
+        self.tokens: TokenRows
+        self.tokens = tokens.tokens if isinstance(tokens, Task) else tokens
         self.index = torch.arange(len(tokens)) if index is None else index.sort().values
         uneven = self.task is not None and not bool(self.task.mask.all())
         self._all_lengths = self.task.lengths if self.task is not None and uneven else None

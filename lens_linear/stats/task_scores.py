@@ -206,7 +206,7 @@ def _values(metric: Metric, logits: Tensor, right: Tensor, wrong: Tensor | None)
         if wrong is not None:
             return at - logits.gather(1, wrong[:, None])[:, 0]
         return at - (logits.sum(1) - at) / max(1, logits.shape[1] - 1)
-    made = metric(logits, right)  # type: ignore[operator]
+    made = metric(logits, right)
     made = torch.as_tensor(made, device=logits.device).to(logits.dtype)
     if made.ndim == 0:
         made = made.expand(len(right))

@@ -84,7 +84,7 @@ def downstream_scores(
         DownstreamScores of attn-2l: 1 tasks (boolq acc ...), lm-eval
     """
     adapter = lm_eval_adapter(model, batch_size=batch_size)
-    from lm_eval import simple_evaluate
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
     found = simple_evaluate(
         model=adapter,
@@ -134,8 +134,11 @@ def lm_eval_adapter(model: TransformerBridge, *, batch_size: int = 8) -> Any:
     model = require_bridge(model)
     require_int("batch_size", batch_size, minimum=1)
     try:
-        from lm_eval.api.model import TemplateLM
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+            get_rolling_token_windows,
+            make_disjoint_window,
+        )
     except ImportError as error:
         raise OfflineError(
             f"lm-eval is not installed ({error}); pip install 'transformer-lens[evals]'"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lens_linear.checks import require_instance
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.compare import ProfileComparison
-from lens_linear.linearity.measure.profile import LinearityProfile
+from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable
 from lens_linear.studies.pretraining import StudyResult
 from lens_linear.tables import Result

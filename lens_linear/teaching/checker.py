@@ -248,7 +248,8 @@ def _lesson(number: int) -> dict[str, Exercise]:
     module = f"lens_linear.teaching.lesson_{number}"
     if importlib.util.find_spec(module) is None:
         return {}
-    return importlib.import_module(module).EXERCISES
+    exercises: dict[str, Exercise] = importlib.import_module(module).EXERCISES
+    return exercises
 
 
 def _order(name: str) -> tuple[int, ...]:

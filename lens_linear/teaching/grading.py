@@ -257,7 +257,7 @@ def _write_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _append_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     with target.open("a", encoding="utf-8", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writerows(rows)
+        csv.DictWriter(file, list[str](COLUMNS)).writerows(rows)
         file.flush()
         os.fsync(file.fileno())
 

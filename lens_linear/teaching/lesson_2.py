@@ -219,7 +219,7 @@ class _Thin(Tensor):
             shapes = [a.shape for a in args if isinstance(a, Tensor) and a.ndim == 2]
             if len(shapes) == 2 and shapes[0][0] * shapes[1][-1] > 10_000_000:
                 raise MemoryError
-        return super().__torch_function__(function, types, args, kwargs or {})
+        return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 def _without_square(answer: Any, A: Tensor, B: Tensor) -> Any:

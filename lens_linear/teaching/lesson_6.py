@@ -148,7 +148,7 @@ class _Counted(Tensor):
     ) -> Any:
         parts = [p for a in args for p in (a if isinstance(a, (list, tuple)) else [a])]
         counted = [p for p in parts if isinstance(p, _Counted) and hasattr(p, "spent")]
-        result = super().__torch_function__(function, types, args, kwargs or {})
+        result = super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         if not counted:
             return result
         spent = counted[0].spent

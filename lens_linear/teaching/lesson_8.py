@@ -132,7 +132,7 @@ def _class_figure(answer: Any) -> str:
         raise Wrong("The result is None. Return the figure; do not call `.show()`.")
     if not isinstance(got, go.Figure):
         raise Wrong(f"Return a plotly figure; yours is of type {type(got).__name__}.")
-    lines = [trace for trace in got.data if isinstance(trace, go.Scatter)]
+    lines: list[Any] = [trace for trace in got.data if isinstance(trace, go.Scatter)]
     if len(lines) != 3:
         raise Wrong(f"Draw one line for each of the 3 classes; yours has {len(lines)} lines.")
     for index, line in enumerate(lines):
@@ -151,7 +151,7 @@ def _class_figure(answer: Any) -> str:
     inks = {(line.line.color or (line.marker.color if line.marker else None)) for line in lines}
     if None in inks or len(inks) != 3:
         raise Wrong("Give each line a colour of its own: `line_color=colour(index)`.")
-    layout = got.layout
+    layout: Any = got.layout
     titles = {
         "title": layout.title.text,
         "x axis": layout.xaxis.title.text,

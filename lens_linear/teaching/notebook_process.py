@@ -162,8 +162,9 @@ def _error(name: str, text: str, line: str) -> BaseException:
     """The answer's error: of the same builtin type, or of an empty one of that name."""
     kind = getattr(builtins, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, Exception)
-    error = kind(text) if known else type(str(name), (Exception,), {})(text)  # type: ignore[misc]
-    error.student_line = line  # type: ignore[attr-defined]
+    chosen: Any = kind if known else type(str(name), (Exception,), {})
+    error: BaseException = chosen(text)
+    error.__dict__["student_line"] = line
     return error
 
 
@@ -212,17 +213,14 @@ def _serve(control: socket.socket, space: dict[str, Any]) -> None:
 
 def _answer_calls(where: socket.socket, function: Any, known: bool) -> None:
     send(where, b"ready" if known else b"missing")
-    if not callable(function):
-        value = function
-
-        def function() -> Any:
-            raise TypeError(f"{type(value).__name__} object is not callable")
-
     while True:
         arguments = pickle.loads(receive(where))  # the judge made this, and the judge is trusted
         before = [_hooks(argument) for argument in arguments]
         try:
-            result, kind = function(*arguments), "returned"
+            result, kind = (
+                function(*arguments),
+                "returned",
+            )  # what cannot be called raises TypeError
         except BaseException as error:
             result, kind = _described(error), "raised"
         hooks = any(_hooks(argument) != was for argument, was in zip(arguments, before))
@@ -246,10 +244,9 @@ def _described(error: BaseException) -> tuple[str, str, str]:
 
 
 def _hooks(value: Any) -> int:
-    modules = getattr(value, "modules", None)
-    if not callable(modules):
+    if not callable(getattr(value, "modules", None)):
         return 0
-    return sum(len(m.fwd_hooks) for m in modules() if hasattr(m, "fwd_hooks"))
+    return sum(len(m.fwd_hooks) for m in value.modules() if hasattr(m, "fwd_hooks"))
 
 
 def _execute(source: str, number: int, space: dict[str, Any]) -> None:
@@ -300,5 +297,5 @@ def _quiet() -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise OSError("no network while notebooks are graded")
 
-    socket.socket.connect = refused  # type: ignore[method-assign, assignment]
+    socket.socket.connect = refused  # type: ignore[method-assign]
     socket.create_connection = refused  # type: ignore[assignment]

@@ -108,8 +108,9 @@ def _tree(value: Any, tensors: dict[str, Tensor], depth: int) -> Any:
         return {"factored": [deeper(value.A), deeper(value.B)]}
     if isinstance(value, Moments):
         return {"moments": deeper(_moments_bytes(value))}
-    if type(value).__module__.startswith("plotly.") and hasattr(value, "to_json"):
-        return {"figure": value.to_json()}
+    if type(value).__module__.startswith("plotly."):
+        figure: Any = value
+        return {"figure": figure.to_json()} if hasattr(figure, "to_json") else {"opaque": "figure"}
     return {"opaque": type(value).__name__}
 
 
@@ -161,7 +162,7 @@ def _value(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         import plotly.io
 
         return plotly.io.from_json(held)
-    simple = {
+    simple: dict[str, Any] = {
         "plain": lambda: held,
         "int": lambda: int(held),
         "float": lambda: float(held),

@@ -60,12 +60,13 @@ class Process:
         system[-1] = 1.0  # one balance equation is redundant; the sum replaces it
         right = torch.zeros(self.n_words, dtype=torch.float64)
         right[-1] = 1.0
-        return torch.linalg.solve(system, right)
+        shares: Tensor = torch.linalg.solve(system, right)
+        return shares
 
     @cached_property
     def armed_rows(self) -> Float[Tensor, "skip_trigram word"]:
         """Next-word distribution at each destination once its source has occurred."""
-        rows = (1.0 - self.strength) * self.table[list(self.destinations)]
+        rows: Tensor = (1.0 - self.strength) * self.table[list(self.destinations)]
         rows[torch.arange(len(self.outs)), list(self.outs)] += self.strength
         return rows
 
@@ -76,7 +77,8 @@ def random_table(n_words: int, sharpness: float, *, seed: int) -> Float[Tensor, 
     shape = (n_words, _TABLE_RANK)
     left = torch.randn(shape, generator=generator, dtype=torch.float64)
     right = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return (sharpness * left @ right.T / _TABLE_RANK**0.5).softmax(dim=1)
+    logits: Tensor = sharpness * left @ right.T / _TABLE_RANK**0.5
+    return logits.softmax(dim=1)
 
 
 def random_schedule(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -165,7 +165,7 @@ def _write_chunk(file: BinaryIO, chunk: object, n_vocab: int, dtype: np.dtype) -
     return len(ids)
 
 
-def _read_header(path: Path) -> dict:
+def _read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         raw = file.read(_HEADER_BYTES)
     try:

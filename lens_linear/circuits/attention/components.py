@@ -91,7 +91,8 @@ class HeadOutputs:
 def stream_spots(shape: ModelShape, layer: int) -> list[Spot]:
     """What must be recorded to split the stream at the input of ``layer`` (``n_layers``: at the end)."""
     spots: list[Spot] = [(b, "z") for b in range(layer)]
-    spots += [(b, "ffn_out") for b in range(layer)] if shape.n_ffn else []
+    if shape.n_ffn:
+        spots.extend((b, "ffn_out") for b in range(layer))
     return [*spots, stream_spot(shape, layer)] if shape.n_layers else []
 
 

@@ -96,5 +96,5 @@ def attention_pattern(
     text = require_labels(labels, model, shape.d_vocab)
     out = run(model, rows, record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
     ids = rows[0].tolist()
-    shown = tuple(f"#{i}" if text is None else text[i] for i in ids)
+    shown = tuple(str(text[i]) if text is not None else f"#{i}" for i in ids)
     return AttentionPattern(layer, out[0].to("cpu", torch.float64), rows[0], shown)

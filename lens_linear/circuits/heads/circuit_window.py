@@ -200,4 +200,4 @@ def _pooled(part: Float[Tensor, "row column"], height: int, width: int) -> Tenso
 
 
 def _texts(labels: Sequence[str] | None, ids: Int[Tensor, " n"]) -> tuple[str, ...]:
-    return tuple(f"#{i}" if labels is None else labels[i] for i in ids.tolist())
+    return tuple(f"#{i}" if labels is None else str(labels[i]) for i in ids.tolist())

@@ -244,12 +244,14 @@ class _Side:
     @property
     def norm(self) -> Float[Tensor, "layer head"]:
         """Frobenius norm of what is written or read."""
-        return self.values.norm(dim=-1)
+        norm: Tensor = self.values.norm(dim=-1)
+        return norm
 
     @property
     def gram_norm(self) -> Float[Tensor, "layer head"]:
         """Frobenius norm of the Gram matrix."""
-        return self.values.square().norm(dim=-1)
+        norm: Tensor = self.values.square().norm(dim=-1)
+        return norm
 
 
 def _precision(shape: ModelShape) -> Precision:

@@ -316,7 +316,8 @@ def eigenvalues(matrix: FactoredMatrix) -> Tensor:
             "output vocabularies differ in this model"
         )
     small = matrix.B @ matrix.A if matrix.mdim <= matrix.ldim else matrix.A @ matrix.B
-    return torch.linalg.eigvals(small)
+    values: Tensor = torch.linalg.eigvals(small)
+    return values
 
 
 def sum_of(matrices: Sequence[FactoredMatrix]) -> FactoredMatrix:

@@ -65,8 +65,9 @@ class Lab:
         self.shape = self.outputs.shape
         layers = range(self.shape.n_layers)
         spots: list[Spot] = [(layer, "z") for layer in layers]
-        spots += [(layer, "resid_pre") for layer in layers]
-        spots += [(layer, "pattern") for layer in layers] + [(layer, "v") for layer in layers]
+        spots.extend((layer, "resid_pre") for layer in layers)
+        spots.extend((layer, "pattern") for layer in layers)
+        spots.extend((layer, "v") for layer in layers)
         spots.append((self.shape.n_layers - 1, "resid_post"))
         self.batches = []
         for first, tokens in batched(rows.tokens, batch_size):

@@ -197,10 +197,9 @@ def direct_logit_attribution(
         parts.append(_of_batch(model, heads, part, first))
         first += len(part)
     components = parts[0][0]
-    logit, relative, answers, own = (
-        torch.cat([part[i] for part in parts], dim=dim)
-        for i, dim in ((1, 1), (2, 1), (3, 0), (4, 0))
-    )
+    _, logits, relatives, targets, owns = zip(*parts, strict=True)
+    logit, relative = torch.cat(logits, dim=1), torch.cat(relatives, dim=1)
+    answers, own = torch.cat(targets), torch.cat(owns)
     if labels is None and asked.names is not None:
         text: Sequence[str] | None = asked.names
     else:

@@ -350,7 +350,7 @@ def cut_path(
             return edit
 
         edits.append(((at, "resid_pre"), keep))
-        edits += [((at, side), change(side)) for side in sides]
+        edits.extend(((at, side), change(side)) for side in sides)
     with edited(model, edits):
         yield model
 
@@ -360,9 +360,8 @@ def _plus(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _require_via(via: Any) -> tuple[Via, ...]:
-    sides = [via] if isinstance(via, str) else require_list("via", via, of="'q', 'k' or 'v'")
-    for side in sides:
-        require_choice("via", side, VIAS)
+    asked = [via] if isinstance(via, str) else require_list("via", via, of="'q', 'k' or 'v'")
+    sides: list[Via] = [require_choice("via", side, VIAS) for side in asked]
     return tuple(dict.fromkeys(sides))
 
 

@@ -44,7 +44,7 @@ class Expanded:
 
 def count_paths(n_layers: int, n_heads: int, n_sources: int) -> int:
     """Paths of ``n_sources`` embeddings plus those of value and output biases in every layer."""
-    total = n_sources * (1 + n_heads) ** n_layers
+    total: int = n_sources * (1 + n_heads) ** n_layers
     for layer in range(n_layers):
         total += (n_heads + 1) * (1 + n_heads) ** (n_layers - 1 - layer)
     return total + 1

@@ -104,7 +104,7 @@ class NewtonSchulzAttention(HookedRootModule):
         self.register_buffer("context_x", weight.new_zeros(0, inputs))
         self.register_buffer("context_y", weight.new_zeros(0, 0))
         self.vector_output = False
-        self.setup()
+        self.setup()  # type: ignore[no-untyped-call]
 
     @torch.inference_mode(False)
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:

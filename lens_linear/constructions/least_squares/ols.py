@@ -205,7 +205,7 @@ class OLSAttention(HookedRootModule):
         self.hook_scores, self.hook_hat = HookPoint(), HookPoint()
         self.hook_z, self.hook_out = HookPoint(), HookPoint()
         self._trained = [w.detach().clone() for w in self.parameters() if origin == "trained"]
-        self.setup()
+        self.setup()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_data(
@@ -521,4 +521,5 @@ def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, 
     length, because Λ may spread over many decades.
     """
     scale = keys.norm(dim=0)
-    return torch.linalg.lstsq(keys / scale, y).solution / scale[:, None]
+    slopes: Tensor = torch.linalg.lstsq(keys / scale, y).solution / scale[:, None]
+    return slopes

@@ -366,7 +366,8 @@ def _geometry_error(
     if free_scale:
         trace = product.diagonal(dim1=1, dim2=2).sum(1)
         product = product * (trace / product.square().sum(dim=(1, 2)))[:, None, None]
-    return (product - identity).norm(dim=(1, 2)) / p**0.5
+    distance: Tensor = (product - identity).norm(dim=(1, 2)) / p**0.5
+    return distance
 
 
 def _first_stay_below(

@@ -77,7 +77,8 @@ class OLSTransformer:
         """The prediction at the last position of every sequence, in units of y."""
         with torch.no_grad():
             logits = self.model(self.tokens if tokens is None else tokens)
-        return logits[:, -1, : self.outputs]
+        last: Tensor = logits[:, -1, : self.outputs]
+        return last
 
 
 @torch.inference_mode(False)

@@ -406,7 +406,8 @@ class _Task:
         """Symmetric root of a covariance with that condition number and determinant 1."""
         axes, _ = torch.linalg.qr(self._draw(what, self.d, self.d))
         powers = torch.linspace(-0.25, 0.25, self.d, dtype=torch.float64)
-        return (axes * condition**powers) @ axes.T
+        root: Tensor = (axes * condition**powers) @ axes.T
+        return root
 
 
 def _descent(x: Tensor, y: Tensor, new: Tensor, layers: int) -> list[Tensor]:

@@ -292,7 +292,8 @@ def _root_of_full_rank(x: Float[Tensor, "n p"]) -> Float[Tensor, "p p"]:
     # root = V Λ^{-1/2} R: rotating by Rᵀ from the right gives the eigenvector basis. Multiplying
     # the accurate factor, rather than reading V and Λ off this SVD, keeps its small rows accurate.
     _, _, rotation = torch.linalg.svd(root)
-    return (root @ rotation.T).flip(1)
+    turned: Tensor = (root @ rotation.T).flip(1)
+    return turned
 
 
 def _signs(root: Float[Tensor, "p r"]) -> Float[Tensor, " r"]:

@@ -138,9 +138,12 @@ class AttentionDial(Result):
         return pd.DataFrame(rows, columns=["regime", "beta", "beta_low", "beta_high", "rule"])
 
 
+_BETAS: tuple[float, ...] = tuple(np.geomspace(1e-3, 100, 21).tolist())
+
+
 def attention_dial(
     *,
-    betas: Sequence[float] = tuple(float(b) for b in np.geomspace(1e-3, 100, 21)),
+    betas: Sequence[float] = _BETAS,
     orders: Sequence[int] = (2, 3, 4, 6, 8),
     d: int = 4,
     n: int = 256,
@@ -282,7 +285,8 @@ class _Context:
 
     def frozen_at(self) -> Float[Tensor, ""]:
         """``√(2 log n) / ‖x*‖`` at the median query."""
-        return ((2 * math.log(len(self.keys))) ** 0.5 / self.asked.norm(dim=1)).median()
+        edge: Tensor = ((2 * math.log(len(self.keys))) ** 0.5 / self.asked.norm(dim=1)).median()
+        return edge
 
 
 def _distance(got: Tensor, want: Tensor, mean: Tensor) -> float:

@@ -208,13 +208,13 @@ def attention_head_memory(
     q = None if queries is None else _batched("queries", queries)
     _check_shapes(k, q, v, causal)
     n, d = k.shape[1:]
-    beta = d**-0.5 if beta is None else require_float("beta", beta, minimum=1e-9)
+    factor = d**-0.5 if beta is None else require_float("beta", beta, minimum=1e-9)
     noise = require_float("noise", noise, minimum=0.0)
     draws, seed = require_int("draws", draws, minimum=1), require_seed(seed)
     max_queries = require_int("max_queries", max_queries, minimum=1)
     kinds, grid = _kinds_and_grid(energies, n_patterns, n, causal)
     given = [
-        _Memory(k[b], None if q is None else q[b], v[b], beta, noise, causal, (seed, b, "head"))
+        _Memory(k[b], None if q is None else q[b], v[b], factor, noise, causal, (seed, b, "head"))
         for b in range(len(k))
     ]
     head = _measure(given, kinds, grid, max_queries, draws)
@@ -234,7 +234,7 @@ def attention_head_memory(
         n_patterns=grid,
         n_keys=n,
         d=d,
-        beta=beta,
+        beta=factor,
         own_queries=q is not None,
         noise=noise if q is None else 0.0,
         causal=causal,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -15,12 +15,18 @@ class MadeTensor(Tensor):
     have a sentence as their ``repr`` and a data frame.
     """
 
+    _notes: dict[str, Any]
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def __new__(cls, values: Tensor, **notes: Any) -> MadeTensor:
+    if TYPE_CHECKING:
+
+        def __init__(self, values: Tensor, **notes: Any) -> None: ...
+
+    def __new__(cls, values: Tensor, **notes: Any) -> Self:
         """Wrap values with notes."""
-        made = Tensor._make_subclass(cls, values.detach())
-        made.__dict__["_notes"] = dict(notes)
+        made: Self = Tensor._make_subclass(cls, values.detach())
+        made._notes = dict(notes)
         return made
 
     def __getattr__(self, name: str) -> Any:

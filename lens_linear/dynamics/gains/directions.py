@@ -282,7 +282,8 @@ def _whiten(x: Tensor, labels: Tensor, row: Tensor, shrinkage: float) -> Float[T
     ridge = covariance.diagonal().mean().clamp_min(1e-30)
     covariance = (1 - shrinkage) * covariance
     covariance.diagonal().add_(max(shrinkage, 1e-6) * ridge)
-    return torch.linalg.solve(covariance, row)
+    solved: Tensor = torch.linalg.solve(covariance, row)
+    return solved
 
 
 def _logistic(x: Tensor, labels: Tensor, shrinkage: float) -> Float[Tensor, " d_model"]:

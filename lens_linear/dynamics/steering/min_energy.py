@@ -155,7 +155,7 @@ def joint_min_energy(
                 f"{tuple(inner.shape)}; pass V @ V.T of independent injected vectors V"
             )
         weighted = torch.linalg.solve(inner, g.T)
-    u = weighted @ (torch.linalg.pinv(g @ weighted, hermitian=True) @ goal)
+    u: Tensor = weighted @ (torch.linalg.pinv(g @ weighted, hermitian=True) @ goal)
     miss = float((g @ u - goal).norm())
     if miss > 1e-6 * float(goal.norm()):
         raise InvalidArgumentError(
@@ -224,7 +224,8 @@ def unit_shape(name: str, shape: Tensor, n_layers: int) -> Tensor:
     size = shape.norm(dim=-1, keepdim=True)
     if not bool((size > 0).all()):
         raise InvalidArgumentError(f"{name} must not be all zeros; leave that schedule out")
-    return shape / size
+    unit: Tensor = shape / size
+    return unit
 
 
 def require_target(target: float) -> float:

@@ -162,12 +162,13 @@ def _carried(
 ) -> tuple[Float[Tensor, "boundary d_model order"], Float[Tensor, "layer d_model order"]]:
     """P_{l+1} = orth [v_{l+1}, Ā_l P_l]: every basis carried through its block; also the Ā_l P_l."""
     start = directions[:1]
+    whole: Tensor | None = None
     if maps.n_batches > 1:  # one pass for the whole mean Jacobian, not one a power
         eye = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
-        first = maps.mean_push(eye[None], layers=[0])[0]
+        whole = maps.mean_push(eye[None], layers=[0])[0]
 
     def apply(rows: Float[Tensor, "direction d_model"]) -> Tensor:
-        return rows @ first if maps.n_batches > 1 else maps.mean_push(rows[None], layers=[0])[0]
+        return maps.mean_push(rows[None], layers=[0])[0] if whole is None else rows @ whole
 
     powers = start.new_zeros(1, start.shape[1], 0)
     if order > 1:
@@ -262,7 +263,7 @@ def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> B
 def require_basis(name: str, value: Any) -> BasisLike:
     """Accept the name of a basis, bases, or a function that makes them."""
     if isinstance(value, Bases) or (callable(value) and not isinstance(value, type)):
-        return value  # type: ignore[no-any-return]
+        return value
     require_choice(name, value, BASES)
     return value  # type: ignore[no-any-return]
 

@@ -60,11 +60,12 @@ class Readout:
 
     def decode(self, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """``(γ ⊙ z + β) W_U + b_U``, then the model's own bound of the logits; float32 or wider."""
-        weight: Tensor = self.model.W_U
-        logits = self.affine(normed).to(weight.dtype) @ weight
-        bias: Any = self.model.b_U
+        model: Any = self.model
+        weight: Tensor = model.W_U
+        logits: Tensor = self.affine(normed).to(weight.dtype) @ weight
+        bias: Tensor | None = model.b_U
         logits = logits if bias is None else logits + bias
         adapter = getattr(self.model, "adapter", None)
-        transform = getattr(adapter, "apply_output_logits_transform", None)
-        logits = transform(logits) if callable(transform) else logits
+        transform: Any = getattr(adapter, "apply_output_logits_transform", None)
+        logits = logits if transform is None else transform(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -138,8 +138,13 @@ def layer_geometry(
         seen += states.shape[1]
     clouds = torch.cat(parts, dim=1)
     columns = torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T
+    dimension, reference, anisotropy, rank, norm = columns
     return LayerGeometry(
-        *columns,
+        dimension,
+        reference,
+        anisotropy,
+        rank,
+        norm,
         model_name=str(model.cfg.model_name),
         n_rows=clouds.shape[1],
         skip=skip,

@@ -29,7 +29,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
-from lens_linear.linearity.measure.profile import Fit
+from lens_linear.linearity.measure.profile_result import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.progress import sequence_bar

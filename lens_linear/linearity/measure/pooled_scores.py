@@ -38,7 +38,7 @@ def held_out_scores(
 ) -> Scores:
     """R² with intervals from sums by sequence; one draw of sequences serves all layers and scores."""
     n = len(next(iter(sums.values())).total) if sums else 0
-    parts = {
+    parts: dict[str, Tensor] = {
         score: torch.full((2, n_layers, n), torch.nan, dtype=torch.float64) for score in SCORES
     }
     for (layer, site), here in sums.items():

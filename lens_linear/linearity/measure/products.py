@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_STARTS = 4  # random directions tried for each product
+_POWER_STEPS = 5  # of the power iteration on one of them
+
 
 @dataclass(frozen=True, eq=False)
 class Products:
@@ -101,12 +104,12 @@ def _leading_product(z: Tensor, r: Tensor, generator: torch.Generator) -> tuple[
     The quadratic form ``Σ (u·r) z zᵀ`` closest to a product ``sym(a bᵀ)`` keeps its largest positive and
     its most negative eigenvalue. Several random u; the best is kept.
     """
-    best: tuple[Tensor, Tensor] | None = None
-    most = -1.0
-    for _ in range(4):
+    starts: list[tuple[float, Tensor, Tensor]] = []
+    for _ in range(_STARTS):
         u = torch.randn(r.shape[1], generator=generator, dtype=torch.float32).to(r)
         u = (r.T @ (r @ u)) / len(r)
-        for _ in range(5):
+        a = b = feature = u
+        for _ in range(_POWER_STEPS):
             u = u / u.norm().clamp(min=1e-30)
             form = (z * (r @ u)[:, None]).T @ z / len(z)
             form = form - torch.eye(len(form), dtype=z.dtype, device=z.device) * (r @ u).mean()
@@ -117,11 +120,9 @@ def _leading_product(z: Tensor, r: Tensor, generator: torch.Generator) -> tuple[
             feature = _features(z, a[None], b[None])[:, 0]
             u = r.T @ feature
         size = float(u.norm() / feature.norm().clamp(min=1e-30))
-        if size > most:
-            most, best = size, (a / a.norm().clamp(min=1e-30), b / b.norm().clamp(min=1e-30))
-    if best is None:  # pragma: no cover - the loop above always runs
-        raise RuntimeError("no start was tried")
-    return best
+        starts.append((size, a / a.norm().clamp(min=1e-30), b / b.norm().clamp(min=1e-30)))
+    _, a, b = max(starts, key=lambda start: start[0])
+    return a, b
 
 
 def _improve(z: Tensor, r: Tensor, a: Tensor, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +139,7 @@ def _improve(z: Tensor, r: Tensor, a: Tensor, b: Tensor, iterations: int) -> tup
             features = _features(z, a, b)
             coefficients, cross = _coefficients(features, r)
             loss = 1 - (coefficients * cross).sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss
 
     optimizer.step(closure)

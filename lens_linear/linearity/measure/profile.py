@@ -280,7 +280,9 @@ class _Run:
             also=self._count if scored else None,
             **self.options,
         )
-        keys = [(layer, site) for layer in range(self.model.cfg.n_layers) for site in self.sites]
+        keys: list[Key] = [
+            (layer, site) for layer in range(self.model.cfg.n_layers) for site in self.sites
+        ]
         first = {key: found[first_key(key)] for key in keys} if apart else {}
         return {key: found[key] for key in keys}, first
 

@@ -79,7 +79,8 @@ def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
         for what in _WHATS
         if has_spot(model, (layer, what))
     ]
-    spots += [(n_layers - 1, "resid_post")] if n_layers else []
+    if n_layers:
+        spots.append((n_layers - 1, "resid_post"))
     out = run(model, tokens[None], record=spots)
     if out.logits is None:
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} returned no logits")

@@ -11,6 +11,7 @@ Copying scores and other signs of raw and folded weights can differ; ours are of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -380,7 +381,7 @@ def score_scale(model: TransformerBridge, layer: int) -> float:
     divisor = getattr(original, "scale", None)  # native: a divisor
     if isinstance(divisor, (int, float)) and divisor > 0 and hasattr(original, "kv_repeats"):
         return 1.0 / float(divisor)
-    return float(model.cfg.d_head) ** -0.5
+    return 1.0 / math.sqrt(model.cfg.d_head)
 
 
 def score_softcap(cfg: Any) -> float | None:

@@ -95,8 +95,10 @@ def freeze_attention(
     weights = read_weights(model, dtype=dtype)
     layers = range(model.cfg.n_layers)
     spots: list[Spot] = [(layer, "resid_pre") for layer in layers]
-    spots += [(layer, what) for layer in layers for what in ("attn_in", "pattern")]  # type: ignore[misc]
-    spots += [(model.cfg.n_layers - 1, "resid_post")] if model.cfg.n_layers else []
+    spots.extend((layer, "attn_in") for layer in layers)
+    spots.extend((layer, "pattern") for layer in layers)
+    if model.cfg.n_layers:
+        spots.append((model.cfg.n_layers - 1, "resid_post"))
     final: list[Tensor] = []
 
     def keep(tensor: Tensor) -> None:
@@ -116,7 +118,7 @@ def freeze_attention(
     else:
         streams.append(embedding if positions is None else embedding + positions)
     reads = [get((layer, "attn_in")) for layer in layers] + [final[0].to("cpu", dtype)]
-    kinds: list[NormKind] = [weights.norm for _ in layers] + [weights.final_norm]
+    kinds: list[NormKind] = [*(weights.norm for _ in layers), weights.final_norm]
     norms = [getattr(model.blocks[layer], "ln1", None) for layer in layers] + [model.ln_final]
     scales = [norm_scale(x, kind, weights.eps) for x, kind in zip(streams, kinds, strict=True)]
     gaps = []

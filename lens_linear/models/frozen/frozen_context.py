@@ -210,10 +210,8 @@ class _Attention:
         ]
         model = self.context.model
         if has_spot(model, (self.layer, "rot_q")) and has_spot(model, (self.layer, "rot_k")):
-            edits += [
-                ((self.layer, "rot_q"), keep("rot_q")),
-                ((self.layer, "rot_k"), keep("rot_k")),
-            ]
+            edits.append(((self.layer, "rot_q"), keep("rot_q")))
+            edits.append(((self.layer, "rot_k"), keep("rot_k")))
         return edits
 
     def _mixed(

@@ -103,7 +103,7 @@ def read_gguf(path: Path, *, dtype: torch.dtype) -> GgufModel:
             "Hugging Face folder with llama.cpp's tools, or pass another file"
         ) from error
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are plain numbers now
+        delattr(model.config, "quantization_config")  # the weights are plain numbers now
     return GgufModel(model.eval(), _checked(tokenizer, fields, path), _quantization(fields))
 
 

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformer_lens.model_bridge.sources.transformers.helpers import (
     get_hf_model_class_for_architecture,
 )
-from transformer_lens.utilities import count_unique_devices
+from transformer_lens.utilities.multi_gpu import count_unique_devices
 
 from lens_linear.errors import (
     CorruptedFileError,
@@ -154,7 +154,8 @@ def _plain_logits(hf_model: Any) -> Tensor | None:
     try:
         tokens = _few_tokens(hf_model.get_input_embeddings().weight)
         with torch.no_grad():
-            return hf_model.eval()(tokens, use_cache=False).logits.float().cpu()
+            logits: Tensor = hf_model.eval()(tokens, use_cache=False).logits
+            return logits.float().cpu()
     except Exception:
         return None
 
