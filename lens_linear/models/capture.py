@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +49,7 @@ _ENDS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@runtime_checkable
 class TokenRows(Protocol):
     """What stands for tokens: a tensor [sequence, position], or a disk-backed stream of rows."""
 
@@ -56,6 +57,7 @@ class TokenRows(Protocol):
     def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
+@runtime_checkable
 class PaddedTokens(Protocol):
     """What :class:`lens_linear.Task` is to this room: ids padded on the right, and what is real."""
 
