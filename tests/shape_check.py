@@ -2,8 +2,8 @@
 
 Every function of the package checks its annotations, shapes and dtypes included, while the tests run. What a
 function returns must be what it says. An argument that is not what the annotation says is a fault only where
-the function then works: a refusal of it is what the tests of bad input want. Faults are listed at the end, one
-a function, and fail the run.
+the function then works: a refusal of it is what the tests of bad input want. Faults are listed at the end,
+one a function, and fail the run.
 """
 
 import functools

@@ -12,8 +12,8 @@ BalancedReduction: order 1 of 2, keeps 75.00% of the sum of 2 Hankel singular va
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,9 +22,6 @@ from lens_linear.checks import require_float, require_float_tensor, require_int,
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import EPS, to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +52,6 @@ class BalancedReduction(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per Hankel singular value: hankel, kept."""
-        import pandas as pd
-
         kept = [i < self.order for i in range(len(self.hankel))]
         frame = pd.DataFrame({"hankel": self.hankel.cpu().numpy(), "kept": kept})
         return frame.rename_axis("state")

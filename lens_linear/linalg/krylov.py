@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,9 +30,6 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +54,6 @@ class KrylovBasis(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per start vector: d, order, exact_order, rtol, seed."""
-        import pandas as pd
-
         d, order = self.basis.shape[-2:]
         return pd.DataFrame(
             {

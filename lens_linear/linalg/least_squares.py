@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,8 +33,6 @@ from lens_linear.linalg.precision import (
 from lens_linear.linalg.scatter import Factor, Products, Scatter, summarise
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lens_linear.linalg.moments import Moments
 
 Solver = Literal["svd", "cholesky", "eigh"]
@@ -140,8 +139,6 @@ class LinearFit:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per output column: bias, weight_norm, r_squared (in-sample; NaN if constant)."""
-        import pandas as pd
-
         explained = self.core.square().sum(0) + self.ridge * self.weight.square().sum(0)
         fraction = explained / self.scatter_y
         return pd.DataFrame(

@@ -14,8 +14,8 @@ and by default one common scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,9 +25,6 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import fit_linear, require_pair
 from lens_linear.linalg.precision import constant_columns, to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def procrustes_similarity(x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_out"]) -> float:
@@ -106,8 +103,6 @@ class OrthogonalProcrustes(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row: r_squared, scale, scaled, n, d."""
-        import pandas as pd
-
         values = [self.r_squared, self.scale, self.scaled, self.n, len(self.mean_x)]
         return pd.DataFrame([values], columns=["r_squared", "scale", "scaled", "n", "d"])
 

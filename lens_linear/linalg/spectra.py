@@ -13,8 +13,9 @@ True
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,9 +32,6 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import constant_columns, gram, row_error, to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +110,6 @@ class Spectrum(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per direction: singular_value, variance_share, cumulative_share."""
-        import pandas as pd
-
         share = self.values.square() / self.values.square().sum()
         return pd.DataFrame(
             {
@@ -247,8 +243,6 @@ class IntrinsicDimension(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row with the fields as columns."""
-        import pandas as pd
-
         return pd.DataFrame([vars(self)])
 
     def __repr__(self) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear.checks import require_int
 from lens_linear.stats._token_blocks import SparseCounts, token_blocks
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _MAX_VOCAB = 2_000_000  # source * vocab² + destination * vocab + out must fit in 63 bits
 
@@ -91,8 +88,6 @@ def _count(
 def _table(
     source: Tensor, destination: Tensor, out: Tensor, count: Tensor, expected: Tensor, k: int
 ) -> pd.DataFrame:
-    import pandas as pd
-
     gain = count * (count / expected).log()
     frame = pd.DataFrame(
         {

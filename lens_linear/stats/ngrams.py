@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,9 +39,6 @@ from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
 from lens_linear.stats._token_blocks import CHUNK_TOKENS, SparseCounts, token_blocks
 from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _MAX_CELLS = 25_000_000
 
@@ -121,8 +119,6 @@ class BigramCounts(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns current, following, count, probability (of following given current)."""
-        import pandas as pd
-
         probability = self.count.double() / self.n_current[self.current]
         return pd.DataFrame(
             {
@@ -184,8 +180,6 @@ class BigramDivergence(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns token, kl (nats), count; only tokens that occur, largest share first."""
-        import pandas as pd
-
         seen = self.n_current.nonzero().flatten()
         frame = pd.DataFrame(
             {

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,9 +23,6 @@ from lens_linear.models.capture import forward_logits
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import bos_token
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +41,6 @@ class DownstreamScores(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns: task, metric, value, standard_error (NaN where the harness gives none), n."""
-        import pandas as pd
-
         return pd.DataFrame(list(self.rows))
 
     def __repr__(self) -> str:

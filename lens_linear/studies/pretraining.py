@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -35,9 +36,6 @@ from lens_linear.stats.progress import sequence_bar
 from lens_linear.tables import Result
 from lens_linear.training.loop import BOS, train, validation_loss
 from lens_linear.training.recipes import Recipe
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STUDIES = ("cosine", "learned")
 MEASURES = ("loss", "block_r2", "block_r2_no_residual", "ffn_r2", "update_ratio")
@@ -107,8 +105,6 @@ class StudyResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns: variant, seed, step, final, layer, loss (validation, nats per token) and the scores."""
-        import pandas as pd
-
         return pd.DataFrame(list(self.rows))
 
     def summary(self) -> pd.DataFrame:
@@ -128,8 +124,6 @@ class StudyResult(Result):
         Seeds share the initial weights and the batches, so the difference is paired. With three seeds
         a t of either sign must pass 4.3 for a two-sided p of 0.05.
         """
-        import pandas as pd
-
         frame = self.to_dataframe()
         final = frame[frame.final].groupby(["variant", "seed"], sort=False)[list(MEASURES)].mean()
 

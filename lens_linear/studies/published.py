@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from lens_linear.checks import require_instance
 from lens_linear.errors import InvalidArgumentError
@@ -18,9 +19,6 @@ from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable
 from lens_linear.studies.pretraining import StudyResult
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NOT_RUN = "not run"
 RAZZHIGAEV = "Razzhigaev et al. 2024, arXiv 2405.12250"
@@ -100,8 +98,6 @@ class PublishedTable(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns: model, quantity, published, measured, conditions, source."""
-        import pandas as pd
-
         names = ("model", "quantity", "published", "measured", "conditions", "source")
         return pd.DataFrame(list(self.rows), columns=list(names))
 

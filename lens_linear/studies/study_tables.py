@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lens_linear.checks import require_file, require_instance, require_path
@@ -101,8 +102,6 @@ def load_tables(folder: str | Path, name: str) -> StudyResult:
         >>> load_tables(folder, "cosine")["block_r2"].tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    import pandas as pd
-
     folder = require_path("folder", folder)
     table = require_file("name", folder / f"{name}.csv")
     card = require_file("name", folder / f"{name}.json")

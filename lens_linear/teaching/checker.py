@@ -23,14 +23,13 @@ import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LESSONS = range(1, 9)
 _NAME = re.compile(r"(\d+)\.(\d+)")
@@ -169,8 +168,6 @@ class Checker:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the results as a table: exercise, passed, attempts, message."""
-        import pandas as pd
-
         columns = ["exercise", "passed", "attempts", "message"]
         return pd.DataFrame([asdict(result) for result in self.results()], columns=columns)
 

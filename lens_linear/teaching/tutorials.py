@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from lens_linear.checks import require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_with
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _INSTALLED = Path(__file__).resolve().parent / "notebooks"
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent / "tutorials" / "exercises"
@@ -58,8 +56,6 @@ class CopiedTutorials(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row a notebook: notebook, state ("written", "unchanged", "kept")."""
-        import pandas as pd
-
         states = {"written": self.written, "unchanged": self.unchanged, "kept": self.kept}
         rows = [(name, state) for state, names in states.items() for name in names]
         return pd.DataFrame(sorted(rows), columns=["notebook", "state"])

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.tables import Result
 from lens_linear.text._process import Process
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +50,6 @@ class EntropyFloors(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns model, floor (nats a token), length."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "model": ["unigram", "bigram", "full"],

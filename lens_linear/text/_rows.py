@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lens_linear.checks import require_file
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 
@@ -118,8 +120,6 @@ def _json_list(path: Path, text: str) -> list[Row]:
 
 def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
     import io
-
-    import pandas as pd
 
     try:
         frame = pd.read_csv(

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from lens_linear.checks import (
@@ -34,9 +35,6 @@ from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, require_column
 from lens_linear.text._seeds import labelled_generator
 from lens_linear.text.huggingface import huggingface_rows
 from lens_linear.text.presets import PRESETS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BUNDLED = ("mood",)
 _PRESET_LIMIT = 2000
@@ -112,8 +110,6 @@ class Concept:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns text, label."""
-        import pandas as pd
-
         return pd.DataFrame({"text": list(self.texts), "label": list(self.labels)})
 
     def split(

@@ -34,8 +34,8 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,9 +55,6 @@ from lens_linear.text._vocabulary import (
     name_syllables,
 )
 from lens_linear.token_rows import require_tokens
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_SKIP_TRIGRAMS = 12
 
@@ -206,8 +203,6 @@ class SyntheticLanguage:
         ``probability`` is that of ``out`` right after the destination when the source occurred
         anywhere earlier in the sequence; ``base_probability`` when it did not. Both are exact.
         """
-        import pandas as pd
-
         process, labels = self._process, self.labels
         at = (list(process.destinations), list(process.outs))
         rows = torch.arange(self.n_skip_trigrams)

@@ -22,8 +22,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -46,9 +47,6 @@ from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
 from lens_linear.models.hooks import is_causal
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_CELLS = 50_000_000
 _LIMITS = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -184,8 +182,6 @@ class QKAttribution(Result):
             batch: which sequence.
             contrast: split the score above the mean of the query's other keys instead.
         """
-        import pandas as pd
-
         require_choice("side", side, ("query", "key"))
         table = (self.contrast if contrast else self.map)(query, key, batch=batch)
         scores = table.sum(0 if side == "key" else 1)
@@ -240,8 +236,6 @@ class QKAttribution(Result):
 
         Of one (query, key) where both are given, of the mean over all keys that a query sees without them.
         """
-        import pandas as pd
-
         both = query is not None and key is not None
         if not both and (query is not None or key is not None):
             raise InvalidArgumentError(

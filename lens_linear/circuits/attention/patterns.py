@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,9 +18,6 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +44,6 @@ class AttentionPattern(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns head, query, key, attention: keys up to their query, or all where later ones are seen."""
-        import pandas as pd
-
         heads, length = self.pattern.shape[:2]
         later = bool(self.pattern.triu(1).any())  # the model looks both ways
         rows: list[dict[str, Any]] = [

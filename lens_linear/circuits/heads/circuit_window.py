@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,9 +22,6 @@ from lens_linear.circuits.heads.factored import MAX_BYTES, row_blocks
 from lens_linear.circuits.heads.head_circuit import SIDES, Circuit, HeadCircuit
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +62,6 @@ class CircuitMap(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns row, column, value of the window, and row_label, column_label."""
-        import pandas as pd
-
         n = len(self.columns)
         cells = range(self.window.numel())
         return pd.DataFrame(

@@ -22,9 +22,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,9 +35,6 @@ from lens_linear.checks import head_name, require_choice, require_int, require_s
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import AttentionWeights, read_attention, reading_norm_kind
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Kind = Literal["Q", "K", "V"]
 KINDS: tuple[Kind, ...] = ("Q", "K", "V")
@@ -120,8 +118,6 @@ class CompositionScores(Result):
 
         Then ``above_random`` (larger than the best random pair's ratio) and the four indices.
         """
-        import pandas as pd
-
         if "frame" not in self._cache:
             n_layers, n_heads = self.scores.shape[1:3]
             layers = torch.arange(n_layers)

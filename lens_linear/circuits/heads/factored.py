@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,9 +30,6 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_CELLS = 16_777_216  # 4096 × 4096: 128 MiB in float64
 MAX_BYTES = 64 * 2**20
@@ -108,8 +106,6 @@ class TopPairs(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns row, column, value, and row_label, column_label where there are labels."""
-        import pandas as pd
-
         frame = pd.DataFrame(
             {
                 "row": self.row_ids.numpy(),
@@ -385,8 +381,6 @@ class DiagonalAccuracy(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns k, accuracy, chance (k over the number of tokens)."""
-        import pandas as pd
-
         n = len(self.ranks)
         rows = [(k, self.accuracy(k), min(1.0, k / n)) for k in self.ks]
         return pd.DataFrame(rows, columns=["k", "accuracy", "chance"])

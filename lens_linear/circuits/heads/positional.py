@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.heads.factored import MAX_CELLS, dense
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PositionSource = Literal["position rows", "mean content, rotated"]
 
@@ -77,8 +75,6 @@ class PositionalQK(FactoredMatrix):
 
         ``score`` leaves norm scales out; ``scaled_score`` is what the softmax of :attr:`pattern` sees.
         """
-        import pandas as pd
-
         query, key = torch.ones(self.ldim, self.rdim).nonzero().T
         if self.causal:
             query, key = torch.tril_indices(self.ldim, self.rdim)

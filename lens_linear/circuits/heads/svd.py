@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,9 +21,6 @@ from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import require_instance, require_int
 from lens_linear.linalg.spectra import Spectrum
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +79,6 @@ class CircuitSVD(Result):
         ``side`` is "row" (U) or "column" (V), ``sign`` the end of the direction, ``loading`` the token's
         entry times the sign, so that larger is further out.
         """
-        import pandas as pd
-
         close = {i for run in self.near_equal for i in run}
         rows: list[dict[str, Any]] = []
         sides = (("row", self.U, self.row_labels), ("column", self.V, self.column_labels))

@@ -25,8 +25,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,9 +44,6 @@ from lens_linear.models.hooks import edited as edited_model
 from lens_linear.stats.task_scores import RowScores, require_task, score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Head = tuple[int, int]
 How = Literal["mean", "pooled", "zero", "resample"]
@@ -94,8 +92,6 @@ class AblationScores(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns head, layer, index, before, without, lost, lost_se; heads in order."""
-        import pandas as pd
-
         layers, heads = self.without.shape
         return pd.DataFrame(
             {

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,9 +30,6 @@ from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import answer_values, require_open_question, require_task
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Alignment = Literal["token index", "second copy"]
 
@@ -81,8 +79,6 @@ class InContextLoss(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns index, loss, se, n."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "index": self.points.numpy(),

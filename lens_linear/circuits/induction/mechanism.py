@@ -30,8 +30,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 
 from lens_linear._tl import TransformerBridge
@@ -43,9 +44,6 @@ from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MIN_GAIN = 0.1  # nats a token; random models measure up to 0.03
 Expected = Literal["lost", "kept"]
@@ -141,8 +139,6 @@ class InductionMechanism(Result):
         ``removed`` is the share of the gain that is lost, ``control_removed`` the mean share over control
         sets, ``control_worst`` the largest; NaN where a step has no control of other heads.
         """
-        import pandas as pd
-
         rows = []
         for step in self.steps:
             lost = [self.removed(outcome) for outcome in step.controls]

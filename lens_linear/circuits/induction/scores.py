@@ -45,8 +45,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -74,9 +75,6 @@ from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import ModelWeights, norm_scale, read_weights
 from lens_linear.models.hooks import Spot, has_spot, require_causal
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Head = tuple[int, int]
 Verdict = Literal["induction", "previous-token", "duplicate-token", "positional", "none"]
@@ -246,8 +244,6 @@ class InductionScores(Result):
         ``excess`` is that of the verdict's relation, or the largest where there is none. :meth:`named`
         folds the heads without a verdict.
         """
-        import pandas as pd
-
         stats = self.stats
         layers, heads = self.copying.shape
         best = self.best_offset
@@ -282,8 +278,6 @@ class InductionScores(Result):
 
     def period_table(self, layer: int | str | Head, head: int | None = None) -> pd.DataFrame:
         """One row a period for one head, named ``1, 3`` or ``"L1H3"``: both scores and their controls."""
-        import pandas as pd
-
         stats = self.stats
         n_layers, n_heads = self.copying.shape
         asked = layer if head is None else (layer, head)

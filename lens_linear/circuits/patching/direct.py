@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,9 +44,6 @@ from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.stats.task_scores import require_task
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Largest gap between the sum and the model's logits, relative to the largest. float32 measures 1e-6.
 _LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -115,8 +113,6 @@ class DirectLogitAttribution(Result):
             answer: which answer; the mean over all by default. ``relative_se`` is the standard error of that
                 mean over rows, NaN for one answer or one row.
         """
-        import pandas as pd
-
         if answer is None:
             logit, relative = self.logit.mean(1), self.relative.mean(1)
             spread = self._standard_error()

@@ -30,8 +30,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,9 +48,6 @@ from lens_linear.models.hooks import Spot, has_spot
 from lens_linear.stats.task_scores import RowScores, require_task, score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Metric, Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PatchWhat = Literal["head", "residual", "attn_out", "ffn_out", "path"]
 WHATS: tuple[PatchWhat, ...] = ("head", "residual", "attn_out", "ffn_out", "path")
@@ -134,8 +132,6 @@ class PatchEffects(Result):
         ``head`` is a name like L1H3 ("" where none); ``position`` is -1 where all were patched together. In
         the order of the model; paths largest first.
         """
-        import pandas as pd
-
         effect = self.effects
         columns: dict[str, Any] = {"site": self.names}
         if self.what == "path":

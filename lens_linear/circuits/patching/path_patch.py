@@ -27,8 +27,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,9 +53,6 @@ from lens_linear.models.hooks import Edit, Spot, What, edited
 from lens_linear.stats.task_scores import RowScores, require_task, score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Metric
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Via = Literal["q", "k", "v"]
 Norm = Literal["recomputed", "frozen"]
@@ -165,8 +163,6 @@ class PathPatchEffects(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a sender: sender, layer, index, receiver, value, change, effect, effect_se, in order."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "sender": [head_name(*at) for at in self.senders],

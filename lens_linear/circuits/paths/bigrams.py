@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,9 +28,6 @@ from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.stats.ngrams import BigramCounts, bigram_kl
 from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +52,6 @@ class NextTokens(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns next, logit, probability, and next_label where there are labels."""
-        import pandas as pd
-
         frame = pd.DataFrame(
             {
                 "next": self.ids.numpy(),
@@ -97,8 +92,6 @@ class BigramComparison(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns token, kl (nats), weight; tokens that occur, largest share of the mean first."""
-        import pandas as pd
-
         seen = (self.weights > 0).nonzero().flatten()
         share = (self.per_token[seen] * self.weights[seen]).argsort(descending=True, stable=True)
         seen = seen[share]
@@ -207,8 +200,6 @@ class BigramTable(Result):
 
     def to_dataframe(self, k: int = 5) -> pd.DataFrame:
         """One row for each of the k best next tokens of every token: token, next, logit, probability."""
-        import pandas as pd
-
         k = min(require_int("k", k, minimum=1), self._n_outputs)
         parts = []
         for tokens in self._blocks(self._n_tokens):

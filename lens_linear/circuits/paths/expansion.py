@@ -22,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,9 +39,6 @@ from lens_linear.circuits.paths.importance import (
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +96,6 @@ class PathTable(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns path, source, order, logit (sums to the model's), relative (minus the mean token)."""
-        import pandas as pd
-
         return pd.DataFrame(self.rows, columns=["path", "source", "order", "logit", "relative"])
 
 
@@ -124,8 +120,6 @@ class PathAblation(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns path, source, order, effect (nats a token), most helpful first."""
-        import pandas as pd
-
         frame = pd.DataFrame(self.rows, columns=["path", "source", "order", "effect"])
         return frame.sort_values("effect", ascending=False, kind="stable").reset_index(drop=True)
 
@@ -177,8 +171,6 @@ class PathExpansion(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns path, source, order, size: root mean square of its logits above their mean over tokens."""
-        import pandas as pd
-
         sizes = []
         for term in self.terms:
             logits = term.logits

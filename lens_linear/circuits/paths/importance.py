@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from lens_linear.models.frozen.frozen_attention import FrozenRun
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +59,6 @@ class PathImportance(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns order, n_paths, loss_before, loss_after, effect, effect_per_path."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "order": range(len(self.losses)),

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -41,8 +42,6 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lens_linear.circuits.heads.head_circuit import HeadCircuit
 
 POOL, LEAST = 20, 2000  # candidates, where the ranking is not the one that finds them
@@ -88,8 +87,6 @@ class SkipTrigrams(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns source, destination, out, qk_score, ov_score, attention, effect, probability_gain, head."""
-        import pandas as pd
-
         columns: dict[str, Any] = {
             name: self.triples[:, i].numpy()
             for i, name in enumerate(("source", "destination", "out"))

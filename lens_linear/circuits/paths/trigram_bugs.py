@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,9 +26,6 @@ from lens_linear.circuits.paths.skip_trigrams import HeadEffects
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +65,6 @@ class SkipTrigramBugs(Result):
         ``wanted_out`` is what should follow this destination, ``other_destination`` the one that ``out``
         belongs to; with a corpus also count, expected, lift (count over expected).
         """
-        import pandas as pd
-
         ids = {
             "source": self.crossed[:, 0],
             "destination": self.crossed[:, 1],

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,9 +21,6 @@ from lens_linear.checks import require_float_tensor
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +66,6 @@ class Agreement(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row, a column for every attribute."""
-        import pandas as pd
-
         return pd.DataFrame([asdict(self)])
 
 

@@ -7,8 +7,9 @@ torch.Size([4, 32])
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -22,9 +23,6 @@ from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.models.hooks import require_bridge
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DirectionMethod = Literal["mean-difference", "whitened", "logistic"]
 _FOLDS = 5
@@ -62,8 +60,6 @@ class ConceptDirections(MadeTensor):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer boundary: auc, d_prime, filled, cosine_to_last, method, n_texts."""
-        import pandas as pd
-
         rows = self.plain()
         frame = pd.DataFrame(
             {

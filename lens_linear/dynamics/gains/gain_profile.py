@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,9 +46,6 @@ from lens_linear.linalg.precision import compute_device, to_compute
 from lens_linear.models.capture import model_device
 from lens_linear.models.hooks import require_blocks, require_bridge
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Method = Literal["adjoint", "empirical"]
 _HOW = {
@@ -108,8 +106,6 @@ class GainProfile(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: mean, sd, q05, median, q95 over prompts, n_prompts, method, eps."""
-        import pandas as pd
-
         levels = torch.tensor([0.05, 0.5, 0.95], dtype=self.gains.dtype, device=self.gains.device)
         low, middle, high = self.gains.quantile(levels, dim=0).cpu().numpy()
         frame = pd.DataFrame(

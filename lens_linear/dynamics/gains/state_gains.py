@@ -22,16 +22,13 @@ Source: ours. Leave-one-out errors of a linear smoother in closed form: Golub, H
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Ridges tried, in units of the mean squared length of the centred states.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -76,8 +73,6 @@ class StateGains(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: gain_mean, weight_norm (gain per unit of state), boundary, ridge."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "gain_mean": self.mean.cpu().numpy(),

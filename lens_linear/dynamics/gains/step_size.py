@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +19,6 @@ from lens_linear.dynamics.gains.gain_profile import GainProfile, gain_profile
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +49,6 @@ class StepSizeTable(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a step: eps, spearman, pearson, relative_error, mean_spearman, n_prompts."""
-        import pandas as pd
-
         return pd.DataFrame(
             [
                 {

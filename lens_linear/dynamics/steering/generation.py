@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,9 +38,6 @@ from lens_linear.models.tokenizer import require_tokenizer
 from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Where = Literal["generated", "prompt"]
 
@@ -81,8 +79,6 @@ class SteeredText(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a prompt and scale: prompt, scale, text, perplexity, readout."""
-        import pandas as pd
-
         rows = [
             {
                 "prompt": prompt,
@@ -295,8 +291,6 @@ class SteeringCost(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a scale: scale, loss, perplexity, n_tokens, and a task's own metric under its name."""
         import math
-
-        import pandas as pd
 
         columns = {
             "scale": self.scales,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,9 +21,6 @@ from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +62,6 @@ class JointSteering(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a concept: target, linear, achieved, share of the amplitudes' energy."""
-        import pandas as pd
-
         power = self.amplitudes.pow(2).sum(-1)
         frame = pd.DataFrame(
             {

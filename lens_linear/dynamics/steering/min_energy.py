@@ -17,8 +17,9 @@ Source: Nettasinghe & Joseph 2026, arXiv 2603.12541, minimum-energy schedule and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,9 +30,6 @@ from lens_linear.dynamics.gains.gain_profile import GainProfile
 from lens_linear.dynamics.surrogates.surrogate import Surrogate
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Gains = GainProfile | Surrogate | Tensor
 
@@ -65,8 +63,6 @@ class Schedule(MadeTensor):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: amplitude, gain, share of the energy (means over prompts)."""
-        import pandas as pd
-
         values, gains = self.plain(), self.gains.expand_as(self.plain())
         share = values.pow(2) / values.pow(2).sum(-1, keepdim=True)
         rows = [x.reshape(-1, x.shape[-1]).mean(0).cpu().numpy() for x in (values, gains, share)]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,9 +34,6 @@ from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BASELINE, EXACT, REFINED = "minimum energy", "exact minimum energy", "refined minimum energy"
 _REFINED = 2  # its row: schedules stand in the order of ``_shapes``
@@ -93,8 +90,6 @@ class ScheduleComparison(Result):
         """One row a schedule: median energy, ratio to minimum energy (median, q25, q75), share of
         prompts at which minimum energy needs less, share reached, worst relative miss of the target.
         """
-        import pandas as pd
-
         rows = []
         for index, name in enumerate(self.names):
             ratio = self.ratios[index][~self.ratios[index].isnan()]

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 
 from lens_linear._tl import TransformerBridge
@@ -42,9 +43,6 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.open.load import load
 from lens_linear.tables import Result
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SOURCE = "Nettasinghe & Joseph 2026, arXiv 2603.12541"
 
@@ -112,8 +110,6 @@ class AgreementTable(Result):
         """One row a surrogate: model, n_layers, d_model, concept, auc, basis, order, jacobian, and the
         columns of :class:`~lens_linear.dynamics.gains.agreement.Agreement`.
         """
-        import pandas as pd
-
         return pd.DataFrame([row.values() for row in self.rows])
 
     def reaching(self, spearman: float = 0.95) -> pd.DataFrame:
@@ -122,8 +118,6 @@ class AgreementTable(Result):
         Its columns are model, basis, jacobian, order (NaN where none does), best (the highest Spearman),
         up_to (the highest order tried) and ceiling.
         """
-        import pandas as pd
-
         spearman = require_float("spearman", spearman, minimum=-1.0, maximum=1.0)
         groups: dict[tuple[str, str, str], list[AgreementRow]] = {}
         for row in self.rows:
@@ -151,8 +145,6 @@ class AgreementTable(Result):
         mean_spearman, mean_pearson (of the mean profiles), concept and source. Of the Jacobians the
         mean one, the paper's, is shown. A model counts as one of the paper's if name and shape agree.
         """
-        import pandas as pd
-
         chosen = [
             row
             for row in self.rows

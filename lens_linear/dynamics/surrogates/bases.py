@@ -26,8 +26,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import Any, Literal, Union
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,9 +40,6 @@ from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
 from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
 BasisLike = Union[Basis, "Bases", Callable[..., Any]]
@@ -91,8 +89,6 @@ class Bases(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a boundary and coordinate: boundary, coordinate, right_norm, left_norm, hankel."""
-        import pandas as pd
-
         boundaries, _, order = self.right.shape
         hankel = self.right.new_full((boundaries, order), float("nan"))
         return pd.DataFrame(

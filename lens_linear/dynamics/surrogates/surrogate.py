@@ -23,8 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,9 +41,6 @@ from lens_linear.dynamics.gains.state_gains import StateGains, fit_state_gains
 from lens_linear.dynamics.surrogates.bases import Bases, BasisLike, build_bases, require_basis
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 JacobianKind = Literal["prompt", "mean", "state"]
 JACOBIANS: tuple[JacobianKind, ...] = ("prompt", "mean", "state")
@@ -157,8 +155,6 @@ class Surrogate(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: gain_mean, gain_sd, system_gain, order, basis, jacobian, n_prompts."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "gain_mean": self.mean.cpu().numpy(),

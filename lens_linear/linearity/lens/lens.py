@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,9 +23,6 @@ from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FEW = 20  # rows an input below which a fitted lens is far from that of enough text
 READINGS = ("lens", "raw", "logit")
@@ -129,8 +127,6 @@ class Lens(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: in-sample R² of its map, and rows."""
-        import pandas as pd
-
         return pd.DataFrame({"layer": range(len(self.r2)), "r2": self.r2.numpy(), "n": self.n})
 
     def __repr__(self) -> str:
@@ -283,8 +279,6 @@ class Lens(Result):
                 self.readout.decode(self.normed(streams[layer], layer))[0].softmax(-1).topk(k)
                 for layer in streams
             ]
-        import pandas as pd
-
         rows = []
         for layer, (p, top) in enumerate(found):
             names = token_strings(self.model, top.flatten().cpu())
@@ -308,8 +302,6 @@ def _layers(layers: list[int] | None, n: int) -> list[int]:
 
 
 def _score_table(sums: dict[int, Tensor], seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     rows = []
     for layer, s in sums.items():
         kl, n, first, same, loss, answers = s[:6]

@@ -10,8 +10,8 @@ Source: Whipp 2026, arXiv 2606.19379.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,9 +23,6 @@ from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +60,6 @@ class AdamBaseline(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per score: step, r2, r2_standardized, closed_form, shortfall (closed form minus r2)."""
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "step": self.steps,

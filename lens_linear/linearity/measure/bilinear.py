@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,9 +37,6 @@ from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +81,6 @@ class BilinearProbe(Result):
 
         ``share_of_residual`` is the gain over what the affine fit left, ``gain / (1 − affine r2)``.
         """
-        import pandas as pd
-
         return pd.DataFrame(
             {
                 "rank": self.ranks,

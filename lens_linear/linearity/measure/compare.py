@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from lens_linear.checks import require_choice
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.intervals import percentiles, resampled
 from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +38,6 @@ class ProfileComparison(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per name and layer: name, layer, depth (0 first to 1 last), then the profile's columns."""
-        import pandas as pd
-
         frames = []
         for name, profile in self.profiles.items():
             frame = profile.to_dataframe().reset_index()
@@ -53,8 +49,6 @@ class ProfileComparison(Result):
 
     def summary(self) -> pd.DataFrame:
         """One row per name: mean, minimum and maximum over layers of each score."""
-        import pandas as pd
-
         names = ["block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "update_ratio"]
         grouped = self.to_dataframe().groupby("name", sort=False)[names].agg(["mean", "min", "max"])
         grouped.columns = pd.Index(["_".join(pair) for pair in grouped.columns.to_flat_index()])
@@ -80,8 +74,6 @@ class ProfileComparison(Result):
         Raises:
             InvalidArgumentError: an unknown name, in-sample profiles, or profiles of other sequences.
         """
-        import pandas as pd
-
         one, other = (
             self.profiles[require_choice("name", n, self.profiles)] for n in (first, second)
         )

@@ -7,8 +7,8 @@ linearity score, on rows drawn with a seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,10 +21,6 @@ from lens_linear.linalg.spectra import Coinciding
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 _COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
 
@@ -61,8 +57,6 @@ class LayerGeometry(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per layer boundary (0 = embedding)."""
-        import pandas as pd
-
         names = (
             "intrinsic_dimension",
             "anisotropy",

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,9 +36,6 @@ from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +90,6 @@ class LayerMap(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """The matrix, rows "from" and columns "to", both by layer boundary."""
-        import pandas as pd
-
         frame = pd.DataFrame(self.values.numpy(), index=list(self.boundaries))
         frame.columns = pd.Index(list(self.boundaries), name="to")
         return frame.rename_axis("from")

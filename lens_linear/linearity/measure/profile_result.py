@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,9 +15,6 @@ from lens_linear.checks import require_choice
 from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Fit = Literal["held-out", "in-sample"]
 SCORE_COLUMNS = {
@@ -118,8 +116,6 @@ class LinearityProfile(Result):
         (``…_without_first``, with its interval), the first position's share of the variance by site
         (``…_first_share``) and statistics of one's own (``…``, ``…_low``, ``…_high``, ``…_fit``).
         """
-        import pandas as pd
-
         names = SCORE_COLUMNS
         columns = {names[score]: self.scores[score].numpy() for score in SCORES}
         columns["null_r2"] = self.null_r2.numpy()

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,9 +21,6 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.models.hooks import Edit, edited
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MapSite = Literal["block", "ffn"]
 
@@ -138,8 +136,6 @@ class Linearization(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per map: site, first, last, rank, r_squared (in-sample), n, n_parameters."""
-        import pandas as pd
-
         names = ("site", "first", "last", "rank", "r_squared", "n", "n_parameters")
         rows = [{name: getattr(m, name) for name in names} for m in self.maps]
         return pd.DataFrame(rows, columns=list(names))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
@@ -25,9 +25,6 @@ from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +58,6 @@ class CompressionTable(Result):
         share_saved (of the whole model), loss, loss_increase, loss_increase_se, perplexity,
         perplexity_increase.
         """
-        import pandas as pd
-
         return pd.DataFrame(list(self.rows))
 
     def __repr__(self) -> str:

@@ -17,8 +17,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -48,9 +49,6 @@ from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Strategy = Literal["remove", "linear", "linear+distill"]
 Order = Literal["linearity", "reverse", "random"]
@@ -94,8 +92,6 @@ class ReplacementCurve(Result):
 
         ``loss_increase_se`` is over test sequences, of the difference to the whole model (paired).
         """
-        import pandas as pd
-
         losses = [score.loss for score in self.scores]
         change = [loss.minus(losses[0]) for loss in losses]
         return pd.DataFrame(

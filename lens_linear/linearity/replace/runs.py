@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -26,9 +26,6 @@ from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +56,6 @@ class RunTable(Result):
         Columns: first, last, n_replaced, method, r2 (held in), cosine_distance (between the two ends),
         loss, perplexity, loss_increase, n_parameters.
         """
-        import pandas as pd
-
         return pd.DataFrame(list(self.rows))
 
     def __repr__(self) -> str:

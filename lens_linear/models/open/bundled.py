@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from lens_linear.models.open.cards import CARD, read_card
 from lens_linear.models.open.obtain import OBTAINABLE, obtained_folder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BUNDLED = Path(str(resources.files("lens_linear") / "models" / "bundled_models"))
 
@@ -39,8 +38,6 @@ def available_models() -> pd.DataFrame:
         >>> "attn-2l" in set(available_models()["name"])
         True
     """
-    import pandas as pd
-
     rows = []
     for card in _cards():
         spec = card["spec"]
@@ -88,8 +85,6 @@ def training_table() -> pd.DataFrame:
         >>> int(training_table().set_index("name").loc["attn-2l", "steps"])
         6700
     """
-    import pandas as pd
-
     columns = ["name", "steps", "tokens", "minutes", "threads", "validation_loss"]
     rows = [
         {
