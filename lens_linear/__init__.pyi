@@ -3,6 +3,7 @@ from . import constructions as constructions
 from . import dynamics as dynamics
 from . import errors as errors
 from . import explorer as explorer
+from . import extensions as extensions
 from . import linalg as linalg
 from . import linearity as linearity
 from . import models as models
@@ -80,6 +81,7 @@ __all__ = [
     "evaluation_tokens",
     "explore",
     "explorer",
+    "extensions",
     "fit_lens",
     "fit_surrogate",
     "gain_profile",

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lens_linear"
 FLOORS = {
     "errors": 0,
+    "extensions": 0,
     "checks": 0,
     "checksummed": 0,
     "files": 0,

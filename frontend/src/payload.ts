@@ -26,6 +26,13 @@ export interface ModelFacts {
   sha256: string;
 }
 
+export interface Score {
+  words: string;
+  unit: string;
+  signed: boolean;
+  beside?: [string, string]; // control: column, words
+}
+
 export interface HeadRow {
   [column: string]: number | string | null;
 }
@@ -108,6 +115,7 @@ export interface Payload {
   tokenizer_config: object | null;
   heads: HeadRow[];
   heads_note: string;
+  added_scores: { [name: string]: Score }; // of installed packages
   head_details: { [name: string]: HeadDetail };
   head_tables: HeadTables | null;
   composition: { scores: Packed; mean: Packed; sd: Packed; n_random: number } | null;

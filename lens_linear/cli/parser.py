@@ -170,9 +170,10 @@ def _dynamics(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     parser.add_argument("--order", type=int, default=32, help="of the surrogate (default 32)")
     parser.add_argument(
         "--basis",
-        choices=("krylov", "random", "pca", "balanced"),
         default="krylov",
-        help="of the surrogate (default krylov)",
+        metavar="NAME",
+        help="of the surrogate: krylov, krylov-stationary, balanced, pca, random, or one that an installed "
+        "package adds (default krylov)",
     )
     parser.add_argument(
         "--prompts", type=int, default=100, metavar="N", help="prompts a split (default 100)"

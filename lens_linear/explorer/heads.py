@@ -15,8 +15,9 @@ from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attenti
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import LensLinearError
+from lens_linear.errors import InvalidArgumentError, LensLinearError
 from lens_linear.explorer.packing import pack
+from lens_linear.extensions import HeadScore, added, problems
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights
@@ -56,6 +57,37 @@ def head_rows(
         one["verdict"] = row["verdict"]
         rows.append(one)
     return rows, note
+
+
+def added_scores(
+    model: TransformerBridge, shape: ModelShape, rows: list[dict[str, Any]], missing: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Put scores of installed packages into the rows of heads; how each is to be shown, by its name."""
+    shown: dict[str, dict[str, Any]] = {}
+    missing.extend(problems())
+    if not rows:
+        return shown
+    for name, part in added("head_scores", ours=rows[0]).items():
+        score: HeadScore = part.value
+        try:
+            values = torch.as_tensor(score.function(model), dtype=torch.float64)
+            if values.shape != (shape.n_layers, shape.n_heads):
+                raise InvalidArgumentError(
+                    f"it must have shape [layer, head] = {(shape.n_layers, shape.n_heads)}, got "
+                    f"{tuple(values.shape)}; return one number a head"
+                )
+        except Exception as reason:
+            missing.append(part.failed(name, reason))
+            continue
+        for row in rows:
+            row[name] = _number(values[row["layer"], row["index"]].item())
+        words, unit = (_encodable(text) for text in (score.words, score.unit))
+        shown[name] = {"words": words, "unit": unit, "signed": bool(score.signed)}
+    return shown
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def composition(model: TransformerBridge, shape: ModelShape, *, seed: int) -> dict[str, Any] | None:

@@ -19,7 +19,13 @@ from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.circuits.induction.ablation import StandIns, stand_ins
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
-from lens_linear.explorer.heads import composition, copied_details, head_rows, head_tables
+from lens_linear.explorer.heads import (
+    added_scores,
+    composition,
+    copied_details,
+    head_rows,
+    head_tables,
+)
 from lens_linear.explorer.lens import LinearLens, fit_linear_lens
 from lens_linear.explorer.live import live_arrays, live_facts, sentinel, why_not_live
 from lens_linear.explorer.packing import Kind, pack, packed_bytes, unpack_ints
@@ -133,13 +139,14 @@ def _scores(
     heads, note = _attempt(
         lambda: head_rows(model, shape, ablate=n_heads <= 64, seed=seed), missing, ([], "")
     )
+    own = added_scores(model, shape, heads, missing)
     if heads and "lost" not in heads[0]:
         missing.append(
             "The loss of copying without each head is left out: it takes one pass a head, and the model has "
             f"{n_heads} heads. circuits.ablation_scores(model) measures it."
         )
     pairs = _attempt(lambda: composition(model, shape, seed=seed), missing, None)
-    return {"heads": heads, "heads_note": note, "composition": pairs}
+    return {"heads": heads, "heads_note": note, "added_scores": own, "composition": pairs}
 
 
 def _with_references(

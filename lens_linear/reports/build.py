@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_seed
+from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import InvalidArgumentError, LensLinearError, UnsupportedModelError
+from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.capture import available_sites
@@ -55,6 +56,7 @@ def report(
     First what was found, in at most five sentences; then the evidence: head scores, composition, attention
     patterns, linearity of every layer, FFNs as affine maps, gains over depth, and for attention-only models
     skip-trigrams and the exact path expansion; then how to go on. What cannot be shown is said in its place.
+    Sections of installed packages (:mod:`lens_linear.extensions`) stand after ours.
 
     Args:
         model: a bridge; with a tokenizer unless tokens are given.
@@ -90,6 +92,7 @@ def report(
     say("loss")
     sections = [overview(model, asked, name)]
     sections += model_sections(model, asked, name, seed=seed, on_step=say)
+    sections += added_sections(model, asked, on_step=say)
     settings = {
         "lens_linear": __version__,
         "model": name,
@@ -99,6 +102,8 @@ def report(
         "tokens_a_sequence": tokens.shape[1],
         "measured_on": "the package's own stories" if task is None else "what the caller gave",
     }
+    if extensions := list(installed()):
+        settings["extensions"] = extensions
     lead = (
         f"{name}, taken apart by lens_linear {__version__}. Every number was computed when this page was "
         "made; nothing is loaded from the network."
@@ -194,6 +199,24 @@ def model_sections(
     return sections
 
 
+def added_sections(
+    model: TransformerBridge, asked: Task, *, on_step: Callable[[str], None]
+) -> list[Section]:
+    """Sections of installed packages; one that fails, or cannot be shown, is said in its place."""
+    sections = []
+    for title, part in added("sections").items():
+        on_step(title)
+        try:
+            section = require_instance(title, part.value(model, asked), Section)
+            render_page("", "", [section], settings={})
+        except Exception as reason:
+            section = Section(f"{title}: failed", part.failed(title, reason))
+        sections.append(section)
+    if reasons := problems():
+        sections.append(Section("Extensions that could not be loaded", "\n\n".join(reasons)))
+    return sections
+
+
 def _titles(model: TransformerBridge, *, attention_only: bool) -> list[str]:
     """What applies to a model of this shape, in order."""
     if not model.cfg.n_layers:
@@ -207,7 +230,8 @@ def _titles(model: TransformerBridge, *, attention_only: bool) -> list[str]:
 def report_steps(model: TransformerBridge) -> int:
     """How often :func:`report` calls ``on_step`` for this model."""
     model = require_bridge(model)
-    return 1 + len(_titles(model, attention_only=_attention_only(model) is not None))
+    titles = _titles(model, attention_only=_attention_only(model) is not None)
+    return 1 + len(titles) + len(added("sections"))
 
 
 def measured_linearity(

@@ -4,16 +4,9 @@ import { unpack } from "../arrays.ts";
 import { scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
 import { Choice, Grid, Legend, Missing, number } from "../parts.tsx";
-import type { HeadRow, Linearity, Payload } from "../payload.ts";
+import type { HeadRow, Linearity, Payload, Score } from "../payload.ts";
 
-interface Score {
-  words: string;
-  unit: string;
-  signed: boolean;
-  beside?: [string, string]; // control: column, words
-}
-
-const SCORES: { [name: string]: Score } = {
+const OURS: { [name: string]: Score } = {
   prefix_matching: { words: "prefix matching (induction)", unit: "attention to the token after the previous occurrence, 0 to 1", signed: false, beside: ["positional_control", "same offset, no repeat"] },
   prev_token: { words: "previous token", unit: "attention to the token before, 0 to 1", signed: false },
   duplicate: { words: "duplicate token", unit: "attention to the previous occurrence, 0 to 1", signed: false, beside: ["duplicate_control", "same offset, no repeat"] },
@@ -36,8 +29,9 @@ export function MapView({ payload, selection, select }: Context) {
   const { n_layers, n_heads } = payload.model;
   const at = headOf(payload, selection.head);
   const composition = useComposition(payload);
-  const names = Object.keys(SCORES).filter((name) => payload.heads[0] && name in payload.heads[0]);
-  const options: [string, string][] = names.map((name) => [name, SCORES[name]!.words]);
+  const scores = { ...OURS, ...payload.added_scores };
+  const names = Object.keys(scores).filter((name) => payload.heads[0] && name in payload.heads[0]);
+  const options: [string, string][] = names.map((name) => [name, scores[name]!.words]);
   if (composition) for (const kind of KINDS) options.push([`compose_${kind}`, `${kind}-composition with ${selection.head}`]);
   const chosen = options.some(([name]) => name === selection.score) ? selection.score : options[0]?.[0] ?? "";
   const kind = chosen.startsWith("compose_") ? KINDS.indexOf(chosen.slice(-1)) : -1;
@@ -49,11 +43,11 @@ export function MapView({ payload, selection, select }: Context) {
   };
   if (!n_layers) return <p>The model has no layers: the next token depends on the last token alone, through W_E W_U.</p>;
   const all = Array.from({ length: n_layers * n_heads }, (_, i) => value(Math.floor(i / n_heads), i % n_heads));
-  const scale = scaleOf(all, kind >= 0 || (SCORES[chosen]?.signed ?? false));
+  const scale = scaleOf(all, kind >= 0 || (scores[chosen]?.signed ?? false));
   const dense = n_heads > 8;
   const unit = kind >= 0
     ? `standard deviations (z) above ${composition!.n_random} random pairs; 0 for unrelated heads`
-    : SCORES[chosen]?.unit ?? "";
+    : scores[chosen]?.unit ?? "";
   return (
     <>
       <Choice words="Colour heads by" value={chosen} options={options} choose={(score) => select({ score })} />
@@ -73,7 +67,7 @@ export function MapView({ payload, selection, select }: Context) {
         }} />
       <Legend scale={scale} words={unit} />
       {dense && <p class="note">Letters are verdicts: I induction, P previous token, D duplicate token, O fixed offset.</p>}
-      {at.row && <HeadFacts row={at.row} partners={composition?.strongest(at) ?? []} select={select} />}
+      {at.row && <HeadFacts row={at.row} scores={scores} partners={composition?.strongest(at) ?? []} select={select} />}
       <p class="note">{payload.heads_note}</p>
       <h3>How linear the layers are</h3>
       <LinearityTable parts={payload.linearity} selected={at.layer} />
@@ -82,13 +76,13 @@ export function MapView({ payload, selection, select }: Context) {
   );
 }
 
-function HeadFacts({ row, partners, select }: { row: HeadRow; partners: Partner[]; select: Context["select"] }) {
+function HeadFacts({ row, scores, partners, select }: { row: HeadRow; scores: { [name: string]: Score }; partners: Partner[]; select: Context["select"] }) {
   const verdict = VERDICTS[String(row["verdict"])]?.[1] ?? String(row["verdict"]);
   return (
     <div class="facts">
       <h3>{String(row["head"])}: {verdict === "none" ? "no verdict" : `${verdict} head`}</h3>
       <dl>
-        {Object.entries(SCORES).filter(([name]) => name in row).map(([name, score]) => (
+        {Object.entries(scores).filter(([name]) => name in row).map(([name, score]) => (
           <div key={name}>
             <dt title={score.unit}>{score.words}</dt>
             <dd>{number(row[name] as number | null, 2)}{score.beside && <small> (null {number(row[score.beside[0]] as number, 2)})</small>}</dd>

@@ -235,8 +235,7 @@ def agreement_table(
     require_choice("reference", reference, ("adjoint", "empirical"))
     bases = require_list("bases", bases, of="names of bases, bases, or functions that make them")
     jacobians = require_list("jacobians", jacobians, of="'prompt', 'mean' and 'state'")
-    for basis in bases:
-        require_basis("bases", basis)
+    bases = [require_basis("bases", basis) for basis in bases]
     for jacobian in jacobians:
         require_choice("jacobians", jacobian, JACOBIANS)
     sizes = sorted(set(require_ints("orders", orders, minimum=1)))

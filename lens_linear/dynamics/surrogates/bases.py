@@ -36,13 +36,14 @@ from torch import Tensor
 from lens_linear.checks import require_choice, require_float_tensor, require_int
 from lens_linear.dynamics.gains.jacobian_products import BlockJacobians
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.extensions import added
 from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
 from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
 
 Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
-BasisLike = Union[Basis, "Bases", Callable[..., Any]]
+BasisLike = Union[Basis, str, "Bases", Callable[..., Any]]
 BASES: tuple[Basis, ...] = ("krylov", "balanced", "pca", "random", "krylov-stationary")
 
 # Products come from the model's own precision: what is new in a vector below this is rounding.
@@ -257,11 +258,22 @@ def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> B
 
 
 def require_basis(name: str, value: Any) -> BasisLike:
-    """Accept the name of a basis, bases, or a function that makes them."""
+    """Accept the name of a basis, ours or an installed package's, bases, or a function that makes them."""
     if isinstance(value, Bases) or (callable(value) and not isinstance(value, type)):
         return value
-    require_choice(name, value, BASES)
-    return value  # type: ignore[no-any-return]
+    if isinstance(value, str) and value in BASES:
+        return value
+    installed = added("bases", ours=BASES)
+    part = installed[require_choice(name, value, (*BASES, *installed))]
+
+    def basis(*arguments: Any) -> Any:
+        try:
+            return part.value(*arguments)
+        except Exception as reason:
+            raise InvalidArgumentError(part.failed(str(value), reason)) from reason
+
+    basis.__name__ = str(value)
+    return basis
 
 
 def _completed(

@@ -226,8 +226,9 @@ def fit_surrogate(
         directions: v_0 ... v_L, unit rows.
         order: reduced coordinates, 1 to d_model; capped at d_model.
         basis: "krylov" (paper), "balanced" (ours), "pca", "random" and "krylov-stationary" (controls); or
-            your own: :class:`Bases`, or a function ``(maps, directions, readout, order)`` that returns
-            columns [boundary, d_model, order], or a pair (right, left) of such; ``maps`` is a
+            the name of one that an installed package adds (:mod:`lens_linear.extensions`); or your own:
+            :class:`Bases`, or a function ``(maps, directions, readout, order)`` that returns columns
+            [boundary, d_model, order], or a pair (right, left) of such; ``maps`` is a
             :class:`~lens_linear.dynamics.BlockJacobians`.
         jacobian: "prompt", "mean" or "state".
         readout: C; v_L by default.
@@ -259,7 +260,7 @@ def fit_surrogate(
         True
     """
     require_int("order", order, minimum=1)
-    require_basis("basis", basis)
+    basis = require_basis("basis", basis)
     require_choice("jacobian", jacobian, JACOBIANS)
     directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(

@@ -22,6 +22,8 @@ the variance: ``without_first`` is the same profile without it, from the same pa
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments, all_reduce_sum, to_compute
 from lens_linear.linearity.measure.intervals import jackknife
 from lens_linear.linearity.measure.pooled_scores import (
@@ -43,7 +46,7 @@ from lens_linear.linearity.measure.pooled_scores import (
     ranks,
     solvers,
 )
-from lens_linear.linearity.measure.profile_result import Fit, LayerStatistic, LinearityProfile
+from lens_linear.linearity.measure.profile_result import COLUMNS, Fit, LayerStatistic, LinearityProfile
 from lens_linear.models.capture import SITES, Site, TokenRows
 from lens_linear.stats.collect import (
     Reading,
@@ -69,7 +72,7 @@ def linearity_profile(
     skip: int = 0,
     sites: Sequence[Site] = SITES,
     ridge: float | Literal["loo"] = 0.0,
-    statistics: Mapping[str, Statistic] | None = None,
+    statistics: Mapping[str, Statistic] | Sequence[str] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 16,
@@ -107,7 +110,8 @@ def linearity_profile(
         statistics: one's own by name: each function takes the ``Moments`` (``keep_yy=True``) of a layer's
             input x and output y at the first of ``sites``, and gives a number. It is taken on the rows
             scored, with an interval from leaving out a tenth of the sequences at a time, and on the rows
-            fitted; its column carries its name.
+            fitted; its column carries its name. A list names statistics of installed packages
+            (:mod:`lens_linear.extensions`); one of these that fails gives NaN and a warning.
         seed: of the halves and of the resampling.
         confidence: coverage of the bootstrap intervals (held-out only).
         batch_size: sequences a forward pass; the result does not depend on it.
@@ -192,9 +196,17 @@ def _keeper(
 
 
 def _own_statistics(statistics: Any) -> dict[str, Statistic]:
+    """Functions by the name of their column, each with its failures made into words."""
     if statistics is None:
         return {}
-    if not isinstance(statistics, Mapping) or not all(
+    if not isinstance(statistics, Mapping):
+        installed = added("statistics")
+        names = [
+            require_choice("statistics", name, installed)
+            for name in require_list("statistics", statistics, of="names")
+        ]
+        return _columns_apart({name: _guarded(name, installed[name]) for name in names})
+    if not all(
         isinstance(name, str) and name.isidentifier() and callable(function)
         for name, function in statistics.items()
     ):
@@ -202,7 +214,51 @@ def _own_statistics(statistics: Any) -> dict[str, Statistic]:
             "statistics must map names (letters, digits, _) to functions of Moments, got "
             f'{shown(statistics)}; e.g. {{"variance": lambda m: float(m.scatter_y.sum() / m.n)}}'
         )
-    return dict(statistics)
+    return _columns_apart(
+        {name: _explained(name, function) for name, function in statistics.items()}
+    )
+
+
+def _columns_apart(own: dict[str, Statistic]) -> dict[str, Statistic]:
+    """Refuse names whose columns would stand in the place of others."""
+    taken = set(COLUMNS)
+    for name in own:
+        columns = {name, f"{name}_low", f"{name}_high", f"{name}_fit"}
+        if columns & taken:
+            raise InvalidArgumentError(
+                f"statistics must have names that are no column yet, got {name!r}: the table has "
+                f"{min(columns & taken)!r}; choose another name"
+            )
+        taken |= columns
+    return own
+
+
+def _explained(name: str, function: Statistic) -> Statistic:
+    """The caller's function; what goes wrong inside is said with the statistic's name."""
+
+    def statistic(moments: Moments) -> float:
+        try:
+            return float(function(moments))
+        except Exception as reason:
+            raise InvalidArgumentError(
+                f"statistics[{name!r}] must give a number for Moments, but failed ({type(reason).__name__}: "
+                f"{reason}); mend it: with checkpoint= the pass itself is kept"
+            ) from reason
+
+    return statistic
+
+
+def _guarded(name: str, part: Added) -> Statistic:
+    """An installed package's function: where it fails, NaN and a warning."""
+
+    def statistic(moments: Moments) -> float:
+        try:
+            return float(part.value(moments))
+        except Exception as reason:
+            warnings.warn(part.failed(name, reason), stacklevel=2)
+            return math.nan
+
+    return statistic
 
 
 def _fitted(moments: dict[Key, Moments], skip: int, ridge: float | Literal["loo"]) -> Reading:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_linear.checks import require_choice
 from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
+from lens_linear.models.capture import SITES
 from lens_linear.tables import Result
 
 Fit = Literal["held-out", "in-sample"]
@@ -21,6 +22,17 @@ SCORE_COLUMNS = {
     score: "block_r2_no_residual" if score == "block_no_residual" else f"{score}_r2"
     for score in SCORES
 }
+#: Every column of the table but those of one's own statistics.
+COLUMNS = (
+    *("layer", "null_r2", "update_ratio", "n_tokens", "n_fit"),
+    *(f"{site}_{end}" for site in SITES for end in ("rank", "first_share")),
+    *(
+        f"{name}{reading}{end}"
+        for name in SCORE_COLUMNS.values()
+        for reading in ("", "_without_first")
+        for end in ("", "_low", "_high")
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
