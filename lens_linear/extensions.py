@@ -1,7 +1,7 @@
 """What other packages add: statistics, bases, scores of heads, sections of the report.
 
-A package names one :class:`Extension` in its own ``pyproject.toml``; once it is installed, its parts are there
-by name, and nothing of this package is edited::
+A package names one :class:`Extension` in its own ``pyproject.toml``; once installed, its parts are there by
+name, and nothing of this package is edited::
 
     [project.entry-points."lens_linear.extensions"]
     my-package = "my_package:extension"
@@ -16,8 +16,8 @@ What each part is called with, and where it is used:
   ``explore(model)``;
 * a **section** ``function(model, task) -> lens_linear.reports.Section``: on every page of ``report(model)``.
 
-A package that cannot be loaded, or a part that fails, costs only itself: a warning, or a sentence in its place
-on the page, says whose it is. Where two packages use one name, or a name that is ours, the first in
+A package that cannot be loaded, or a part that fails, costs only itself: a warning, or a sentence in its
+place on the page, says whose it is. Where two packages use one name, or a name that is ours, the first in
 alphabetical order of the packages (ours before all) keeps it. ``LENS_LINEAR_EXTENSIONS=0`` in the environment
 leaves all of them out.
 
@@ -92,7 +92,11 @@ class Extension:
             named = require_instance(part, getattr(self, part), Mapping, advice="map names to them")
             for name, value in named.items():
                 # Titles are for people; the others are columns and arguments.
-                if not isinstance(name, str) or not name or not (part == "sections" or name.isidentifier()):
+                if (
+                    not isinstance(name, str)
+                    or not name
+                    or not (part == "sections" or name.isidentifier())
+                ):
                     raise InvalidArgumentError(
                         f"{part} must have names of letters, digits and _, got {shown(name)}; choose e.g. "
                         "'my_score'"
@@ -157,7 +161,7 @@ def problems() -> list[str]:
 
 
 def added(part: Part, *, ours: Collection[str] = ()) -> dict[str, Added]:
-    """All parts of one kind by name, without those whose name is ``ours`` or taken; warns of what is left out."""
+    """All parts of one kind by name; warns of what is left out because its name is ``ours`` or taken."""
     found: dict[str, Added] = {}
     for reason in problems():
         _say(reason)
@@ -165,7 +169,9 @@ def added(part: Part, *, ours: Collection[str] = ()) -> dict[str, Added]:
         for name, value in getattr(extension, part).items():
             if name in ours or name in found:
                 keeper = "lens_linear" if name in ours else f"the extension {found[name].package}"
-                _say(f"{part} {name!r} of the extension {package} is left out: {keeper} has that name")
+                _say(
+                    f"{part} {name!r} of the extension {package} is left out: {keeper} has that name"
+                )
             else:
                 found[name] = Added(package, value)
     return found

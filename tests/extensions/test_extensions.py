@@ -25,7 +25,9 @@ TOKENS = torch.randint(40, (12, 24), generator=torch.Generator().manual_seed(3))
 def target(tmp_path_factory):
     """A folder that holds the installed package alone."""
     folder = tmp_path_factory.mktemp("site")
-    install = "-m pip install -q --no-deps --no-build-isolation --no-index --disable-pip-version-check"
+    install = (
+        "-m pip install -q --no-deps --no-build-isolation --no-index --disable-pip-version-check"
+    )
     # A copy: building leaves nothing behind in the checkout.
     source = tmp_path_factory.mktemp("source")
     for file in OUTSIDE.iterdir():
@@ -57,9 +59,11 @@ def toy():
 
 def test_without_packages_nothing_is_added(toy):
     assert extensions.installed() == {} and extensions.problems() == []
-    with pytest.raises(InvalidArgumentError, match="statistics must be one of .*got 'participation'"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"statistics must be one of .*got 'participation'"
+    ):
         ll.linearity_profile(toy, TOKENS, statistics=["participation"])
-    with pytest.raises(InvalidArgumentError, match="'krylov'.*got 'states'"):
+    with pytest.raises(InvalidArgumentError, match=r"'krylov'.*got 'states'"):
         ll.fit_surrogate(toy, TOKENS, torch.eye(16)[:3], basis="states")
 
 
@@ -83,7 +87,10 @@ def test_the_statistic_and_the_basis_by_name(outside, toy):
         n_concept=20, n_operating=4, n_evaluation=4,
     )  # fmt: skip
     assert set(table["basis"]) == {"states", "krylov"}
-    assert table.plot(jacobian="mean").data and len(ll.min_energy(part.profile, 0.2).to_dataframe()) == 2
+    assert (
+        table.plot(jacobian="mean").data
+        and len(ll.min_energy(part.profile, 0.2).to_dataframe()) == 2
+    )
 
 
 def test_the_score_and_the_section_on_their_pages(outside, tmp_path):
@@ -102,7 +109,7 @@ def test_the_score_and_the_section_on_their_pages(outside, tmp_path):
     assert "How large the heads are" in steps and len(steps) == ll.reports.report_steps(model)
 
 
-BROKEN = '''
+BROKEN = """
 from lens_linear.extensions import Extension, HeadScore
 def fails(*_): raise ZeroDivisionError("oh")
 extension = Extension(statistics={"broken": fails, "names": lambda m: "x"}, bases={"broken": fails},
@@ -111,7 +118,7 @@ extension = Extension(statistics={"broken": fails, "names": lambda m: "x"}, base
 def odd():
     from lens_linear.reports import Section
     return Section("x", "y", [object()])
-'''
+"""
 
 
 def test_a_broken_part_costs_only_itself(outside, toy, tmp_path, monkeypatch):
@@ -121,14 +128,18 @@ def test_a_broken_part_costs_only_itself(outside, toy, tmp_path, monkeypatch):
     declared(tmp_path, "d_exits", "raise SystemExit(1)")
     monkeypatch.syspath_prepend(tmp_path)
     assert list(extensions.installed()) == ["a_broken_one 1.0", "lens-head-sizes 0.3"]
-    assert [p.split()[2] for p in extensions.problems()] == ["b_unloadable", "c_no_extension", "d_exits"]
+    assert [p.split()[2] for p in extensions.problems()] == [
+        "b_unloadable",
+        "c_no_extension",
+        "d_exits",
+    ]
     with pytest.warns(UserWarning, match="'broken' of the extension a_broken_one 1.0 failed .*oh"):
-        profile = ll.linearity_profile(
-            toy, TOKENS, statistics=["broken", "participation", "names"]
-        )
+        profile = ll.linearity_profile(toy, TOKENS, statistics=["broken", "participation", "names"])
     assert profile["broken"].isna().all() and profile["names"].isna().all()
     assert profile["participation"].gt(1).all()
-    with pytest.raises(InvalidArgumentError, match=r"a_broken_one 1\.0 failed \(ZeroDivisionError: oh"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"a_broken_one 1\.0 failed \(ZeroDivisionError: oh"
+    ):
         ll.fit_surrogate(toy, TOKENS, torch.eye(16)[:3], basis="broken")
     model = ll.load("attn-1l")
     payload = ll.explore(model, ["Once"]).payload
@@ -149,9 +160,13 @@ def test_names_are_ours_first_then_by_package(tmp_path, monkeypatch, toy):
     declared(tmp_path, "first", code % "statistics={'who': lambda m: 1.0}, bases={'pca': len}")
     monkeypatch.syspath_prepend(tmp_path)
     extensions._say.cache_clear()
-    with pytest.warns(UserWarning, match=r"'who' of the extension second 1.0 is left out: .*first 1.0"):
+    with pytest.warns(
+        UserWarning, match=r"'who' of the extension second 1.0 is left out: .*first 1.0"
+    ):
         assert (ll.linearity_profile(toy, TOKENS, statistics=["who"])["who"] == 1.0).all()
-    with pytest.warns(UserWarning, match="bases 'pca' of the extension first 1.0 .*lens_linear has"):
+    with pytest.warns(
+        UserWarning, match="bases 'pca' of the extension first 1.0 .*lens_linear has"
+    ):
         assert extensions.added("bases", ours=("pca",)) == {}
     monkeypatch.setenv("LENS_LINEAR_EXTENSIONS", "0")
     assert extensions.installed() == {}
@@ -172,8 +187,8 @@ def test_parts_are_checked_where_they_are_written():
 
 
 def test_a_statistic_of_ones_own_that_fails_or_hides_a_column_is_said(toy):
-    with pytest.raises(InvalidArgumentError, match=r"statistics\['bad'\] .*ValueError: why"):
-        ll.linearity_profile(toy, TOKENS, statistics={"bad": lambda m: (_ for _ in ()).throw(ValueError("why"))})
+    with pytest.raises(InvalidArgumentError, match=r"statistics\['bad'\] .*IndexError: list index"):
+        ll.linearity_profile(toy, TOKENS, statistics={"bad": lambda m: [][m.n]})
     for names in (["block_r2"], ["layer"], ["a", "a_low"], ["ffn_r2_without_first_low"]):
         with pytest.raises(InvalidArgumentError, match="no column yet"):
             ll.linearity_profile(toy, TOKENS, statistics=dict.fromkeys(names, lambda m: 1.0))

@@ -45,7 +45,9 @@ def weird(draw: random.Random, depth: int = 0) -> Any:
     makers: list[Callable[[], Any]] = [
         lambda: draw.choice(numbers),
         lambda: draw.choice((True, False, None)),
-        lambda: "".join(chr(draw.choice((65, 0x3164, 0xD800, 0x202E, 60, 0, 10))) for _ in range(3)),
+        lambda: "".join(
+            chr(draw.choice((65, 0x3164, 0xD800, 0x202E, 60, 0, 10))) for _ in range(3)
+        ),
         lambda: draw.choice((b"\xff", object(), Path("no/such"), 1 + 2j, range(3), float, len)),
         lambda: np.array(draw.choice(([1, 2], [[math.nan]], ["a"], []))),
         lambda: torch.randn([draw.randrange(4) for _ in range(draw.randrange(4))]),
@@ -102,7 +104,7 @@ def replaced(draw: random.Random, value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value in at most 60 characters that any terminal can show."""
-    return f"{type(value).__name__}: {ascii(value)}".replace("\n", " ")[:60]
+    return f"{type(value).__name__}: {value!a}".replace("\n", " ")[:60]
 
 
 def attempt(seed: int) -> str | None:

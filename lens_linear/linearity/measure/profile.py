@@ -46,7 +46,12 @@ from lens_linear.linearity.measure.pooled_scores import (
     ranks,
     solvers,
 )
-from lens_linear.linearity.measure.profile_result import COLUMNS, Fit, LayerStatistic, LinearityProfile
+from lens_linear.linearity.measure.profile_result import (
+    COLUMNS,
+    Fit,
+    LayerStatistic,
+    LinearityProfile,
+)
 from lens_linear.models.capture import SITES, Site, TokenRows
 from lens_linear.stats.collect import (
     Reading,
