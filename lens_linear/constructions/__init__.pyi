@@ -4,7 +4,7 @@ from .least_squares.newton_schulz import NewtonSchulzAttention as NewtonSchulzAt
 from .least_squares.newton_schulz import gradient_step_attention as gradient_step_attention
 from .least_squares.ols import HatMatrix as HatMatrix
 from .least_squares.ols import OLSAttention as OLSAttention
-from .least_squares.ols_training import TrainingRun as TrainingRun
+from .least_squares.ols_training import OLSTraining as OLSTraining
 from .least_squares.ols_training import regression_data as regression_data
 from .least_squares.ols_training import train_ols_attention as train_ols_attention
 from .least_squares.ols_transformer import OLSTransformer as OLSTransformer
@@ -38,12 +38,12 @@ __all__ = [
     "MemorySwap",
     "NewtonSchulzAttention",
     "OLSAttention",
+    "OLSTraining",
     "OLSTransformer",
     "RetrievalCurve",
     "ShiftCurve",
     "SpectralRoot",
     "TrainedHeads",
-    "TrainingRun",
     "attention_dial",
     "attention_head_memory",
     "build_induction",

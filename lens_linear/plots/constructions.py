@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lens_linear.constructions.least_squares.ols import HatMatrix
-from lens_linear.constructions.least_squares.ols_training import TrainingRun
+from lens_linear.constructions.least_squares.ols_training import OLSTraining
 from lens_linear.constructions.least_squares.slow_fast import MemorySwap, ShiftCurve
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.adam import AdamBaseline
@@ -52,7 +52,7 @@ def _middle(
 
 @figure
 def ols_convergence(
-    run: TrainingRun,
+    run: OLSTraining,
     *,
     quantity: Literal["prediction_error", "geometry_error", "loss"] = "prediction_error",
 ) -> go.Figure:

@@ -7,7 +7,7 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits.induction.repeated_rows import AttentionStats, measure, probe_rows
+from lens_linear.circuits.induction.repeated_rows import AttentionStats, draw_repeated, measure
 from lens_linear.circuits.induction.scores import InductionScores, Thresholds
 from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
@@ -73,7 +73,9 @@ def test_every_number_of_the_hand_built_model():
     found = ll.induction_scores(built.model, rows_per_period=6)
     table = found.to_dataframe().set_index("head")
     assert table["verdict"].tolist() == ["previous-token", "none", "none", "induction"]
-    rows = probe_rows(model_shape(built.model), periods=None, rows_per_period=6, bos=None, seed=0)
+    rows = draw_repeated(
+        model_shape(built.model), periods=None, rows_per_period=6, bos=None, seed=0
+    )
     first = built.previous_token_pattern(rows.tokens.shape[1])
     assert table.loc["L0H0", "prev_token"] == pytest.approx(
         float(first.diagonal(-1).mean()), abs=1e-5
@@ -96,7 +98,7 @@ def test_every_number_of_the_hand_built_model():
 
 def test_statistics_are_those_of_a_slow_loop():
     model = native(d_vocab=40, n_ctx=20)
-    rows = probe_rows(model_shape(model), periods=[4, 6, 9], rows_per_period=3, bos=7, seed=2)
+    rows = draw_repeated(model_shape(model), periods=[4, 6, 9], rows_per_period=3, bos=7, seed=2)
     assert rows.start == 1 and bool((rows.tokens[:, 0] == 7).all())
     assert not bool((rows.tokens[:, 1:] == 7).any())
     stats = measure(model, rows, batch_size=4)
@@ -309,7 +311,7 @@ def test_the_error_of_the_target_logit_is_that_over_rows():
     model = native(d_vocab=40, n_ctx=30, n_layers=1)
     found = ll.induction_scores(model, rows_per_period=3, seed=2)
     shape = model_shape(model)
-    rows = probe_rows(shape, periods=None, rows_per_period=3, bos=None, seed=2).repeating()
+    rows = draw_repeated(shape, periods=None, rows_per_period=3, bos=None, seed=2).repeating()
     z = run(model, rows.tokens, record=[(0, "z")])[(0, "z")].double()
     written = torch.einsum("bphe,hed->hbpd", z, model.W_O[0].double()) @ model.W_U.double()
     written = written - written.mean(-1, keepdim=True)

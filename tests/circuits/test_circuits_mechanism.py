@@ -11,7 +11,7 @@ from lens_linear.circuits.induction.ablation import ablate_heads, ablation_score
 from lens_linear.circuits.induction.in_context import in_context_loss, row_losses
 from lens_linear.circuits.induction.interventions import Lab, induction_keys
 from lens_linear.circuits.induction.mechanism import verify_induction
-from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import run
@@ -22,7 +22,7 @@ from lens_linear.text.task import Task
 
 
 def lab_of(model, induction, **changes):
-    rows = probe_rows(
+    rows = draw_repeated(
         model_shape(model), periods=None, rows_per_period=2, bos=None, seed=0, **changes
     ).repeating()
     return Lab(model, rows, induction, batch_size=5)
@@ -64,7 +64,9 @@ def test_the_hand_built_mechanism_has_known_outcomes():
     assert table.loc["induction heads", "gain_after"] == pytest.approx(0, abs=1e-5)
     assert table.loc["copying", "gain_after"] == pytest.approx(0, abs=1e-5)
     np.testing.assert_allclose(table["control_removed"].dropna(), 0, atol=1e-5)
-    rows = probe_rows(model_shape(built.model), periods=None, rows_per_period=2, bos=None, seed=0)
+    rows = draw_repeated(
+        model_shape(built.model), periods=None, rows_per_period=2, bos=None, seed=0
+    )
     rows = rows.repeating()
     losses = torch.nn.functional.cross_entropy(
         built.logits(rows.tokens)[:, :-1].flatten(0, 1),

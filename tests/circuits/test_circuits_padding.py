@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 import lens_linear as ll
 from lens_linear import circuits
 from lens_linear.circuits.heads.virtual import composed_qk, virtual_head
-from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.models.describe.shape import model_shape
 
 PADDED, REAL = 30, 24
@@ -101,7 +101,7 @@ def test_it_is_said_how_many_are_left_out(both):
 
 
 def test_random_rows_hold_tokens_only(both):
-    rows = probe_rows(model_shape(both[0]), periods=[3, 4], rows_per_period=30, bos=None, seed=0)
+    rows = draw_repeated(model_shape(both[0]), periods=[3, 4], rows_per_period=30, bos=None, seed=0)
     assert rows.tokens.max() == REAL - 1
 
 

@@ -41,8 +41,8 @@ def check_against_whole_prompts(model):
     assert float((still - short.states[-1]).norm() / still.norm()) < 1e-5
     vectors = draw(n_layers, 2, 3, d_model, seed=2)
     for product in ("push", "pull"):
-        a = getattr(short.linearize(), product)(vectors)
-        b = getattr(whole.linearize(), product)(vectors)
+        a = getattr(short.jacobians(), product)(vectors)
+        b = getattr(whole.jacobians(), product)(vectors)
         assert float((a - b).norm() / b.norm()) < 1e-4
 
 
@@ -87,7 +87,7 @@ def test_what_stands_after_the_end_is_never_read():
 def test_products_are_the_blocks_jacobians(path):
     model = toy_model(n_layers=2, d_model=8, n_heads=2, norm="LN", attn_only=False).double()
     context = freeze_context(model, tokens_for(model), LENGTHS, path=path)
-    maps = context.linearize()
+    maps = context.jacobians()
     tangents = draw(2, 3, 3, 8, dtype=torch.float64)
     found = maps.push(tangents)
     # Block 1 alone: with nothing after it, a step at layer 1 moves the output by A_1 t.

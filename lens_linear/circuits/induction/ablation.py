@@ -35,8 +35,9 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_choice, require_heads, require_int, require_seed
 from lens_linear.circuits.induction.in_context import copy_losses, row_losses
-from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Edit, Spot
@@ -159,7 +160,7 @@ def stand_ins(
     how: How,
     reference: Task | None,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> StandIns:
     """Run the reference and keep what may stand in the heads' place."""
@@ -189,7 +190,11 @@ def stand_ins(
 
 
 def mean_z(
-    model: TransformerBridge, reference: Task, *, batch_size: int = 16, pooled: bool = False
+    model: TransformerBridge,
+    reference: Task,
+    *,
+    batch_size: int | None = None,
+    pooled: bool = False,
 ) -> Float[Tensor, "layer position head d_head"]:
     """Mean of every head's ``z`` at each position over the rows that reach it (or over everything: one)."""
     shape, width = model_shape(model), reference.tokens.shape[1]
@@ -203,20 +208,21 @@ def mean_z(
 
 
 def _z_of_rows(
-    model: TransformerBridge, task: Task, batch_size: int
+    model: TransformerBridge, task: Task, batch_size: int | None
 ) -> Iterator[tuple[Tensor, Float[Tensor, "layer row position head d_head"]]]:
     shape = model_shape(model)
     spots: list[Spot] = [(layer, "z") for layer in range(shape.n_layers)]
-    for part in task_batches(task, batch_size) if spots else ():
+    for part in task_batches(model, task, batch_size) if spots else ():
         out = run(model, part, record=spots, logits=False)
         z = torch.stack([out[spot].to("cpu", torch.float64) for spot in spots])
         yield part.mask, z.reshape(*z.shape[:3], shape.n_heads, -1)
 
 
-def task_batches(task: Task, batch_size: int) -> Iterator[Task]:
-    """Cut a task into pieces of at most ``batch_size`` rows."""
-    for start in range(0, len(task), batch_size):
-        yield task.take(slice(start, start + batch_size))
+def task_batches(model: TransformerBridge, task: Task, batch_size: int | None) -> Iterator[Task]:
+    """Cut a task into pieces of ``batch_size`` rows, or of what memory allows."""
+    size = sequences_a_pass(model, task.tokens.shape[1], batch_size)
+    for start in range(0, len(task), size):
+        yield task.take(slice(start, start + size))
 
 
 @contextmanager
@@ -273,7 +279,7 @@ def ablation_scores(
     periods: Sequence[int] | None = None,
     rows_per_period: int = 4,
     bos: int | Literal["auto"] | None = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> AblationScores:
     """Measure what every single head is worth to a task, or to copying from random repeats.
@@ -291,7 +297,7 @@ def ablation_scores(
         periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
         rows_per_period: random rows for each period.
         bos: token put in front of random rows; "auto" takes the tokenizer's.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
         seed: of the random rows and draws.
 
     Returns:
@@ -313,16 +319,17 @@ def ablation_scores(
     """
     shape = model_shape(model)
     require_choice("how", how, HOWS)
-    require_int("batch_size", batch_size, minimum=1)
     seed = require_seed(seed)
+    if batch_size is not None:
+        require_int("batch_size", batch_size, minimum=1)
     if tokens is None:
         first = shape.bos if bos == "auto" else bos
-        rows = probe_rows(
+        rows = draw_repeated(
             shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
         ).repeating()
         task, metric = require_task(model, rows.tokens, scored=True), "in-context gain"
         # Other random rows, and many: means over the scored ones would keep a share of each.
-        more = probe_rows(
+        more = draw_repeated(
             shape,
             periods=periods,
             rows_per_period=8 * rows_per_period,
@@ -356,11 +363,15 @@ def ablation_scores(
 
 
 def score_task(
-    model: TransformerBridge, task: Task, *, edits: Sequence[Edit] = (), batch_size: int = 16
+    model: TransformerBridge,
+    task: Task,
+    *,
+    edits: Sequence[Edit] = (),
+    batch_size: int | None = None,
 ) -> RowScores:
     """Score a model's answers with edits in place, row by row."""
     parts = []
-    for part in task_batches(task, batch_size):
+    for part in task_batches(model, task, batch_size):
         logits = run(model, part, edits=edits).logits
         if logits is None:
             raise UnsupportedModelError("the model returned no logits")

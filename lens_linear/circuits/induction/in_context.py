@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
-from lens_linear.circuits.induction.repeated_rows import ProbeRows, probe_rows
+from lens_linear.circuits.induction.repeated_rows import RepeatedRows, draw_repeated
 from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import batched, row_ranges, run
@@ -96,7 +96,7 @@ def in_context_loss(
     periods: Sequence[int] | None = None,
     rows_per_period: int = 8,
     bos: int | Literal["auto"] | None = "auto",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> InContextLoss:
     """Measure the loss along sequences: given ones by token index, or random repeats by copy.
@@ -111,7 +111,7 @@ def in_context_loss(
         periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
         rows_per_period: random rows for each period.
         bos: token put in front of random rows; "auto" takes the tokenizer's.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
         seed: of the random tokens.
 
     Returns:
@@ -141,7 +141,7 @@ def in_context_loss(
     if task is not None:
         return _by_index(answer_losses(model, task, batch_size=batch_size))
     first = shape.bos if bos == "auto" else bos
-    probe = probe_rows(
+    probe = draw_repeated(
         shape,
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
@@ -155,12 +155,12 @@ def row_losses(
     model: TransformerBridge,
     tokens: Int[Tensor, "row position"],
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     edits: Sequence[Edit] = (),
 ) -> Float[Tensor, "row position-1"]:
     """Loss of every next token in float64; entry t is the loss of token t + 1."""
     parts = []
-    for _, part in batched(tokens, batch_size):
+    for _, part in batched(tokens, batch_size, model=model):
         out = run(model, part, edits=edits).logits
         if out is None:
             raise UnsupportedModelError("the model returned no logits")
@@ -169,7 +169,7 @@ def row_losses(
 
 
 def copy_losses(
-    losses: Float[Tensor, "row position-1"], rows: ProbeRows
+    losses: Float[Tensor, "row position-1"], rows: RepeatedRows
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """Mean loss of every row's first and second copy, each without its first token."""
     # Entry t of the losses predicts token t + 1, which is token t + 1 - start of the repeating part.
@@ -183,7 +183,7 @@ def copy_losses(
     )
 
 
-def _by_copy(losses: Tensor, rows: ProbeRows) -> InContextLoss:
+def _by_copy(losses: Tensor, rows: RepeatedRows) -> InContextLoss:
     first, second = copy_losses(losses, rows)
     index = torch.arange(losses.shape[1])[None] + 1 - rows.start
     relative = (index - rows.periods[:, None]).expand_as(losses)
@@ -198,7 +198,7 @@ def _by_copy(losses: Tensor, rows: ProbeRows) -> InContextLoss:
 
 
 def answer_losses(
-    model: TransformerBridge, task: Task, *, batch_size: int = 16
+    model: TransformerBridge, task: Task, *, batch_size: int | None = None
 ) -> Float[Tensor, "row position"]:
     """Loss of every answer in float64, where it is given; NaN where nothing is asked."""
     rows = as_rows(model, task)

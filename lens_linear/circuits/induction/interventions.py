@@ -15,7 +15,7 @@ from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, StandIns
 from lens_linear.circuits.induction.in_context import copy_losses
-from lens_linear.circuits.induction.repeated_rows import ProbeRows
+from lens_linear.circuits.induction.repeated_rows import RepeatedRows
 from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import Run, batched, run
@@ -40,7 +40,7 @@ class Outcome:
 class Batch:
     """Some rows with the clean run's tensors."""
 
-    rows: ProbeRows
+    rows: RepeatedRows
     clean: Run
 
 
@@ -54,9 +54,9 @@ class Lab:
     def __init__(
         self,
         model: TransformerBridge,
-        rows: ProbeRows,
+        rows: RepeatedRows,
         induction: Sequence[Head],
-        batch_size: int,
+        batch_size: int | None,
     ) -> None:
         self.model, self.induction = model, list(induction)
         self.weights = read_weights(model)
@@ -70,8 +70,8 @@ class Lab:
         spots.extend((layer, "v") for layer in layers)
         spots.append((self.shape.n_layers - 1, "resid_post"))
         self.batches = []
-        for first, tokens in batched(rows.tokens, batch_size):
-            part = ProbeRows(tokens, rows.periods[first : first + len(tokens)], rows.start)
+        for first, tokens in batched(rows.tokens, batch_size, model=model):
+            part = RepeatedRows(tokens, rows.periods[first : first + len(tokens)], rows.start)
             self.batches.append(Batch(part, run(model, tokens, record=spots, logits=False)))
         # Pooled over positions: the rows are few, and a mean at one position would keep a share of each.
         mean_z = self._mean("z", self.shape.n_heads)[:, None, None]
@@ -193,7 +193,7 @@ class Lab:
             chosen = inside[..., None] - chosen
         return (pattern * chosen) @ shift
 
-    def _prefix(self, rows: ProbeRows, out: Run) -> Float[Tensor, " point"]:
+    def _prefix(self, rows: RepeatedRows, out: Run) -> Float[Tensor, " point"]:
         row, query, key = induction_keys(rows)
         found = [
             out[(layer, "pattern")][:, head].to("cpu", torch.float64)[row, query, key]
@@ -214,7 +214,7 @@ class Lab:
 
 
 def induction_keys(
-    rows: ProbeRows,
+    rows: RepeatedRows,
 ) -> tuple[Int[Tensor, " point"], Int[Tensor, " point"], Int[Tensor, " point"]]:
     """Return (row, query, key) of every token of a second copy and what follows its first occurrence."""
     position = torch.arange(rows.tokens.shape[1])[None] - rows.start

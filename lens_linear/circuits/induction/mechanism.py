@@ -39,7 +39,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_heads, require_int
 from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
-from lens_linear.circuits.induction.repeated_rows import probe_rows
+from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.describe.shape import model_shape
@@ -176,7 +176,7 @@ def verify_induction(
     rows_per_period: int = 4,
     bos: int | Literal["auto"] | None = "auto",
     n_controls: int = 6,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> InductionMechanism:
     """Check the induction mechanism of a model, one intervention a step, each with a control.
@@ -191,7 +191,7 @@ def verify_induction(
         bos: token put in front of every row; "auto" takes the tokenizer's.
         n_controls: sets of other heads a step is compared with. A set has as many heads as are named, or
             all others where there are fewer.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
         seed: of the rows and of the control sets.
 
     Returns:
@@ -225,7 +225,7 @@ def verify_induction(
             "induction=[(layer, head)] to test heads of your own choice"
         )
     first = shape.bos if bos == "auto" else bos
-    rows = probe_rows(
+    rows = draw_repeated(
         shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
     ).repeating()
     lab = Lab(model, rows, named, batch_size)

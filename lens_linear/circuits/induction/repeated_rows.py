@@ -28,7 +28,7 @@ MIN_PERIOD = 3  # at 2 the token after the previous occurrence is the previous t
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeRows:
+class RepeatedRows:
     """Random rows: some repeat with their own period, some do not repeat at all (period 0)."""
 
     tokens: Int[Tensor, "row position"]
@@ -40,10 +40,10 @@ class ProbeRows:
         """The periods that occur, without 0."""
         return sorted({p for p in self.periods.tolist() if p})
 
-    def repeating(self) -> ProbeRows:
+    def repeating(self) -> RepeatedRows:
         """The rows that repeat."""
         keep = self.periods > 0
-        return ProbeRows(self.tokens[keep], self.periods[keep], self.start)
+        return RepeatedRows(self.tokens[keep], self.periods[keep], self.start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +109,14 @@ def choose_periods(
     return sorted(set(steps.exp().round().int().tolist()))
 
 
-def probe_rows(
+def draw_repeated(
     shape: ModelShape,
     *,
     periods: Sequence[int] | None,
     rows_per_period: int,
     bos: int | None,
     seed: int,
-) -> ProbeRows:
+) -> RepeatedRows:
     """Draw rows for every period, and as many rows for two periods that do not repeat."""
     require_int("rows_per_period", rows_per_period, minimum=1)
     if bos is not None:
@@ -131,7 +131,7 @@ def probe_rows(
     plain = _distinct_rows(2 * rows_per_period, length, allowed, bos, seed)
     tokens = torch.cat([repeated.tokens, plain])
     kinds = torch.cat([repeated.periods, torch.zeros(len(plain), dtype=torch.int64)])
-    return ProbeRows(tokens, kinds, start)
+    return RepeatedRows(tokens, kinds, start)
 
 
 def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: int) -> Tensor:
@@ -145,7 +145,9 @@ def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: 
     return torch.cat([torch.full((n, 1), bos), rows], dim=1)
 
 
-def measure(model: TransformerBridge, rows: ProbeRows, *, batch_size: int = 16) -> AttentionStats:
+def measure(
+    model: TransformerBridge, rows: RepeatedRows, *, batch_size: int | None = None
+) -> AttentionStats:
     """Run the rows and average attention at every relation; one layer's patterns are held at a time."""
     n_layers = int(model.cfg.n_layers)
     body = rows.tokens.shape[1] - rows.start
@@ -162,7 +164,7 @@ def measure(model: TransformerBridge, rows: ProbeRows, *, batch_size: int = 16) 
 
     edits = [visit(layer) for layer in range(n_layers)]
     tables = []
-    for _, part in batched(rows.tokens, batch_size):
+    for _, part in batched(rows.tokens, batch_size, model=model):
         run(model, part, record=[(n_layers - 1, "pattern")], edits=edits, logits=False)
         tables.append(torch.stack([seen[layer] for layer in range(n_layers)], dim=1))
     table = torch.cat(tables)  # [row, layer, head, what, offset]
@@ -194,7 +196,7 @@ def _row_table(pattern: Tensor, start: int, body: int) -> Float[Tensor, "row hea
     return found
 
 
-def _summary(table: Tensor, rows: ProbeRows, body: int) -> AttentionStats:
+def _summary(table: Tensor, rows: RepeatedRows, body: int) -> AttentionStats:
     choices, kinds = rows.choices, rows.periods
     prefix, prefix_control, duplicate, duplicate_control, spread = [], [], [], [], []
     for period in choices:

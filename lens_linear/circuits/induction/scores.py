@@ -65,9 +65,9 @@ from lens_linear.circuits.heads.factored import copying_of
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.repeated_rows import (
     AttentionStats,
-    ProbeRows,
+    RepeatedRows,
+    draw_repeated,
     measure,
-    probe_rows,
 )
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
@@ -300,7 +300,7 @@ def induction_scores(
     rows_per_period: int = 8,
     bos: int | Literal["auto"] | None = "auto",
     thresholds: Thresholds | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> InductionScores:
     """Score every head for induction, previous-token, duplicate-token and fixed-offset attention.
@@ -312,7 +312,7 @@ def induction_scores(
         rows_per_period: random rows for each period.
         bos: token id put in front of every row; "auto" takes the tokenizer's, None puts none.
         thresholds: of the verdicts.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
         seed: of the random tokens.
 
     Returns:
@@ -339,10 +339,11 @@ def induction_scores(
         first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
     limits = Thresholds() if thresholds is None else thresholds
     require_instance("thresholds", limits, Thresholds, advice="e.g. Thresholds()")
-    require_int("batch_size", batch_size, minimum=1)
+    if batch_size is not None:
+        require_int("batch_size", batch_size, minimum=1)
     for name, value in vars(limits).items():
         require_float(f"thresholds.{name}", value, minimum=0.0, maximum=1.0)
-    rows = probe_rows(
+    rows = draw_repeated(
         shape,
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
@@ -391,7 +392,7 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
 
 
 def _target_logit(
-    model: TransformerBridge, weights: ModelWeights, rows: ProbeRows, batch_size: int
+    model: TransformerBridge, weights: ModelWeights, rows: RepeatedRows, batch_size: int | None
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """Direct effect of each head on the right next token in the second copy, and its standard error."""
     attention = require_attention(weights)
@@ -401,7 +402,7 @@ def _target_logit(
     repeating = rows.periods > 0
     periods = rows.periods[repeating]
     sums, counts = [], []  # by row
-    for first, part in batched(rows.tokens[repeating], batch_size):
+    for first, part in batched(rows.tokens[repeating], batch_size, model=model):
         out = run(model, part, record=spots, logits=False)
         own = periods[first : first + len(part)][:, None]
         at = torch.arange(part.shape[1] - 1)[None] - rows.start

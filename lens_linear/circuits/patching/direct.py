@@ -152,7 +152,7 @@ def direct_logit_attribution(
     task: Any,
     *,
     labels: Sequence[str] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> DirectLogitAttribution:
     """Split the logits of the right answers into what every component writes into them directly.
 
@@ -163,7 +163,7 @@ def direct_logit_attribution(
         model: a bridge, with or without MLPs, norms and post-norms.
         task: a Task, or tokens, whose next token is the right answer at every position.
         labels: text of the outputs; the task's names or the tokenizer's by default.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
 
     Returns:
         DirectLogitAttribution: ``.logit`` and ``.relative`` [component, answer]; acts as a table with one row
@@ -183,13 +183,12 @@ def direct_logit_attribution(
         >>> direct_logit_attribution(built.model, Task(tokens, positions=[4, 5, 6]))["component"][0]
         'L1H1'
     """
-    require_int("batch_size", batch_size, minimum=1)
     asked = require_task(model, task, scored=True)
     weights = read_weights(model)
     heads = HeadOutputs(model, weights)
     shape = heads.shape
     parts, first = [], 0
-    for part in task_batches(asked, batch_size):
+    for part in task_batches(model, asked, batch_size):
         parts.append(_of_batch(model, heads, part, first))
         first += len(part)
     components = parts[0][0]

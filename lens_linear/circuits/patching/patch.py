@@ -38,10 +38,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_bool, require_choice, require_int
+from lens_linear.checks import head_name, require_bool, require_choice
 from lens_linear.circuits.induction.ablation import score_task
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Spot, has_spot
@@ -161,7 +162,7 @@ def patch(
     metric: Metric | None = None,
     into: Into = "corrupted",
     by_position: bool | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> PatchEffects:
     """Patch every head, stream, sublayer or path from one run into another, one at a time.
 
@@ -178,7 +179,7 @@ def patch(
         into: which run is patched with activations of the other.
         by_position: patch each position by itself; by default heads at all positions together, and everything
             else by position. Paths are not cut by position.
-        batch_size: rows of a forward pass; several patches share one.
+        batch_size: rows a forward pass, which several patches share; None takes what memory allows.
 
     Returns:
         PatchEffects: ``.effects`` [site]; acts as a table.
@@ -202,8 +203,8 @@ def patch(
     shape = model_shape(model)
     require_choice("what", what, WHATS)
     require_choice("into", into, ("corrupted", "clean"))
-    require_int("batch_size", batch_size, minimum=1)
     asked, other = require_pair(model, clean, corrupted, metric)
+    batch_size = sequences_a_pass(model, asked.tokens.shape[1], batch_size)
     base, source = (other, asked) if into == "corrupted" else (asked, other)
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)

@@ -39,7 +39,6 @@ from lens_linear.checks import (
     head_name,
     require_choice,
     require_heads,
-    require_int,
     require_list,
 )
 from lens_linear.circuits.attention.components import HeadOutputs, stream_spot
@@ -47,6 +46,7 @@ from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, mean_z, score_task
 from lens_linear.circuits.patching.patch import Into, require_pair
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.hooks import Edit, Spot, What, edited
@@ -188,7 +188,7 @@ def path_patch(
     via: Via | Sequence[Via] = VIAS,
     into: Into = "corrupted",
     norm: Norm = "recomputed",
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> PathPatchEffects:
     """Patch the direct path from each sender to the receivers, everything else held as it was.
 
@@ -208,7 +208,7 @@ def path_patch(
         into: which run is patched with outputs of the other. "clean" (what the answer needs) is the way of
             the papers below.
         norm: "recomputed" on the changed stream, or "frozen" at its scale.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; None takes what memory allows.
 
     Returns:
         PathPatchEffects: ``.effects`` [sender]; acts as a table.
@@ -230,11 +230,11 @@ def path_patch(
     """
     require_choice("into", into, ("corrupted", "clean"))
     require_choice("norm", norm, ("recomputed", "frozen"))
-    require_int("batch_size", batch_size, minimum=1)
     reader = PathReader(model, norm)
     sides = _require_via(via)
     writers, readers = _require_ends(reader, senders, receivers)
     asked, other = require_pair(model, clean, corrupted, metric)
+    batch_size = sequences_a_pass(model, asked.tokens.shape[1], batch_size)
     base, source = (other, asked) if into == "corrupted" else (asked, other)
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)

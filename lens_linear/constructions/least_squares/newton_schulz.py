@@ -42,7 +42,7 @@ from lens_linear.constructions.least_squares.ols import OLSAttention
 from lens_linear.constructions.least_squares.spectral import (
     as_design,
     as_outputs,
-    as_rows,
+    float_rows,
     power_of_two,
     require_result,
     within_range,
@@ -128,7 +128,7 @@ class NewtonSchulzAttention(HookedRootModule):
         """Predict the rows of ``x_new`` ``[q, p]``; always ``[q, m]``."""
         if not len(self.context_x):
             raise InvalidArgumentError("this module has no context yet; call with_context(x, y)")
-        queries = within_range("x_new", as_rows("x_new", x_new), self.W_in)
+        queries = within_range("x_new", float_rows("x_new", x_new), self.W_in)
         if queries.shape[1] != len(self.W_in):
             raise InvalidArgumentError(
                 f"x_new must have {len(self.W_in)} columns, got shape {tuple(queries.shape)}"

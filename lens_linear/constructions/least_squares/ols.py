@@ -33,8 +33,8 @@ from lens_linear.constructions.least_squares.spectral import (
     SpectralRoot,
     as_design,
     as_outputs,
-    as_rows,
     centred,
+    float_rows,
     minus,
     require_result,
     rounding,
@@ -483,7 +483,7 @@ class OLSAttention(HookedRootModule):
         return self.geometry_rows / len(self.context_x)
 
     def _as_queries(self, x_new: Any) -> Float[Tensor, "q p"]:
-        x = within_range("x_new", as_rows("x_new", x_new), self.W_Q)
+        x = within_range("x_new", float_rows("x_new", x_new), self.W_Q)
         if x.shape[1] != self.W_Q.shape[0]:
             raise InvalidArgumentError(
                 f"x_new must have {self.W_Q.shape[0]} columns like the training data, got shape "

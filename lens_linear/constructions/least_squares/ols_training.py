@@ -57,7 +57,7 @@ _TASKS_PER_INPUT = 8  # few tasks leave directions of G that the loss hardly see
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRun(Result):
+class OLSTraining(Result):
     """Curves over epochs (epoch 0 is the random start) for each seed, and the trained weights.
 
     ``prediction_error`` is ``‖Ŷ - Ŷ_OLS‖ / ‖Ŷ_OLS‖`` on the training rows; ``geometry_error`` is
@@ -87,7 +87,7 @@ class TrainingRun(Result):
         when = f"after {done.median():.0f} epochs (median)" if len(done) else "yet"
         lost = f"; {self.diverged} diverged" if self.diverged else ""
         return (
-            f"TrainingRun ({self.form} form, {self.optimizer}): n = {n}, p = {p}, "
+            f"OLSTraining ({self.form} form, {self.optimizer}): n = {n}, p = {p}, "
             f"m = {self.y.shape[1]}; {len(done)} of {len(self.epochs_to_converge)} seeds within "
             f"{self.tolerance:g} of least squares {when}, of {len(self.loss) - 1} run{lost}"
         )
@@ -205,7 +205,7 @@ def train_ols_attention(
     tolerance: float = 1e-3,
     seeds: int = 8,
     seed: int = 0,
-) -> TrainingRun:
+) -> OLSTraining:
     """Train a linear-attention layer from random weights and compare it with the construction.
 
     One epoch is one full-batch step on the mean squared error. Inputs and labels are brought to
@@ -231,7 +231,7 @@ def train_ols_attention(
         seed: first seed, and the seed of drawn data.
 
     Returns:
-        TrainingRun: curves, epochs to convergence, trained weights.
+        OLSTraining: curves, epochs to convergence, trained weights.
 
     Raises:
         NotEnoughDataError: fewer rows than inputs.
@@ -267,7 +267,7 @@ def train_ols_attention(
     if form == "paper":
         back += [weights[2] / x_scale, weights[3] * y_scale]
     root = spectral_root(x).root
-    return TrainingRun(
+    return OLSTraining(
         loss=loss * y_scale**2,
         prediction_error=prediction_error,
         geometry_error=geometry_error,

@@ -40,7 +40,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_int
 from lens_linear.constructions.least_squares.ols import Form, OLSAttention
-from lens_linear.constructions.least_squares.spectral import as_rows
+from lens_linear.constructions.least_squares.spectral import float_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 
@@ -110,7 +110,7 @@ def ols_transformer(layer: OLSAttention, x_new: Any, *, layers: int = 1) -> OLST
     """  # noqa: E501
     require_instance("layer", layer, OLSAttention, advice="build it with OLSAttention.from_data")
     layers = require_int("layers", layers, minimum=1)
-    queries = as_rows("x_new", x_new).detach().cpu()
+    queries = float_rows("x_new", x_new).detach().cpu()
     p, n, m = len(layer.W_Q), len(layer.context_x), layer.W_O.shape[1]
     if layer.intercept or bool(layer.b_O.detach().any()):
         raise InvalidArgumentError(

@@ -93,7 +93,7 @@ def _from_numpy(name: str, value: Any) -> Tensor:
     )
 
 
-def as_rows(name: str, value: Any) -> Float[Tensor, "n p"]:
+def float_rows(name: str, value: Any) -> Float[Tensor, "n p"]:
     """Accept a matrix with at least one row and one column; device and graph are kept."""
     x = as_float64(name, value, ndim=2)
     if x.numel() == 0:
@@ -105,8 +105,8 @@ def as_rows(name: str, value: Any) -> Float[Tensor, "n p"]:
 
 
 def as_design(name: str, value: Any) -> Float[Tensor, "n p"]:
-    """:func:`as_rows` as data: on the CPU, without a graph."""
-    return as_rows(name, value).detach().cpu()
+    """:func:`float_rows` as data: on the CPU, without a graph."""
+    return float_rows(name, value).detach().cpu()
 
 
 def as_outputs(name: str, value: Any, n: int) -> tuple[Float[Tensor, "n m"], bool]:

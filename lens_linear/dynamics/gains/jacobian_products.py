@@ -90,7 +90,7 @@ class BlockJacobians:
     def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:
         tokens, lengths = self.prompts.rows(rows)
         context = freeze_context(self.model, tokens, lengths, n_layers=upto)
-        return _Batch(rows, context, context.linearize())
+        return _Batch(rows, context, context.jacobians())
 
     def states(self) -> Float[Tensor, "boundary prompt d_model"]:
         """Return x_0 ... x_L of the last tokens, prompts in their order; grows with the prompts."""

@@ -124,7 +124,7 @@ class FrozenContext:
             ]
             return self._run(copies, edits)[-1]
 
-    def linearize(self) -> BlockMaps:
+    def jacobians(self) -> BlockMaps:
         """Return every block's Jacobian products at the recorded states (block inputs cut apart)."""
         leaves = [state.detach().clone().requires_grad_() for state in self.states[:-1]]
 
