@@ -36,6 +36,7 @@ from .linalg.moments import Moments as Moments
 from .linalg.procrustes import procrustes_similarity as procrustes_similarity
 from .linearity.lens.fit import fit_lens as fit_lens
 from .linearity.measure.bilinear import bilinear_probe as bilinear_probe
+from .linearity.measure.compare import compare as compare
 from .linearity.measure.layer_map import layer_map as layer_map
 from .linearity.measure.profile import linearity_profile as linearity_profile
 from .linearity.replace.curve import replacement_curve as replacement_curve
@@ -70,6 +71,7 @@ __all__ = [
     "bilinear_probe",
     "check",
     "circuits",
+    "compare",
     "composition_scores",
     "concept_directions",
     "constructions",

@@ -7,6 +7,7 @@ from .measure.adam import adam_baseline as adam_baseline
 from .measure.bilinear import BilinearProbe as BilinearProbe
 from .measure.bilinear import bilinear_probe as bilinear_probe
 from .measure.compare import ProfileComparison as ProfileComparison
+from .measure.compare import ProfileDifference as ProfileDifference
 from .measure.compare import compare_profiles as compare_profiles
 from .measure.geometry import LayerGeometry as LayerGeometry
 from .measure.geometry import layer_geometry as layer_geometry
@@ -42,6 +43,7 @@ __all__ = [
     "Linearization",
     "LinearizedModel",
     "ProfileComparison",
+    "ProfileDifference",
     "ReplacementCurve",
     "RunTable",
     "adam_baseline",

@@ -26,10 +26,9 @@ from .linearity import layer_geometry as layer_geometry
 from .linearity import layer_map as layer_map
 from .linearity import linearity_profile as linearity_profile
 from .linearity import profile_comparison as profile_comparison
+from .linearity import profile_difference as profile_difference
 from .linearity import replacement_curves as replacement_curves
 from .linearity import run_table as run_table
-from .linearity import study_measures as study_measures
-from .linearity import study_profiles as study_profiles
 from .memories import attention_dial as attention_dial
 from .memories import bit_error as bit_error
 from .memories import head_memory as head_memory
@@ -44,6 +43,8 @@ from .paths import path_ablations as path_ablations
 from .paths import path_importance as path_importance
 from .paths import path_logits as path_logits
 from .paths import qk_attribution as qk_attribution
+from .pretraining import study_measures as study_measures
+from .pretraining import study_profiles as study_profiles
 from .tokens import attention_heads as attention_heads
 from .tokens import attention_pattern as attention_pattern
 from .tokens import bigram_comparison as bigram_comparison
@@ -97,6 +98,7 @@ __all__ = [
     "path_logits",
     "positional_qk",
     "profile_comparison",
+    "profile_difference",
     "qk_attribution",
     "replacement_curves",
     "retrieval",

@@ -7,13 +7,15 @@ figure; nothing is computed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import require_choice, require_list
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.bilinear import BilinearProbe
-from lens_linear.linearity.measure.compare import ProfileComparison
+from lens_linear.linearity.measure.compare import ProfileComparison, ProfileDifference
 from lens_linear.linearity.measure.geometry import LayerGeometry
 from lens_linear.linearity.measure.layer_map import LayerMap
 from lens_linear.linearity.measure.profile_result import LinearityProfile
@@ -30,7 +32,7 @@ from lens_linear.plots._kinds import (
     panels,
     window,
 )
-from lens_linear.plots.style import colour, escape, legend_name, matrix, styled, tick_label
+from lens_linear.plots.style import escape, matrix, styled
 
 _LABELS = {
     "block_r2": "block",
@@ -38,7 +40,7 @@ _LABELS = {
     "ffn_r2": "FFN",
     "attn_r2": "attention",
 }
-_NAMES = {
+COLUMN_NAMES = {
     "block_r2": "block R²",
     "block_r2_no_residual": "block R² without residual",
     "ffn_r2": "FFN R²",
@@ -46,8 +48,6 @@ _NAMES = {
     "update_ratio": "‖update‖ / ‖stream‖",
     "loss": "validation loss (nats per token)",
 }
-Score = Literal["block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "update_ratio"]
-Measure = Literal["loss", "block_r2", "block_r2_no_residual", "ffn_r2", "update_ratio"]
 
 
 @figure
@@ -147,8 +147,9 @@ def layer_map(result: LayerMap) -> go.Figure:
 def profile_comparison(
     comparison: ProfileComparison,
     *,
-    scores: Sequence[Score] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
+    scores: Sequence[str] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
     ordered: bool = False,
+    bands: bool = True,
 ) -> go.Figure:
     """One panel per score, one line per profile, over relative depth.
 
@@ -159,8 +160,9 @@ def profile_comparison(
     Args:
         comparison: what ``compare_profiles`` returned.
         scores: columns of the profiles to show: block_r2, block_r2_no_residual, ffn_r2, attn_r2,
-            update_ratio.
+            update_ratio, or statistics of one's own.
         ordered: the names have an order (training steps, sizes): colours run from light to dark.
+        bands: draw the intervals of columns that have them.
 
     Returns:
         Figure with one panel a score.
@@ -173,18 +175,20 @@ def profile_comparison(
         >>> both = ll.linearity.compare_profiles({"one": profile, "again": profile})
         >>> figure = ll.plots.profile_comparison(both, scores=("block_r2", "update_ratio"))
         >>> [panel.text for panel in figure.layout.annotations], len(figure.data)
-        (['block R²', '‖update‖ / ‖stream‖'], 4)
+        (['block R²', '‖update‖ / ‖stream‖'], 6)
     """
     frame = comparison.to_dataframe()
-    fig, places = panels([_NAMES[score] for score in scores])
+    shown = drawn_columns("scores", scores, frame)
+    fig, places = panels(list(shown.values()))
     names = list(comparison.profiles)
     for index, (name, ink) in enumerate(zip(names, inks(len(names), ordered=ordered), strict=True)):
         part = frame[frame["name"] == name]
-        for score, at in zip(scores, places, strict=True):
+        for (score, words), at in zip(shown.items(), places, strict=True):
             add_line(
                 fig, part["depth"], part[score], name, index=index, ink=ink, at=at, width=2,
-                custom=part["layer"], hover=f"layer %{{customdata}}<br>{_NAMES[score]} %{{y:.4f}}",
+                custom=part["layer"], hover=f"layer %{{customdata}}<br>{words} %{{y:.4f}}",
                 dash="solid", legend=in_legend(index, len(names)),
+                band=_band(part, score) if bands else None,
             )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
     counted = " or ".join(f"{n:,}" for n in tokens[:3])
@@ -194,6 +198,70 @@ def profile_comparison(
         x="depth (0 first, 1 last)",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip
+
+
+@figure
+def profile_difference(
+    difference: ProfileDifference,
+    *,
+    scores: Sequence[str] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
+) -> go.Figure:
+    """One panel per score: one profile minus another, layer by layer, with its paired interval.
+
+    R² (at most 2 apart); 0 is no difference.
+
+    Args:
+        difference: what ``ll.compare(profiles).difference(first, second)`` returned.
+        scores: some of block_r2, block_r2_no_residual, ffn_r2, attn_r2.
+
+    Returns:
+        Figure with one panel a score.
+
+    Example:
+        >>> import torch
+        >>> import lens_linear as ll
+        >>> tokens = torch.randint(64, (20, 16), generator=torch.Generator().manual_seed(0))
+        >>> profile = ll.linearity_profile(ll.toy_model(d_model=16), tokens)
+        >>> found = ll.compare({"one": profile, "again": profile}).difference("one", "again")
+        >>> [float(y) for y in ll.plots.profile_difference(found, scores=["attn_r2"]).data[1].y]
+        [0.0, 0.0]
+    """
+    frame = difference.to_dataframe().reset_index()
+    shown = drawn_columns("scores", scores, frame)
+    fig, places = panels(list(shown.values()))
+    name, layers = f"{difference.first} minus {difference.second}", frame["layer"].tolist()
+    for (score, words), at in zip(shown.items(), places, strict=True):
+        add_line(
+            fig, layers, frame[score], name, at=at, width=2, band=_band(frame, score),
+            hover=f"layer %{{x}}<br>{words} %{{y:.4f}}",
+        )  # fmt: skip
+        fig.add_hline(0, line_dash="dot", line_width=1, row=at[0], col=at[1])
+    fig.update_xaxes(nticks=4)
+    return styled(
+        fig, title="Difference of two linearity profiles", panels=True, x="layer",
+        subtitle=f"{escape(difference.first)} minus {escape(difference.second)}; "
+        f"n = {difference.n_sequences:,} sequences, paired; 95 % bands"
+        if difference.confidence == 0.95
+        else f"n = {difference.n_sequences:,} sequences, paired; {difference.confidence:.0%} bands",
+        height=130 + 340 * places[-1][0],
+    )  # fmt: skip
+
+
+def drawn_columns(name: str, asked: Sequence[str], frame: pd.DataFrame) -> dict[str, str]:
+    """Columns to draw, each with its words; at least one, each a column of numbers."""
+    numbers = [str(column) for column in frame.select_dtypes("number").columns]
+    found = [require_choice(name, one, numbers) for one in require_list(name, asked, of="columns")]
+    if not found:
+        raise InvalidArgumentError(
+            f"{name} must name at least one column, got none; e.g. ['ffn_r2']"
+        )
+    return {one: COLUMN_NAMES.get(one, escape(one)) for one in found}
+
+
+def _band(frame: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series] | None:
+    """The ends of a column's interval, where it has one."""
+    low, high = frame.get(f"{column}_low"), frame.get(f"{column}_high")
+    return None if low is None or high is None or low.isna().all() else (low, high)
 
 
 @figure
@@ -429,131 +497,3 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
         "low rank to the right", x="times fewer parameters than the FFN",
         y="loss increase (nats per token)",
     )  # fmt: skip
-
-
-@runtime_checkable
-class StudyLike(Protocol):
-    """What a figure needs of ``studies.StudyResult``, which stands on the same floor."""
-
-    study: Any
-    n_text: int
-    minutes: float
-    n_tokens: int
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return one row a variant, seed, step and layer."""
-        ...
-
-
-@figure
-def study_measures(
-    result: StudyLike,
-    *,
-    measures: Sequence[Measure] = ("loss", "block_r2", "block_r2_no_residual", "ffn_r2"),
-) -> go.Figure:
-    """One panel per measure: final models by variant, a dot per seed, a bar at their mean.
-
-    The x axis names the variants. The loss is in nats per token; scores are R² (at most 1) or a ratio of
-    lengths, means over layers. The dotted line is the baseline's mean: a difference smaller than the
-    scatter of the dots is no effect.
-
-    Args:
-        result: what ``studies.run_study`` returned.
-        measures: any of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
-
-    Returns:
-        Figure with one panel a measure.
-
-    Example:
-        >>> import lens_linear as ll
-        >>> study = ll.studies.load_study("cosine")
-        >>> one = {"step": 9, "final": True, "layer": 0, "loss": 2.5, "ffn_r2": 0.9}
-        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
-        >>> result = ll.studies.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
-        >>> figure = ll.plots.study_measures(result, measures=("loss", "ffn_r2"))
-        >>> [panel.text for panel in figure.layout.annotations], float(figure.data[1].y[0])
-        (['validation loss (nats per<br>token)', 'FFN R²'], 2.5)
-    """
-    frame = result.to_dataframe()
-    final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[list(measures)].mean()
-    final, variants = final.reset_index(), list(result.study.variants)
-    fig, places = panels([_NAMES[measure] for measure in measures], across=2)
-    at_variant = [variants.index(v) for v in final["variant"]]
-    for measure, (row, col) in zip(measures, places, strict=True):
-        means = final.groupby("variant", sort=False)[measure].mean()
-        fig.add_scatter(
-            x=at_variant, y=final[measure], mode="markers", showlegend=False, row=row, col=col,
-            marker={"color": [colour(v) for v in at_variant], "size": 9, "opacity": 0.75},
-            customdata=[[escape(v), s] for v, s in zip(final["variant"], final["seed"])],
-            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}<extra></extra>",
-        )  # fmt: skip
-        fig.add_scatter(
-            x=list(range(len(variants))), y=[means[v] for v in variants], mode="markers",
-            marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": "#222222"}},
-            hovertemplate="mean %{y:.4f}<extra></extra>", name="mean over seeds", row=row, col=col,
-            showlegend=(row, col) == (1, 1),
-        )  # fmt: skip
-        ends = [-0.4, len(variants) - 0.6]
-        add_level(
-            fig, float(means[result.study.baseline]), "mean of the baseline", x=ends, at=(row, col)
-        )
-    names = [tick_label(v, max_length=18) for v in variants]
-    fig.update_xaxes(tickvals=list(range(len(variants))), ticktext=names, tickangle=-40)
-    fig.update_xaxes(range=[-0.5, len(variants) - 0.5])
-    return styled(
-        fig, title=escape(result.study.question), subtitle=_study(result), panels=True,
-        height=180 + 300 * places[-1][0],
-    )  # fmt: skip
-
-
-@figure
-def study_profiles(result: StudyLike, *, measure: Measure = "ffn_r2") -> go.Figure:
-    """One panel per variant: the measure by layer, a line per seed; thin lines are earlier checkpoints.
-
-    All panels share the y axis: R² (at most 1), a ratio of lengths, or nats per token for the loss. The
-    panel of the baseline is what the others are held against; lines of one panel differ by the seed alone.
-
-    Args:
-        result: what ``studies.run_study`` returned.
-        measure: one of loss, block_r2, block_r2_no_residual, ffn_r2, update_ratio.
-
-    Returns:
-        Figure with one panel a variant.
-
-    Example:
-        >>> import lens_linear as ll
-        >>> study = ll.studies.load_study("cosine")
-        >>> one = {"step": 9, "final": True, "layer": 0, "ffn_r2": 0.9}
-        >>> rows = [{"variant": variant, "seed": seed, **one} for variant, seed in study.runs()]
-        >>> result = ll.studies.StudyResult(study, tuple(rows), n_tokens=100, n_text=100, minutes=1.0)
-        >>> figure = ll.plots.study_profiles(result)
-        >>> figure.layout.yaxis.title.text, len(figure.data) == len(study.runs())
-        ('FFN R²', True)
-    """
-    frame, variants = result.to_dataframe(), list(result.study.variants)
-    fig, places = panels([legend_name(v) for v in variants], share_y=True)
-    steps = sorted(frame["step"].unique())
-    named: set[Any] = set()
-    for variant, at in zip(variants, places, strict=True):
-        for (seed, step), part in frame[frame["variant"] == variant].groupby(["seed", "step"]):
-            last = bool(part["final"].iloc[0])
-            add_line(
-                fig, part["layer"], part[measure], f"after {step} steps", at=at, dash="solid",
-                index=0 if last else 1 + steps.index(step), width=2.5 if last else 1,
-                mode="lines+markers" if last else "lines", legend=step not in named,
-                hover=f"{escape(variant)}, seed {seed}<br>layer %{{x}}: %{{y:.4f}}",
-            )  # fmt: skip
-            named.add(step)
-    fig.update_yaxes(title_text=_NAMES[measure], col=1)
-    return styled(
-        layer_axis(fig, int(frame["layer"].max()) + 1, room=6), subtitle=_study(result), panels=True,
-        x="layer", title=f"{_NAMES[measure]} by layer, every seed", height=140 + 320 * places[-1][0],
-    )  # fmt: skip
-
-
-def _study(result: StudyLike) -> str:
-    spec = result.study.recipe["spec"]
-    return (
-        f"{spec['n_layers']} layers, width {spec['d_model']}, {len(result.study.seeds)} seeds each; "
-        f"n = {result.n_tokens:,} validation tokens"
-    )

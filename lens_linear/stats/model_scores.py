@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import per_block, row_ranges, run
 from lens_linear.models.hooks import Edit, hooked
-from lens_linear.stats.split import RowView
+from lens_linear.stats.split import RowView, as_rows
 from lens_linear.stats.task_scores import (
     RowScores,
     require_open_question,
@@ -31,7 +32,7 @@ class ModelScores:
 
 def score_model(
     model: TransformerBridge,
-    rows: RowView,
+    rows: Any,
     *,
     edits: Sequence[Edit] = (),
     batch_size: int | None = None,
@@ -42,7 +43,7 @@ def score_model(
 
     Args:
         model: a bridge.
-        rows: from :func:`lens_linear.stats.as_rows`.
+        rows: a Task, tokens [row, position], or what :func:`lens_linear.stats.as_rows` made of them.
         edits: hooks in place while it runs.
         batch_size: sequences a forward pass; as many as memory allows by default.
         warn: say it when the model as it is predicts the next token worse than a uniform guess.
@@ -63,6 +64,7 @@ def score_model(
         >>> score_model(model, as_rows(model, [[1, 2, 3], [4, 5]])).loss.counts.tolist()
         [1, 2]
     """
+    rows = rows if isinstance(rows, RowView) else as_rows(model, rows)
     require_open_question(model, rows.task)
     losses, metrics = [], []
     share = None if on_progress is None else lambda count: on_progress(count / len(rows))

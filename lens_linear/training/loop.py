@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,7 @@ from lens_linear.checks import (
     require_float,
     require_instance,
     require_int,
+    require_ints,
     require_rows,
     require_seed,
     shown,
@@ -51,9 +53,26 @@ class TrainingRun:
     @property
     def model(self) -> TransformerBridge:
         """A bridge around a copy of the trained module: every analysis takes it."""
+        return self._bridge(_copy(self.module), self.recipe.name)
+
+    def at(self, step: int) -> TransformerBridge:
+        """The model after as many steps as ``checkpoints`` names.
+
+        Raises:
+            InvalidArgumentError: the weights of that step were not kept.
+        """
+        if step not in self.checkpoints:
+            kept = ", ".join(map(str, self.checkpoints)) or "none"
+            raise InvalidArgumentError(
+                f"step must be one whose weights were kept ({kept}), got {shown(step)}; train with "
+                f"checkpoints=[{shown(step)}]"
+            )
+        return self._bridge(self.checkpoints[step], f"{self.recipe.name}, step {step}")
+
+    def _bridge(self, weights: dict[str, Tensor], name: str) -> TransformerBridge:
         module = native_module(self.recipe.spec, seed=self.recipe.seed)
-        module.load_state_dict(_copy(self.module))
-        return bridge_from_module(module, self.recipe.spec, name=self.recipe.name)
+        module.load_state_dict(weights)
+        return bridge_from_module(module.eval(), self.recipe.spec, name=name)
 
     def __repr__(self) -> str:
         last = self.history[-1][1] if self.history else math.nan
@@ -158,6 +177,7 @@ def train(
     steps: int | None = None,
     learning_rate: float | None = None,
     seed: int | None = None,
+    checkpoints: Sequence[int] | None = None,
     checkpoint: str | Path | None = None,
     save_every: int = 200,
     progress: bool = True,
@@ -181,6 +201,7 @@ def train(
         steps: with a shape: optimiser steps, 1000 by default.
         learning_rate: with a shape: peak, 1e-3 by default.
         seed: with a shape: of weights and batches, 0 by default.
+        checkpoints: with a shape: numbers of steps after which the weights are kept, for ``run.at(step)``.
         checkpoint: file that holds weights and optimiser state; read if it is there, written every
             ``save_every`` steps, and no other run's meanwhile. None keeps nothing.
         save_every: steps between two writes.
@@ -209,7 +230,7 @@ def train(
         3
     """
     require_int("save_every", save_every, minimum=1)
-    recipe = _recipe(recipe, steps, learning_rate, seed)
+    recipe = _recipe(recipe, steps, learning_rate, seed, checkpoints)
     checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
     place = require_device("device", device)
     source = _Batches(recipe, stream, batches, loss_mask)
@@ -218,14 +239,23 @@ def train(
 
 
 def _recipe(
-    recipe: Recipe | ModelSpec, steps: int | None, learning_rate: float | None, seed: int | None
+    recipe: Recipe | ModelSpec,
+    steps: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    checkpoints: Sequence[int] | None,
 ) -> Recipe:
     """Return the recipe, or make one for a shape."""
     require_instance(
         "recipe", recipe, (Recipe, ModelSpec), advice="see lens_linear.training.recipes.RECIPES"
     )
-    given = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-    given = {name: value for name, value in given.items() if value is not None}
+    asked = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "checkpoints": checkpoints,
+    }
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if isinstance(recipe, Recipe):
         if given:
             raise InvalidArgumentError(
@@ -235,9 +265,9 @@ def _recipe(
     n_steps = require_int("steps", given.get("steps", 1000), minimum=1)
     peak = require_float("learning_rate", given.get("learning_rate", 1e-3), minimum=0.0)
     phase = Phase(n_steps, length=recipe.n_ctx, learning_rate=peak, warmup=min(50, n_steps // 4))
-    return Recipe(
-        "own", recipe, (phase,), seed=require_seed(given.get("seed", 0)), precision="float32"
-    )
+    kept = require_ints("checkpoints", given.get("checkpoints", ()), minimum=0, maximum=n_steps - 1)
+    seed = require_seed(given.get("seed", 0))
+    return Recipe("own", recipe, (phase,), seed=seed, precision="float32", checkpoints=tuple(kept))
 
 
 class _Batches:

@@ -160,7 +160,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals_and_right():
     with torch.no_grad():
         models["b"].blocks[1].mlp.out.weight.mul_(1.3)
     found = compare_profiles({name: ll.linearity_profile(m, ids) for name, m in models.items()})
-    frame = found.difference("a", "b")
+    frame = found.difference("a", "b").to_dataframe()
     one, other = found.profiles["a"], found.profiles["b"]
     want = one.scores["block"] - other.scores["block"]
     assert np.allclose(frame.block_r2, want, atol=1e-12) and float(want[1].abs()) > 1e-3
@@ -176,7 +176,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals_and_right():
         float(p.intervals["block"][1, 1] - p.intervals["block"][1, 0]) for p in (one, other)
     )
     assert frame.block_r2_high[1] - frame.block_r2_low[1] < 0.7 * apart
-    assert np.allclose(found.difference("a", "a").ffn_r2_high, 0)
+    assert np.allclose(found.difference("a", "a")["ffn_r2_high"], 0)
     other = ll.linearity_profile(models["b"], tokens(50))
     with pytest.raises(InvalidArgumentError, match="n_sequences is 30 and 25"):
         compare_profiles({"a": one, "b": other}).difference("a", "b")

@@ -16,7 +16,7 @@ from lens_linear import plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
 from lens_linear.plots._kinds import Tabular, describe
-from lens_linear.plots.linearity import StudyLike
+from lens_linear.plots.pretraining import StudyLike
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
 import robust_figures

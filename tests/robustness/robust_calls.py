@@ -353,6 +353,7 @@ def _linearity() -> None:
     call("Lens.score", lambda tokens: lens().score(tokens), tokens=TOKENS)
     call("layer_geometry", geometry.layer_geometry, **common)
     call("run_table", runs.run_table, **common, lengths=[1, 2])
+    call("compare", ll.compare, profiles=Lazy(lambda: {"a": found()}))
     call("compare_profiles", compare.compare_profiles, profiles=Lazy(lambda: {"a": found()}))
     call(
         "published_beside_measured",

@@ -217,6 +217,9 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "profile_comparison": lambda: linearity.compare_profiles(
         {NAME: profile(), HOSTILE[0]: profile()}
     ),
+    "profile_difference": lambda: linearity.compare_profiles(
+        {NAME: profile(), HOSTILE[0]: profile()}
+    ).difference(NAME, HOSTILE[0]),
     "qk_attribution": lambda: ll.qk_attribution(attention_only(), TOKENS, 1, 0, labels=LABELS),
     "replacement_curves": lambda: {NAME: ll.replacement_curve(gpt(), TOKENS)},
     "retrieval": lambda: constructions.retrieval_curve(

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from lens_linear.checks import require_choice
 from lens_linear.errors import InvalidArgumentError
@@ -56,7 +58,7 @@ class ProfileComparison(Result):
 
     def difference(
         self, first: str, second: str, *, n_resamples: int = 1000, seed: int = 0
-    ) -> pd.DataFrame:
+    ) -> ProfileDifference:
         """Score of ``first`` minus that of ``second``, layer by layer, paired by sequence.
 
         Both profiles must come from the same sequences: these are drawn with replacement, the same draw for
@@ -69,7 +71,8 @@ class ProfileComparison(Result):
             seed: of the draws.
 
         Returns:
-            One row a layer: each score with ``_low`` and ``_high``, the interval at the profiles' confidence.
+            ProfileDifference: one row a layer, each score with ``_low`` and ``_high``, the interval at the
+            profiles' confidence; ``.plot()`` draws the bands.
 
         Raises:
             InvalidArgumentError: an unknown name, in-sample profiles, or profiles of other sequences.
@@ -88,16 +91,18 @@ class ProfileComparison(Result):
             raise InvalidArgumentError(
                 'in-sample profiles keep no sums by sequence; profile both with fit="held-out"'
             )
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for score, name in SCORE_COLUMNS.items():
             drawn = [
                 resampled(profile.sums[score][0], profile.sums[score][1], n_resamples, seed)
                 for profile in (one, other)
             ]
             ends = percentiles(drawn[0] - drawn[1], one.confidence)
-            columns[name] = (one.scores[score] - other.scores[score]).numpy()
-            columns[f"{name}_low"], columns[f"{name}_high"] = ends.T.numpy()
-        return pd.DataFrame(columns).rename_axis("layer")
+            columns[name] = one.scores[score] - other.scores[score]
+            columns[f"{name}_low"], columns[f"{name}_high"] = ends.unbind(1)
+        return ProfileDifference(
+            first, second, columns, one.n_sequences, n_resamples, seed, one.confidence
+        )
 
     def __repr__(self) -> str:
         parts = [
@@ -107,6 +112,51 @@ class ProfileComparison(Result):
         ]
         n = sum(profile.n_tokens for profile in self.profiles.values())
         return f"ProfileComparison: {', '.join(parts)}; n = {n:,} tokens over all"
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileDifference(Result):
+    """One profile minus another, paired by sequence; made by :meth:`ProfileComparison.difference`.
+
+    Attributes:
+        first: name of the one.
+        second: name of the other, which is taken away.
+        columns: by layer, each score of ``first`` minus that of ``second``, and its ``_low`` and ``_high``.
+        n_sequences: sequences that were drawn from.
+        n_resamples: bootstrap samples.
+        seed: of the draws.
+        confidence: coverage of the intervals.
+    """
+
+    _figure = "profile_difference"
+
+    first: str
+    second: str
+    columns: Mapping[str, Float[Tensor, " layer"]]
+    n_sequences: int
+    n_resamples: int
+    seed: int
+    confidence: float
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer: block_r2, block_r2_no_residual, ffn_r2, attn_r2, with ``_low`` and ``_high``."""
+        columns = {name: values.numpy() for name, values in self.columns.items()}
+        return pd.DataFrame(columns).rename_axis("layer")
+
+    def __repr__(self) -> str:
+        clear = {
+            name: int(
+                ((self.columns[f"{name}_low"] > 0) | (self.columns[f"{name}_high"] < 0)).sum()
+            )
+            for name in SCORE_COLUMNS.values()
+        }
+        n_layers = len(self.columns["block_r2"])
+        parts = ", ".join(f"{name} in {count}" for name, count in clear.items() if count)
+        return (
+            f"ProfileDifference: {self.first} minus {self.second}, {n_layers} layers, n = "
+            f"{self.n_sequences} sequences, paired; away from 0 at {self.confidence:.0%}: "
+            f"{parts or 'nothing'}"
+        )
 
 
 def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileComparison:
@@ -142,3 +192,6 @@ def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileCompari
                 "linearity_profile returns"
             )
     return ProfileComparison(dict(profiles))
+
+
+compare = compare_profiles  # its name at the top: ``ll.compare``
