@@ -138,10 +138,14 @@ def require_blocks(model: TransformerBridge) -> None:
 
 def hook_name(model: TransformerBridge, spot: Spot) -> str:
     """Return the canonical name of the hook point at ``(layer, what)``."""
-    require_bridge(model)
     if not isinstance(spot, tuple) or len(spot) != 2:
         raise InvalidArgumentError(f"a spot must be a pair (layer, what), got {spot!r}")
     layer, what = spot
+    if isinstance(model, TransformerBridge) and type(layer) is int and type(what) is str:
+        known = _FOUND.get(model, {}).get((layer, what))
+        if known is not None:
+            return known  # was checked when it was found
+    require_bridge(model)
     require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
     if not isinstance(what, str) or what not in _NAMES:
         raise InvalidArgumentError(f"what must be one of {sorted(_NAMES)}, got {what!r}")
