@@ -166,7 +166,7 @@ class _Solution:
 
     weight: Float[Tensor, "d_in d_out"]
     core: Float[Tensor, "k d_out"]  # coreᵀ core is the scatter of the fitted values
-    empty: Float[Tensor, "d_in k"]  # orthonormal directions left out
+    empty: Float[Tensor, "d_in left_out"]  # orthonormal directions left out
     solver: Solver
 
 

@@ -48,8 +48,8 @@ class ModelWeights:
 
     W_E: Float[Tensor, "vocab d_model"]
     W_pos: Float[Tensor, "n_ctx d_model"] | None
-    W_U: Float[Tensor, "d_model vocab"]
-    b_U: Float[Tensor, " vocab"]
+    W_U: Float[Tensor, "d_model vocab_out"]
+    b_U: Float[Tensor, " vocab_out"]
     attention: "AttentionWeights | None"
     norm: NormKind
     eps: float
@@ -74,7 +74,7 @@ class ModelWeights:
         return self.class_centred[:, : self.n_outputs]
 
     @cached_property
-    def class_centred(self) -> Float[Tensor, "d_model vocab"]:
+    def class_centred(self) -> Float[Tensor, "d_model vocab_out"]:
         """``W_U`` less its mean over the output tokens: what the softmax can see of it.
 
         Adding the same number to all logits changes no probability, so ``W_U + u 1ᵀ`` is the same model.
