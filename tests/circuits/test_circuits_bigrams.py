@@ -105,3 +105,35 @@ def test_a_trained_model_without_layers_holds_the_true_bigrams():
     random = ll.AttentionOnly(toy_model(n_layers=0, d_vocab=24, d_model=24)).bigrams()
     untrained = random.compare(language.bigram_table, weights=shares).mean
     assert trained < 0.02 < 0.5 < untrained
+
+
+@pytest.mark.parametrize("norm", ["none", "LNPre", "RMS"])
+def test_equal_position_rows_leave_nothing_to_average(norm):
+    """With one and the same row at every position the direct path is the model's own prediction."""
+    model = toy_model(n_layers=0, d_vocab=30, d_model=16, n_ctx=8, norm=norm, positions="standard")
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        model.W_E.add_(torch.randn(model.W_E.shape, generator=draw))
+        model.W_pos.copy_(torch.randn(16, generator=draw).expand_as(model.W_pos))
+    tokens = torch.randint(30, (2, 8), generator=draw)
+    own = model(tokens).log_softmax(-1).double()
+    found = ll.AttentionOnly(model).bigrams().log_probs(tokens).reshape(own.shape)
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["LNPre", "RMS"])
+def test_a_head_blind_to_content_attends_as_its_positions_say(norm):
+    """Every token has one row, which queries and keys do not read: what is left is exact."""
+    model = toy_model(n_layers=1, n_heads=4, d_model=32, n_ctx=9, norm=norm, positions="standard")
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        read = torch.cat([model.W_Q[0, 0].T, model.W_K[0, 0].T, torch.ones(1, 32)])
+        row = torch.linalg.svd(read.double())[2][-1]
+        model.W_E.copy_(3 * row.to(model.W_E).expand_as(model.W_E))
+        model.W_pos.copy_(torch.randn(9, 32, generator=draw) + 0.3 * row.float())
+        model.W_pos.mul_(2)
+    _, cache = model.run_with_cache(torch.arange(9)[None])
+    own = cache["blocks.0.attn.hook_pattern"][0, 0].double()
+    assert own[8, :8].std() > 0.02
+    found = ll.head(model, "L0H0").positional_qk().pattern
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
