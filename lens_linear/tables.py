@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from lens_linear.errors import InvalidArgumentError
-
 _ROWS = 20
 _DIGITS = 4
 
@@ -36,8 +34,8 @@ class Result:
         14
     """
 
-    #: Name of the figure in ``lens_linear.plots`` that draws this result; None where there is none.
-    _figure: ClassVar[str | None] = None
+    #: Name of the figure in ``lens_linear.plots`` that draws this result.
+    _figure: ClassVar[str] = "overview"
     #: Columns that the notebook view shows; all of them when empty.
     _columns: ClassVar[tuple[str, ...]] = ()
 
@@ -75,14 +73,7 @@ class Result:
 
         Returns:
             A ``plotly.graph_objects.Figure``.
-
-        Raises:
-            InvalidArgumentError: this kind of result has no figure.
         """
-        if self._figure is None:
-            raise InvalidArgumentError(
-                f"{type(self).__name__} has no figure of its own; use its table, .to_dataframe()"
-            )
         # The one place where a result knows of a floor above it, by name and only when asked.
         figures = importlib.import_module("lens_linear.plots")
         return getattr(figures, self._figure)(self, **options)
@@ -97,11 +88,10 @@ class Result:
             notes.append(f"{hidden} more columns in <code>.to_dataframe()</code>")
         if len(table) > _ROWS:
             notes.append(f"the first {_ROWS} of {len(table):,} rows")
-        if self._figure is not None:
-            notes.append("<code>.plot()</code> draws it")
+        notes.append("<code>.plot()</code> draws it")
         # pandas escapes cell contents, so tokens such as <script> are shown and not run.
         shown = table.head(_ROWS).to_html(notebook=True, border=0, max_cols=20)
-        note = f"<p><small>{'; '.join(notes)}.</small></p>" if notes else ""
+        note = f"<p><small>{'; '.join(notes)}.</small></p>"
         return f"<p>{html.escape(repr(self))}</p>{shown}{note}"
 
 

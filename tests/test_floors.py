@@ -12,6 +12,7 @@ FLOORS = {
     "checks": 0,
     "checksummed": 0,
     "files": 0,
+    "progress": 0,
     "tables": 0,
     "token_rows": 0,
     "_tl": 0,

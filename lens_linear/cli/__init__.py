@@ -1,6 +1,6 @@
-"""The command ``lens-linear``: parse, call, write. No mathematics here.
+"""The command ``lens-linear``: parse, check, call, write. No mathematics here.
 
-Only the parser is imported at first, so that ``lens-linear --help`` answers at once.
+Only the parser is imported at first, so that ``lens-linear --help`` and wrong words are answered at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from lens_linear.cli.parser import build_parser
+from lens_linear.cli.parser import build_parser, check_options, find_command
 from lens_linear.errors import LensLinearError
 
 __all__ = ["main"]
@@ -23,9 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = parser.parse_args(arguments)
     try:
-        alone = options.command in ("models", "grade")
-        module = f"{options.command}_command" if alone else "commands"
-        status = importlib.import_module(f"lens_linear.cli.{module}").run(options)
+        check_options(options)
+        module, _, function = find_command(options.command).run.partition(":")
+        answer = getattr(importlib.import_module(f"lens_linear.cli.{module}"), function)(options)
+        # pandas only, which every answer has loaded by now
+        return int(importlib.import_module("lens_linear.cli.output").emit(options, answer))
     except LensLinearError as error:
         sentence = " ".join(str(error).split())  # what a library said may span lines
         sys.stderr.write(f"lens-linear {options.command}: {sentence}\n")
@@ -36,4 +38,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return int(status or 0)

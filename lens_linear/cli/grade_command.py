@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 
-from lens_linear.cli.output import emit, envelope, table
+from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.teaching.grading import grade
 
 
-def run(options: argparse.Namespace) -> int:
+def grade_notebooks(options: argparse.Namespace) -> Answer:
     """Grade, print the points of each student, and say what to read by hand."""
     grades = grade(
         options.submissions,
@@ -17,18 +17,14 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         jobs=options.jobs,
         seconds=options.seconds,
-        say=None if options.json else lambda sentence: print_line(sentence),
+        say=None if options.json else partial(remark, options),
     )
-    rows = {"grades": list(grades.rows), "review": grades.review, "missing": grades.missing}
-    shown = grades.by_student()
-    text = f"\n{table(shown)}\n\n{grades!r}." if len(shown) else f"\n{grades!r}."
+    text = f"{grades!r}."
     if options.out is not None:
         text += f"\nRows are in {options.out}, notebooks to read in {options.out}.review.md."
-    emit(options.json, envelope("grade", rows), text)
-    return 0 if grades.finished else 130
-
-
-def print_line(sentence: str) -> None:
-    """One line at once, so that a teacher sees how far it is."""
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
+    shown = grades.by_student()
+    return Answer(
+        [*([Table("grades", shown)] if len(shown) else []), text],
+        {"grades": list(grades.rows), "review": grades.review, "missing": grades.missing},
+        status=0 if grades.finished else 130,
+    )

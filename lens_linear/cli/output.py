@@ -1,63 +1,180 @@
-"""What a command prints: text for people, or one JSON object that says how it was made."""
+"""What a command gives back, and how it is printed: text that fits the terminal, CSV, or one JSON object."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import textwrap
+import webbrowser
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lens_linear import __version__
+from lens_linear.cli.text_table import fitted, terminal_width
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.progress import step_bar
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     from lens_linear._tl import TransformerBridge
 
 
-def envelope(
-    command: str,
-    result: Any,
-    *,
-    models: dict[str, TransformerBridge] | None = None,
-    seed: int | None = None,
-    settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the JSON object of a command: version, checksums, seed, settings, result."""
-    checksums = {}
-    if models:
-        from lens_linear.models.open.checksum import (
-            weights_sha256,  # torch, which cards do not need
-        )
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of an answer.
 
-        checksums = {name: weights_sha256(model) for name, model in models.items()}
+    Attributes:
+        name: what ``--table`` calls it.
+        frame: all columns.
+        columns: those that matter, first; all when empty.
+        says: a sentence above it.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    columns: Sequence[str] = ()
+    says: str = ""
+
+
+def result_table(name: str, result: Result, frame: pd.DataFrame | None = None) -> Table:
+    """The table of a result, its sentence above, the columns that matter first."""
+    shown = result.to_dataframe() if frame is None else frame
+    return Table(name, shown, result._columns, repr(result))
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a command found.
+
+    Attributes:
+        parts: sentences and tables, in order.
+        result: of ``--json``; all tables by name when None.
+        models: opened models by name, or their checksums.
+        seed: of its random choices.
+        settings: what else made it.
+        page: a page that was written, which ``--open`` opens.
+        verbatim: text that is printed as it is, in place of the parts.
+        status: of the process.
+    """
+
+    parts: Sequence[str | Table]
+    result: Any = None
+    models: Mapping[str, TransformerBridge | str] = field(default_factory=dict)
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    page: Path | None = None
+    verbatim: str = ""
+    status: int = 0
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables by name."""
+        return {part.name: part for part in self.parts if isinstance(part, Table)}
+
+
+def emit(options: argparse.Namespace, answer: Answer) -> int:
+    """Write the answer to standard output as it was asked for; returns the status."""
+    chosen = _chosen(options, answer)
+    if options.json:
+        text = json.dumps(_envelope(options.command, answer), indent=1, allow_nan=False)
+    elif getattr(options, "csv", False):
+        text = _csv(options, answer, chosen)
+    elif chosen is not None:
+        text = fitted(chosen.frame, columns=chosen.columns)
+    elif options.quiet and answer.page is not None:
+        text = str(answer.page)
+    elif answer.verbatim:
+        text = answer.verbatim
+    else:
+        text = "\n\n".join(_part(part) for part in answer.parts)
+    sys.stdout.write(text.rstrip() + "\n")
+    if getattr(options, "open", False) and answer.page is not None:
+        webbrowser.open(answer.page.resolve().as_uri())
+    return answer.status
+
+
+def remark(options: argparse.Namespace, text: str) -> None:
+    """A sentence on standard error, at once, unless ``--quiet``."""
+    if not options.quiet:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def steps(options: argparse.Namespace, total: int) -> AbstractContextManager[Callable[[str], None]]:
+    """The step bar of a command; see :func:`lens_linear.progress.step_bar`."""
+    return step_bar(total, options.command, show=not options.quiet)
+
+
+def _part(part: str | Table) -> str:
+    if isinstance(part, str):
+        return wrapped(part)
+    table = fitted(part.frame, columns=part.columns)
+    return f"{wrapped(part.says)}\n\n{table}" if part.says else table
+
+
+def wrapped(text: str) -> str:
+    """Lines of prose, broken at the width of the terminal; a path or another long word stays whole."""
+    width = terminal_width()
+    lines = (
+        textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+        for line in text.splitlines()
+    )
+    return "\n".join(line for part in lines for line in part)
+
+
+def _chosen(options: argparse.Namespace, answer: Answer) -> Table | None:
+    name, tables = getattr(options, "table", None), answer.tables
+    if name is None:
+        return None
+    if name not in tables:
+        raise InvalidArgumentError(
+            f"--table must be one of {', '.join(map(repr, tables)) or '(there is none)'}, got {name!r}"
+        )
+    return tables[name]
+
+
+def _csv(options: argparse.Namespace, answer: Answer, chosen: Table | None) -> str:
+    if chosen is None:
+        if not answer.tables:
+            raise InvalidArgumentError(
+                "--csv prints a table, and this answer has none; leave it out"
+            )
+        chosen, *others = answer.tables.values()
+        if others:
+            names = ", ".join(one.name for one in others)
+            remark(options, f"table {chosen.name!r}; others: {names} (choose with --table NAME)")
+    return str(chosen.frame.to_csv(index=chosen.frame.index.name is not None, lineterminator="\n"))
+
+
+def _envelope(command: str, answer: Answer) -> dict[str, Any]:
+    """The JSON object of a command: version, checksums, seed, settings, result."""
+    result = answer.result
+    if result is None:
+        result = {name: table.frame for name, table in answer.tables.items()}
     return {
         "lens_linear": __version__,
         "command": command,
-        "models": checksums,
-        "seed": seed,
-        "settings": settings or {},
+        "models": {name: _checksum(model) for name, model in answer.models.items()},
+        "seed": answer.seed,
+        "settings": plain(answer.settings),
         "result": plain(result),
     }
 
 
-@contextmanager
-def steps(total: int, what: str, *, hide: bool = False) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call with a word on each step as it begins; a bar where a person looks on."""
-    with tqdm(total=total, desc=what, unit="step", disable=hide or None, leave=False) as bar:
-        begun = 0
+def _checksum(model: TransformerBridge | str) -> str:
+    if isinstance(model, str):
+        return model
+    # torch, which commands about cards do not need
+    from lens_linear.models.open.checksum import weights_sha256
 
-        def begin(text: str) -> None:
-            nonlocal begun
-            bar.update(begun - bar.n)
-            bar.set_postfix_str(text)
-            begun = min(begun + 1, total)
-
-        yield begin
-        bar.update(total - bar.n)
+    return weights_sha256(model)
 
 
 def plain(value: Any) -> Any:
@@ -74,17 +191,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def emit(as_json: bool, payload: dict[str, Any], text: str) -> None:
-    """Write the JSON object or the text to standard output."""
-    shown = json.dumps(payload, indent=1, allow_nan=False) if as_json else text.rstrip()
-    sys.stdout.write(shown + "\n")
-
-
-def table(frame: pd.DataFrame, *, digits: int = 3) -> str:
-    """Return a frame as plain text."""
-    named = frame.index.name is not None
-    return frame.to_string(
-        index=named, float_format=lambda v: f"{v:.{digits}f}", na_rep="–", max_colwidth=70
-    )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
-from lens_linear.cli.output import emit, envelope, table
+from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.models.tokenizer import encode_stream
 from lens_linear.studies.pretraining import STUDIES, load_study, run_study
 from lens_linear.studies.study_tables import save_tables
@@ -28,7 +27,7 @@ def is_study(name: str) -> bool:
     return isinstance(values, dict) and "variants" in values
 
 
-def run_study_of_recipes(options: argparse.Namespace) -> None:
+def run_study_of_recipes(options: argparse.Namespace) -> Answer:
     """Run the study, write its tables, print what it found; finished runs are not trained anew."""
     study = load_study(options.recipe)
     if options.scale != 1.0:
@@ -37,25 +36,21 @@ def run_study_of_recipes(options: argparse.Namespace) -> None:
     folder = out_folder(options, study.name)
     tokenizer = folder_tokenizer(folder, corpus, study.recipe_for(*study.runs()[0]))
     stream, valid = encode_stream(tokenizer, corpus), encode_stream(tokenizer, valid_text)
-    sys.stderr.write(
+    remark(
+        options,
         f"{study.name}: {len(study.runs())} small models from {len(stream):,} tokens of text; finished "
-        f"ones are kept in {folder}\n"
+        f"ones are kept in {folder}",
     )
     result = run_study(
         study,
         stream,
         valid,
         folder=folder / "runs",
-        progress=not options.json,
+        progress=not options.quiet,
         device=options.device,
     )
     written = save_tables(result, folder, text=source)
     differences = result.differences()
-    text = (
-        f"{result!r}\n\nFFN R² by layer, over seeds:\n{table(result.layer_spread())}\n\n"
-        f"Against {study.baseline!r}, seed by seed:\n{table(differences, digits=4)}\n\n"
-        f"{result.verdict()}\n\nTables: " + ", ".join(str(path) for path in written)
-    )
     found = {
         "layers": result.layer_spread(),
         "differences": differences,
@@ -63,4 +58,11 @@ def run_study_of_recipes(options: argparse.Namespace) -> None:
         "files": written,
     }
     settings = {"corpus": source, "scale": options.scale, "out": str(folder)}
-    emit(options.json, envelope("train", found, settings=settings), text)
+    parts: list[str | Table] = [
+        repr(result),
+        Table("layers", result.layer_spread(), says="FFN R² by layer, over seeds:"),
+        Table("differences", differences, says=f"Against {study.baseline!r}, seed by seed:"),
+        result.verdict(),
+        "Tables: " + ", ".join(str(path) for path in written),
+    ]
+    return Answer(parts, found, settings=settings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from lens_linear.checks import require_device, require_file, require_float
+import pandas as pd
+
+from lens_linear.checks import require_device, require_file
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
-from lens_linear.cli.output import emit, envelope
+from lens_linear.cli.opening import quiet_libraries
+from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.cli.study_command import is_study, run_study_of_recipes
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.open.bundled import training_table
@@ -20,14 +22,15 @@ from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import RECIPES, Recipe
 
+_LAST = 10  # steps shown
 
-def run_train(options: argparse.Namespace) -> None:
+
+def train_model(options: argparse.Namespace) -> Answer:
     """Train by a recipe and write the model folder."""
+    quiet_libraries()
     require_device("--device", options.device)
-    require_float("--scale", options.scale, minimum=1e-4)
     if is_study(options.recipe):
-        run_study_of_recipes(options)
-        return
+        return run_study_of_recipes(options)
     recipe = _recipe(options.recipe)
     if options.scale != 1.0:
         recipe = recipe.scaled(options.scale)
@@ -35,12 +38,19 @@ def run_train(options: argparse.Namespace) -> None:
     folder = out_folder(options, recipe.name)
     tokenizer = folder_tokenizer(folder, corpus, recipe)
     stream, valid = encode_stream(tokenizer, corpus), encode_stream(tokenizer, valid_text)
-    sys.stderr.write(
+    remark(
+        options,
         f"{recipe.name}: {recipe.steps} steps, {recipe.tokens:,} tokens of training from {len(stream):,} "
-        f"tokens of text; checkpoint in {folder}, start again to go on from it\n{_before(recipe)}"
+        f"tokens of text; checkpoint in {folder}, start again to go on from it\n{_before(recipe)}".rstrip(),
     )
     checkpoint = folder / "training.safetensors"
-    finished = train(recipe, stream, checkpoint=checkpoint, device=options.device)
+    finished = train(
+        recipe,
+        stream,
+        checkpoint=checkpoint,
+        device=options.device,
+        progress=not options.quiet,
+    )
     bake(finished, folder, train=stream, valid=valid, data=source)
     checkpoint.unlink(missing_ok=True)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
@@ -48,23 +58,24 @@ def run_train(options: argparse.Namespace) -> None:
         f"{finished!r}\nvalidation loss {card['validation_loss']:.3f} nats per token on "
         f"{card['validation_tokens']:,} tokens\nload it with lens_linear.load({_shown(folder)!r})"
     )
-    payload = envelope(
-        "train",
+    history = pd.DataFrame(finished.history, columns=["step", "loss", "learning_rate"])
+    settings = {
+        "corpus": source,
+        "valid": options.valid,
+        "column": options.column,
+        "limit": options.limit,
+        "scale": options.scale,
+        "device": options.device,
+        "out": str(folder),
+        "load": _shown(folder),
+    }
+    return Answer(
+        [text, Table("history", history.tail(_LAST), says="The last steps:")],
         card,
-        models={recipe.name: load(folder)},
-        seed=recipe.seed,
-        settings={
-            "corpus": source,
-            "valid": options.valid,
-            "column": options.column,
-            "limit": options.limit,
-            "scale": options.scale,
-            "device": options.device,
-            "out": str(folder),
-            "load": _shown(folder),
-        },
+        {recipe.name: load(folder)},
+        recipe.seed,
+        settings,
     )
-    emit(options.json, payload, text)
 
 
 def _before(recipe: Recipe) -> str:

@@ -32,6 +32,7 @@ from lens_linear.models.hooks import (
     require_bridge,
 )
 from lens_linear.models.threads import few_threads
+from lens_linear.progress import watched
 from lens_linear.token_rows import (
     PaddedRows,
     check_ids,
@@ -273,7 +274,8 @@ def batched(
     tokens: TokenRows, batch_size: int | None, *, model: TransformerBridge | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, rows) pieces as :func:`row_ranges` cuts them."""
-    for start, stop in row_ranges(tokens, batch_size, model=model):
+    ranges = list(row_ranges(tokens, batch_size, model=model))
+    for start, stop in watched(ranges, len(ranges)):
         yield start, tokens[start:stop]
 
 

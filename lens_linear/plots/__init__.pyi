@@ -35,6 +35,7 @@ from .memories import head_memory as head_memory
 from .memories import memory_capacity as memory_capacity
 from .memories import retrieval as retrieval
 from .memories import trained_heads as trained_heads
+from .overview import overview as overview
 from .paths import direct_logit_attribution as direct_logit_attribution
 from .paths import lens_grid as lens_grid
 from .paths import lens_profile as lens_profile
@@ -92,6 +93,7 @@ __all__ = [
     "memory_capacity",
     "memory_swap",
     "ols_convergence",
+    "overview",
     "patching",
     "path_ablations",
     "path_importance",

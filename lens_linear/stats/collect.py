@@ -28,7 +28,7 @@ from lens_linear.models.capture import (
     model_device,
     visit_sites,
 )
-from lens_linear.stats.progress import sequence_bar
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.resume import Checkpoint, Key, PassState
 from lens_linear.stats.split import RowView
 

@@ -32,7 +32,7 @@ from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.native import bridge_from_module, native_module
-from lens_linear.stats.progress import sequence_bar
+from lens_linear.progress import sequence_bar
 from lens_linear.tables import Result
 from lens_linear.training.loop import BOS, train, validation_loss
 from lens_linear.training.recipes import Recipe

@@ -1,5 +1,6 @@
 """The command line: examples, JSON with its provenance, one sentence and status 2 for bad arguments."""
 
+import io
 import json
 import re
 import shutil
@@ -10,9 +11,12 @@ import time
 import pandas as pd
 import pytest
 
+import lens_linear as ll
 from lens_linear.cli import main
-from lens_linear.cli.output import steps
-from lens_linear.cli.parser import RECIPE_NAMES, STUDY_NAMES, build_parser
+from lens_linear.cli.options import BASIS_NAMES
+from lens_linear.cli.parser import build_parser
+from lens_linear.cli.registry import COMMANDS, RECIPE_NAMES, STUDY_NAMES
+from lens_linear.dynamics.surrogates.bases import BASES
 from lens_linear.models.open.bundled import training_table
 from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.recipes import RECIPES
@@ -38,30 +42,19 @@ def test_help_is_quick_and_light():
     assert min(times) < 0.5 and "example: lens-linear tour" in done.stdout
 
 
-COMMANDS = [
-    "tour",
-    "models",
-    "circuits",
-    "linearity",
-    "dynamics",
-    "report",
-    "explore",
-    "train",
-    "tutorials",
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args([command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert f"example: lens-linear {command}" in out and "--json" in out
+    assert f"lens-linear {command}" in out.split("example: ")[1]
+    assert "--json" in out and "--quiet" in out
 
 
 def test_the_parser_knows_the_recipes():
     assert set(RECIPE_NAMES) == set(RECIPES) and STUDY_NAMES == STUDIES
+    assert set(BASIS_NAMES) == set(BASES)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +155,6 @@ def test_a_model_that_papers_name_gets_their_numbers_beside_its_own(
 
 
 def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):
-    import lens_linear as ll
-
     corpus = tmp_path / "book.txt"
     corpus.write_text("The old mill stood by the river. A miller lived in it with his cat.\n" * 200)
     recipe = tmp_path / "tiny.json"
@@ -220,7 +211,6 @@ def test_a_study_file_gives_its_tables_and_does_not_train_twice(tmp_path, capsys
 
 def test_training_into_the_current_folder_loads_what_was_trained(tmp_path, capsys, monkeypatch):
     """The folder is called like a bundled model: the hint and the checksum must be of the new one."""
-    import lens_linear as ll
     from lens_linear.models.open.checksum import weights_sha256
 
     monkeypatch.chdir(tmp_path)
@@ -261,35 +251,119 @@ def test_the_tour_writes_a_page_and_a_summary(tmp_path, capsys):
     )
 
 
-def test_the_step_bar_ends_full_whatever_was_begun(capsys, monkeypatch):
-    drawn = []
-
-    class Bar:
-        n = 0
-
-        def __init__(self, **settings):
-            self.total = settings["total"]
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            drawn.append(self.n)
-
-        def update(self, count):
-            self.n += count
-            drawn.append(self.n)
-
-        def set_postfix_str(self, text):
-            drawn.append(text)
-
-    monkeypatch.setattr("lens_linear.cli.output.tqdm", Bar)
-    with steps(3, "x") as begin:
-        begin("a")
-        begin("b")
-    assert drawn == [0, "a", 1, "b", 3, 3]
-
-
 def test_alone_it_shows_help(capsys):
     status, out, _ = run(capsys)
     assert status == 0 and "lens-linear tour" in out and "grade" in out
+
+
+def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
+    """The same answer at three widths, as CSV and as JSON."""
+    frame = ll.induction_scores(ll.load("attn-2l"), seed=1).to_dataframe()
+    for width in (80, 100, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        status, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--quiet")
+        assert status == 0 and not err
+        assert max(map(len, out.splitlines())) <= width
+        assert out.count("induction") >= 4 and "␣" in out  # verdicts, spaces of tokens
+    status, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--csv")
+    read = pd.read_csv(io.StringIO(out))
+    pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
+    assert "skip_trigrams L0H3" in err
+    words = ("circuits", "attn-2l", "--top", 2, "--csv", "--table", "composition")
+    status, out, _ = run(capsys, *words)
+    assert list(pd.read_csv(io.StringIO(out)).kind) == ["K", "K"]
+    status, out, err = run(capsys, *words[:-1], "nothing")
+    assert status == 2 and "'composition'" in err
+
+
+def test_dynamics_prints_the_gain_of_every_layer(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ("dynamics", "gpt-nano", "--prompts", 20, "--order", 8)
+    status, out, _ = run(capsys, *words, "--csv")
+    model = ll.load("gpt-nano")
+    split = ll.load_concept("mood").split(20, 20, 20, seed=0)
+    directions = ll.concept_directions(model, split.concept)
+    exact = ll.gain_profile(model, list(split.evaluation.texts), directions)
+    found = pd.read_csv(io.StringIO(out))
+    assert status == 0 and list(found.layer) == [0, 1, 2, 3]
+    assert found["mean"].to_numpy() == pytest.approx(exact.mean.numpy(), rel=1e-9)
+    status, out, _ = run(capsys, *words, "--table", "gains")
+    shown = [line.split()[:2] for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert shown[:4] == [[str(i), f"{float(g):.3f}"] for i, g in enumerate(exact.mean)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "circuits attn-9l",
+        "linearity no/such/folder",
+        "linearity attn-2l --text nothing.txt",
+        "circuits attn-2l --top 0",
+        "report attn-2l --out no/such/page.html",
+        "circuits attn-2l --device ??",
+        "dynamics gpt-nano --concept nothing",
+        "dynamics gpt-nano attn-9l",
+        "dynamics gpt-nano --basis krilov",
+        "linearity gpt-nano --seed -1",
+        "grade . --jobs 0",
+    ],
+)
+def test_a_slip_is_answered_before_anything_heavy_is_imported(words):
+    code = (
+        "import sys; from lens_linear.cli import main; status = main(sys.argv[1:]); "
+        "print(status, [name for name in ('torch', 'transformer_lens', 'plotly') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "2 []" and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_in_another_precision(capsys):
+    """float16 weights: other numbers than float32, nearly the same."""
+    found = {}
+    for dtype in ("float32", "float16"):
+        words = ("linearity", "gpt-nano", "--sequences", 60, "--dtype", dtype, "--csv", "--quiet")
+        status, out, err = run(capsys, *words)
+        assert status == 0 and not err
+        found[dtype] = pd.read_csv(io.StringIO(out))["block_r2"]
+    gap = (found["float32"] - found["float16"]).abs().max()
+    assert 0 < gap < 0.01
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["lens-linear", "exp"], {"explore"}),
+        (["lens-linear", "circuits", "attn-2"], {"attn-2l"}),
+        (["lens-linear", "dynamics", "x", "--basis", "kry"], {"krylov"}),
+        (["lens-linear", "linearity", "x", "--se"], {"--seed", "--sequences"}),
+    ],
+)
+def test_bash_completes(typed, offered, capsys):
+    """The script, asked as bash asks it."""
+    status, script, _ = run(capsys, "completion", "bash")
+    ask = f"COMP_WORDS=({' '.join(typed)}); COMP_CWORD={len(typed) - 1}; _lens_linear; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+    assert status == 0 and set(done.stdout.split()) == offered
+
+
+def test_the_other_shells_know_every_command_and_option(capsys):
+    _, zsh, _ = run(capsys, "completion", "zsh")
+    _, fish, _ = run(capsys, "completion", "fish")
+    for command in COMMANDS:
+        for option in command.all_options:
+            flag = option.flags[-1]
+            if flag.startswith("--"):
+                assert f"{command.name}' -l {flag[2:]}" in fish
+                assert f"{flag} " in zsh
+
+
+def test_open_opens_the_page_that_was_written(tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("lens_linear.cli.output.webbrowser.open", opened.append)
+    page = tmp_path / "page.html"
+    words = ("explore", "attn-1l", "--prompt", "A cat", "--out", page, "--quiet")
+    assert run(capsys, *words) == (0, f"{page}\n", "") and not opened
+    run(capsys, *words, "--open")
+    assert opened == [page.resolve().as_uri()]

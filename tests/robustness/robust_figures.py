@@ -210,6 +210,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "memory_swap": lambda: constructions.swap_memories((X, Y), (X + 1, Y * 2)),
     "ols_convergence": lambda: ll.train_ols_attention(X[:, :1], Y[:, :1], epochs=3, seeds=2),
     "patching": lambda: pd.DataFrame({"site": [NAME, HOSTILE[0]], "effect": [0.5, -0.1]}),
+    "overview": lambda: pd.DataFrame({"name": [NAME, HOSTILE[0]], "effect": [0.5, -0.1]}),
     "path_ablations": lambda: view().paths(TOKENS).ablations(),
     "path_importance": lambda: view().paths(TOKENS).importance(),
     "path_logits": lambda: view().paths(TOKENS).token_table(3),

@@ -34,6 +34,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_choice, require_int, require_seed
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import AttentionWeights, read_attention, reading_norm_kind
+from lens_linear.progress import watched
 from lens_linear.tables import Result
 
 Kind = Literal["Q", "K", "V"]
@@ -283,7 +284,8 @@ def _scores(
     n_layers, n_heads, d_model, _ = writers.factor.shape
     left, rights = writers.factor.flatten(0, 1), [reader.factor.flatten(0, 1) for reader in readers]
     squares = torch.zeros(len(rights), len(left), len(left), dtype=torch.float64)
-    for i in range(0, d_model, TILE):
+    tiles = range(0, d_model, TILE)
+    for i in watched(tiles, len(tiles)):
         row = torch.zeros(squares.shape, dtype=left.dtype)  # summed in float64 row by row of tiles
         for j in range(i, d_model, TILE):
             written = _tile(left, i, j)
@@ -364,7 +366,7 @@ def _rotated(
     right = shares[1].flatten(0, 1)
     total = torch.zeros(*s.shape[:2], len(right), dtype=s.dtype)
     squares, n_random = torch.zeros_like(total), 0
-    for chunk in corners:
+    for chunk in watched(corners, len(corners)):
         n_random += len(chunk)
         for corner in chunk:
             drawn = (shares[0] @ corner @ right.T).clamp_min_(0)

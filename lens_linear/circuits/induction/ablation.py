@@ -42,6 +42,7 @@ from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Edit, Spot
 from lens_linear.models.hooks import edited as edited_model
+from lens_linear.progress import watched
 from lens_linear.stats.task_scores import RowScores, require_task, score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
@@ -221,7 +222,8 @@ def _z_of_rows(
 def task_batches(model: TransformerBridge, task: Task, batch_size: int | None) -> Iterator[Task]:
     """Cut a task into pieces of ``batch_size`` rows, or of what memory allows."""
     size = sequences_a_pass(model, task.tokens.shape[1], batch_size)
-    for start in range(0, len(task), size):
+    starts = range(0, len(task), size)
+    for start in watched(starts, len(starts)):
         yield task.take(slice(start, start + size))
 
 

@@ -115,6 +115,16 @@ class InductionScores(Result):
     """
 
     _figure = "head_scores"
+    _columns = (
+        "head",
+        "verdict",
+        "prefix_matching",
+        "positional_control",
+        "copying",
+        "target_logit",
+        "prev_token",
+        "duplicate",
+    )
 
     stats: AttentionStats = field(repr=False)
     copying: Float[Tensor, "layer head"] = field(repr=False)

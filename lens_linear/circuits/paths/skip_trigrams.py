@@ -67,6 +67,16 @@ class SkipTrigrams(Result):
     """
 
     _figure = "skip_trigram_table"
+    _columns = (
+        "source_label",
+        "destination_label",
+        "out_label",
+        "qk_score",
+        "ov_score",
+        "attention",
+        "effect",
+        "probability_gain",
+    )
 
     heads: tuple[str, ...]
     triples: Int[Tensor, "k 3"]

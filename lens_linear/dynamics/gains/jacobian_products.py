@@ -33,6 +33,7 @@ from lens_linear.linalg.precision import to_compute
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
 from lens_linear.models.hooks import require_bridge
+from lens_linear.progress import watched
 
 _TOGETHER = 64  # directions a product: its memory grows with directions × prompts
 
@@ -78,7 +79,7 @@ class BlockJacobians:
     def batches(self, upto: int | None = None) -> Iterator[_Batch]:
         """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
         upto = self.n_layers if upto is None else upto
-        for i, rows in enumerate(self.prompts.batches(self.batch_size)):
+        for i, rows in enumerate(watched(self.prompts.batches(self.batch_size), self.n_batches)):
             if len(rows) == len(self.prompts):
                 upto = self.n_layers  # the only batch stays alive: record it whole, once
             if self._alive is None or self._alive[0] != i or self._alive[1].context.n_layers < upto:
@@ -211,7 +212,8 @@ def frozen_batches(
     model: TransformerBridge, prompts: Prompts, *, batch_size: int, whole: bool = False
 ) -> Iterator[tuple[Int[Tensor, " row"], FrozenContext]]:
     """Yield batches of prompts with their recorded forward pass (``whole=True`` reruns whole prompts)."""
-    for rows in prompts.batches(batch_size):
+    n_batches = -(-len(prompts) // batch_size)
+    for rows in watched(prompts.batches(batch_size), n_batches):
         tokens, lengths = prompts.rows(rows)
         yield rows, freeze_context(model, tokens, lengths, path="full" if whole else None)
 

@@ -91,6 +91,16 @@ class AgreementTable(Result):
     """
 
     _figure = "agreement_by_order"
+    _columns = (
+        "model",
+        "basis",
+        "order",
+        "jacobian",
+        "spearman",
+        "pearson",
+        "relative_error",
+        "ceiling",
+    )
 
     rows: tuple[AgreementRow, ...]
     reference: str

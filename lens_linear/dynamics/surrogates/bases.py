@@ -40,6 +40,7 @@ from lens_linear.extensions import added
 from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
 from lens_linear.linalg.precision import to_compute
+from lens_linear.progress import watched
 from lens_linear.tables import Result
 
 Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
@@ -171,7 +172,7 @@ def _carried(
     if order > 1:
         powers = krylov_basis(apply, apply(start), order=order - 1, rtol=_RTOL, seed=seed).basis
     found, products = [_orthonormal(start, powers, order, seed)[0]], []
-    for layer in range(maps.n_layers):
+    for layer in watched(range(maps.n_layers), maps.n_layers):
         products.append(maps.mean_push(found[-1].T[None], layers=[layer])[0].T)
         found.append(_orthonormal(directions[layer + 1], products[-1], order, seed))
     return torch.stack(found), torch.stack(products)

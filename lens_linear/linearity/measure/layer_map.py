@@ -32,8 +32,8 @@ from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.profile_result import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
-from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
 

@@ -19,9 +19,9 @@ from lens_linear.linalg import LinearFit
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
 from lens_linear.models.capture import TokenRows
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, score_model
-from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result

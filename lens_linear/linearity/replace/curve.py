@@ -44,9 +44,9 @@ from lens_linear.models.capture import TokenRows, batched, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Spot
 from lens_linear.models.stand_ins import BlockStandIns
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
-from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
 

@@ -20,9 +20,9 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, score_model
-from lens_linear.stats.progress import sequence_bar
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lens_linear.checks import require_path, shown
+from lens_linear.errors import UnknownModelError
 from lens_linear.models.open.cards import CARD, read_card
 from lens_linear.models.open.obtain import OBTAINABLE, obtained_folder
 
@@ -17,6 +21,47 @@ BUNDLED = Path(str(resources.files("lens_linear") / "models" / "bundled_models")
 def bundled_names() -> list[str]:
     """Return the names of the bundled models, in the order of the alphabet."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CARD}"))
+
+
+def refuse_unknown_name(name: str, text: str) -> None:
+    """Refuse what can be no model's name or folder, without importing TransformerLens.
+
+    A name of one word must be bundled, obtainable, a folder or file, or stand in TransformerLens's own lists,
+    which are read as text; ``owner/model`` may be on the Hub.
+
+    Args:
+        name: of the argument.
+        text: what was given.
+
+    Raises:
+        UnknownModelError: no model can go by it.
+    """
+    path = require_path(name, text)
+    bundled = bundled_names()
+    if text.split("@")[0] in bundled or text in OBTAINABLE or path.exists():
+        return
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise UnknownModelError(
+            f"there is no folder {shown(str(path))}; check the path, or pass a bundled name: "
+            f"{', '.join(bundled)}"
+        )
+    if "/" in text or f'"{text.lower()}"' in _registry_text():
+        return
+    near = difflib.get_close_matches(text.lower(), (*bundled, *OBTAINABLE), n=3, cutoff=0.5)
+    raise UnknownModelError(
+        f"no model is called {shown(text)} here; nearest names: {', '.join(near) or 'none'}; bundled: "
+        f"{', '.join(bundled)}; or pass a local folder or a Hub name owner/model"
+    )
+
+
+def _registry_text() -> str:
+    """Names of TransformerLens as its files spell them; importing it to ask takes seven seconds."""
+    spec = importlib.util.find_spec("transformer_lens")
+    root = Path(str(spec.origin)).parent if spec else Path()
+    files = ("supported_models.py", "tools/model_registry/data/model_aliases.json")
+    return "".join(
+        (root / one).read_text("utf-8").lower() for one in files if (root / one).is_file()
+    )
 
 
 def available_models() -> pd.DataFrame:

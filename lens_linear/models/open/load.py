@@ -268,10 +268,10 @@ def _refuse_device_map(name: str, device_map: object) -> None:
 
 def _placed(model: TransformerBridge, where: _Where) -> TransformerBridge:
     if where.dtype != torch.float32:
-        model = model.to(where.dtype)
+        model = model.to(where.dtype, print_details=False)
         model.cfg.dtype = where.dtype  # TransformerLens leaves it at float32
     if where.device is not None:
-        model = model.to(where.device)
+        model = model.to(where.device, print_details=False)
     return model.eval()
 
 

@@ -1,0 +1,39 @@
+"""What every command that opens a model does first."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.cli.output import remark
+from lens_linear.models.open.load import load
+from lens_linear.text.corpora import read_text
+
+
+def open_model(options: argparse.Namespace, name: str | None = None) -> TransformerBridge:
+    """Open MODEL (or another one) where ``--device`` and in the type that ``--dtype`` says."""
+    quiet_libraries()
+    name = options.model if name is None else name
+    remark(options, f"opening {name} ...")
+    return load(name, device=options.device, dtype=getattr(torch, options.dtype))
+
+
+def quiet_libraries() -> None:
+    """What other libraries warn of is nothing a person at a terminal can change."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """The last part of MODEL, for titles and file names."""
+    return Path(options.model).name
+
+
+def given_text(options: argparse.Namespace) -> str | None:
+    """What ``--text`` holds; None for the package's own stories."""
+    return None if options.text is None else read_text(options.text)

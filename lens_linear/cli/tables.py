@@ -1,0 +1,76 @@
+"""``lens-linear circuits`` and ``linearity``: tables about one model."""
+
+from __future__ import annotations
+
+import argparse
+
+from lens_linear.circuits.heads.composition import composition_scores
+from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.paths.attention_only import AttentionOnly
+from lens_linear.cli.opening import given_text, model_name, open_model
+from lens_linear.cli.output import Answer, Table, result_table, steps
+from lens_linear.errors import UnsupportedModelError
+from lens_linear.linearity.measure.profile import linearity_profile
+from lens_linear.models.capture import available_sites
+from lens_linear.stats.evaluation import evaluation_tokens
+from lens_linear.studies.published import published_beside_measured
+
+
+def circuits(options: argparse.Namespace) -> Answer:
+    """Scores of heads, composition, and skip-trigrams where the model is attention-only."""
+    model = open_model(options)
+    with steps(options, 3) as begin:
+        begin("heads")
+        parts: list[str | Table] = [
+            result_table("heads", induction_scores(model, seed=options.seed))
+        ]
+        begin("composition")
+        if model.cfg.n_layers > 1:
+            scores = composition_scores(model, seed=options.seed)
+            frame = scores.to_dataframe().sort_values("z", ascending=False).head(options.top)
+            parts.append(result_table("composition", scores, frame))
+        begin("skip-trigrams")
+        try:
+            view = AttentionOnly(model)
+        except UnsupportedModelError as reason:
+            parts.append(f"Token-space circuits of the whole model are left out: {reason}")
+        else:
+            for head in view.heads()[: model.cfg.n_heads]:
+                trigrams = view.skip_trigrams(head.layer, head.head, k=options.top)
+                parts.append(result_table(f"skip_trigrams {head.name}", trigrams))
+    return Answer(
+        parts,
+        models={model_name(options): model},
+        seed=options.seed,
+        settings={"top": options.top, "device": options.device, "dtype": options.dtype},
+    )
+
+
+def linearity(options: argparse.Namespace) -> Answer:
+    """Linearity of every layer, and published numbers beside it where a paper has them."""
+    model, name = open_model(options), model_name(options)
+    tokens = evaluation_tokens(model, given_text(options), n_sequences=options.sequences)
+    profile = linearity_profile(
+        model,
+        tokens,
+        fit=options.fit,
+        skip=options.skip,
+        seed=options.seed,
+        sites=available_sites(model, 0),
+        progress=not options.quiet,
+    )
+    settings: dict[str, object] = {
+        "fit": options.fit,
+        "skip": options.skip,
+        "text": options.text or "own stories",
+        "sequences": options.sequences,
+        "device": options.device,
+        "dtype": options.dtype,
+    }
+    found = result_table("linearity", profile)
+    parts: list[str | Table] = [found]
+    published = published_beside_measured({name: profile}).about(name)
+    if len(published):
+        parts.append(Table("published", published, says="Published beside measured:"))
+        settings["published"] = published
+    return Answer(parts, found.frame, models={name: model}, seed=options.seed, settings=settings)

@@ -1,0 +1,219 @@
+"""The one progress: a bar where a person looks on, plain lines in a log, both with the time left.
+
+What is inside a step moves the bar around it: a function that shows nothing of its own still tells how far
+it is with :func:`watched`, and the step bar of a command moves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, TypeVar
+
+from tqdm.auto import tqdm
+
+# No count: it moves inside a batch. Time left stands at the end, on a terminal and in a notebook.
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+_EVERY = 10.0  # seconds between two lines in a log
+_Item = TypeVar("_Item")
+
+# Takes the share that is done of the step that is going on; None outside steps.
+_AROUND: ContextVar[Callable[[float], None] | None] = ContextVar("_AROUND", default=None)
+
+
+class _Bar(Protocol):
+    """What draws: tqdm, or lines in a log."""
+
+    n: float
+
+    def update(self, count: float) -> object: ...
+    def set_postfix_str(self, text: str) -> object: ...
+    def refresh(self) -> object: ...
+
+
+class LogLines:
+    """A bar for a stream that is no terminal: a line at each new step, and one every ten seconds."""
+
+    def __init__(
+        self, total: float, what: str, *, write: Callable[[str], object] | None = None
+    ) -> None:
+        self.total, self.what, self.n, self.word = total, what, 0.0, ""
+        self.started = time.monotonic()
+        self.said = self.started
+        self.write = write or _to_stderr
+
+    def update(self, count: float) -> None:
+        """Add what was done; says so when the last line is ten seconds old."""
+        self.n += count
+        self.refresh()
+
+    def set_postfix_str(self, text: str) -> None:
+        """A new step: one line at once."""
+        self.word = text
+        self._say()
+
+    def refresh(self) -> None:
+        """One more line if the last one is old."""
+        if time.monotonic() - self.said >= _EVERY:
+            self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        passed = self.said - self.started
+        share = self.n / self.total if self.total else 1.0
+        left = tqdm.format_interval(passed / share - passed) if share else "?"
+        line = (
+            f"{self.what}: {100 * share:.0f}%, {tqdm.format_interval(passed)} passed, {left} left"
+        )
+        self.write(line + (f": {self.word}" if self.word else ""))
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def _drawn(total: float, what: str) -> Iterator[_Bar]:
+    """The bar that suits standard error; a thread keeps its clock going while nothing is reported."""
+    stop = threading.Event()
+    # tqdm.auto is tqdm.notebook where there is one; importing that to ask would import ipywidgets
+    in_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+    looked_at = in_notebook or sys.stderr.isatty()
+    bar: _Bar
+    if looked_at:
+        # smoothing=0: the time left follows from all that was done, also after a pause
+        bar = tqdm(total=total, desc=what, bar_format=_FORMAT, leave=False, smoothing=0)
+    else:
+        bar = LogLines(total, what)
+
+    def clock() -> None:
+        while not stop.wait(1.0):
+            bar.refresh()
+
+    ticking = threading.Thread(target=clock, daemon=True)
+    ticking.start()
+    try:
+        yield bar
+    finally:
+        stop.set()
+        ticking.join()
+        if isinstance(bar, tqdm):
+            bar.close()
+
+
+@contextmanager
+def sequence_bar(total: float, what: str, *, show: bool) -> Iterator[Callable[[float], None]]:
+    """Yield a function that takes how much of ``total`` is done so far.
+
+    The bar stands there at once, moves as often as the function is called (at most ten times a second), and
+    never goes back. Inside a step of :func:`step_bar` it is that step that moves.
+
+    Args:
+        total: sequences, steps or anything else that is counted.
+        what: what is being done, shown on the left.
+        show: False draws nothing.
+
+    Example:
+        >>> with sequence_bar(10, "reading", show=False) as done:
+        ...     done(3.5)
+    """
+    around = _AROUND.get()
+    if around is not None:
+        _AROUND.set(lambda _share: None)  # what goes on inside does not report past this bar
+        try:
+            yield lambda count: around(count / total if total else 1.0)
+        finally:
+            _AROUND.set(around)
+    elif not show or _switched_off():
+        yield lambda _count: None
+    else:
+        with _drawn(total, what) as bar:
+            bar.set_postfix_str("")
+            yield lambda count: _move(bar, count, total)
+
+
+@contextmanager
+def step_bar(total: int, what: str, *, show: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function to call with a word on each step as it begins.
+
+    Steps count alike. Inside a step the bar moves with what :func:`sequence_bar` and :func:`watched` report;
+    where a step reports several times over, each takes half of what the step has left.
+
+    Example:
+        >>> with step_bar(2, "report", show=False) as begin:
+        ...     begin("heads")
+        ...     begin("linearity")
+    """
+    if not show or _switched_off():
+        yield lambda _word: None
+        return
+    with _drawn(total, what) as bar:
+        begun = 0
+
+        def begin(word: str) -> None:
+            nonlocal begun
+            _move(bar, begun, total)
+            _AROUND.set(_Span(lambda count: _move(bar, count, total), begun, begun + 1))
+            begun = min(begun + 1, total)
+            bar.set_postfix_str(word)
+
+        before = _AROUND.get()
+        try:
+            yield begin
+        finally:
+            _AROUND.set(before)
+        _move(bar, total, total)
+
+
+class _Span:
+    """A stretch of something longer: what reports in it moves the whole, and never back."""
+
+    def __init__(self, tell: Callable[[float], None], low: float, high: float) -> None:
+        self.tell, self.high = tell, high
+        self.low, self.part, self.last = low, (high - low) / 2, 0.0
+
+    def __call__(self, share: float) -> None:
+        share = min(max(share, 0.0), 1.0)
+        if share < self.last:  # something else in the same stretch reports now
+            self.low += self.part
+            self.part = (self.high - self.low) / 2
+        self.last = share
+        self.tell(self.low + self.part * share)
+
+
+def watched(items: Iterable[_Item], total: float) -> Iterator[_Item]:
+    """Pass items on; the step that is going on, if there is one, moves with them.
+
+    What reports while an item is worked on moves inside that item's share.
+
+    Example:
+        >>> [i for i in watched([1, 2], 2)]
+        [1, 2]
+    """
+    around = _AROUND.get()
+    if around is None:
+        yield from items
+        return
+    around(0.0)
+    try:
+        for count, item in enumerate(items):
+            _AROUND.set(_Span(around, count / total, (count + 1) / total))
+            yield item
+            around((count + 1) / total)
+    finally:
+        _AROUND.set(around)
+
+
+def _move(bar: _Bar, count: float, total: float) -> None:
+    bar.update(max(0.0, min(count, total) - bar.n))
+
+
+def _switched_off() -> bool:
+    """What tqdm reads too."""
+    return os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")

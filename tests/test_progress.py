@@ -1,0 +1,73 @@
+"""Progress: lines in a log, what is inside a step moves it, nothing goes back."""
+
+import pytest
+
+from lens_linear import progress
+from lens_linear.progress import LogLines, sequence_bar, step_bar, watched
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand."""
+    now = [0.0]
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(clock):
+    lines = []
+    bar = LogLines(8, "fitting", write=lines.append)
+    bar.set_postfix_str("")
+    for second in range(1, 25):
+        clock[0] = second
+        bar.update(0.25)
+    assert lines == [
+        "fitting: 0%, 00:00 passed, ? left",
+        "fitting: 31%, 00:10 passed, 00:22 left",  # 10 s for 2.5 of 8
+        "fitting: 62%, 00:20 passed, 00:12 left",
+    ]
+
+
+def shares(capsys, body):
+    """What a step bar of two steps said, in percent, while ``body`` ran in its second step."""
+    with step_bar(2, "report", show=True) as begin:
+        begin("one")
+        begin("two")
+        body()
+        begin("end")
+    return [int(line.split(": ")[1].split("%")[0]) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_bar_inside_a_step_moves_the_step(clock, capsys):
+    def body():
+        with sequence_bar(4, "rows", show=False) as done:
+            for count in (1, 2, 3, 4):
+                clock[0] += 20
+                done(count)
+        for _ in watched(range(2), 2):
+            clock[0] += 20
+
+    # The first report takes half of the step's 50 to 100 %, the second half of what is left.
+    assert shares(capsys, body) == [0, 50, 56, 62, 69, 75, 81, 88, 100]
+
+
+def test_loops_inside_loops_move_within_one_item(clock, capsys):
+    def body():
+        for _ in watched(range(2), 2):
+            for _ in watched(range(2), 2):
+                clock[0] += 20
+
+    seen = shares(capsys, body)
+    assert seen == sorted(seen) and len(set(seen)) >= 6 and seen[-1] == 100
+
+
+def test_nothing_is_drawn_unless_asked(capsys, monkeypatch):
+    with step_bar(2, "x", show=False) as begin:
+        begin("a")
+    with sequence_bar(2, "x", show=False) as done:
+        done(1)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with sequence_bar(2, "x", show=True) as done:
+        done(1)
+    assert capsys.readouterr().err == ""
