@@ -167,7 +167,8 @@ BASIS = option(
     default="krylov",
     metavar="NAME",
     check=_basis,
-    help=f"of the surrogate: {', '.join(BASIS_NAMES)}, or one that an installed package adds (default krylov)",
+    help=f"of the surrogate: {', '.join(BASIS_NAMES)}, or one that an installed "
+    "package adds (default krylov)",
 )
 CONCEPT = option(
     "--concept",

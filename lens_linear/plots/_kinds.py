@@ -128,7 +128,11 @@ def _words(hint: Any) -> str:
     if origin is not None and issubclass(origin, Sequence):
         return f"a list, each {_words(parts[0])}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
-    names = {type(None): "None", Tabular: "a result with to_dataframe()", **plain}
+    names: dict[Any, str] = {
+        type(None): "None",
+        Tabular: "a result with to_dataframe()",
+        **plain,
+    }
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 

@@ -36,7 +36,7 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
     """
     frame = frame_of(result)
     title = "Table" if isinstance(result, pd.DataFrame) else type(result).__name__
-    subtitle = "" if isinstance(result, pd.DataFrame) else repr(result)
+    subtitle = f"{len(frame)} rows" if isinstance(result, pd.DataFrame) else repr(result)
     if frame.index.name is not None:
         frame = frame.reset_index()
     numbers = _numbers(frame, getattr(result, "_columns", ()))

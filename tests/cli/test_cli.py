@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,17 +30,19 @@ def run(capsys, *arguments):
 
 
 def test_help_is_quick_and_light():
+    """Seconds of the processor, which other work on the machine does not lengthen much."""
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", "lens_linear", "--help"],
             capture_output=True,
             text=True,
             check=True,
         )
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.5 and "example: lens-linear tour" in done.stdout
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime)
+    assert min(times) < 0.4 and "example: lens-linear tour" in done.stdout
 
 
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])
@@ -336,7 +339,7 @@ def test_a_model_in_another_precision(capsys):
     [
         (["lens-linear", "exp"], {"explore"}),
         (["lens-linear", "circuits", "attn-2"], {"attn-2l"}),
-        (["lens-linear", "dynamics", "x", "--basis", "kry"], {"krylov"}),
+        (["lens-linear", "dynamics", "x", "--basis", "bal"], {"balanced"}),
         (["lens-linear", "linearity", "x", "--se"], {"--seed", "--sequences"}),
     ],
 )
