@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import lens_linear as ll
 from lens_linear.dynamics import last_states, random_directions
-from lens_linear.dynamics.gains.directions import _directions, _logistic, _whiten
+from lens_linear.dynamics.gains.directions import _directions, _held_out, _logistic, _whiten
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import residual_stream
 from lens_linear.models.tokenizer import tokenize_prompts
@@ -94,8 +94,6 @@ def test_logistic_is_scikit_learns():
 
 
 def test_held_out_auc_against_scikit_learn():
-    from lens_linear.dynamics.gains.directions import _held_out
-
     x, labels = clouds(n=200, seed=5)
     x[labels] -= 0.7 * (x[labels].mean(0) - x[~labels].mean(0))
     auc, d_prime = _held_out(x[None], labels, "mean-difference", 0.1, 0)
@@ -132,3 +130,12 @@ def test_what_is_no_concept_is_refused(nano, concept):
         ll.concept_directions(nano, small)
     with pytest.raises(InvalidArgumentError, match="method must be one of"):
         ll.concept_directions(nano, concept, method="probe")
+
+
+def test_d_prime_is_the_distance_of_the_classes_in_standard_deviations():
+    draw = torch.Generator().manual_seed(5)
+    labels = torch.arange(8000) % 2 == 0
+    x = torch.randn(1, 8000, 1, dtype=torch.float64, generator=draw)
+    x[0, labels] = 1.5 * x[0, labels] + 3  # sds 1.5 and 1: pooled sqrt((2.25 + 1) / 2)
+    _, d_prime = _held_out(x, labels, "mean-difference", 0.1, 0)
+    assert float(d_prime) == pytest.approx(3 / 1.625**0.5, rel=0.03)

@@ -264,3 +264,14 @@ def test_a_linearised_folder_is_loaded_whatever_the_models_folder_was_called(nam
         load_linearized(folder)
     again = load_linearized(folder, model=ll.load(tmp_path / "moved"))
     torch.testing.assert_close(again(ids[:2]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_span_counts_the_parameters_of_each_of_its_layers(monkeypatch):
+    """Layers differ in size in some models; here each is said to have ten times its number."""
+    from lens_linear.linearity.replace import replacement
+
+    model = ll.toy_model(n_layers=4, d_model=16, d_vocab=40)
+    ids = torch.randint(40, (30, 12), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(replacement, "site_parameters", lambda model, layer, site: 10 * layer)
+    fitted = fit_linearization(model, ids, runs=[(1, 2)])
+    assert fitted.parameters_replaced == 10 + 20
