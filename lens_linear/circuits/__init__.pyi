@@ -31,9 +31,9 @@ from .induction.in_context import InContextLoss as InContextLoss
 from .induction.in_context import in_context_loss as in_context_loss
 from .induction.mechanism import InductionMechanism as InductionMechanism
 from .induction.mechanism import verify_induction as verify_induction
-from .induction.scores import VERDICTS as VERDICTS
 from .induction.scores import InductionScores as InductionScores
 from .induction.scores import induction_scores as induction_scores
+from .induction.verdicts import VERDICTS as VERDICTS
 from .patching.direct import DirectLogitAttribution as DirectLogitAttribution
 from .patching.direct import direct_logit_attribution as direct_logit_attribution
 from .patching.patch import PatchEffects as PatchEffects

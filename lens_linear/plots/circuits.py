@@ -20,7 +20,8 @@ from lens_linear.circuits.heads.factored import DiagonalAccuracy
 from lens_linear.circuits.induction.ablation import AblationScores
 from lens_linear.circuits.induction.in_context import InContextLoss
 from lens_linear.circuits.induction.mechanism import InductionMechanism
-from lens_linear.circuits.induction.scores import VERDICTS, InductionScores
+from lens_linear.circuits.induction.scores import InductionScores
+from lens_linear.circuits.induction.verdicts import VERDICTS
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._kinds import (
     add_line,
@@ -51,6 +52,7 @@ _VERDICTS = {
     "duplicate-token": ("duplicate", "dup", colour(2)),
     "previous-token": ("prev_token", "prev", colour(0)),
     "positional": ("offset_mass", "pos", colour(3)),
+    "undecided": ("prefix_matching", "?", "#8C8C8C"),
 }
 _CONTROLS = {"prefix_matching": "positional_control", "duplicate": "duplicate_control"}
 

@@ -8,7 +8,8 @@ from circuit_zoo import HF_KINDS, hugging_face, native
 
 import lens_linear as ll
 from lens_linear.circuits.induction.repeated_rows import AttentionStats, draw_repeated, measure
-from lens_linear.circuits.induction.scores import InductionScores, Thresholds
+from lens_linear.circuits.induction.scores import InductionScores
+from lens_linear.circuits.induction.verdicts import Thresholds
 from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import run
@@ -235,6 +236,8 @@ def test_a_previous_token_head_has_its_peak_there(near, previous, far, verdict):
         torch.tensor([near, previous, far]).double()[:, None, None],
         none[0],
         none[0],
+        none,
+        torch.zeros(5, 1, 1).double(),
         8,
     )
     found = InductionScores(stats, none[0], none[0], none[0], Thresholds(), None, 0)
@@ -290,17 +293,18 @@ def test_bad_arguments_are_named():
 def test_a_verdict_needs_evidence_of_copying_and_says_its_reason(attn_2l):
     found = ll.induction_scores(attn_2l, rows_per_period=4)
     assert found.verdicts[1][3] == "induction" and "target logit +" in found.reasons[1][3]
-    # The same head, whose effect on the copied token does not stand out of its own spread over rows.
-    for target, error, verdict in (
-        (0.004, 0.003, "none"),
-        (0.004, 0.001, "induction"),
-        (-0.5, 0.1, "none"),
+    # The same head with other effects on the copied token: 0.1 logits count whatever the strongest head has.
+    for target, error, verdict, words in (
+        (0.004, 0.001, "none", "below the smallest effect that counts here, 0.100"),
+        (0.09, 0.006, "undecided", "about the smallest effect"),
+        (0.115, 0.006, "induction", "target logit +0.115"),
+        (-0.5, 0.1, "none", "below the smallest"),
     ):
         target_logit, se = found.target_logit.clone(), found.target_logit_se.clone()
         target_logit[1, 3], se[1, 3] = target, error
         changed = replace(found, target_logit=target_logit, target_logit_se=se)
         assert changed.verdicts[1][3] == verdict
-        assert (verdict == "none") == ("is not clearly above 0" in changed.reasons[1][3])
+        assert words in changed.reasons[1][3]
     named = found.named()
     assert set(named["verdict"]) == {v for row in found.verdicts for v in row} - {"none"}
     assert named["excess"].is_monotonic_decreasing

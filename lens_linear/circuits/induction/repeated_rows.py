@@ -62,6 +62,9 @@ class AttentionStats:
             a key.
         first: attention to the first position of the row, from the second half of the row.
         prefix_se: standard error of the mean of ``prefix`` over periods, from the spread over rows.
+        excess_se: standard errors over rows of the excesses of prefix, duplicate and previous token (offset 1
+            minus the mean of offsets 0 and 2); NaN where one row stands behind one of the means.
+        by_offset_se: of ``by_offset``.
         n_rows: rows behind the means.
     """
 
@@ -75,6 +78,8 @@ class AttentionStats:
     neighbours: Float[Tensor, "offset layer head"]
     first: Float[Tensor, "layer head"]
     prefix_se: Float[Tensor, "layer head"]
+    excess_se: Float[Tensor, "relation layer head"]
+    by_offset_se: Float[Tensor, "offset layer head"]
     n_rows: int
 
 
@@ -198,42 +203,65 @@ def _row_table(pattern: Tensor, start: int, body: int) -> Float[Tensor, "row hea
 
 def _summary(table: Tensor, rows: RepeatedRows, body: int) -> AttentionStats:
     choices, kinds = rows.choices, rows.periods
-    prefix, prefix_control, duplicate, duplicate_control, spread = [], [], [], [], []
-    for period in choices:
-        own = kinds == period
-        prefix.append(table[own, :, :, 0, period - 1].mean(0))
-        rows_of = table[own, :, :, 0, period - 1]
-        # One row a period has no spread: the standard error is unknown then.
-        unknown = torch.full_like(rows_of[0], float("nan"))
-        spread.append(rows_of.var(0) / len(rows_of) if len(rows_of) > 1 else unknown)
-        duplicate.append(table[own, :, :, 1, period].mean(0))
-        # In a row of period r, offset p - 1 means something else when it or p is a multiple of r.
-        free = torch.tensor(
-            [not r or bool(period % r and (period - 1) % r) for r in kinds.tolist()]
-        )
-        prefix_control.append(table[free & ~own, :, :, 0, period - 1].mean(0))
-        free = torch.tensor(
-            [not r or bool(period % r and (period + 1) % r) for r in kinds.tolist()]
-        )
-        duplicate_control.append(table[free & ~own, :, :, 1, period].mean(0))
-    plain = table[kinds == 0].mean(0)  # [layer, head, what, offset]
+    prefix = _own_and_control(table, rows, window=0, back=1)
+    duplicate = _own_and_control(table, rows, window=1, back=0)
+    alone = table[kinds == 0]
+    peak = alone[..., 2, 1] - (alone[..., 2, 0] + alone[..., 2, 2]) / 2
+    plain = alone.mean(0)  # [layer, head, what, offset]
     # Beyond the longest period too: a model that knows one period only may know a longer one.
     far = max(body // 2, body - MIN_QUERIES)
     uniform = torch.zeros(far, dtype=torch.float64)
     for offset in range(far):
         queries = torch.arange(offset + 1, min(offset + 1 + max(offset + 1, MIN_QUERIES), body))
         uniform[offset] = (1 / (queries.double() + 1 + rows.start)).mean()
-    by_offset = plain[:, :, 3, :far].permute(2, 0, 1)
+    n = len(choices)
+    both = [part.variance.sum(0) + part.control_variance.sum(0) for part in (prefix, duplicate)]
     return AttentionStats(
         tuple(choices),
-        torch.stack(prefix),
-        torch.stack(prefix_control),
-        torch.stack(duplicate),
-        torch.stack(duplicate_control),
-        by_offset,
+        prefix.own,
+        prefix.control,
+        duplicate.own,
+        duplicate.control,
+        plain[:, :, 3, :far].permute(2, 0, 1),
         uniform,
         plain[:, :, 2, :3].permute(2, 0, 1),
         table[:, :, :, 0, 0].mean(0),
-        torch.stack(spread).sum(0).sqrt() / len(choices),
+        prefix.variance.sum(0).sqrt() / n,
+        torch.stack([*(each.sqrt() / n for each in both), _variance_of_mean(peak).sqrt()]),
+        _variance_of_mean(alone[:, :, :, 3, :far]).sqrt().permute(2, 0, 1),
         len(table),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Relation:
+    """Means at each period over rows where a relation holds and where it does not, and their variances."""
+
+    own: Float[Tensor, "period layer head"]
+    control: Float[Tensor, "period layer head"]
+    variance: Float[Tensor, "period layer head"]
+    control_variance: Float[Tensor, "period layer head"]
+
+
+def _own_and_control(table: Tensor, rows: ProbeRows, *, window: int, back: int) -> _Relation:
+    """Read a window of every row at offset ``period - back``, in rows of that period and in others."""
+    found: list[list[Tensor]] = [[], [], [], []]
+    for period in rows.choices:
+        offset = period - back
+        # In a row of period r the key means something too where r divides the offset, or the offset + 1.
+        free = torch.tensor(
+            [not r or bool(offset % r and (offset + 1) % r) for r in rows.periods.tolist()]
+        )
+        own = rows.periods == period
+        at = table[:, :, :, window, offset]
+        for place, which in enumerate((own, free & ~own)):
+            found[place].append(at[which].mean(0))
+            found[place + 2].append(_variance_of_mean(at[which]))
+    return _Relation(*(torch.stack(part) for part in found))
+
+
+def _variance_of_mean(values: Float[Tensor, "row ..."]) -> Float[Tensor, "..."]:
+    """Squared standard error of the mean over rows; NaN for one row."""
+    if len(values) < 2:
+        return torch.full_like(values[0], math.nan)
+    return values.var(0) / len(values)

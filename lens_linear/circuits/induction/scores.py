@@ -17,11 +17,15 @@ offset_mass         any token to the one ``offset`` back, the best of    uniform
 =================== ==================================================== ==================================
 
 **Verdict.** Each of the four relations has an excess, attention minus control. The verdict is the relation
-with the largest excess, if that reaches its threshold, else "none":
+with the largest excess among those that hold; "none" where none does, and "undecided" where the rows do not
+tell. Everything is compared with two standard errors over rows: above the threshold by as much it holds,
+below by as much it does not, between it is undecided. So other random rows may turn a name into "undecided",
+but not into another name.
 
 * "induction": excess of prefix_matching at least 0.2 on average over the periods, at least half of that at
-  most periods (the median), and the head clearly raises the logit of the token it should copy, by its direct
-  path: ``target_logit`` above 0 by more than two of its standard errors over rows;
+  most periods (the median), and the head raises the logit of the token it should copy, by its direct path:
+  ``target_logit`` at least the smallest effect that counts, a tenth of the strongest such head's, but not
+  under 0.01 nor over 0.1 logits (``.smallest_effect``);
 * "duplicate-token": excess of duplicate at least 0.2;
 * "previous-token": excess of prev_token at least 0.2, and neither offset 0 nor 2 draws more;
 * "positional": excess of offset_mass at least 0.2 at some fixed offset from 2 on.
@@ -30,7 +34,7 @@ Uniform attention has excess 0 in all four. On 60 random models no excess passed
 head that follows the period but looks at another token near the previous occurrence (as heads above ones
 that look two or three tokens back can) does not match prefixes in this sense and has no verdict. The
 thresholds are conventions: they stand at about a third of what clear heads of the bundled models show
-(0.6 to 0.9), and they are arguments.
+(0.6 to 0.9), and they are arguments (:class:`~lens_linear.circuits.induction.verdicts.Thresholds`).
 
 >>> from lens_linear.models.open.toy import toy_model
 >>> set(induction_scores(toy_model(n_layers=2))["verdict"])
@@ -45,6 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
@@ -69,6 +74,15 @@ from lens_linear.circuits.induction.repeated_rows import (
     draw_repeated,
     measure,
 )
+from lens_linear.circuits.induction.verdicts import (
+    VERDICTS,
+    Evidence,
+    Thresholds,
+    Verdict,
+    decide,
+    reason,
+    smallest_effect,
+)
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
 from lens_linear.models.describe.shape import model_shape
@@ -77,24 +91,6 @@ from lens_linear.models.hooks import Spot, has_spot, require_causal
 from lens_linear.tables import Result
 
 Head = tuple[int, int]
-Verdict = Literal["induction", "previous-token", "duplicate-token", "positional", "none"]
-VERDICTS: tuple[Verdict, ...] = (
-    "induction",
-    "duplicate-token",
-    "previous-token",
-    "positional",
-    "none",
-)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Smallest excess of attention over its control that names a head."""
-
-    induction: float = 0.2
-    duplicate: float = 0.2
-    previous: float = 0.2
-    positional: float = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,61 +159,43 @@ class InductionScores(Result):
         """The fixed offset, from 2 on, that draws most attention above uniform."""
         return (self.stats.by_offset[2:] - self.stats.uniform[2:, None, None]).argmax(0) + 2
 
-    @property
+    @cached_property
     def verdicts(self) -> list[list[Verdict]]:
         """One verdict a head, [layer][head]."""
-        limits = self.thresholds
-        needed = [limits.induction, limits.duplicate, limits.previous, limits.positional]
-        excess = self.excess.clone()
-        gap = (self.stats.prefix - self.stats.prefix_control).quantile(0.5, dim=0)
-        # Unknown (NaN) where the weights cannot be read: then the pattern alone decides.
-        follows = (gap >= limits.induction / 2) & ~(self.target_logit <= self._needed_logit)
-        excess[0] = torch.where(follows, excess[0], float("-inf"))
-        near, previous, far = self.stats.neighbours
-        excess[2] = torch.where(previous > torch.maximum(near, far), excess[2], float("-inf"))
-        passed = excess >= torch.tensor(needed, dtype=excess.dtype)[:, None, None]
-        best = torch.where(passed, excess, float("-inf")).argmax(0)
-        best = torch.where(passed.any(0), best, len(needed))
-        return [[VERDICTS[i] for i in row] for row in best.tolist()]
+        found = decide(self._evidence, self.thresholds)
+        return [[VERDICTS[i] for i in row] for row in found.tolist()]
 
     @property
-    def _needed_logit(self) -> Float[Tensor, "layer head"]:
-        """What ``target_logit`` must exceed: two standard errors, where there are any."""
-        return 2 * self.target_logit_se.nan_to_num(nan=0.0)
+    def smallest_effect(self) -> float:
+        """The ``target_logit`` that an induction head needs: a share of the strongest head's (logits)."""
+        return smallest_effect(self._evidence, self.thresholds)
 
-    @property
+    @cached_property
     def reasons(self) -> list[list[str]]:
         """Why each head has its verdict, in words, [layer][head]."""
-        excess, verdicts = self.excess, self.verdicts
         return [
             [
-                self._reason(verdict, excess[:, layer, head], layer, head)
+                reason(self._evidence, self.thresholds, VERDICTS.index(verdict), layer, head)
                 for head, verdict in enumerate(row)
             ]
-            for layer, row in enumerate(verdicts)
+            for layer, row in enumerate(self.verdicts)
         ]
 
-    def _reason(self, verdict: Verdict, excess: Tensor, layer: int, head: int) -> str:
-        target, se = (float(x[layer, head]) for x in (self.target_logit, self.target_logit_se))
-        copies = "what it writes cannot be read from the weights"
-        if not math.isnan(target):
-            copies = f"target logit {target:+.3f} ± {2 * se:.3f}"
-        if verdict == "induction":
-            return f"prefix matching {float(excess[0]):.2f} above its control; {copies}"
-        limits = list(vars(self.thresholds).values())
-        if verdict == "none":
-            if float(excess[0]) >= limits[0] and target <= float(self._needed_logit[layer, head]):
-                return (
-                    f"looks like an induction head ({float(excess[0]):.2f} above its control), but "
-                    f"its {copies} "
-                    "is not clearly above 0"
-                )
-            if float(excess[0]) >= limits[0]:
-                return f"prefix matching {float(excess[0]):.2f} above its control, but not at most periods"
-            best = int(excess.argmax())
-            return f"largest excess {float(excess[best]):.2f} ({VERDICTS[best]}), below {limits[best]:g}"
-        which = VERDICTS.index(verdict)
-        return f"attention {float(excess[which]):.2f} above its control, at least {limits[which]:g}"
+    @property
+    def _evidence(self) -> Evidence:
+        near, previous, far = self.stats.neighbours
+        return Evidence(
+            self.excess,
+            torch.stack([*self.stats.excess_se, self._offset_se]),
+            (self.stats.prefix - self.stats.prefix_control).quantile(0.5, dim=0),
+            previous - torch.maximum(near, far),
+            self.target_logit,
+            self.target_logit_se,
+        )
+
+    @property
+    def _offset_se(self) -> Float[Tensor, "layer head"]:
+        return self.stats.by_offset_se.gather(0, self.best_offset[None])[0]
 
     def named(self) -> pd.DataFrame:
         """The heads that have a verdict, largest excess first, with their reasons; all others left out."""
@@ -234,8 +212,7 @@ class InductionScores(Result):
             for head, value in enumerate(row)
             if value == verdict
         ]
-        which = min(VERDICTS.index(verdict), 3)
-        return sorted(found, key=lambda at: -float(self.excess[which][at]))
+        return sorted(found, key=lambda at: -float(self._own_excess[at]))
 
     def __repr__(self) -> str:
         counts = {
