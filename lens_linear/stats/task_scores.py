@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -118,10 +118,15 @@ def require_open_question(model: TransformerBridge, task: Task | None) -> None:
         UnsupportedModelError: the model sees later tokens, and no labels say what else it answers.
     """
     if not is_causal(model) and (task is None or task.is_next_token):
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} sees later tokens, so the next token is no question for it; say "
-            "what it answers: lens_linear.Task(tokens, labels=..., positions=...)"
-        )
+        refuse_seen_tokens(str(model.cfg.model_name))
+
+
+def refuse_seen_tokens(name: str) -> NoReturn:
+    """Say that next tokens are no question for the model of that name."""
+    raise UnsupportedModelError(
+        f"model {name!r} sees later tokens, so the next token is no question for it; say "
+        "what it answers: lens_linear.Task(tokens, labels=..., positions=...)"
+    )
 
 
 def answer_values(
@@ -159,17 +164,25 @@ def score_answers(
 
 
 def warn_if_not_next_token(task: Task, loss: float, model: TransformerBridge) -> None:
+    """:func:`warn_if_worse_than_a_guess` of a model's own loss."""
+    name, n = str(model.cfg.model_name), model_shape(model).d_vocab_out
+    warn_if_worse_than_a_guess(task, loss, name, n, stacklevel=4)
+
+
+def warn_if_worse_than_a_guess(
+    task: Task, loss: float, name: str, n_outputs: int, *, stacklevel: int = 3
+) -> None:
     """Say it when a model predicts the next token worse than a uniform guess: it was asked the wrong thing.
 
     Only for plain tokens: a task with labels or positions says what is asked.
     """
-    n = model_shape(model).d_vocab_out
-    if task.is_next_token and task.positions is None and loss > math.log(n) + _SLACK:
+    guess = math.log(n_outputs)
+    if task.is_next_token and task.positions is None and loss > guess + _SLACK:
         warnings.warn(
-            f"the next-token loss of {model.cfg.model_name!r} is {loss:.3f} nats, worse than a uniform guess "
-            f"over its {n} outputs ({math.log(n):.3f}); if it was trained to answer something else, say what "
+            f"the next-token loss of {name!r} is {loss:.3f} nats, worse than a uniform guess over its "
+            f"{n_outputs} outputs ({guess:.3f}); if it was trained to answer something else, say what "
             "is right: lens_linear.Task(tokens, labels=..., positions=...)",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

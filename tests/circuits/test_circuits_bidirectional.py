@@ -22,9 +22,17 @@ def asked(both_ways):
     return ll.Task(tokens, labels=tokens.roll(3, 1))
 
 
+def _loss_of(paths):
+    assert paths.loss > 0
+    return paths
+
+
 NEXT_TOKEN = {
     "importance": lambda m, t: ll.AttentionOnly(m).importance(t),
     "ablations": circuits.ablation_scores,
+    "paths' loss": lambda m, t: _loss_of(ll.AttentionOnly(m).paths(t)),
+    "paths' importance": lambda m, t: ll.AttentionOnly(m).paths(t).importance(),
+    "paths' ablations": lambda m, t: ll.AttentionOnly(m).paths(t).ablations(),
     "attribution": circuits.direct_logit_attribution,
     "patch": lambda m, t: ll.patch(
         m, t if isinstance(t, ll.Task) else t[:6], ids(m, 6, 10, seed=1)

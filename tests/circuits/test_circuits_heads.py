@@ -260,3 +260,13 @@ def test_a_view_follows_a_model_whose_weights_were_changed():
     assert view.bigrams().logits.shape == direct
     fresh = ll.AttentionOnly(model).bigrams().logits
     torch.testing.assert_close(view.bigrams().logits, fresh)
+
+
+def test_edits_that_leave_no_version_are_seen_too():
+    model = native(normalization_type="LN", n_ctx=12)
+    view, tokens = ll.AttentionOnly(model), torch.arange(8)[None]
+    before = view.head("L1H2").ov.AB
+    model.original_model.layers[1].attn.v.weight.data.mul_(3.0)
+    torch.testing.assert_close(view.head("L1H2").ov.AB, 3 * before, rtol=1e-5, atol=1e-6)
+    model.unembed.bias.data.add_(torch.randn(model.unembed.bias.shape))  # a buffer, no parameter
+    assert view.paths(tokens).max_error < 1e-4

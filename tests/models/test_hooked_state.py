@@ -95,6 +95,19 @@ def test_logits_are_those_of_the_formula(tmp_path, suffix, direction):
         ll.load(path)
 
 
+def test_words_left_out_have_the_defaults_of_hooked_transformer(tmp_path):
+    """LN, n_heads from the widths, and -1 where the old class worked it out."""
+    state = weights()
+    state["unembed.W_U"], state["unembed.b_U"] = torch.ones(24, 30).tril(), torch.zeros(30)
+    left = {
+        k: v for k, v in CONFIG.items() if k not in ("normalization_type", "eps", "attention_dir")
+    }
+    torch.save(state, tmp_path / "weights.pt")
+    model = ll.load(tmp_path / "weights.pt", config=left | {"d_vocab_out": -1})
+    tokens = torch.tensor([3, 29, 0, 7])
+    torch.testing.assert_close(model(tokens[None])[0], by_hand(state, tokens), atol=2e-5, rtol=1e-4)
+
+
 def test_pickles_are_read_as_tensors_and_nothing_else(tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.".encode())

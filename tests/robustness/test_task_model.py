@@ -68,8 +68,20 @@ def test_the_loss_is_that_of_the_answers(answers, unseen):
 
 def test_without_a_task_it_is_said_that_the_next_token_is_not_what_it_answers(answers):
     ids = torch.randint(CLASSES, (40, 6), generator=torch.Generator().manual_seed(2))
-    with pytest.warns(UserWarning, match=r"Task\(tokens, labels="):
-        ll.replacement_curve(answers, ids, "remove")
+    view = ll.AttentionOnly(answers)
+    for ask in (
+        lambda: ll.replacement_curve(answers, ids, "remove"),
+        lambda: view.paths(ids).loss,
+        lambda: view.paths(ids[:2]).ablations(),
+        lambda: view.paths(ids).importance(),
+        lambda: view.importance(ids),
+        lambda: ll.circuits.ablation_scores(answers, ids),
+        lambda: ll.direct_logit_attribution(answers, ids),
+        lambda: ll.patch(answers, ids[:4], ids[4:8]),
+        lambda: ll.circuits.in_context_loss(answers, ids),
+    ):
+        with pytest.warns(UserWarning, match=r"worse than a uniform guess.*Task\(tokens, labels="):
+            ask()
 
 
 def test_removing_blocks_costs_what_the_answers_lose(answers, unseen):

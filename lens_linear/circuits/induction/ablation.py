@@ -43,7 +43,12 @@ from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Edit, Spot
 from lens_linear.models.hooks import edited as edited_model
 from lens_linear.progress import watched
-from lens_linear.stats.task_scores import RowScores, require_task, score_answers
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_task,
+    score_answers,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -354,6 +359,8 @@ def ablation_scores(
     source = task if reference is None else require_task(model, reference)
     replacement = stand_ins(model, how, source, batch_size=batch_size, seed=seed)
     before = score([])
+    if tokens is not None and metric == "loss":
+        warn_if_not_next_token(task, before.mean, model)
     without = torch.zeros(shape.n_layers, shape.n_heads, dtype=torch.float64)
     spread = torch.full_like(without, math.nan)
     for layer in range(shape.n_layers):

@@ -27,7 +27,12 @@ from lens_linear.models.capture import batched, row_ranges, run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import Edit
 from lens_linear.stats.split import as_rows
-from lens_linear.stats.task_scores import answer_values, require_open_question, require_task
+from lens_linear.stats.task_scores import (
+    answer_values,
+    require_open_question,
+    require_task,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -139,7 +144,9 @@ def in_context_loss(
             "next-token loss needs one vocabulary: pass lens_linear.Task(tokens, labels=...)"
         )
     if task is not None:
-        return _by_index(answer_losses(model, task, batch_size=batch_size))
+        losses = answer_losses(model, task, batch_size=batch_size)
+        warn_if_not_next_token(task, float(losses.nanmean()), model)
+        return _by_index(losses)
     first = shape.bos if bos == "auto" else bos
     probe = draw_repeated(
         shape,

@@ -41,7 +41,7 @@ from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.describe.weights import norm_scale, read_weights
-from lens_linear.stats.task_scores import require_task
+from lens_linear.stats.task_scores import answer_values, require_task, warn_if_not_next_token
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -192,7 +192,8 @@ def direct_logit_attribution(
         parts.append(_of_batch(model, heads, part, first))
         first += len(part)
     components = parts[0][0]
-    _, logits, relatives, targets, owns = zip(*parts, strict=True)
+    _, logits, relatives, targets, owns, losses = zip(*parts, strict=True)
+    warn_if_not_next_token(asked, float(torch.cat(losses).mean()), model)
     logit, relative = torch.cat(logits, dim=1), torch.cat(relatives, dim=1)
     answers, own = torch.cat(targets), torch.cat(owns)
     if labels is None and asked.names is not None:
@@ -217,8 +218,8 @@ def direct_logit_attribution(
 
 def _of_batch(
     model: TransformerBridge, heads: HeadOutputs, task: Task, first_row: int
-) -> tuple[tuple[Component, ...], Tensor, Tensor, Tensor, Tensor]:
-    """Components, logit, relative, answers and the model's own logits of some rows."""
+) -> tuple[tuple[Component, ...], Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Components, logit, relative, answers, the model's own logits and its losses of some rows."""
     weights, shape = heads.weights, heads.shape
     out = run(model, task, record=stream_spots(shape, shape.n_layers))
     if out.logits is None:
@@ -247,4 +248,6 @@ def _of_batch(
     own = out.logits[
         row.to(out.logits.device), position.to(out.logits.device), right.to(out.logits.device)
     ]
-    return components, torch.cat(logits, 1), torch.cat(relatives, 1), answers, own.detach().cpu()
+    losses = answer_values(task, out.logits, metric="loss").detach().double().cpu()
+    own = own.detach().cpu()
+    return components, torch.cat(logits, 1), torch.cat(relatives, 1), answers, own, losses

@@ -46,7 +46,12 @@ from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.hooks import Spot, has_spot
-from lens_linear.stats.task_scores import RowScores, require_task, score_answers
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_task,
+    score_answers,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Metric, Task
 
@@ -208,6 +213,8 @@ def patch(
     base, source = (other, asked) if into == "corrupted" else (asked, other)
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)
+    if asked.metric == "loss":
+        warn_if_not_next_token(asked, (before if into == "clean" else goal).mean, model)
     if what == "path":
         sites, scores = _paths(model, base, source)
     else:

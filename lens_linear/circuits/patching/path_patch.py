@@ -50,7 +50,12 @@ from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.hooks import Edit, Spot, What, edited
-from lens_linear.stats.task_scores import RowScores, require_task, score_answers
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_task,
+    score_answers,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Metric
 
@@ -238,6 +243,8 @@ def path_patch(
     base, source = (other, asked) if into == "corrupted" else (asked, other)
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)
+    if asked.metric == "loss":
+        warn_if_not_next_token(asked, (before if into == "clean" else goal).mean, model)
     parts: list[list[RowScores]] = [[] for _ in writers]
     for start in range(0, len(base), batch_size):
         rows = slice(start, start + batch_size)

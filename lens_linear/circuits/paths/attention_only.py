@@ -29,7 +29,11 @@ from lens_linear.circuits.labels import require_labels
 from lens_linear.circuits.paths.bigrams import BigramTable
 from lens_linear.circuits.paths.chains import expand
 from lens_linear.circuits.paths.expansion import PathExpansion
-from lens_linear.circuits.paths.importance import PathImportance, importance_by_order
+from lens_linear.circuits.paths.importance import (
+    PathImportance,
+    importance_by_order,
+    require_answers,
+)
 from lens_linear.circuits.paths.skip_trigrams import (
     Ranking,
     SkipTrigrams,
@@ -44,7 +48,8 @@ from lens_linear.models.frozen.frozen_attention import (
     in_double,
     require_attention_only,
 )
-from lens_linear.stats.task_scores import require_task
+from lens_linear.models.hooks import is_causal
+from lens_linear.stats.task_scores import require_task, warn_if_not_next_token
 
 MAX_TERMS = 4096
 MAX_BYTES = 2 * 2**30
@@ -76,7 +81,7 @@ class AttentionOnly:
         self.model = model
         self.fold = fold
         self._verified: set[int] = set()
-        self._read: tuple[tuple[tuple[int, int], ...], ModelWeights] | None = None
+        self._read: tuple[dict[str, torch.Tensor], ModelWeights] | None = None
         self.labels = require_labels(labels, model, self.shape.d_vocab)
 
     def __repr__(self) -> str:
@@ -90,13 +95,14 @@ class AttentionOnly:
     def weights(self) -> ModelWeights:
         """The weights in float64, norms folded unless ``fold=False``.
 
-        Read again when the model's were changed.
+        Read again when the model's were changed, in whatever way: they are compared with a copy at every use.
         Heads and tables taken before keep the weights that they were made with.
         """
-        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
-        if self._read is None or self._read[0] != state:
+        state = self.model.state_dict()
+        if self._read is None or not _same(state, self._read[0]):
             self._verified = set()
-            self._read = (state, read_weights(self.model, fold=self.fold))
+            kept = {name: value.clone() for name, value in state.items()}
+            self._read = (kept, read_weights(self.model, fold=self.fold))
         return self._read[1]
 
     def bigrams(self) -> BigramTable:
@@ -180,12 +186,18 @@ class AttentionOnly:
             frozen.scales[-1],
             frozen.logits,
             self.labels,
+            self.shape.name,
+            is_causal(self.model),
         )
 
     def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:
         """Return the paper's term importance without listing the paths: any depth, any number of heads."""
         task = require_task(self.model, tokens, scored=True)
-        return importance_by_order(self.frozen(task, dtype=dtype), task)
+        require_answers(task)
+        found = importance_by_order(self.frozen(task, dtype=dtype), task)
+        if found.metric == "loss":
+            warn_if_not_next_token(task, found.losses[-1], self.model)
+        return found
 
     def frozen(self, tokens: Any, *, dtype: torch.dtype | None = None) -> FrozenRun:
         """Run the model once and keep what the path expansion holds still."""
@@ -193,3 +205,11 @@ class AttentionOnly:
             require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
         model = in_double(self.model) if dtype == torch.float64 else self.model
         return freeze_attention(model, tokens, dtype=dtype or torch.float64)
+
+
+def _same(state: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> bool:
+    """Whether weights are those that were kept; edits through ``.data`` leave no other trace."""
+    return state.keys() == kept.keys() and all(
+        value.device == kept[name].device and torch.equal(value, kept[name])
+        for name, value in state.items()
+    )

@@ -36,7 +36,11 @@ from lens_linear.circuits.paths.importance import (
     importance_of_orders,
     require_answers,
 )
-from lens_linear.stats.task_scores import score_answers
+from lens_linear.stats.task_scores import (
+    refuse_seen_tokens,
+    score_answers,
+    warn_if_worse_than_a_guess,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -136,6 +140,9 @@ class PathExpansion(Result):
         unembedding: ``W_U``, the final norm folded.
         final_scale: the final norm's scale at each position.
         model_logits: the model's own.
+        labels: text of the vocabulary, or None.
+        model_name: for messages.
+        causal: whether the model does not see later tokens; else next tokens are no question for it.
     """
 
     _figure = "path_importance"
@@ -148,6 +155,8 @@ class PathExpansion(Result):
     final_scale: Float[Tensor, "batch position 1"] = field(repr=False)
     model_logits: Float[Tensor, "batch position vocab_out"] = field(repr=False)
     labels: Sequence[str] | None = field(default=None, repr=False)
+    model_name: str = ""
+    causal: bool = True
 
     @property
     def tokens(self) -> Int[Tensor, "batch position"]:
@@ -206,8 +215,25 @@ class PathExpansion(Result):
 
     @cached_property
     def loss(self) -> float:
-        """Mean cross-entropy of the right answers under the sum, nats an answer."""
-        return score_answers(self.task, self.logits, metric="loss").mean
+        """Mean cross-entropy of the right answers under the sum, nats an answer.
+
+        Raises:
+            UnsupportedModelError: no labels, and the model sees the next tokens, or has no such outputs.
+        """
+        self._require_question()
+        loss = score_answers(self.task, self.logits, metric="loss").mean
+        self._warn_of(loss)
+        return loss
+
+    def _require_question(self) -> None:
+        """Refuse to score what the model is not asked."""
+        if not self.causal and self.task.is_next_token:
+            refuse_seen_tokens(self.model_name)
+        require_answers(self.task)
+
+    def _warn_of(self, loss: float) -> None:
+        n_outputs = self.unembedding.shape[1]
+        warn_if_worse_than_a_guess(self.task, loss, self.model_name, n_outputs, stacklevel=4)
 
     def token_table(self, position: int, token: int | None = None, *, batch: int = 0) -> PathTable:
         """Say which paths wrote one logit.
@@ -226,7 +252,8 @@ class PathExpansion(Result):
         position = require_int("position", position, minimum=-length, maximum=length - 1) % length
         if token is None:
             right = int(self.task.targets[batch, position])
-            token = right if right >= 0 else int(self.model_logits[batch, position].argmax())
+            known = right >= 0 and (self.causal or not self.task.is_next_token)
+            token = right if known else int(self.model_logits[batch, position].argmax())
         token = require_int("token", token, minimum=0, maximum=self.unembedding.shape[1] - 1)
         scale = self.final_scale[batch, position]
         streams = self.streams[:, batch, position] / scale
@@ -259,6 +286,7 @@ class PathExpansion(Result):
         another metric). The loss before anything is that of a uniform guess, ln(vocabulary). Biases count
         with the number of heads they pass.
         """
+        self._require_question()
         orders = [len(name.heads) for name in self.names]
         streams, direct = [], []
         for order in range(max(orders) + 1):
@@ -266,16 +294,20 @@ class PathExpansion(Result):
             streams.append(self.streams[chosen].sum(0))
             direct.append(self.direct if order == 0 else ())
         counts = [orders.count(order) for order in range(max(orders) + 1)]
-        return importance_of_orders(
+        found = importance_of_orders(
             streams, direct, counts, self.final_scale, self.unembedding, self.task
         )
+        if found.metric == "loss":
+            self._warn_of(found.losses[-1])
+        return found
 
     def ablations(self) -> PathAblation:
         """Take each path's logits away, one at a time: the direct effect of the path on the task's metric."""
-        require_answers(self.task)
+        self._require_question()
         whole, sign = score_answers(self.task, self.logits).mean, -1.0
         if self.task.metric == "loss":
             sign = 1.0
+            self._warn_of(whole)
         rows = []
         for term in self.terms:
             without = score_answers(self.task, self.logits - term.logits).mean

@@ -118,9 +118,11 @@ def _bridge_config(config: dict[str, Any] | str | Path) -> TransformerBridgeConf
             f"config says positional_embedding_type={config['positional_embedding_type']!r}; only state "
             "dicts with standard positions can be converted"
         )
-    values = {name: config[name] for name in _OBEYED if config.get(name) is not None}
+    # -1 stands for "as the other words say" in HookedTransformerConfig.
+    values = {name: config[name] for name in _OBEYED if config.get(name) not in (None, -1)}
     values.setdefault("n_heads", values["d_model"] // values["d_head"])
-    values.setdefault("normalization_type", None)
+    # Written down as null it means none; left out, the default of the old class.
+    values.setdefault("normalization_type", config.get("normalization_type", "LN"))
     values.setdefault("d_mlp", 4 * values["d_model"])
     try:
         return TransformerBridgeConfig(
