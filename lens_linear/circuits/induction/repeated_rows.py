@@ -243,7 +243,7 @@ class _Relation:
     control_variance: Float[Tensor, "period layer head"]
 
 
-def _own_and_control(table: Tensor, rows: ProbeRows, *, window: int, back: int) -> _Relation:
+def _own_and_control(table: Tensor, rows: RepeatedRows, *, window: int, back: int) -> _Relation:
     """Read a window of every row at offset ``period - back``, in rows of that period and in others."""
     found: list[list[Tensor]] = [[], [], [], []]
     for period in rows.choices:

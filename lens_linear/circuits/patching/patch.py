@@ -214,7 +214,8 @@ def patch(
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)
     if asked.metric == "loss":
-        warn_if_not_next_token(asked, (before if into == "clean" else goal).mean, model)
+        clean_loss = (before if into == "clean" else goal).mean
+        warn_if_not_next_token(require_task(model, clean), clean_loss, model)
     if what == "path":
         sites, scores = _paths(model, base, source)
     else:

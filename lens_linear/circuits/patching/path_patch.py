@@ -244,7 +244,8 @@ def path_patch(
     before = score_task(model, base, batch_size=batch_size)
     goal = score_task(model, source, batch_size=batch_size)
     if asked.metric == "loss":
-        warn_if_not_next_token(asked, (before if into == "clean" else goal).mean, model)
+        clean_loss = (before if into == "clean" else goal).mean
+        warn_if_not_next_token(require_task(model, clean), clean_loss, model)
     parts: list[list[RowScores]] = [[] for _ in writers]
     for start in range(0, len(base), batch_size):
         rows = slice(start, start + batch_size)
