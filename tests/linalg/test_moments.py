@@ -137,6 +137,20 @@ def test_without_input_is_the_same_as_subtracting_first(keep_yy, n):
         collect(x, change[:, :2]).without_input()
 
 
+@pytest.mark.parametrize("keep_yy", [False, True])
+def test_without_input_of_sums_of_float32_rows(keep_yy):
+    """Float32 rows are kept as sums, not as a factor."""
+    x = normal(4000, 5).float()
+    y = x + (x @ normal(5, 5, seed=2).float()) + 0.3 * normal(4000, 5, seed=1).float()
+    moments = collect(x, y, keep_yy=keep_yy)
+    assert type(moments.scatter.form).__name__ == "Products"
+    direct = collect(x.double(), y.double() - x.double(), keep_yy=keep_yy)
+    assert_same(moments.without_input(), direct, rtol=1e-6)
+    both = moments.without_input().fit(), direct.fit()
+    torch.testing.assert_close(both[0].weight, both[1].weight, rtol=1e-4, atol=1e-5)
+    assert both[0].r_squared == pytest.approx(both[1].r_squared, abs=1e-6)
+
+
 def test_leading_axes_are_rows_and_empty_batches_change_nothing():
     x, y = normal(4, 10, 5), normal(4, 10, 3, seed=1)
     flat = Moments(5, 3).update(x.reshape(-1, 5), y.reshape(-1, 3))
