@@ -59,7 +59,7 @@ def hugging_face(kind, folder):
         ),
         "neox": lambda: transformers.GPTNeoXConfig(rotary_pct=0.5, **neox),
         "gemma2": lambda: transformers.Gemma2Config(
-            head_dim=10, sliding_window=64, query_pre_attn_scalar=10, **llama
+            head_dim=10, sliding_window=64, query_pre_attn_scalar=10, attention_bias=True, **llama
         ),
         "opt": lambda: transformers.OPTConfig(
             num_hidden_layers=2,
