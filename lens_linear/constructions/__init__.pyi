@@ -21,6 +21,8 @@ from .memory.dial import AttentionDial as AttentionDial
 from .memory.dial import attention_dial as attention_dial
 from .memory.energies import hopfield_energy as hopfield_energy
 from .memory.energies import hopfield_update as hopfield_update
+from .memory.head_dial import HeadDial as HeadDial
+from .memory.head_dial import head_dial as head_dial
 from .memory.head_memory import HeadMemory as HeadMemory
 from .memory.head_memory import attention_head_memory as attention_head_memory
 from .memory.retrieval import RetrievalCurve as RetrievalCurve
@@ -32,6 +34,7 @@ from .memory.trained_heads import trained_heads as trained_heads
 __all__ = [
     "AttentionDial",
     "HatMatrix",
+    "HeadDial",
     "HeadMemory",
     "InductionConstruction",
     "MemoryCapacity",
@@ -49,6 +52,7 @@ __all__ = [
     "build_induction",
     "covariance_shift",
     "gradient_step_attention",
+    "head_dial",
     "hopfield_energy",
     "hopfield_update",
     "memory_capacity",

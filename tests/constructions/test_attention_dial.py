@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 import lens_linear as ll
 from lens_linear.constructions import attention_dial, trained_heads
-from lens_linear.constructions.memory.dial import MEASURES, _Context, _crossings
+from lens_linear.constructions.memory.dial import MEASURES, _Context, crossings
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.open.toy import toy_model
 
@@ -87,7 +87,7 @@ def test_regimes_follow_in_order_and_capacity_grows():
     assert (np.diff(share) > 0).all()
     assert f"up to β = {ends.beta['regression ends']:.3g}" in repr(dial)
     curves = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0]], dtype=torch.float64)
-    found = _crossings([1.0, 10.0, 100.0], curves, 0.3)
+    found = crossings([1.0, 10.0, 100.0], curves, 0.3)
     assert found.tolist() == [pytest.approx(10**1.5), math.inf]
 
 

@@ -50,8 +50,8 @@ MEASURES = (
     "gain", "ols_error", "raw_error", "kernel_error", "truth_error", "effective_rows", "best_share",
     "capacity",
 )  # fmt: skip
-_ENOUGH = 0.1  # relative distance to least squares up to which the readout counts as regression
-_HELD = 0.5  # share of the weights in one row from which it counts as retrieval
+ENOUGH = 0.1  # relative distance to least squares up to which the readout counts as regression
+HELD = 0.5  # share of the weights in one row from which it counts as retrieval
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,8 @@ class AttentionDial(Result):
         error = self.values[MEASURES.index("ols_error")][warm]
         share = self.values[MEASURES.index("best_share")][warm]
         cases = (
-            ("regression ends", _crossings(betas, error, _ENOUGH), f"ols_error passes {_ENOUGH:g}"),
-            ("retrieval starts", _crossings(betas, share, _HELD), f"best_share passes {_HELD:g}"),
+            ("regression ends", crossings(betas, error, ENOUGH), f"ols_error passes {ENOUGH:g}"),
+            ("retrieval starts", crossings(betas, share, HELD), f"best_share passes {HELD:g}"),
             ("freezing (theory)", self.frozen_at, "√(2 log n) / ‖x*‖"),
         )
         rows = []
@@ -294,7 +294,7 @@ def _distance(got: Tensor, want: Tensor, mean: Tensor) -> float:
     return float((got - want).norm() / (want - mean).norm())
 
 
-def _crossings(
+def crossings(
     betas: Sequence[float], values: Float[Tensor, "setting seed"], level: float
 ) -> Float[Tensor, " seed"]:
     """The β at which each seed's curve first passes the level, interpolated in logarithm; inf if never."""

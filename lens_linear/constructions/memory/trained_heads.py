@@ -85,7 +85,7 @@ def trained_heads(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch position"],
     *,
-    heads: Sequence[tuple[int, int]] | None = None,
+    heads: Sequence[tuple[int, int] | str] | None = None,
     exchanges: Sequence[str] = EXCHANGES,
     batch_size: int = 16,
     seed: int = 0,
@@ -133,16 +133,16 @@ def trained_heads(
         raise InvalidArgumentError(
             f"exchanges must be some of {', '.join(EXCHANGES)}, got {unknown[0]!r}"
         )
-    plain = _losses(model, tokens, batch_size)
+    plain = row_losses(model, tokens, batch_size)
     rows = []
-    asked = dict(_by_layer(model, heads))
+    asked = dict(heads_by_layer(model, heads))
     reads = head_reads(model, tokens, list(asked))
     for layer, chosen in asked.items():
         for head in chosen:
             found = _Head(reads[layer], head, seed)
             row = {"layer": layer, "head": f"L{layer}H{head}", **found.measures()}
             for name in exchanges:
-                changed = _losses(model, tokens, batch_size, layer, head, found.exchanged(name))
+                changed = row_losses(model, tokens, batch_size, layer, head, found.exchanged(name))
                 rise, column = changed - plain, f"loss_{name.replace(' ', '_')}"
                 row[column] = float(rise.mean())
                 row[f"{column}_se"] = float(rise.std() / len(rise) ** 0.5)
@@ -157,8 +157,8 @@ def trained_heads(
     )
 
 
-def _by_layer(
-    model: TransformerBridge, heads: Sequence[tuple[int, int]] | None
+def heads_by_layer(
+    model: TransformerBridge, heads: Sequence[tuple[int, int] | str] | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Layers in order, with the heads asked for in each."""
     layers, count = model.cfg.n_layers, model.cfg.n_heads
@@ -225,7 +225,10 @@ class _Head:
             return mean
         if name == "retrieval":
             return mean + self._best()
-        return mean + _gain((self.pattern - self.even) @ self.v, self._linear()) * self._linear()
+        return (
+            mean
+            + nearest_factor((self.pattern - self.even) @ self.v, self._linear()) * self._linear()
+        )
 
     def _linear(self) -> Float[Tensor, "batch position d_head"]:
         """Centred linear attention over the visible keys, without its gain."""
@@ -245,7 +248,7 @@ class _Head:
         return scores.masked_fill(~self.visible, -torch.inf).softmax(-1)
 
 
-def _gain(want: Tensor, have: Tensor) -> float:
+def nearest_factor(want: Tensor, have: Tensor) -> float:
     """The one factor that brings ``have`` nearest to ``want``."""
     return float((want * have).sum() / have.square().sum().clamp_min(1e-300))
 
@@ -253,10 +256,10 @@ def _gain(want: Tensor, have: Tensor) -> float:
 def _explained(want: Tensor, have: Tensor) -> float:
     """Share of ``‖want‖²`` that ``have`` explains with the best gain; 1 is all, 0 none."""
     size = want.square().sum().clamp_min(1e-300)
-    return float(1 - (want - _gain(want, have) * have).square().sum() / size)
+    return float(1 - (want - nearest_factor(want, have) * have).square().sum() / size)
 
 
-def _losses(
+def row_losses(
     model: TransformerBridge,
     tokens: Tensor,
     batch_size: int,
