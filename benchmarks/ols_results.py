@@ -7,8 +7,9 @@ Writes ``ols-equality.csv`` (the layer against numpy's least squares and scikit-
 ``ols-shift.csv`` and ``ols-cost.csv`` (covariance shift), ``ols-capacity.csv``, ``ols-slopes.csv``,
 ``ols-heads.csv`` (heads of ``attn-2l`` on the package's own stories), ``ols-dial.csv`` and
 ``ols-regimes.csv`` (from linear attention to softmax), ``ols-trained-heads.csv`` (regression or retrieval
-in trained heads, with their memories exchanged) and, where ``smollm2-135m`` is at hand,
-``ols-real-heads.csv``. A table that is there already is left alone.
+in trained heads, with their memories exchanged), ``ols-head-dial.csv`` and ``ols-head-regimes.csv`` (the dial
+turned on those heads) and, where ``smollm2-135m`` is at hand, ``ols-real-heads.csv``,
+``ols-real-head-dial.csv`` and ``ols-real-head-regimes.csv``. A table that is there already is left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from sklearn.linear_model import LinearRegression, Ridge
 
 import lens_linear as ll
 from lens_linear import constructions as made
-from lens_linear.constructions.memory.trained_heads import EXCHANGES
 from lens_linear.errors import LensLinearError
 
 KINDS = (
@@ -178,9 +178,8 @@ def regimes():
 def trained_heads():
     model = ll.load("attn-2l")
     text = ll.evaluation_tokens(model)[:16]
-    rows = torch.randint(model.cfg.d_vocab, (16, 32), generator=torch.Generator().manual_seed(0))
     frames = []
-    for name, tokens in (("stories", text), ("random rows twice", torch.cat([rows, rows], dim=1))):
+    for name, tokens in (("stories", text), ("random rows twice", twice(model, 16, 32))):
         frames.append(made.trained_heads(model, tokens).to_dataframe().assign(tokens=name))
     return pd.concat(frames)
 
@@ -191,8 +190,7 @@ def real_heads():
     exchanged on 8 rows.
     """
     model = ll.load("smollm2-135m")
-    rows = torch.randint(1000, 40_000, (16, 24), generator=torch.Generator().manual_seed(0))
-    tokens = torch.cat([rows, rows], dim=1)
+    tokens = twice(model, 16, 24, 1000, 40_000)
     placed = made.trained_heads(model, tokens, exchanges=()).to_dataframe()
     away = placed[placed["first_share"] < 0.3]  # the others read the first position
     sure = away.nlargest(5, "retrieval_r2").index
@@ -201,10 +199,53 @@ def real_heads():
         (int(placed["layer"][i]), int(placed["head"][i].split("H")[1]))
         for i in sorted(set(sure) | set(regress))
     ]
-    tokens, names = tokens[:8], [name for name in EXCHANGES if name != "other context"]
-    found = made.trained_heads(model, tokens, heads=chosen, exchanges=names).to_dataframe()
+    found = made.trained_heads(model, tokens[:8], heads=chosen).to_dataframe()
     losses = [name for name in found if name.startswith("loss_")]
     return placed.merge(found[["layer", "head", *losses]], how="left", on=["layer", "head"])
+
+
+def twice(model, rows, length, low=0, high=None):
+    """Rows of random tokens given twice, on which induction heads work."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randint(low, high or model.cfg.d_vocab, (rows, length), generator=generator)
+    return torch.cat([half, half], dim=1)
+
+
+def head_dials():
+    """The dial on every head of attn-2l: stories, and random rows of 64 given twice."""
+    model = ll.load("attn-2l")
+    parts = [("stories", ll.evaluation_tokens(model)[:16])]
+    parts.append(("random rows twice", twice(model, 16, 64)))
+    return {
+        name: once(name, lambda tokens=tokens: made.head_dial(model, tokens, losses=True))
+        for name, tokens in parts
+    }
+
+
+def head_dial():
+    dials = head_dials().items()
+    return pd.concat([found.summary().assign(tokens=name) for name, found in dials])
+
+
+def head_regimes():
+    dials = head_dials().items()
+    return pd.concat([found.regimes().assign(tokens=name) for name, found in dials])
+
+
+def real_head_dial_of():
+    """The dial on the heads that ``ols-real-heads`` exchanges; random rows of 128 given twice."""
+    model = ll.load("smollm2-135m")
+    heads = ["L1H5", "L11H1", "L11H6", "L16H0", "L16H2", "L17H4", "L18H6", "L19H4"]
+    tokens = twice(model, 4, 128, 1000, 40_000)
+    return once("real", lambda: made.head_dial(model, tokens, heads=heads, queries=24))
+
+
+def real_head_dial():
+    return real_head_dial_of().summary()
+
+
+def real_head_regimes():
+    return real_head_dial_of().regimes()
 
 
 TABLES = {
@@ -220,6 +261,10 @@ TABLES = {
     "ols-regimes": regimes,
     "ols-trained-heads": trained_heads,
     "ols-real-heads": real_heads,
+    "ols-head-dial": head_dial,
+    "ols-head-regimes": head_regimes,
+    "ols-real-head-dial": real_head_dial,
+    "ols-real-head-regimes": real_head_regimes,
 }
 
 
@@ -248,6 +293,8 @@ def main():
         "dial": "the function's defaults",
         "trained heads": "16 sequences of stories, and 16 rows of 32 random tokens given twice (real "
         "model: heads placed on 16 rows of 24, exchanged on 8 of them)",
+        "head dial": "16 sequences of stories, and 16 rows of 64 random tokens given twice (real model: 4 rows "
+        "of 128, 24 queries a row)",
         "heads": "16 sequences of the package's own stories, which the model was not trained on",
         "torch": torch.__version__.split("+")[0],
         "command": "python benchmarks/ols_results.py docs/results",

@@ -11,6 +11,9 @@ from .constructions import hat_matrix as hat_matrix
 from .constructions import memory_swap as memory_swap
 from .constructions import ols_convergence as ols_convergence
 from .constructions import shift_cost as shift_cost
+from .dials import attention_dial as attention_dial
+from .dials import head_dial as head_dial
+from .dials import trained_heads as trained_heads
 from .dynamics import agreement_by_order as agreement_by_order
 from .dynamics import agreement_by_size as agreement_by_size
 from .dynamics import concept_separation as concept_separation
@@ -29,12 +32,10 @@ from .linearity import profile_comparison as profile_comparison
 from .linearity import profile_difference as profile_difference
 from .linearity import replacement_curves as replacement_curves
 from .linearity import run_table as run_table
-from .memories import attention_dial as attention_dial
 from .memories import bit_error as bit_error
 from .memories import head_memory as head_memory
 from .memories import memory_capacity as memory_capacity
 from .memories import retrieval as retrieval
-from .memories import trained_heads as trained_heads
 from .overview import overview as overview
 from .paths import direct_logit_attribution as direct_logit_attribution
 from .paths import lens_grid as lens_grid
@@ -81,6 +82,7 @@ __all__ = [
     "ffn_compression",
     "gain_profiles",
     "hat_matrix",
+    "head_dial",
     "head_memory",
     "head_scores",
     "in_context_loss",

@@ -1,4 +1,4 @@
-"""Figures of associative memories: capacity, retrieval, heads as memories, the dial to softmax."""
+"""Figures of associative memories: capacity, retrieval, heads as memories."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lens_linear.constructions.memory.capacity import MemoryCapacity
-from lens_linear.constructions.memory.dial import AttentionDial
 from lens_linear.constructions.memory.head_memory import HeadMemory
 from lens_linear.constructions.memory.retrieval import RetrievalCurve
-from lens_linear.constructions.memory.trained_heads import EXCHANGES, TrainedHeads
 from lens_linear.plots._kinds import LOG, add_level, add_line, figure, panels
-from lens_linear.plots.style import GREY, colour, escape, styled
+from lens_linear.plots.style import GREY, colour, styled
 
 _ENERGIES = {"quadratic": 0, "polynomial-3": 2, "polynomial-4": 3, "exponential": 1}
-_DISTANCES = {
-    "ols_error": "to least squares (one gain)",
-    "raw_error": "to least squares (no gain)",
-    "kernel_error": "to kernel regression, same width",
-    "truth_error": "to the noiseless labels (one gain)",
-}
-_ROWS = {"effective_rows": "rows that weigh in", "capacity": "stored rows, one found"}
-_KINDS = ("averaging", "regression", "between", "retrieval")
 
 
 def _mean(fig: go.Figure, part: pd.DataFrame, y: str, name: str, **look: Any) -> go.Figure:
@@ -246,116 +236,4 @@ def head_memory(result: HeadMemory) -> go.Figure:
         title="An attention head as an associative memory",
         subtitle=f"{result.n_keys} keys of d = {result.d}, {whose}, β = {result.beta:.3g}; signal "
         f"{head['signal']:.1f} nats, spread {head['spread']:.1f}", y="recall: target holds over half",
-    )  # fmt: skip
-
-
-@figure
-def attention_dial(dial: AttentionDial) -> go.Figure:
-    """Relative errors and capacity against the inverse temperature β of the softmax.
-
-    Above: distances of the readout to least squares, to kernel regression and to the truth, 0 equal and 1 as
-    far as predicting the mean; grey, what least squares and the best kernel themselves miss of the truth.
-    Below: rows that weigh in (exp of the entropy) and stored rows among which one is still found, both
-    counts on a logarithmic axis. Vertical lines mark where regression ends and retrieval starts.
-
-    Args:
-        dial: from :func:`~lens_linear.constructions.memory.dial.attention_dial`.
-
-    Returns:
-        Figure of two panels: medians, with bars or bands that hold 95 % of the seeds.
-
-    Example:
-        >>> import lens_linear as ll
-        >>> dial = ll.constructions.attention_dial(betas=(0.01, 1.0, 100.0), orders=(), seeds=2)
-        >>> [line.name for line in ll.plots.attention_dial(dial).data][:2]
-        ['to least squares (one gain)', 'to least squares (no gain)']
-    """
-    frame = dial.summary()
-    frame = frame[frame["dial"] == "temperature"]
-    betas = [float(frame["setting"].min()), float(frame["setting"].max())]
-    fig, (above, below) = panels(["relative error of the readout", "rows (counts)"], across=1)
-    for index, (measure, name) in enumerate((_DISTANCES | _ROWS).items()):
-        ends = (frame[f"{measure}_low"], frame[f"{measure}_high"])
-        add_line(
-            fig, frame["setting"], frame[measure], name, index=index, hover="β %{x:.3g}<br>%{y:.3g}",
-            at=above if measure in _DISTANCES else below, bars=ends if measure in _DISTANCES else None,
-            band=None if measure in _DISTANCES else ends,
-        )  # fmt: skip
-        fig.data[-1].showlegend = True
-    levels = dial.levels.median(1).values.tolist()
-    for value, name, dash in zip(
-        levels, ("least squares", "best kernel"), ("dot", "dash"), strict=True
-    ):
-        add_level(fig, value, f"{name} to the truth", x=betas, dash=dash, at=above)
-    marks = dial.regimes().set_index("regime")["beta"].to_dict()
-    for i, (regime, beta) in enumerate((n, b) for n, b in marks.items() if math.isfinite(b)):
-        fig.add_vline(x=beta, line={"dash": "dash", "width": 1, "color": GREY})
-        fig.add_annotation(  # annotations take the exponent on a log axis
-            text=escape(regime), x=math.log10(beta), y=1 - 0.09 * i, yref="y domain", xanchor="right",
-            showarrow=False, row=1, col=1,
-        )  # fmt: skip
-    fig.update_xaxes(type="log", exponentformat="power").update_yaxes(row=2, col=1, **LOG)
-    fig.update_xaxes(title_text="β (scores of one average row)", row=2, col=1)
-    return styled(
-        fig, title="From linear attention to softmax: where regression ends and retrieval starts",
-        subtitle=f"n = {dial.n} rows, d = {dial.d}, {dial.values.shape[2]} seeds: median and 95 % of them",
-        height=860, panels=True,
-    )  # fmt: skip
-
-
-@figure
-def trained_heads(heads: TrainedHeads) -> go.Figure:
-    """Heads of a model between regression and retrieval, and what the loss says of their memories.
-
-    Above: each head by the share of its readout that linear attention (x) and its best key alone (y) explain,
-    both at most 1; open marks read the first position (at least .3 of a median query). Below: the rise of
-    the loss in nats a token when its memories are exchanged, with bars of one standard error over rows.
-
-    Args:
-        heads: from :func:`~lens_linear.constructions.memory.trained_heads.trained_heads`; of many heads the
-            twelve whose loss moves most are drawn below.
-
-    Returns:
-        Figure of two panels.
-
-    Example:
-        >>> import torch
-        >>> import lens_linear as ll
-        >>> from lens_linear.models.open.toy import toy_model
-        >>> tokens = torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(0))
-        >>> found = ll.constructions.trained_heads(toy_model(n_layers=1), tokens, exchanges=("linear",))
-        >>> [mark.name for mark in ll.plots.trained_heads(found).data]
-        ['averaging', 'linear']
-    """
-    frame = heads.to_dataframe()
-    names = {name: f"loss_{name.replace(' ', '_')}" for name in EXCHANGES}
-    ran = {name: column for name, column in names.items() if column in frame}
-    titles = ["regression or retrieval", "rise of the loss without it (nats a token)"]
-    fig, places = panels(titles[: 1 + bool(ran)], across=1)
-    sink = (frame["first_share"] >= 0.3).astype(int)
-    for i, kind in enumerate(kind for kind in _KINDS if (frame["kind"] == kind).any()):
-        part = frame[frame["kind"] == kind]
-        fig.add_scatter(
-            x=part["regression_r2"], y=part["retrieval_r2"], text=part["head"], name=kind,
-            mode="markers+text" if len(frame) <= 24 else "markers", textposition="top center",
-            marker={"size": 10, "color": colour(i), "symbol": (i + 100 * sink[part.index]).tolist()},
-            row=1, col=1,
-            hovertemplate="%{text}<br>linear %{x:.2f}, best key %{y:.2f}<extra>" + kind + "</extra>",
-        )  # fmt: skip
-    if ran:
-        most = (
-            frame[list(ran.values())].dropna().max(axis=1).sort_values(ascending=False).index[:12]
-        )
-        shown = frame.loc[sorted(most)]
-        for i, (name, column) in enumerate(ran.items()):
-            fig.add_bar(
-                x=shown["head"], y=shown[column], name=name, marker_color=colour(i + 4), row=2, col=1,
-                error_y={"array": shown[f"{column}_se"], "thickness": 1, "width": 2},
-            )  # fmt: skip
-    fig.update_xaxes(title_text="explained by linear attention", row=1, col=1)
-    fig.update_yaxes(title_text="explained by the best key alone", row=1, col=1)
-    return styled(
-        fig, title="Regression or retrieval? Heads of a trained model", panels=True,
-        subtitle=f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens; open: they "
-        f"read the first position; below: slow and fast memories exchanged", height=200 + 340 * len(places),
     )  # fmt: skip

@@ -355,3 +355,35 @@ def test_a_prediction_out_of_range_is_refused():
     ):
         with pytest.raises(NonFiniteError, match="to one scale"):
             layer.predict([[1e200, 1e200]])
+
+
+@pytest.mark.parametrize("form", ["in-context", "paper"])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e-60),
+        (torch.float32, 1e45),
+        (torch.float16, 1e-6),
+        (torch.float16, 1e6),
+        (torch.bfloat16, 1e-40),
+    ],
+)
+def test_a_module_is_not_moved_to_a_dtype_that_cannot_hold_it(form, dtype, size):
+    """torch casts a context of 1e-60 to zero, and the answer with it; the module stays as it was."""
+    x, y = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double() * size, [4.0, 5.0]
+    layers = [ll.OLSAttention.from_data(x, y, form=form)]
+    layers.append(NewtonSchulzAttention(2, layers=8).with_context(x, y))
+    for layer in layers:
+        with pytest.raises(NonFiniteError, match="use a module in float64"):
+            layer.to(dtype)
+        assert layer.context_x.dtype == torch.float64
+        assert layer.predict([[size, size]]).item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-18), (torch.float16, 4.0)])
+def test_a_module_moves_where_its_numbers_fit(dtype, size):
+    x = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double() * size
+    for y in ([4.0, 5.0], [0.0, 0.0], [1e-30, 1.0]):  # a column of zeros, a small entry beside a large
+        layer = ll.OLSAttention.from_data(x, y).to(dtype)
+        want = np.linalg.lstsq(x.numpy(), np.array(y), rcond=None)[0] @ [size, size]
+        assert layer.predict([[size, size]]).item() == pytest.approx(want, rel=3e-3)

@@ -141,6 +141,15 @@ def _linalg() -> None:
         heads=[(0, 0)],
         exchanges=(),
     )
+    call(
+        "head_dial",
+        constructions.head_dial,
+        model=ATTN,
+        tokens=TOKENS,
+        heads=[(0, 0)],
+        betas=(1.0,),
+        queries=2,
+    )
     call("Moments", ll.Moments, d_in=3, d_out=2, free="device")
     call("Moments.update", lambda x, y: ll.Moments().update(x, y), x=X, y=Y)
     call("Moments.merge", lambda other: moments().copy().merge(other), other=moments)

@@ -191,6 +191,7 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "ffn_compression": lambda: linearity.ffn_compression(gpt(), TOKENS, ranks=[2, None]),
     "gain_profiles": lambda: {NAME: gains()},
     "hat_matrix": lambda: ll.OLSAttention.from_data(X, Y).hat(),
+    "head_dial": lambda: constructions.head_dial(attention_only(), TOKENS, betas=(0.1, 1.0)),
     "head_memory": lambda: constructions.trained_head_memory(
         attention_only(), ids(4, 16), layer=0, head=0, n_patterns=[4], draws=1
     ),

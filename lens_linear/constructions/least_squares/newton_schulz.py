@@ -36,10 +36,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_linear._tl import HookedRootModule, HookPoint
+from lens_linear._tl import HookPoint
 from lens_linear.checks import require_float, require_int
 from lens_linear.constructions.least_squares.ols import OLSAttention
 from lens_linear.constructions.least_squares.spectral import (
+    RangedModule,
     as_design,
     as_outputs,
     float_rows,
@@ -66,7 +67,7 @@ class NewtonSchulzLayer(nn.Module):
         return self.hook_q(1.5 * q - 0.5 * q @ memory), self.hook_k(1.5 * k - 0.5 * k @ memory)
 
 
-class NewtonSchulzAttention(HookedRootModule):
+class NewtonSchulzAttention(RangedModule):
     """Least squares for any context: Newton-Schulz layers, then one linear-attention readout.
 
     Weights: ``W_in`` ``[p, r]``, applied to every token once. The identity by default; pass the L
@@ -84,6 +85,7 @@ class NewtonSchulzAttention(HookedRootModule):
 
     context_x: Tensor
     context_y: Tensor
+    _whole = ("context_x", "context_y", "W_in")
 
     @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(self, inputs: int, *, layers: int, w_in: Any = None) -> None:

@@ -27,9 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_linear._tl import HookedRootModule, HookPoint
+from lens_linear._tl import HookPoint
 from lens_linear.checks import require_bool, require_choice
 from lens_linear.constructions.least_squares.spectral import (
+    RangedModule,
     SpectralRoot,
     as_design,
     as_outputs,
@@ -110,7 +111,7 @@ class HatMatrix(Result):
         )
 
 
-class OLSAttention(HookedRootModule):
+class OLSAttention(RangedModule):
     """A linear-attention layer whose forward pass is the ordinary-least-squares prediction.
 
     ``out = (X* W_Q)(X W_K)ᵀ V W_O`` with ``W_Q = W_K = L = V Λ^{-1/2}`` from ``XᵀX = V Λ Vᵀ``.
@@ -163,6 +164,7 @@ class OLSAttention(HookedRootModule):
 
     context_x: Tensor
     context_y: Tensor
+    _whole = ("context_x", "context_y", "W_Q", "W_K")
 
     @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(

@@ -10,14 +10,16 @@ more, see :func:`spectral_root`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear._tl import HookedRootModule
 from lens_linear.checks import require_float, require_float_tensor, shown
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
@@ -185,6 +187,23 @@ def _column_lost(value: Tensor, cast: Tensor) -> Tensor:
     """Columns that hold something, and nothing that is a normal number after the cast."""
     kept = cast.detach().abs().amax(0).to(value) >= torch.finfo(cast.dtype).tiny
     return value.detach().ne(0).any(0) & ~kept
+
+
+class RangedModule(HookedRootModule):
+    """A hooked module that keeps its numbers when it is moved to another dtype, or refuses to move.
+
+    torch casts without asking: a context of 1e-60 would be zero in float32, and the prediction with it.
+    """
+
+    #: Parameters and buffers of which no column may be rounded to zero; the others may (rounding does).
+    _whole: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for name, held in (*self.named_parameters(), *self.named_buffers()):
+            moved = fn(held.detach())
+            if moved.dtype != held.dtype and held.numel():
+                within_range(name, held.detach(), moved, whole=name in self._whole)
+        return super()._apply(fn, recurse)
 
 
 def require_result(out: Tensor) -> Tensor:
