@@ -171,6 +171,21 @@ ll.OLSAttention.from_data(x, y).hat().plot()
                 "What fixed weights pay when the covariance moves.",
                 "ll.constructions.covariance_shift(conditions=(1, 4, 16, 64, 256), seeds=5).plot()",
             ),
+            "dial": (
+                "From linear attention to softmax: where regression ends and retrieval starts.",
+                "ll.constructions.attention_dial().plot()",
+            ),
+            "head-dial": (
+                "The same dial on heads of attn-2l, with the loss: three that retrieve, and L0H1.",
+                """
+import torch
+half = torch.randint(1024, (8, 64), generator=torch.Generator().manual_seed(0))
+heads = ["L0H0", "L0H1", "L1H1", "L1H3"]
+model = ll.load("attn-2l")
+rows = torch.cat([half, half], dim=1)
+ll.constructions.head_dial(model, rows, heads=heads, losses=True).plot()
+""",
+            ),
             "capacity": (
                 "Capacity against theory: linear, cubic, exponential.",
                 """

@@ -192,7 +192,7 @@ def head_dial(dial: HeadDial) -> go.Figure:
                     )  # fmt: skip
                     fig.data[-1].marker.size = 11
         if measure == "capacity":
-            fig.update_yaxes(row=at[0], col=1, **LOG)
+            fig.update_yaxes(row=at[0], col=1, dtick=1, **LOG)
     fig.update_xaxes(type="log", exponentformat="power", range=[-2, 2.2])
     fig.update_xaxes(title_text="spread of the scores (nats)", row=len(places), col=1)
     skipped = f", the first {dial.skip} unseen" if dial.skip else ""

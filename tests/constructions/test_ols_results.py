@@ -98,6 +98,54 @@ def test_heads_of_the_real_model():
         assert said == [float(f"{found[c]:.2f}") for c in columns]
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("head", "random rows twice"), ("real-head", None)])
+def test_the_dial_on_trained_heads(name, tokens):
+    dial, regimes = table(f"{name}-dial"), table(f"{name}-regimes")
+    if tokens:
+        dial, regimes = (frame[frame["tokens"] == tokens] for frame in (dial, regimes))
+    own, other = (
+        regimes[regimes["geometry"] == g].set_index("head") for g in ("own", "least squares")
+    )
+    curves = dial[dial["geometry"] == "own"].set_index(["head", "beta"])
+    lines = [line.strip("|").split("|") for line in PAGE.read_text().splitlines()]
+    wide = 12 if tokens else 10
+    said = {c[0].split()[-1]: c for c in lines if c[0].startswith(" dial of L") and len(c) == wide}
+    assert set(said) == set(own.index)
+    for head, cells in said.items():
+        place, trained = own.loc[head], curves.loc[(head, 1.0)]
+        want = [
+            place["regression_ends"],
+            place["retrieval_starts"],
+            trained["ols_error"],
+            place["ols_error"],
+        ]
+        want += [other.loc[head, "ols_error"], trained["kernel_error"]]
+        assert [float(c) for c in cells[1:3] + cells[4:8]] == pytest.approx(want, abs=0.00501)
+        assert cells[3].strip() == place["trained"]
+        assert float(cells[8]) == pytest.approx(trained["effective_keys"], abs=0.0501)
+        assert float(cells[9]) == pytest.approx(trained["capacity"], abs=0.501)
+        if tokens:
+            losses = [curves.loc[(head, beta), "loss"] for beta in (0.1, 10.0)]
+            assert [float(c) for c in cells[10:]] == pytest.approx(losses, abs=0.00501)
+    page = " ".join(PAGE.read_text().split())
+    ends = own["regression_ends"]
+    if tokens:
+        assert (
+            f"nearer than {own['ols_error'].min():.2f} to the least squares of its context" in page
+        )
+        assert f"that ends at {ends.min():.2f} to {ends.max():.2f} of the trained β" in page
+        assert (own["trained"] == "retrieval").sum() == 5
+        stories = table(f"{name}-regimes").query("tokens == 'stories' and geometry == 'own'")
+        assert f"(stories: {stories['ols_error'].min():.2f})" in page
+    else:
+        far = other["spread"]
+        assert f"lie {far.min():.0f} to {far.max():.0f} standard deviations" in page
+        sharp = 1 / own[own["trained"] == "retrieval"]["retrieval_starts"]
+        assert f"are {sharp.min():.1f} to {sharp.max():.1f} times as sharp" in page
+        nearest, second = own["ols_error"].nsmallest(2)
+        assert f"({nearest:.2f}), the other seven keep {second:.2f}" in page
+
+
 @pytest.mark.parametrize(
     ("start", "energy"),
     [

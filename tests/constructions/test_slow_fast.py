@@ -383,7 +383,11 @@ def test_a_module_is_not_moved_to_a_dtype_that_cannot_hold_it(form, dtype, size)
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-18), (torch.float16, 4.0)])
 def test_a_module_moves_where_its_numbers_fit(dtype, size):
     x = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).double() * size
-    for y in ([4.0, 5.0], [0.0, 0.0], [1e-30, 1.0]):  # a column of zeros, a small entry beside a large
+    for y in (
+        [4.0, 5.0],
+        [0.0, 0.0],
+        [1e-30, 1.0],
+    ):  # a column of zeros, a small entry beside a large
         layer = ll.OLSAttention.from_data(x, y).to(dtype)
         want = np.linalg.lstsq(x.numpy(), np.array(y), rcond=None)[0] @ [size, size]
         assert layer.predict([[size, size]]).item() == pytest.approx(want, rel=3e-3)

@@ -546,6 +546,20 @@ heads.to_dataframe()[columns].round(2)
 # the heads that matter both memories are needed: without its geometry a head finds nothing, without its context it
 # has nothing to find.
 #
+# Last, turn the dial itself on a trained head: one factor $\beta$ on its own scores, 1 as trained. The dotted line puts
+# the inverse covariance of the context's keys in place of the head's own geometry.
+
+# %%
+half = torch.randint(model.cfg.d_vocab, (4, 64), generator=torch.Generator().manual_seed(1))
+dial = head_dial(model, torch.cat([half, half], dim=1), heads=["L0H1", "L1H3"], losses=True)
+ll.plots.head_dial(dial)
+
+# %% [markdown]
+# **What you should see.** Dotted: with the geometry of least squares the head's own keys and values *are* regression at
+# the left end, as your data were. Solid: with the geometry that the weights hold they never are, at any $\beta$. The
+# induction head L1H3 was trained past the point where one key holds half of the weight: turn it up and little is lost,
+# turn it down and the loss rises by more than a nat. L0H1 stands between, and loses both ways.
+#
 # ## Recap
 #
 # - Least squares is one linear-attention layer. Its scores are the hat matrix.
