@@ -34,6 +34,7 @@ import lens_linear as ll
 from lens_linear.constructions import (
     attention_dial,
     covariance_shift,
+    head_dial,
     hopfield_update,
     regression_data,
     swap_memories,
