@@ -91,7 +91,10 @@ def test_heads_of_the_real_model():
     away = frame[~sink]["kind"].value_counts()
     left = f"{away['retrieval']} retrieve, {away['averaging']} average and {away['regression']} regress"
     assert f"Of the other {(~sink).sum()}, {left}" in page
-    columns = ["loss_other_values", "loss_turned_geometry", "loss_linear", "loss_retrieval"]
+    columns = [
+        f"loss_{name}"
+        for name in ("other_context", "other_values", "turned_geometry", "linear", "retrieval")
+    ]
     for head, found in frame.dropna().set_index("head").iterrows():
         (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {head} ")]
         said = [float(cell) for cell in line.strip("|").split("|")[4:]]
