@@ -229,14 +229,7 @@ def head_dial(
     if not chosen:
         raise InvalidArgumentError("heads must name at least one head; pass heads=None for all")
     width, length = int(model.cfg.d_head), tokens.shape[1]
-    first = skip + 2 * width
-    if length < first + 2:
-        raise NotEnoughDataError(
-            f"tokens must have at least {first + 2} positions, got {length}: the least squares of a context "
-            f"needs twice as many keys as a head is wide ({width}); pass longer rows"
-        )
-    count = min(queries, length - first)
-    asked = torch.linspace(first, length - 1, count).round().long()
+    asked = _asked(length, width, skip, queries)
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     visible[skip:, :skip] = False
     plain = row_losses(model, tokens, batch_size) if losses else None
@@ -244,9 +237,9 @@ def head_dial(
     reads = head_reads(model, tokens, list(chosen))
     for layer, head in ((layer, head) for layer, several in chosen.items() for head in several):
         q, k, v = reads[layer].of(head)
-        eps = _rounding(reads[layer])
+        scale, eps = reads[layer].scale, _rounding(reads[layer])
         rows = [
-            _Row(one, reads[layer].scale, eps, asked, visible, skip, (seed, layer, head, b))
+            _Row(one, scale, eps, asked, visible, skip, (seed, layer, head, b))
             for b, one in enumerate(zip(q, k, v, strict=True))
         ]
         values.append([[[r.measure(g, b) for r in rows] for b in settings] for g in GEOMETRIES])
@@ -254,11 +247,9 @@ def head_dial(
         if plain is None:
             rises.append(torch.full((len(settings), len(tokens)), torch.nan, dtype=torch.float64))
             continue
-        scores = (reads[layer].scale * q @ k.transpose(1, 2)).masked_fill(~visible, -torch.inf)
-        changed = [
-            row_losses(model, tokens, batch_size, layer, head, (beta * scores).softmax(-1) @ v)
-            for beta in settings
-        ]
+        scores = (scale * q @ k.transpose(1, 2)).masked_fill(~visible, -torch.inf)
+        reads_out = ((beta * scores).softmax(-1) @ v for beta in settings)
+        changed = [row_losses(model, tokens, batch_size, layer, head, z) for z in reads_out]
         rises.append(torch.stack(changed) - plain)
     return HeadDial(
         values=torch.tensor(values, dtype=torch.float64).permute(4, 0, 1, 2, 3).contiguous(),
@@ -267,11 +258,22 @@ def head_dial(
         betas=settings,
         model=str(model.cfg.model_name),
         n_positions=length,
-        queries=count,
+        queries=len(asked),
         d_head=width,
         skip=skip,
         seed=seed,
     )
+
+
+def _asked(length: int, width: int, skip: int, queries: int) -> Int[Tensor, " q"]:
+    """Positions of the queries, evenly spread over those that see more than ``2 width`` keys."""
+    first = skip + 2 * width
+    if length < first + 2:
+        raise NotEnoughDataError(
+            f"tokens must have at least {first + 2} positions, got {length}: the least squares of a context "
+            f"needs twice as many keys as a head is wide ({width}); pass longer rows"
+        )
+    return torch.linspace(first, length - 1, min(queries, length - first)).round().long()
 
 
 def _rounding(reads: HeadReads) -> float:
