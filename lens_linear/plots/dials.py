@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -178,7 +179,11 @@ def head_dial(dial: HeadDial) -> go.Figure:
                 if part[measure].isna().all():
                     continue
                 name = head if geometry == "own" else f"{head}, {geometry}"
-                look = {"ink": colour(i), "at": at, "hover": "spread %{x:.3g} nats<br>%{y:.3g}"}
+                look: dict[str, Any] = {
+                    "ink": colour(i),
+                    "at": at,
+                    "hover": "spread %{x:.3g} nats<br>%{y:.3g}",
+                }
                 own = geometry == "own"
                 add_line(
                     fig, part["spread"], part[measure], name, dash=dash, mode="lines", legend=own,

@@ -203,7 +203,8 @@ class RangedModule(HookedRootModule):
             moved = fn(held.detach())
             if moved.dtype != held.dtype and held.numel():
                 within_range(name, held.detach(), moved, whole=name in self._whole)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def require_result(out: Tensor) -> Tensor:
