@@ -23,6 +23,7 @@ triangular factor of the rows is kept instead (:mod:`~lens_linear.linalg.scatter
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -120,6 +121,29 @@ class Moments:
             held = part if self._scatter is None else combine(self._scatter, part, reuse=True)
         self._hold(held)
         return self
+
+    @classmethod
+    def of_equal_rows(
+        cls, x: Float[Tensor, " d_in"], y: Float[Tensor, " d_out"], n: int
+    ) -> Moments:
+        """The statistics of ``n`` rows that are all (x, y), e.g. to give a mean more weight.
+
+        Args:
+            x: [d_in].
+            y: [d_out].
+            n: at least 1.
+
+        Returns:
+            Statistics with no scatter.
+
+        Example:
+            >>> x, y = torch.ones(2), torch.zeros(3)
+            >>> Moments.of_equal_rows(x, y, 5).n
+            5
+        """
+        held = cls().update(x[None], y[None])
+        held._scatter = replace(held.scatter, n=require_int("n", n, minimum=1))
+        return held
 
     def merge(self, other: Moments) -> Self:
         """Take in the rows another object has seen (which is left as it was).

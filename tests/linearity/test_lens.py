@@ -20,10 +20,15 @@ def streams(model, ids):
     return residual_stream(model, ids).double().flatten(1, 2).numpy()
 
 
-def oracle(x, y, ridge):
-    """Ridge by numpy lstsq, the penalty as rows beneath; λ is that of a row, so it counts n times."""
+def oracle(x, y, ridge, first=None):
+    """Ridge by numpy lstsq, the penalty as rows beneath; λ is that of a row, so it counts n times.
+
+    ``first`` marks first positions: their mean comes in as many more rows as there are others.
+    """
+    penalty = np.sqrt(ridge * len(x) * x.var(0).mean()) * np.eye(x.shape[1])
+    if first is not None:
+        x, y = (np.vstack([v, np.tile(v[first].mean(0), (int((~first).sum()), 1))]) for v in (x, y))
     xc, yc = x - x.mean(0), y - y.mean(0)
-    penalty = np.sqrt(ridge * len(x) * xc.var(0).mean()) * np.eye(x.shape[1])
     a = np.linalg.lstsq(
         np.vstack([xc, penalty]), np.vstack([yc, np.zeros((x.shape[1], y.shape[1]))]), rcond=None
     )[0]
@@ -38,14 +43,24 @@ def test_maps_are_those_of_numpy(norm, ridge):
     states, eps = streams(model, ids), float(model.cfg.eps)
     for layer in range(2):
         x, y = normed(states[layer], norm, eps), normed(states[-1], norm, eps)
-        a, b = oracle(x, y, ridge)
+        a, b = oracle(x, y, ridge, np.arange(len(x)) % ids.shape[1] == 0)
         # LayerNorm's rows sum to zero: the direction that they lack is the only one left free.
         np.testing.assert_allclose(
             x @ lens.weight[layer].numpy() + lens.bias[layer].numpy(), x @ a + b, atol=1e-5
         )
-        raw = oracle(states[layer], states[-1], ridge)
+        raw = oracle(states[layer], states[-1], 0.0)
         np.testing.assert_allclose(lens.raw_weight[layer], raw[0], atol=1e-5)
         np.testing.assert_allclose(lens.raw_bias[layer], raw[1], atol=1e-5)
+
+
+def test_one_first_token_is_read_as_well_as_the_rest():
+    """Rows that begin alike have one first state; without its weight the KL there is the largest of all."""
+    model = ll.load("gpt-nano")
+    ids = ll.evaluation_tokens(model, n_sequences=80).clone()
+    ids[:, 0] = 5
+    lens = ll.fit_lens(model, ids[:50])
+    score = lens.score(ids[50:]).to_dataframe().iloc[:-1]
+    assert (score["kl_first"] < 0.1 * score["kl"]).all()
 
 
 def test_scores_are_a_kl_written_out():

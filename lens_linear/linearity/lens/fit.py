@@ -21,6 +21,8 @@ from lens_linear.models.hooks import require_blocks, require_causal
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
 
+Pair = tuple[Moments, Moments]  # positions after the first, and the first
+
 _RATE = 1e-3  # Adam's; falls linearly to 0
 _BATCH = 1024  # tokens a step of Adam
 
@@ -38,9 +40,11 @@ def fit_lens(
 
     ``(A_l, b_l) = argmin mean ‖n(x_l) A + b − n(x_L)‖² + λ ‖A‖²``, n(x) = x / rms(x) (centred first in
     LayerNorm models), x_l the stream entering layer l, x_L that after the last block; λ is ``ridge`` × the
-    mean variance of n(x_l). All positions of all rows, all layers in one pass.
+    mean variance of n(x_l). All positions of all rows, all layers in one pass. The mean of the first
+    position, often an outlier, counts as much as all other positions together: it costs the map one
+    direction, and the reading there becomes as good as elsewhere.
 
-    The raw least-squares lens from x_l to x_L, with the same penalty, is fitted in the same pass.
+    The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass.
 
     Args:
         model: a bridge.
@@ -86,13 +90,17 @@ def fit_lens(
         )
     readout = Readout.of(model)
     direct, raw = _collect(model, rows, readout, batch_size)
-    maps, raws = [_solve(m, ridge) for m in direct], [_solve(m, ridge) for m in raw]
+    whole = [rest + first for rest, first in direct]
+    maps = [_solve(*pair, ridge) for pair in direct]
+    raws = [(rest + first).fit() for rest, first in raw]
     lens = Lens(
         weight=torch.stack([fit.weight for fit in maps]),
         bias=torch.stack([fit.bias for fit in maps]),
         raw_weight=torch.stack([fit.weight for fit in raws]),
         raw_bias=torch.stack([fit.bias for fit in raws]),
-        r2=torch.tensor([fit.r_squared for fit in maps], dtype=torch.float64),
+        r2=torch.tensor(
+            [_r2(m, fit) for m, fit in zip(whole, maps, strict=True)], dtype=torch.float64
+        ),
         n=rows.n_tokens(),
         ridge=ridge,
         polish=polish,
@@ -105,22 +113,37 @@ def fit_lens(
 
 def _collect(
     model: TransformerBridge, rows: RowView, readout: Readout, batch_size: int | None
-) -> tuple[list[Moments], list[Moments]]:
-    """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer."""
+) -> tuple[list[Pair], list[Pair]]:
+    """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart."""
     n_layers = int(model.cfg.n_layers)
-    direct, raw = ([Moments() for _ in range(n_layers)] for _ in range(2))
+    direct, raw = ([(Moments(), Moments()) for _ in range(n_layers)] for _ in range(2))
     for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
-        streams = residual_stream(model, rows[start:stop]).flatten(1, 2)
+        streams = residual_stream(model, rows[start:stop])
         last = readout.normalise(streams[-1])
         for layer in range(n_layers):
-            direct[layer].update(readout.normalise(streams[layer]), last)
-            raw[layer].update(streams[layer], streams[-1])
+            _update(direct[layer], readout.normalise(streams[layer]), last)
+            _update(raw[layer], streams[layer], streams[-1])
     return direct, raw
 
 
-def _solve(moments: Moments, ridge: float) -> LinearFit:
+def _update(pair: Pair, x: Tensor, y: Tensor) -> None:
+    rest, first = pair
+    rest.update(x[:, 1:], y[:, 1:])
+    first.update(x[:, 0], y[:, 0])
+
+
+def _solve(rest: Moments, first: Moments, ridge: float) -> LinearFit:
+    whole = rest + first
     # The scatter is a sum over rows, so the penalty of a row counts n times.
-    return moments.fit(ridge=ridge * float(moments.sxx.diagonal().mean()))
+    penalty = ridge * float(whole.sxx.diagonal().mean())
+    if rest.n:
+        whole.merge(Moments.of_equal_rows(first.mean_x, first.mean_y, rest.n))
+    return whole.fit(ridge=penalty)
+
+
+def _r2(moments: Moments, fit: LinearFit) -> float:
+    """In-sample, about the mean of these rows: the fit's own mean leans to the first position."""
+    return moments.score(dataclasses.replace(fit, mean_y=moments.mean_y))
 
 
 def _polished(lens: Lens, rows: RowView) -> Lens:
