@@ -330,6 +330,7 @@ def adam_convergence(baseline: AdamBaseline) -> go.Figure:
     return styled(
         fig.update_xaxes(type="log", dtick=1), title=f"A trained linear layer: {escape(baseline.where)}",
         subtitle=f"learning rate {baseline.learning_rate:g}, batches of {baseline.batch}; condition number "
-        f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}",
+        f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}"
+        f"{escape(baseline.first_position)}",
         x="Adam steps", y="held-out R²",
     )  # fmt: skip

@@ -138,7 +138,8 @@ def layer_map(result: LayerMap) -> go.Figure:
     )  # fmt: skip
     return styled(
         fig, title=f"Best affine map between layers: {escape(result.model_name)}",
-        subtitle=f"{result.fit} R², n = {result.n_tokens:,} tokens; negative values shown as 0",
+        subtitle=f"{result.fit} R², n = {result.n_tokens:,} tokens; negative values shown as 0"
+        f"{escape(result.first_position)}",
         x="to (residual stream)", y="from (residual stream)", height=220 + min(520, 60 + 34 * len(names)),
     )  # fmt: skip
 
@@ -311,7 +312,7 @@ def layer_geometry(geometry: LayerGeometry) -> go.Figure:
         layer_axis(fig, len(frame), room=6), legend="none", height=430, panels=True, x="layer boundary",
         title=f"Shape of the residual stream: {escape(geometry.model_name)}",
         subtitle=f"n = {geometry.n_rows:,} states at each boundary (0 is the embedding); anisotropy is the "
-        "share of variance on the first direction",
+        f"share of variance on the first direction{escape(geometry.first_position)}",
     )  # fmt: skip
 
 
@@ -358,7 +359,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     return styled(
         fig, title="What a few products add to the affine fit", y="gain of R² over the affine fit",
         subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; bands: 95 % intervals "
-        "over sequences", x="products (rank of the bilinear term)", height=500,
+        f"over sequences{escape(first.first_position)}", x="products (rank of the bilinear term)", height=500,
     )  # fmt: skip
 
 
@@ -494,6 +495,6 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
     return styled(
         fig, title=f"One FFN as one affine layer: {escape(table.model_name)}",
         subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
-        "low rank to the right", x="times fewer parameters than the FFN",
+        f"low rank to the right{escape(table.first_position)}", x="times fewer parameters than the FFN",
         y="loss increase (nats per token)",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
@@ -289,11 +289,20 @@ class SiteRows:
         x: [row, d_in], in the model's precision.
         y: [row, d_out].
         sequence: [row], which sequence each row came from.
+        first: [row], whether it is the first position of its sequence.
     """
 
     x: Float[Tensor, "row d_in"]
     y: Float[Tensor, "row d_out"]
     sequence: Int[Tensor, " row"]
+    first: Bool[Tensor, " row"]
+
+    def without_first(self) -> SiteRows:
+        """The rows after the first position."""
+        keep = ~self.first
+        here = keep.to(self.x.device)
+        sequence = self.sequence[keep.to(self.sequence.device)]
+        return SiteRows(self.x[here], self.y[here], sequence, self.first[keep])
 
 
 def gather_rows(
@@ -324,7 +333,7 @@ def gather_rows(
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(total, dtype=torch.bool)
     kept[order[: total if max_rows is None else max_rows]] = True
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     done, seen = 0, 0
 
     def visit(_layer: int, _site: Site, x: Tensor, y: Tensor) -> None:
@@ -333,7 +342,8 @@ def gather_rows(
         mask = kept[seen : seen + x.shape[:2].numel()].reshape(x.shape[:2])
         seen += mask.numel()
         here = mask.to(x.device)
-        parts.append((x[here], y[here], done + mask.nonzero()[:, 0]))
+        sequence, position = mask.nonzero().T
+        parts.append((x[here], y[here], done + sequence, position + skip == 0))
 
     def on_batch(count: int) -> None:
         nonlocal done
@@ -342,5 +352,5 @@ def gather_rows(
     visit_sites(
         model, rows, visit, sites=(site,), layers=[layer], batch_size=batch_size, on_batch=on_batch
     )
-    x, y, sequence = (torch.cat(column) for column in zip(*parts, strict=True))
-    return SiteRows(x, y, sequence.to(model_device(model)))
+    x, y, sequence, first = (torch.cat(column) for column in zip(*parts, strict=True))
+    return SiteRows(x, y, sequence.to(model_device(model)), first)

@@ -11,7 +11,13 @@ from sklearn.linear_model import RidgeCV
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments
-from lens_linear.linearity import compare_profiles
+from lens_linear.linearity import (
+    adam_baseline,
+    compare_profiles,
+    ffn_compression,
+    layer_geometry,
+)
+from lens_linear.models.capture import residual_stream
 
 SCORES = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
 
@@ -204,3 +210,80 @@ def test_other_results_say_few_rows_too():
     assert few.null_r2 == pytest.approx(-32 / (48 - 32 - 2))
     probe = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2)
     assert "only 1.5 rows an input" in repr(probe)
+
+
+def layer_map_values(model, ids, skip):
+    return ll.layer_map(model, ids, skip=skip).values
+
+
+def probed(model, ids, skip):
+    return ll.bilinear_probe(model, ids, 1, rank=1, iterations=5, skip=skip).r2
+
+
+def trained(model, ids, skip):
+    return torch.tensor(adam_baseline(model, ids, 1, steps=20, skip=skip).closed_form)
+
+
+def compressed(model, ids, skip):
+    return torch.tensor(ffn_compression(model, ids, skip=skip)["ffn_r2"].to_numpy())
+
+
+def shaped(model, ids, skip):
+    return layer_geometry(model, ids, skip=skip).anisotropy
+
+
+@pytest.mark.parametrize(
+    ("measured", "other"),
+    [
+        (layer_map_values, lambda m, i: ll.layer_map(m, i).without_first),
+        (
+            probed,
+            lambda m, i: ll.bilinear_probe(m, i, 1, rank=1, iterations=5).without_first.r2,
+        ),
+        (
+            trained,
+            lambda m, i: torch.tensor(adam_baseline(m, i, 1, steps=20).without_first.closed_form),
+        ),
+        (
+            compressed,
+            lambda m, i: torch.tensor(ffn_compression(m, i)["ffn_r2_without_first"].to_numpy()),
+        ),
+        (shaped, lambda m, i: layer_geometry(m, i).without_first.anisotropy),
+    ],
+)
+def test_every_result_carries_the_reading_with_skip_1_from_the_same_pass(measured, other):
+    model, ids = outlier(), tokens(60)
+    want = measured(model, ids, 1)
+    torch.testing.assert_close(other(model, ids), want, atol=1e-6, rtol=1e-6, equal_nan=True)
+    assert float((measured(model, ids, 0) - want).abs().nan_to_num().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ll.layer_map,
+        layer_geometry,
+        ffn_compression,
+        lambda m, i, **k: ll.bilinear_probe(m, i, 1, rank=1, iterations=2, **k),
+        lambda m, i, **k: adam_baseline(m, i, 1, steps=4, **k),
+    ],
+)
+def test_every_sentence_and_figure_says_the_first_position_where_it_matters(call):
+    found = call(outlier(size=3000.0), tokens(60))
+    assert "the first position holds" in repr(found)
+    subtitle = found.plot().layout.title.subtitle.text or found.plot().layout.title.text
+    assert "first position" in " ".join(subtitle.split())
+    assert "first position" not in repr(call(outlier(size=3000.0), tokens(60), skip=1))
+
+
+def test_the_shares_of_the_first_position_are_those_of_the_rows():
+    model, ids = outlier(), tokens(60)
+    states = residual_stream(model, ids).double()
+    want = (states - states.mean((1, 2), keepdim=True)).square().sum(-1)
+    want = want[:, :, 0].sum(1) / want.sum((1, 2))
+    torch.testing.assert_close(layer_geometry(model, ids).first_share, want, atol=1e-5, rtol=1e-5)
+    train, _ = split(ids)
+    states = residual_stream(model, train).double()
+    squares = (states - states.mean((1, 2), keepdim=True)).square().sum(-1)
+    shares = squares[:, :, 0].sum(1) / squares.sum((1, 2))
+    torch.testing.assert_close(ll.layer_map(model, ids).first_share, shares, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,7 @@ Source: Whipp 2026, arXiv 2606.19379.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
 from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
+from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site, TokenRows
-from lens_linear.stats.collect import gather_rows, require_rows_for_fit
+from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
 
@@ -39,9 +41,12 @@ class AdamBaseline(Result):
         learning_rate: of Adam.
         batch: rows a step.
         where: what was fitted, in words.
+        d_in: inputs of the layer.
         n_fit: training rows.
         n_tokens: test rows.
         seed: of the halves, the rows and the batches.
+        first_share: share of the output's variance in the first position; NaN where it is left out.
+        without_first: the same without it; None where it is left out.
     """
 
     _figure = "adam_convergence"
@@ -54,12 +59,29 @@ class AdamBaseline(Result):
     learning_rate: float
     batch: int
     where: str
+    d_in: int
     n_fit: int
     n_tokens: int
     seed: int
+    first_share: float = float("nan")
+    without_first: AdamBaseline | None = None
+
+    @property
+    def first_position(self) -> str:
+        """A clause with both readings, where the closed form's differ."""
+        other = (self.without_first or self).closed_form
+        differ = abs(other - self.closed_form) > DIFFERENT
+        return both_readings(
+            self.first_share, "closed form", self.closed_form, other, differ=differ
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per score: step, r2, r2_standardized, closed_form, shortfall (closed form minus r2)."""
+        """One row per score: step, r2, r2_standardized, closed_form, shortfall (closed form minus r2).
+
+        Then null_r2 of the closed form, n_tokens, n_fit, r2_without_first, closed_form_without_first and
+        first_share.
+        """
+        other = self.without_first or self
         return pd.DataFrame(
             {
                 "step": self.steps,
@@ -67,6 +89,12 @@ class AdamBaseline(Result):
                 "r2_standardized": self.r2_standardized.numpy(),
                 "closed_form": self.closed_form,
                 "shortfall": self.closed_form - self.r2.numpy(),
+                "null_r2": held_out_null(self.n_fit, self.d_in),
+                "n_tokens": self.n_tokens,
+                "n_fit": self.n_fit,
+                "r2_without_first": other.r2.numpy(),
+                "closed_form_without_first": other.closed_form,
+                "first_share": self.first_share,
             }
         )
 
@@ -76,6 +104,7 @@ class AdamBaseline(Result):
             f"steps of Adam at {self.learning_rate:g} ({float(self.r2_standardized[-1]):.4f} on "
             f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
             f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
+            f"{self.first_position}{few_rows(self.n_fit, self.d_in)}"
         )
 
 
@@ -149,16 +178,28 @@ def adam_baseline(
         )
         for half in halves(rows, seed=seed)
     )
-    return adam_on_rows(
-        train.x,
-        train.y,
-        test.x,
-        test.y,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch=batch,
-        seed=seed,
-        where=f"the {site} of layer {layer} of {model.cfg.model_name}",
+    where = f"the {site} of layer {layer} of {model.cfg.model_name}"
+
+    def compare(train: SiteRows, test: SiteRows) -> AdamBaseline:
+        return adam_on_rows(
+            train.x,
+            train.y,
+            test.x,
+            test.y,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch=batch,
+            seed=seed,
+            where=where,
+        )
+
+    found = compare(train, test)
+    if not bool(test.first.any()) or len(rest := train.without_first().x) <= rest.shape[1] + 1:
+        return found
+    return replace(
+        found,
+        first_share=first_share(test.y, test.first),
+        without_first=compare(train.without_first(), test.without_first()),
     )
 
 
@@ -202,6 +243,7 @@ def adam_on_rows(
         learning_rate=learning_rate,
         batch=batch,
         where=where,
+        d_in=x.shape[1],
         n_fit=len(x),
         n_tokens=len(x_test),
         seed=seed,

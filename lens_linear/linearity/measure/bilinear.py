@@ -20,7 +20,7 @@ the training half, so with few rows a high rank can lower the held-out score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -31,10 +31,11 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float_tensor, require_int, require_ints, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import fit_linear, to_compute
-from lens_linear.linearity.measure.intervals import few_rows, ratio_interval
+from lens_linear.linearity.measure.first_position import both_readings, first_share
+from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site, TokenRows
-from lens_linear.stats.collect import gather_rows, require_rows_for_fit
+from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
 
@@ -49,11 +50,14 @@ class BilinearProbe(Result):
         gains: [rank], ``r2 − affine r2``.
         gain_intervals: [rank, 2], 95 % bootstrap over test sequences; NaN without sequences.
         train_gains: [rank], the same on the training rows: what overfitting looks like.
+        affine_interval: [2], 95 % of the affine fit's R².
         a, b: [k, d_in], the readings at the highest rank; ``c`` [k, d_out] what each product writes.
         where: what was probed, in words.
         n_fit: training rows.
         n_tokens: test rows.
         seed: of the halves and of the starts.
+        first_share: share of the output's variance in the first position; NaN where it is left out.
+        without_first: the same probe, fitted and scored without it; None where it is left out.
     """
 
     _figure = "bilinear_gain"
@@ -63,6 +67,7 @@ class BilinearProbe(Result):
     gains: Float[Tensor, " rank"]
     gain_intervals: Float[Tensor, "rank 2"]
     train_gains: Float[Tensor, " rank"]
+    affine_interval: Float[Tensor, "2"]
     a: Float[Tensor, "k d_in"]
     b: Float[Tensor, "k d_in"]
     c: Float[Tensor, "k d_out"]
@@ -70,6 +75,8 @@ class BilinearProbe(Result):
     n_fit: int
     n_tokens: int
     seed: int
+    first_share: float = float("nan")
+    without_first: BilinearProbe | None = None
 
     @property
     def affine_r2(self) -> float:
@@ -79,8 +86,10 @@ class BilinearProbe(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per rank: rank, r2, gain, gain_low, gain_high, train_gain, share_of_residual.
 
-        ``share_of_residual`` is the gain over what the affine fit left, ``gain / (1 − affine r2)``.
+        ``share_of_residual`` is the gain over what the affine fit left, ``gain / (1 − affine r2)``. Then
+        null_r2 of the affine fit, n_tokens, n_fit, r2_without_first, gain_without_first and first_share.
         """
+        other = self.without_first or self
         return pd.DataFrame(
             {
                 "rank": self.ranks,
@@ -90,7 +99,23 @@ class BilinearProbe(Result):
                 "gain_high": self.gain_intervals[:, 1].numpy(),
                 "train_gain": self.train_gains.numpy(),
                 "share_of_residual": (self.gains / (1 - self.r2[0])).numpy(),
+                "null_r2": held_out_null(self.n_fit, self.a.shape[1]),
+                "n_tokens": self.n_tokens,
+                "n_fit": self.n_fit,
+                "r2_without_first": other.r2.numpy(),
+                "gain_without_first": other.gains.numpy(),
+                "first_share": self.first_share,
             }
+        )
+
+    @property
+    def first_position(self) -> str:
+        """A clause with both readings, where the affine fit's differ by more than its interval."""
+        other = self.without_first or self
+        low, high = self.affine_interval.tolist()
+        differ = other.affine_r2 < low or other.affine_r2 > high
+        return both_readings(
+            self.first_share, "affine R²", self.affine_r2, other.affine_r2, differ=differ
         )
 
     def __repr__(self) -> str:
@@ -99,7 +124,7 @@ class BilinearProbe(Result):
             f"BilinearProbe of {self.where}: affine R² = {self.affine_r2:.4f} held out, best gain "
             f"{float(self.gains[best]):+.4f} with {self.ranks[best]} products (of ranks "
             f"{list(self.ranks[1:])}); n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{few_rows(self.n_fit, self.a.shape[1])}"
+            f"{self.first_position}{few_rows(self.n_fit, self.a.shape[1])}"
         )
 
 
@@ -174,16 +199,28 @@ def bilinear_probe(
         )
         for half in halves(rows, seed=seed)
     )
-    return probe_rows(
-        train.x,
-        train.y,
-        test.x,
-        test.y,
-        rank=rank,
-        iterations=iterations,
-        seed=seed,
-        sequence=test.sequence,
-        where=f"the {site} of layer {layer} of {model.cfg.model_name}",
+    where = f"the {site} of layer {layer} of {model.cfg.model_name}"
+
+    def probe(train: SiteRows, test: SiteRows) -> BilinearProbe:
+        return probe_rows(
+            train.x,
+            train.y,
+            test.x,
+            test.y,
+            rank=rank,
+            iterations=iterations,
+            seed=seed,
+            sequence=test.sequence,
+            where=where,
+        )
+
+    found = probe(train, test)
+    if not bool(test.first.any()) or len(rest := train.without_first().x) <= rest.shape[1] + 1:
+        return found
+    return replace(
+        found,
+        first_share=first_share(test.y, test.first),
+        without_first=probe(train.without_first(), test.without_first()),
     )
 
 
@@ -234,11 +271,13 @@ def probe_rows(
     r2 = 1 - residual.sum(1) / total.sum().cpu()
     train = torch.stack(train_left).cpu()
     best: Products = found[max(ranks)]
+    gains, affine_interval = _intervals(residual, total.cpu(), sequence, seed)
     return BilinearProbe(
         ranks=(0, *ranks),
         r2=r2,
         gains=r2 - r2[0],
-        gain_intervals=_intervals(residual, total.cpu(), sequence, seed),
+        gain_intervals=gains,
+        affine_interval=affine_interval,
         train_gains=(train[0] - train) / float(train_total),
         a=best.a,
         b=best.b,
@@ -260,14 +299,18 @@ def _ranks(rank: int | Sequence[int]) -> tuple[int, ...]:
 
 def _intervals(
     residual: Tensor, total: Tensor, sequence: Tensor | None, seed: int
-) -> Float[Tensor, "rank 2"]:
-    """Of the gain: what the products take off the residual, over the total, by sequence."""
+) -> tuple[Float[Tensor, "rank 2"], Float[Tensor, "2"]]:
+    """Of the gain (what the products take off the residual, over the total, by sequence), and of R²."""
     if sequence is None:
-        return torch.full((len(residual), 2), torch.nan, dtype=torch.float64)
+        ends = torch.full((len(residual) + 1, 2), torch.nan, dtype=torch.float64)
+        return ends[1:], ends[0]
     _, place = sequence.cpu().unique(return_inverse=True)
     n = int(place.max()) + 1
     sums = torch.zeros(len(residual), n, dtype=torch.float64).index_add_(1, place, residual)
     totals = torch.zeros(n, dtype=torch.float64).index_add_(0, place, total)
     # gain = 1 - (total - taken) / total, so it is an interval of the same kind as a score's.
     kept = totals - (sums[0] - sums)
-    return ratio_interval(kept, totals.expand_as(kept), seed=seed)
+    ends = ratio_interval(
+        torch.cat([sums[:1], kept]), totals.expand(len(kept) + 1, -1), seed=seed
+    )
+    return ends[1:], ends[0]

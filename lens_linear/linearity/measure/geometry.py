@@ -18,6 +18,7 @@ from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import LensLinearError
 from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
 from lens_linear.linalg.spectra import Coinciding
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
@@ -41,6 +42,8 @@ class LayerGeometry(Result):
         n_rows: states used per boundary.
         skip: leading positions left out.
         seed: of the draw.
+        first_share: [boundary], share of the variance in the first position; NaN where it is left out.
+        without_first: the same without the states of first positions; None where they are left out.
     """
 
     _figure = "layer_geometry"
@@ -54,9 +57,22 @@ class LayerGeometry(Result):
     n_rows: int
     skip: int
     seed: int
+    first_share: Float[Tensor, " boundary"]
+    without_first: LayerGeometry | None = None
+
+    @property
+    def first_position(self) -> str:
+        """A clause with both readings of the boundary where anisotropy differs most, if it does."""
+        other = (self.without_first or self).anisotropy
+        at = int((other - self.anisotropy).abs().argmax())
+        here, there = float(self.anisotropy[at]), float(other[at])
+        what, share = f"anisotropy at boundary {at}", float(self.first_share[at])
+        return both_readings(share, what, here, there, differ=abs(here - there) > DIFFERENT)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per layer boundary (0 = embedding)."""
+        """One row per layer boundary (0 = embedding); then every column without the first position
+        (``…_without_first``) and first_share.
+        """
         names = (
             "intrinsic_dimension",
             "anisotropy",
@@ -65,7 +81,10 @@ class LayerGeometry(Result):
             "reference_dimension",
         )
         columns = {name: getattr(self, name).numpy() for name in names}
-        return pd.DataFrame({**columns, "n_rows": self.n_rows}).rename_axis("boundary")
+        other = self.without_first or self
+        later = {f"{name}_without_first": getattr(other, name).numpy() for name in names}
+        extra = {"n_rows": self.n_rows, **later, "first_share": self.first_share.numpy()}
+        return pd.DataFrame({**columns, **extra}).rename_axis("boundary")
 
     def __repr__(self) -> str:
         low, high = float(self.anisotropy.min()), float(self.anisotropy.max())
@@ -73,6 +92,7 @@ class LayerGeometry(Result):
             f"LayerGeometry of {self.model_name}: {len(self.norm)} layer boundaries, anisotropy {low:.3f} "
             f"to {high:.3f}, intrinsic dimension {float(self.intrinsic_dimension.nan_to_num().min()):.1f} "
             f"to {float(self.intrinsic_dimension.nan_to_num().max()):.1f}; n = {self.n_rows:,} states each"
+            f"{self.first_position}"
         )
 
 
@@ -124,26 +144,39 @@ def layer_geometry(
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(total, dtype=torch.bool)
     kept[order[:max_rows]] = True
-    parts, seen = [], 0
+    parts, places, seen = [], [], 0
     for _, batch in batched(rows, batch_size):
-        states = residual_stream(model, batch.long())[:, :, skip:].flatten(1, 2)
+        states = residual_stream(model, batch.long())[:, :, skip:]
+        first = torch.zeros(states.shape[1:3], dtype=torch.bool)
+        first[:, : int(skip == 0)] = True
+        states = states.flatten(1, 2)
         mask = kept[seen : seen + states.shape[1]].to(states.device)
         parts.append(states[:, mask])
+        places.append(first.flatten()[mask.cpu()])
         seen += states.shape[1]
-    clouds = torch.cat(parts, dim=1)
-    columns = torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T
-    dimension, reference, anisotropy, rank, norm = columns
+    clouds, first = torch.cat(parts, dim=1), torch.cat(places)
+    common = {"model_name": str(model.cfg.model_name), "skip": skip, "seed": seed}
+    shares = torch.full((len(clouds),), torch.nan, dtype=torch.float64)
+    later = None
+    if bool(first.any()) and int((~first).sum()) >= 20:
+        later = LayerGeometry(
+            *_columns(clouds[:, (~first).to(clouds.device)], seed),
+            n_rows=int((~first).sum()),
+            first_share=shares,
+            **common,
+        )
+        shares = torch.tensor([first_share(c, first) for c in clouds], dtype=torch.float64)
     return LayerGeometry(
-        dimension,
-        reference,
-        anisotropy,
-        rank,
-        norm,
-        model_name=str(model.cfg.model_name),
+        *_columns(clouds, seed),
         n_rows=clouds.shape[1],
-        skip=skip,
-        seed=seed,
+        first_share=shares,
+        without_first=later,
+        **common,
     )
+
+
+def _columns(clouds: Float[Tensor, "boundary row d_model"], seed: int) -> list[Tensor]:
+    return list(torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T)
 
 
 def _describe(cloud: Tensor, seed: int) -> tuple[float, float, float, float, float]:

@@ -15,7 +15,7 @@ the diagonal is the block profile; far from it one reads how many blocks one map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from lens_linear.checks import require_choice, require_float, require_int, requi
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.precision import compute_device
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.profile_result import Fit
 from lens_linear.models.capture import Site, TokenRows, visit_sites
@@ -54,6 +55,9 @@ class LayerMap(Result):
         skip: leading positions left out.
         ridge: penalty of the fits.
         seed: of the halves.
+        without_first: [boundary, boundary], fitted and scored without the first position, from the same
+            pass; ``values`` again where it is left out.
+        first_share: [boundary], share of the variance fitted that the first position holds; NaN there.
     """
 
     _figure = "layer_map"
@@ -69,6 +73,17 @@ class LayerMap(Result):
     skip: int
     ridge: float
     seed: int
+    without_first: Float[Tensor, "boundary boundary"]
+    first_share: Float[Tensor, " boundary"]
+
+    @property
+    def first_position(self) -> str:
+        """A clause with both readings of neighbours, where they differ."""
+        here, there = (v.diagonal(1).median() for v in (self.values, self.without_first))
+        share = self.first_share.nan_to_num(nan=0.0).max()
+        what = "median R² between neighbours"
+        differ = bool((self.values - self.without_first).diagonal(1).abs().max() > DIFFERENT)
+        return both_readings(float(share), what, float(here), float(there), differ=differ)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,7 +116,7 @@ class LayerMap(Result):
             f"LayerMap of {self.model_name}: {self.fit} R² between {len(self)} layer boundaries, "
             f"{float(self.values[0, -1]):.3f} from first to last, {min(above):.3f} to {max(above):.3f} "
             f"between neighbours, null about {self.null_r2:.2g}; n = {self.n_tokens:,} tokens{fitted}"
-            f"{few_rows(self.n_fit, self.d_model)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.d_model)}"
         )
 
 
@@ -170,14 +185,13 @@ def layer_map(
     )
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     walk = _Walk(model, chosen, skip, batch_size, progress)
-    fits = fit_pairs(walk, train, ridge)
-    values = torch.full((len(chosen), len(chosen)), torch.nan, dtype=torch.float64)
-    values.fill_diagonal_(1.0)
-    scored = _held_out(walk, test, fits) if held_out else _in_sample(fits)
-    for (i, j), value in scored.items():
-        values[i, j] = value
+    readings, shares = fit_pairs(walk, train, ridge, keep_core=not held_out)
+    found = _held_out(walk, test, readings) if held_out else [_in_sample(f) for f in readings]
+    fits = readings[0]
     return LayerMap(
-        values=values,
+        values=found[0],
+        without_first=found[-1],
+        first_share=shares,
         boundaries=tuple(chosen),
         model_name=str(model.cfg.model_name),
         fit=fit,
@@ -202,6 +216,7 @@ class _Walk:
     progress: bool
 
     def __call__(self, rows: RowView, what: str, use: Callable[[list[Tensor]], None]) -> None:
+        """Call ``use`` with the states of a batch, [sequence, position, d_model] by boundary."""
         mine = rows.share(*process())
         if len(mine) == 0:
             return
@@ -217,7 +232,7 @@ class _Walk:
                 # A model spread over devices has its boundaries on several: bring them together.
                 device = compute_device(y.device)
                 ready = [states[b].to(device) for b in self.boundaries]
-                use([state.flatten(0, 1) for state in ready])
+                use(ready)
                 states.clear()
 
         with sequence_bar(len(mine), what, show=self.progress) as bar:
@@ -232,25 +247,53 @@ class _Walk:
             )
 
 
-def fit_pairs(walk: _Walk, rows: RowView, ridge: float) -> list[LinearFit]:
+def fit_pairs(
+    walk: _Walk, rows: RowView, ridge: float, *, keep_core: bool = True
+) -> tuple[list[list[LinearFit]], Float[Tensor, " boundary"]]:
     """For every boundary but the last, one fit to all later boundaries side by side.
 
     One scatter of x then serves all its targets: a third of the work of one ``Moments`` per pair.
+
+    Returns:
+        The fits on all positions, and, where the first is among them, those without it; its share of the
+        variance by boundary.
     """
-    moments = [Moments() for _ in walk.boundaries[:-1]]
+    apart = walk.skip == 0
+    moments = [(Moments(), Moments()) for _ in walk.boundaries[:-1]]
+    own = [(Moments(), Moments()) for _ in walk.boundaries]  # what every boundary itself varies by
+    blank = torch.zeros(1, dtype=torch.float32)
 
     def use(states: list[Tensor]) -> None:
-        for i, m in enumerate(moments):
-            m.update(states[i], torch.cat(states[i + 1 :], dim=1))
+        cuts = (slice(int(apart), None), slice(0, int(apart)))
+        for i, state in enumerate(states):
+            later = torch.cat(states[i + 1 :], dim=2) if i + 1 < len(states) else None
+            for k, cut in enumerate(cuts):
+                x = state[:, cut]
+                own[i][k].update(blank.to(x).expand(*x.shape[:2], 1), x)
+                if later is not None:
+                    moments[i][k].update(x, later[:, cut])
 
     walk(rows, "fitting pairs", use)
-    for m in moments:
-        m.all_reduce_()
-        if not m.varies:
+    whole: list[LinearFit] = []
+    rest: list[LinearFit] = []
+    for i in range(len(moments)):
+        after, first = (m.all_reduce_() for m in moments[i])
+        moments[i] = (Moments(), Moments())  # what is fitted need not be kept
+        both = after + first if apart else after
+        if not both.varies:
             raise InvalidArgumentError(
                 "the residual stream does not vary over these tokens; pass different tokens"
             )
-    return [m.fit(ridge=ridge) for m in moments]
+        usable = apart and after.n > walk.model.cfg.d_model + 1 and after.varies
+        for fits, part in ((whole, both), *([(rest, after)] if usable else [])):
+            fit = part.fit(ridge=ridge)
+            fits.append(fit if keep_core else replace(fit, core=fit.core[:0]))
+    shares = [
+        float(share_of(first.all_reduce_(), after.all_reduce_())) if apart and after.n else float("nan")
+        for after, first in own
+    ]
+    readings = [whole, rest] if len(rest) == len(whole) else [whole]
+    return readings, torch.tensor(shares, dtype=torch.float64)
 
 
 def _targets(fits: list[LinearFit], i: int) -> list[slice]:
@@ -258,34 +301,39 @@ def _targets(fits: list[LinearFit], i: int) -> list[slice]:
     return [slice(k * width, (k + 1) * width) for k in range(len(fits) - i)]
 
 
-def _held_out(walk: _Walk, rows: RowView, fits: list[LinearFit]) -> dict[tuple[int, int], Tensor]:
+def _held_out(walk: _Walk, rows: RowView, readings: list[list[LinearFit]]) -> list[Tensor]:
+    """R² of every pair, for each set of fits; the second is scored without the first position."""
     n = len(walk.boundaries)
-    residual = torch.zeros(n, n, dtype=torch.float64)
-    total = torch.zeros(n, dtype=torch.float64)
-    means = [fits[0].mean_y[part] for part in _targets(fits, 0)]
+    residual = torch.zeros(len(readings), n, n, dtype=torch.float64)
+    total = torch.zeros(len(readings), n, dtype=torch.float64)
 
-    def use(states: list[Tensor]) -> None:
-        states = [to_compute(state) for state in states]
-        for j in range(1, n):
-            total[j] += float((states[j] - means[j - 1]).square().sum())
-        for i, fit in enumerate(fits):
-            guess = fit.predict(states[i])
-            for j, part in enumerate(_targets(fits, i), start=i + 1):
-                residual[i, j] += float((states[j] - guess[:, part]).square().sum())
+    def use(batch: list[Tensor]) -> None:
+        for k, fits in enumerate(readings):
+            states = [to_compute(state[:, k:]).flatten(0, 1) for state in batch]
+            for j, part in enumerate(_targets(fits, 0), start=1):
+                total[k, j] += float((states[j] - fits[0].mean_y[part]).square().sum())
+            for i, fit in enumerate(fits):
+                guess = fit.predict(states[i])
+                for j, part in enumerate(_targets(fits, i), start=i + 1):
+                    residual[k, i, j] += float((states[j] - guess[:, part]).square().sum())
 
     walk(rows, "scoring pairs", use)
     residual, total = all_reduce_sum(residual), all_reduce_sum(total)
-    return {
-        (i, j): 1 - residual[i, j] / total[j] if total[j] > 0 else torch.tensor(torch.nan)
-        for i in range(n)
-        for j in range(i + 1, n)
-    }
+    values = 1 - residual / total[:, None]
+    return [_upper(torch.where(t > 0, v, torch.nan)) for v, t in zip(values, total, strict=True)]
 
 
-def _in_sample(fits: list[LinearFit]) -> dict[tuple[int, int], Tensor]:
-    out = {}
+def _in_sample(fits: list[LinearFit]) -> Tensor:
+    out = torch.full((len(fits) + 1, len(fits) + 1), torch.nan, dtype=torch.float64)
     for i, fit in enumerate(fits):
         explained = fit.core.square().sum(0) + fit.ridge * fit.weight.square().sum(0)
         for j, part in enumerate(_targets(fits, i), start=i + 1):
             out[i, j] = explained[part].sum() / fit.scatter_y[part].sum()
-    return out
+    return _upper(out)
+
+
+def _upper(values: Tensor) -> Float[Tensor, "boundary boundary"]:
+    """The same above the diagonal, 1 on it, NaN below."""
+    below = torch.ones_like(values, dtype=torch.bool).tril(-1)
+    values = values.masked_fill(below, torch.nan)
+    return values.fill_diagonal_(1.0)

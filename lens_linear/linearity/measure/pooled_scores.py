@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linearity.measure.first_position import share_of
 from lens_linear.linearity.measure.intervals import held_out_null, ratio_interval
 from lens_linear.models.capture import SITES, Site
 from lens_linear.stats.collect import Reading, SequenceSums
@@ -91,12 +92,7 @@ def first_shares(
         others = rest[layer, site]
         if not others.n:
             continue
-        n = here.n + others.n
-        mean = (here.n * here.mean_y + others.n * others.mean_y) / n
-        part, whole = (
-            m.scatter_y.sum() + m.n * (m.mean_y - mean).square().sum() for m in (here, others)
-        )
-        shares[site][layer] = part / (part + whole)
+        shares[site][layer] = share_of(here, others)
     return shares
 
 

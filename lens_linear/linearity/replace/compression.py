@@ -15,13 +15,16 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import LinearFit
+from lens_linear.linalg import Moments
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
+from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
 from lens_linear.models.capture import TokenRows
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.progress import sequence_bar
-from lens_linear.stats.collect import collect_moments, require_rows_for_fit
+from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, score_model
+from lens_linear.stats.resume import Key
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
@@ -36,6 +39,7 @@ class CompressionTable(Result):
         base_loss: of the whole model on the test half, nats per token.
         parameters: of the whole model.
         model_name: as the model calls itself.
+        d_model: inputs of each map.
         n_fit: rows fitted on.
         n_tokens: tokens the loss was taken on.
         seed: of the halves.
@@ -47,6 +51,7 @@ class CompressionTable(Result):
     base_loss: float
     parameters: int
     model_name: str
+    d_model: int
     n_fit: int
     n_tokens: int
     seed: int
@@ -54,11 +59,20 @@ class CompressionTable(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per layer and rank.
 
-        Columns: layer, rank, ffn_r2 (held out), ffn_parameters, map_parameters, times_fewer,
+        Columns: layer, rank, ffn_r2 (held out), ffn_r2_without_first (fitted and scored without the first
+        position), ffn_first_share (of the output's variance), null_r2, ffn_parameters, map_parameters, times_fewer,
         share_saved (of the whole model), loss, loss_increase, loss_increase_se, perplexity,
-        perplexity_increase.
+        perplexity_increase, n_tokens, n_fit.
         """
-        return pd.DataFrame(list(self.rows))
+        return pd.DataFrame(list(self.rows)).assign(n_tokens=self.n_tokens, n_fit=self.n_fit)
+
+    @property
+    def first_position(self) -> str:
+        """A clause with both readings of the FFN where they differ most, if they do."""
+        pairs = [(r["ffn_r2"], r["ffn_r2_without_first"], r["ffn_first_share"]) for r in self.rows]
+        here, there, share = max(pairs, key=lambda p: abs(p[0] - p[1]))  # type: ignore[operator,call-overload]
+        differ = bool(abs(here - there) > DIFFERENT)  # type: ignore[operator]
+        return both_readings(share, "FFN R² of one layer", here, there, differ=differ)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         if not self.rows:
@@ -68,7 +82,7 @@ class CompressionTable(Result):
             f"CompressionTable of {self.model_name}: {len(self.rows)} single-FFN replacements, cheapest is "
             f"layer {best['layer']} at rank {best['rank']} ({best['times_fewer']:.1f} times fewer "
             f"parameters, perplexity {best['perplexity_increase']:+.3f}); n = {self.n_tokens:,} test "
-            f"tokens, fitted on {self.n_fit:,}"
+            f"tokens, fitted on {self.n_fit:,}{self.first_position}{few_rows(self.n_fit, self.d_model)}"
         )
 
 
@@ -132,29 +146,46 @@ def ffn_compression(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
+    width = model.cfg.d_model
     fitted, tested = (
-        collect_moments(
-            model, half, sites=("ffn",), layers=chosen, skip=skip, batch_size=batch_size
+        _both(
+            collect_moments(
+                model,
+                half,
+                sites=("ffn",),
+                layers=chosen,
+                skip=skip,
+                batch_size=batch_size,
+                first_apart=skip == 0,
+            )
         )
         for half in (train, test)
     )
     base = score_model(model, test, batch_size=batch_size).loss
-    usable = [layer for layer in chosen if fitted[layer, "ffn"].varies]
+    usable = [layer for layer in chosen if fitted[layer][0].varies]
     out: list[dict[str, object]] = []
     with sequence_bar(len(usable), "compressing", show=progress) as bar:
         for count, layer in enumerate(usable, start=1):
-            full = fitted[layer, "ffn"].fit(ridge=ridge)
+            (whole, rest, _), (seen, seen_rest, share) = fitted[layer], tested[layer]
+            full = whole.fit(ridge=ridge)
+            later = rest.fit(ridge=ridge) if rest.n > width + 1 and rest.varies else full
             for rank in ranks:
-                fit: LinearFit = full if rank is None else full.truncate(rank)
+                fit, other = (f if rank is None else f.truncate(rank) for f in (full, later))
                 m = from_fit("ffn", layer, layer, fit)
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
-                r2 = tested[layer, "ffn"].score(fit)
+                r2 = {
+                    "ffn_r2": seen.score(fit),
+                    "ffn_r2_without_first": seen_rest.score(other),
+                    "ffn_first_share": share,
+                    "null_r2": held_out_null(fit.n, fit.rank),
+                }
                 out.append(_row(model, m, rank, r2, base, loss))
             bar(count)
     return CompressionTable(
         rows=tuple(out),
         base_loss=base.mean,
         parameters=n_parameters(model),
+        d_model=width,
         model_name=str(model.cfg.model_name),
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
@@ -162,11 +193,21 @@ def ffn_compression(
     )
 
 
+def _both(found: dict[Key, Moments]) -> dict[int, tuple[Moments, Moments, float]]:
+    """By layer: statistics of all rows, of those after the first position, and the share of the first."""
+    out = {}
+    for layer, site in [key for key in found if key[1] == "ffn"]:
+        rest, first = found[layer, site], found.get(first_key((layer, site)))
+        share = float(share_of(first, rest)) if first and rest.n else float("nan")
+        out[layer] = (rest + first if first else rest, rest, share)
+    return out
+
+
 def _row(
     model: TransformerBridge,
     m: AffineMap,
     rank: int | None,
-    r2: float,
+    r2: dict[str, float],
     base: RowScores,
     loss: RowScores,
 ) -> dict[str, object]:
@@ -175,7 +216,7 @@ def _row(
     return {
         "layer": m.first,
         "rank": m.weight.shape[0] if rank is None else rank,
-        "ffn_r2": r2,
+        **r2,
         "ffn_parameters": before,
         "map_parameters": m.n_parameters,
         "times_fewer": before / m.n_parameters,

@@ -1,0 +1,48 @@
+"""The first position, whose outlier can carry most of the variance: its share, and when it must be said."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lens_linear.linalg import Moments, to_compute
+
+# Where a reading has no interval: the difference from which both readings are said.
+DIFFERENT = 0.01
+
+
+def first_share(y: Float[Tensor, "row d"], first: Bool[Tensor, " row"]) -> float:
+    """``Σ_first ‖y − ȳ‖² / Σ ‖y − ȳ‖²``: 1 / length when the first position is like the others.
+
+    Example:
+        >>> first_share(torch.tensor([[3.0], [0.0], [0.0]]), torch.tensor([True, False, False]))
+        0.6666666666666666
+    """
+    about = (to_compute(y) - to_compute(y).mean(0)).square().sum(1)
+    return float(about[first.to(about.device)].sum() / about.sum()) if len(y) else float("nan")
+
+
+def share_of(first: Moments, rest: Moments) -> Float[Tensor, ""]:
+    """The same from statistics of the first position and of the others."""
+    n = first.n + rest.n
+    mean = (first.n * first.mean_y + rest.n * rest.mean_y) / n
+    part, whole = (
+        m.scatter_y.sum() + m.n * (m.mean_y - mean).square().sum() for m in (first, rest)
+    )
+    return part / (part + whole)
+
+
+def both_readings(share: float, what: str, here: float, there: float, *, differ: bool) -> str:
+    """A clause with both readings, or nothing where they agree.
+
+    Example:
+        >>> both_readings(0.99, "affine R²", 0.955, 0.327, differ=True)
+        '; the first position holds 99% of the variance: affine R² 0.955 with it, 0.327 without'
+    """
+    if not differ:
+        return ""
+    return (
+        f"; the first position holds {share:.0%} of the variance: {what} {here:.3f} with it, "
+        f"{there:.3f} without"
+    )
