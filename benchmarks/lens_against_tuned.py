@@ -108,9 +108,7 @@ def main() -> None:
         start = time.process_time()
         found = tuned_lens(model, fitted, readout, optimizer)
         seconds = time.process_time() - start
-        note(
-            f"tuned lens, 4 epochs, {optimizer}", seconds, kl_of(model, held, readout, *found)
-        )
+        note(f"tuned lens, 4 epochs, {optimizer}", seconds, kl_of(model, held, readout, *found))
     frame = pd.DataFrame(lines).assign(
         model=options.model, n_fit=fitted.numel(), n=held.numel() - len(held), seed=0
     )

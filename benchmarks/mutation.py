@@ -253,7 +253,9 @@ def main() -> None:
     parser.add_argument("rooms", nargs="*", default=list(ROOMS))
     parser.add_argument("--mutants", type=int, default=60, help="how many a room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=300, help="processor seconds a mutant may run")
+    parser.add_argument(
+        "--limit", type=float, default=300, help="processor seconds a mutant may run"
+    )
     parser.add_argument("--out", type=Path, default=None, help="CSV with one row a mutant")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

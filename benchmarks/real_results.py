@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -60,7 +60,10 @@ class Material:
 def profile(m):
     """Block, FFN and attention R² with and without the first position, on two texts."""
     frames = [
-        ll.linearity_profile(m.model, m.rows(24, text)).to_dataframe().reset_index().assign(text=text)
+        ll.linearity_profile(m.model, m.rows(24, text))
+        .to_dataframe()
+        .reset_index()
+        .assign(text=text)
         for text in m.texts
     ]
     return pd.concat(frames), {"n": "24 rows of 256 a text, half to fit", "ridge": 0.0}
@@ -83,20 +86,26 @@ def replacement(m):
     """Blocks in the order of their linearity: left out, as affine maps, and maps distilled."""
     frames = []
     for strategy in ("remove", "linear", "linear+distill"):
-        curve = ll.replacement_curve(m.model, m.rows(16), strategy, max_replaced=min(10, m.model.cfg.n_layers))
+        curve = ll.replacement_curve(
+            m.model, m.rows(16), strategy, max_replaced=min(10, m.model.cfg.n_layers)
+        )
         frames.append(curve.to_dataframe().assign(n_tokens=curve.n_tokens))
     return pd.concat(frames), {"n": "16 rows of 256, half to fit", "max_replaced": 10}
 
 
 def runs(m):
     table = linearity.run_table(m.model, m.rows(12), lengths=[min(6, m.model.cfg.n_layers)])
-    return table.to_dataframe().assign(n_tokens=table.n_tokens), {"n": "12 rows of 256, half to fit"}
+    return table.to_dataframe().assign(n_tokens=table.n_tokens), {
+        "n": "12 rows of 256, half to fit"
+    }
 
 
 def compression(m):
     """Each FFN as one affine map: parameters, R², loss, perplexity; and two of them at once."""
     table = linearity.ffn_compression(m.model, m.rows(24))
-    return table.to_dataframe().assign(n_tokens=table.n_tokens), {"n": "24 rows of 256, half to fit"}
+    return table.to_dataframe().assign(n_tokens=table.n_tokens), {
+        "n": "24 rows of 256, half to fit"
+    }
 
 
 def pairs(m):
@@ -183,15 +192,14 @@ def composition(m):
     }  # fmt: skip
 
 
-def agreement(m):
-    """Surrogates of every order, basis and reading, per prompt and of the mean profile, two concepts."""
-    frames = []
-    for name, split in m.concepts().items():
-        table = dynamics.agreement_table(
-            [m.model], split, orders=ORDERS, bases=BASES, jacobians=JACOBIANS
-        )
-        frames.append(table.to_dataframe().assign(concept=name))
-    return pd.concat(frames), {"n": "200 texts for directions, 100 operating, 200 evaluation prompts"}
+def agreement(m, name):
+    """Surrogates of every order, basis and reading, per prompt and of the mean profile."""
+    table = dynamics.agreement_table(
+        [m.model], m.concepts()[name], orders=ORDERS, bases=BASES, jacobians=JACOBIANS
+    )
+    return table.to_dataframe().assign(concept=name), {
+        "n": "200 texts for directions, 100 operating, 200 evaluation prompts"
+    }
 
 
 def gains(m):
@@ -220,8 +228,14 @@ def steering(m):
         found = ll.evaluate_schedules(
             m.model, list(split.evaluation.texts)[:50], v, surrogate, truncate=True
         )
-        frames.append(found.to_dataframe().reset_index().assign(concept=name, n=50, target=found.target))
-    return pd.concat(frames), {"n": "50 evaluation prompts a concept", "order": 32, "jacobian": "mean"}
+        frames.append(
+            found.to_dataframe().reset_index().assign(concept=name, n=50, target=found.target)
+        )
+    return pd.concat(frames), {
+        "n": "50 evaluation prompts a concept",
+        "order": 32,
+        "jacobian": "mean",
+    }
 
 
 def lens(m):
@@ -249,7 +263,8 @@ def sizes(m):
 
 
 TABLES = {
-    "agreement": agreement, "gains": gains, "profile": profile, "heads": heads, "ablations": ablations,
+    "agreement-mood": partial(agreement, name="mood"),
+    "agreement-polarity": partial(agreement, name="polarity"), "gains": gains, "profile": profile, "heads": heads, "ablations": ablations,
     "steering": steering, "lens": lens, "compression": compression, "pairs": pairs, "replacement": replacement,
     "composition": composition, "bilinear": bilinear, "adam": adam, "geometry": geometry, "sizes": sizes,
     "layer-map": layer_map, "runs": runs,

@@ -264,8 +264,8 @@ def test_every_result_carries_the_reading_with_skip_1_from_the_same_pass(measure
         ll.layer_map,
         layer_geometry,
         ffn_compression,
-        lambda m, i, **k: ll.bilinear_probe(m, i, 1, rank=1, iterations=2, **k),
-        lambda m, i, **k: adam_baseline(m, i, 1, steps=4, **k),
+        lambda m, i, **k: ll.bilinear_probe(m, i, 1, rank=1, iterations=2, site="block", **k),
+        lambda m, i, **k: adam_baseline(m, i, 1, steps=4, site="block", **k),
     ],
 )
 def test_every_sentence_and_figure_says_the_first_position_where_it_matters(call):

@@ -310,7 +310,5 @@ def _intervals(
     totals = torch.zeros(n, dtype=torch.float64).index_add_(0, place, total)
     # gain = 1 - (total - taken) / total, so it is an interval of the same kind as a score's.
     kept = totals - (sums[0] - sums)
-    ends = ratio_interval(
-        torch.cat([sums[:1], kept]), totals.expand(len(kept) + 1, -1), seed=seed
-    )
+    ends = ratio_interval(torch.cat([sums[:1], kept]), totals.expand(len(kept) + 1, -1), seed=seed)
     return ends[1:], ends[0]

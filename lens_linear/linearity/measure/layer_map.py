@@ -289,7 +289,9 @@ def fit_pairs(
             fit = part.fit(ridge=ridge)
             fits.append(fit if keep_core else replace(fit, core=fit.core[:0]))
     shares = [
-        float(share_of(first.all_reduce_(), after.all_reduce_())) if apart and after.n else float("nan")
+        float(share_of(first.all_reduce_(), after.all_reduce_()))
+        if apart and after.n
+        else float("nan")
         for after, first in own
     ]
     readings = [whole, rest] if len(rest) == len(whole) else [whole]

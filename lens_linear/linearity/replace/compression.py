@@ -60,8 +60,8 @@ class CompressionTable(Result):
         """One row per layer and rank.
 
         Columns: layer, rank, ffn_r2 (held out), ffn_r2_without_first (fitted and scored without the first
-        position), ffn_first_share (of the output's variance), null_r2, ffn_parameters, map_parameters, times_fewer,
-        share_saved (of the whole model), loss, loss_increase, loss_increase_se, perplexity,
+        position), ffn_first_share (of the output's variance), null_r2, ffn_parameters, map_parameters,
+        times_fewer, share_saved (of the whole model), loss, loss_increase, loss_increase_se, perplexity,
         perplexity_increase, n_tokens, n_fit.
         """
         return pd.DataFrame(list(self.rows)).assign(n_tokens=self.n_tokens, n_fit=self.n_fit)
