@@ -15,7 +15,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import Moments
+from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
@@ -24,8 +24,7 @@ from lens_linear.models.describe.parameter_counts import n_parameters, site_para
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, score_model
-from lens_linear.stats.resume import Key
-from lens_linear.stats.split import as_rows, halves
+from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
 
@@ -146,46 +145,25 @@ def ffn_compression(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
-    width = model.cfg.d_model
-    fitted, tested = (
-        _both(
-            collect_moments(
-                model,
-                half,
-                sites=("ffn",),
-                layers=chosen,
-                skip=skip,
-                batch_size=batch_size,
-                first_apart=skip == 0,
-            )
-        )
-        for half in (train, test)
-    )
+    fitted, tested = (_statistics(model, half, chosen, skip, batch_size) for half in (train, test))
     base = score_model(model, test, batch_size=batch_size).loss
     usable = [layer for layer in chosen if fitted[layer][0].varies]
     out: list[dict[str, object]] = []
     with sequence_bar(len(usable), "compressing", show=progress) as bar:
         for count, layer in enumerate(usable, start=1):
-            (whole, rest, _), (seen, seen_rest, share) = fitted[layer], tested[layer]
-            full = whole.fit(ridge=ridge)
-            later = rest.fit(ridge=ridge) if rest.n > width + 1 and rest.varies else full
+            fits = _fits(fitted[layer], ridge)
             for rank in ranks:
-                fit, other = (f if rank is None else f.truncate(rank) for f in (full, later))
+                fit, later = (f if rank is None else f.truncate(rank) for f in fits)
                 m = from_fit("ffn", layer, layer, fit)
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
-                r2 = {
-                    "ffn_r2": seen.score(fit),
-                    "ffn_r2_without_first": seen_rest.score(other),
-                    "ffn_first_share": share,
-                    "null_r2": held_out_null(fit.n, fit.rank),
-                }
+                r2 = _scores(tested[layer], fit, later)
                 out.append(_row(model, m, rank, r2, base, loss))
             bar(count)
     return CompressionTable(
         rows=tuple(out),
         base_loss=base.mean,
         parameters=n_parameters(model),
-        d_model=width,
+        d_model=model.cfg.d_model,
         model_name=str(model.cfg.model_name),
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
@@ -193,14 +171,46 @@ def ffn_compression(
     )
 
 
-def _both(found: dict[Key, Moments]) -> dict[int, tuple[Moments, Moments, float]]:
+Statistics = tuple[Moments, Moments, float]
+
+
+def _statistics(
+    model: TransformerBridge, rows: RowView, layers: list[int], skip: int, batch_size: int | None
+) -> dict[int, Statistics]:
     """By layer: statistics of all rows, of those after the first position, and the share of the first."""
+    found = collect_moments(
+        model,
+        rows,
+        sites=("ffn",),
+        layers=layers,
+        skip=skip,
+        batch_size=batch_size,
+        first_apart=skip == 0,
+    )
     out = {}
-    for layer, site in [key for key in found if key[1] == "ffn"]:
-        rest, first = found[layer, site], found.get(first_key((layer, site)))
+    for layer in layers:
+        rest, first = found[layer, "ffn"], found.get(first_key((layer, "ffn")))
         share = float(share_of(first, rest)) if first and rest.n else float("nan")
         out[layer] = (rest + first if first else rest, rest, share)
     return out
+
+
+def _fits(statistics: Statistics, ridge: float) -> tuple[LinearFit, LinearFit]:
+    """The map on all rows, and that without the first position (the same where too few rows are left)."""
+    whole, rest, _ = statistics
+    full = whole.fit(ridge=ridge)
+    enough = rest.n > (rest.d_in or 0) + 1 and rest.varies
+    return full, rest.fit(ridge=ridge) if enough else full
+
+
+def _scores(seen: Statistics, fit: LinearFit, later: LinearFit) -> dict[str, float]:
+    whole, rest, share = seen
+    return {
+        "ffn_r2": whole.score(fit),
+        "ffn_r2_without_first": rest.score(later),
+        "ffn_first_share": share,
+        "null_r2": held_out_null(fit.n, fit.rank),
+    }
 
 
 def _row(
