@@ -15,8 +15,9 @@ def first_share(y: Float[Tensor, "row d"], first: Bool[Tensor, " row"]) -> float
     """``Σ_first ‖y − ȳ‖² / Σ ‖y − ȳ‖²``: 1 / length when the first position is like the others.
 
     Example:
-        >>> first_share(torch.tensor([[3.0], [0.0], [0.0]]), torch.tensor([True, False, False]))
-        0.6666666666666666
+        >>> import torch
+        >>> round(first_share(torch.tensor([[3.0], [0.0], [0.0]]), torch.arange(3) == 0), 6)
+        0.666667
     """
     about = (to_compute(y) - to_compute(y).mean(0)).square().sum(1)
     return float(about[first.to(about.device)].sum() / about.sum()) if len(y) else float("nan")
