@@ -28,7 +28,7 @@ FLOORS = {
     "plots": 5,
     "reports": 6,
     "studies": 5,
-    "explorer": 6,
+    "explorer": 5,
     "teaching": 6,
     "cli": 7,
     "__main__": 8,

@@ -72,7 +72,8 @@ export function App({ payload: given, hash, onSelect, kernel }: {
   const [selection, setSelection] = useState(() => fromHash(hash, start(given, live)));
   const [answer, setAnswer] = useState<{ run: Run | null; whole: Run | null; waiting: boolean; problem: string }>(
     { run: null, whole: null, waiting: false, problem: "" });
-  const select = useCallback((change: Partial<Selection>) => setSelection((old) => ({ ...old, ...change })), []);
+  const [pointed, point] = useState<number | null>(null);
+  const select = useCallback((change: Partial<Selection>) => { point(null); setSelection((old) => ({ ...old, ...change })); }, []);
   useEffect(() => onSelect(selection), [selection]);
   useEffect(() => setSelection((old) => fromHash(hash, old)), [hash]);
 
@@ -90,17 +91,24 @@ export function App({ payload: given, hash, onSelect, kernel }: {
   }, [live, selection.text, selection.ablated]);
   useKernel(kernel, live !== null, selection, setPayload, setAnswer);
   const now = liveAnswer ?? (kernel ? answer : { run: stored, whole: null, waiting: false, problem: stored ? "" : "Choose a prompt." });
-  const context: Context = { payload, engine: live?.engine ?? null, selection, select, ...now, text: words(payload) };
+  const seen = pointed !== null && now.run && pointed < now.run.ids.length
+    ? { ...selection, position: pointed, token: now.run.ids[pointed]!, target: null } : selection;
+  const context: Context = {
+    payload, engine: live?.engine ?? null, selection: seen, select, point, chosen: selection.position, ...now, text: words(payload),
+  };
+  // A key typed in the text changes neither of these: what does not change is not drawn again.
+  const map = useMemo(() => <MapView {...context} />, [payload, seen.head, seen.score]);
+  const head = useMemo(() => <HeadView {...context} />, [payload, seen.head, seen.token, seen.distance]);
   return (
     <div class="explorer">
       <Header payload={payload} gap={gap} />
       <main>
         <div class="column">
-          <View id="map" title="Model map"><MapView {...context} /></View>
+          <View id="map" title="Model map">{map}</View>
           <View id="text" title="Text"><TextView {...context} /></View>
         </div>
         <div class="column">
-          <View id="head" title="Head"><HeadView {...context} /></View>
+          <View id="head" title="Head">{head}</View>
           <View id="lens" title="Lens"><LensView {...context} /></View>
         </div>
       </main>

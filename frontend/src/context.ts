@@ -12,6 +12,8 @@ export interface Context {
   select: (change: Partial<Selection>) => void;
   run: Run | null;
   whole: Run | null; // the same text with no head taken away
+  point: (position: number | null) => void; // shows a position in all views until the pointer leaves
+  chosen: number; // the selected position, whatever is pointed at
   waiting: boolean;
   problem: string;
   text: (id: number) => string;

@@ -43,12 +43,12 @@ export class Engine {
       this.weights[name] = unpack(packed).data;
     }
     this.scales = payload.scales ? unpack(payload.scales).data : null;
-    const { d_model, d_vocab } = this.facts;
+    const { d_model, d_vocab, n_tokens } = this.facts;
     this.meanU = new Float32Array(d_model);
     for (let i = 0; i < d_model; i++) {
-      this.meanU[i] = mean(this.weight("W_U").subarray(i * d_vocab, (i + 1) * d_vocab));
+      this.meanU[i] = mean(this.weight("W_U").subarray(i * d_vocab, i * d_vocab + n_tokens));
     }
-    this.meanBias = mean(this.weight("b_U"));
+    this.meanBias = mean(this.weight("b_U").subarray(0, n_tokens));
     this.forget();
   }
 
@@ -116,6 +116,13 @@ export class Engine {
     row.logits = this.unembed(x, final_norm, eps, d_vocab);
     this.rows.push(row);
     this.ids.push(id);
+  }
+
+  /** `x / scale`, centred first in LayerNorm models: what a fitted lens reads. */
+  normalise(x: Float32Array): Float32Array {
+    const { final_norm, eps } = this.facts;
+    const inverse = 1 / normScale(x, final_norm, eps), middle = final_norm === "layer" ? mean(x) : 0;
+    return x.map((v) => (v - middle) * inverse);
   }
 
   unembed(x: Float32Array, norm: ModelFacts["norm"], eps: number, d_vocab: number): Float32Array {
@@ -189,7 +196,7 @@ export class Engine {
 
   private centredLogit(target: number, position: number): number {
     const logits = this.rows[position]!.logits;
-    return logits[target]! - mean(logits);
+    return logits[target]! - mean(logits.subarray(0, this.facts.n_tokens));
   }
 
   private headOutput(layer: number, head: number, z: Float32Array): Float32Array {
@@ -308,28 +315,29 @@ export class Engine {
 
   /** Scores a query token's embedding gives to every key token `distance` back, typical norm scales in. */
   qkRow(layer: number, head: number, token: number, distance: number): Float32Array {
-    const { d_model, d_head, n_heads, d_vocab } = this.facts;
+    const { d_model, d_head, n_heads, n_tokens } = this.facts;
     const at = (layer * n_heads + head) * d_model * d_head;
     const q = new Float32Array(d_head);
     addRowTimes(q, this.embedding(token), this.weight("W_Q"), at);
     this.rotate(q, distance); // the key stands at 0, where nothing turns
     const read = timesTransposed(this.weight("W_K"), q, d_model, at);
-    const out = timesTransposed(this.weight("W_E"), read, d_vocab);
+    const out = timesTransposed(this.weight("W_E"), read, n_tokens);
     const scale = this.weight("scale")[layer]! / this.typical(token);
-    for (let i = 0; i < d_vocab; i++) out[i]! *= scale / this.typical(i);
+    for (let i = 0; i < n_tokens; i++) out[i]! *= scale / this.typical(i);
     return out;
   }
 
   /** What attending to a token adds to every logit above the mean, typical norm scale in. */
   ovRow(layer: number, head: number, token: number): Float32Array {
-    const { d_model, d_head, n_heads, d_vocab } = this.facts;
+    const { d_model, d_head, n_heads, d_vocab, n_tokens } = this.facts;
     const at = (layer * n_heads + head) * d_model * d_head;
     const value = new Float32Array(d_head);
     addRowTimes(value, this.embedding(token), this.weight("W_V"), at);
     const written = new Float32Array(d_model);
     addRowTimes(written, value, this.weight("W_O"), at);
-    const out = new Float32Array(d_vocab);
-    addRowTimes(out, written, this.weight("W_U"));
+    const all = new Float32Array(d_vocab);
+    addRowTimes(all, written, this.weight("W_U"));
+    const out = all.subarray(0, n_tokens);
     const middle = mean(out);
     const scale = 1 / this.typical(token);
     return out.map((v) => (v - middle) * scale);

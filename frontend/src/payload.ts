@@ -14,6 +14,7 @@ export interface ModelFacts {
   d_model: number;
   d_head: number;
   d_vocab: number;
+  n_tokens: number; // outputs that stand for tokens; rows behind them are padding
   n_ctx: number;
   positions: string;
   norm: "none" | "layer" | "rms";
@@ -30,7 +31,9 @@ export interface Score {
   words: string;
   unit: string;
   signed: boolean;
-  beside?: [string, string]; // control: column, words
+  control?: string | number; // the null: a column, or the value itself
+  controlWords?: string;
+  se?: string; // column of its standard error
 }
 
 export interface HeadRow {
@@ -101,6 +104,7 @@ export interface PackedRun {
     logits: Packed; // [position, k], logit less the mean over the vocabulary
     max_error: number;
   } | null;
+  shares_note: string; // why there are none
   ablated: string[];
 }
 
@@ -118,7 +122,7 @@ export interface Payload {
   added_scores: { [name: string]: Score }; // of installed packages
   head_details: { [name: string]: HeadDetail };
   head_tables: HeadTables | null;
-  composition: { scores: Packed; mean: Packed; sd: Packed; n_random: number } | null;
+  composition: { scores: Packed; mean: Packed; sd: Packed; n_random: number; places: Packed | null } | null; // places: the pairs that are kept
   linearity: Linearity[];
   scales: Packed | null; // [token], typical scale of the norm before attention
   mean_scale: number;

@@ -29,6 +29,7 @@ export interface Run {
   meanLoss: number;
   targets(position: number): number[] | null; // null: any token
   take(position: number, target: number, paths: boolean): Taken | null;
+  sharesNote: string; // why no logit is taken apart, or nothing
   lens(kind: "linear" | "logit", layer: number, position: number): LensCell | null;
   ablated: string[];
 }
@@ -46,7 +47,7 @@ export function liveRun(payload: Payload, engine: Engine, tokens: TextTokens, te
     attention: (layer, head, query) => rows[query]?.pattern[layer * payload.model.n_heads + head] ?? null,
     next(position) {
       const p = softmax(rows[position]!.logits);
-      return topK(p, TOP).map((id) => ({ id, p: p[id]! }));
+      return topK(p.subarray(0, payload.model.n_tokens), TOP).map((id) => ({ id, p: p[id]! }));
     },
     loss: (position) => losses[position] ?? NaN,
     meanLoss: losses.slice(1).reduce((a, b) => a + b, 0) / Math.max(1, ids.length - 1),
@@ -61,6 +62,7 @@ export function liveRun(payload: Payload, engine: Engine, tokens: TextTokens, te
         pathsNote: found ? "" : `${engine.pathCount().toLocaleString("en")} paths are too many to list here.`,
       };
     },
+    sharesNote: "",
     lens: lensReader(payload, engine, rows),
   };
 }
@@ -70,7 +72,7 @@ let lensWeights: { of: Payload; weight: Float32Array; bias: Float32Array } | nul
 
 /** Reads a layer's stream through the final norm and unembedding, when a cell is looked at. */
 function lensReader(payload: Payload, engine: Engine, rows: Rows): Run["lens"] {
-  const { n_layers, d_model, final_norm, eps, d_vocab } = payload.model;
+  const { n_layers, d_model, final_norm, eps, d_vocab, n_tokens } = payload.model;
   const linear = payload.linear_lens;
   if (linear && lensWeights?.of !== payload) {
     lensWeights = { of: payload, weight: unpack(linear.weight).data, bias: unpack(linear.bias).data };
@@ -81,12 +83,13 @@ function lensReader(payload: Payload, engine: Engine, rows: Rows): Run["lens"] {
     let x = row.stream[layer]!;
     if (kind === "linear" && layer < n_layers) {
       const out = lensWeights!.bias.slice(layer * d_model, (layer + 1) * d_model);
-      addRowTimes(out, x, lensWeights!.weight, layer * d_model * d_model);
+      addRowTimes(out, engine.normalise(x), lensWeights!.weight, layer * d_model * d_model);
       x = out;
     }
-    const logits = layer === n_layers ? row.logits : engine.unembed(x, final_norm, eps, d_vocab);
+    const logits = layer === n_layers ? row.logits
+      : engine.unembed(x, kind === "linear" ? "none" : final_norm, eps, d_vocab); // a fitted lens needs no second norm
     const p = softmax(logits);
-    const id = topK(p, 1)[0]!;
+    const id = topK(p.subarray(0, n_tokens), 1)[0]!;
     return { id, p: p[id]!, kl: divergence(row.logits, logits) };
   };
 }
@@ -137,6 +140,7 @@ export function storedRun(payload: Payload, packed: PackedRun): Run {
           : "Paths need a model that runs in the page.",
       };
     },
+    sharesNote: packed.shares_note,
     lens(kind, layer, position) {
       const one = grids[kind];
       if (!one) return null;

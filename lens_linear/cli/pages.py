@@ -15,10 +15,10 @@ def tour_page(options: argparse.Namespace) -> Answer:
     """The bundled models, taken apart."""
     quiet_libraries()
     out = options.out or "lens-linear-tour.html"
-    with steps(options, 4) as begin:
+    with steps(options, 5) as begin:
         result = tour(out, seed=options.seed, on_step=begin)
     return Answer(
-        [result.summary(), f"The page with figures: {result.path}"],
+        [result.summary(), f"The page with figures, and a link to its explorer: {result.path}"],
         [{"title": one.title, "prose": one.prose} for one in result.sections],
         dict(result.settings["weights_sha256"]),
         options.seed,

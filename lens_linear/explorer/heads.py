@@ -23,6 +23,8 @@ from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.models.frozen.attention_scores import attention_scores
 
+_HALF, _WORD = 2 * 4 / 3, 4 * 4 / 3  # bytes of a float16 and an int32 in base64
+TABLE_K = 8  # ends of a QK or OV row that a table keeps
 _COLUMNS = (
     "prefix_matching",
     "positional_control",
@@ -30,9 +32,12 @@ _COLUMNS = (
     "prev_token",
     "duplicate",
     "duplicate_control",
+    "prev_control",
     "first_token",
+    "first_control",
     "copying",
     "target_logit",
+    "target_logit_se",
 )
 
 
@@ -44,6 +49,10 @@ def head_rows(
         return [], "The model has no layers, so it has no heads."
     scores = induction_scores(model, seed=seed)
     frame = scores.to_dataframe()
+    stats = scores.stats
+    frame["prev_control"] = stats.neighbours[[0, 2]].mean(0).flatten().numpy()
+    # Offsets of half a row are drawn by queries of the second half, where attention to the first is taken.
+    frame["first_control"] = float(stats.uniform[len(stats.uniform) // 2])
     note = repr(scores)
     if ablate:
         ablation = ablation_scores(model, seed=seed)
@@ -90,14 +99,50 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def composition(model: TransformerBridge, shape: ModelShape, *, seed: int) -> dict[str, Any] | None:
-    """Composition scores [kind, writer layer, head, reader layer, head] with their random baseline."""
+def composition(
+    model: TransformerBridge, shape: ModelShape, *, max_bytes: int, seed: int
+) -> tuple[dict[str, Any] | None, str]:
+    """Composition scores [kind, writer layer, head, reader layer, head] with their random baseline.
+
+    Where all pairs take more than ``max_bytes``, the strongest of every head alone, by their places in the
+    whole, and a sentence that says so.
+    """
     if shape.n_layers < 2:
-        return None
+        return None, ""
     found = composition_scores(model, fold=True, seed=seed)
     parts = {"scores": found.scores, "mean": found.baseline_mean, "sd": found.baseline_sd}
-    packed: dict[str, Any] = {name: pack(value, "float16") for name, value in parts.items()}
-    return {**packed, "kinds": list(KINDS), "n_random": found.n_random}
+    made: dict[str, Any] = {"kinds": list(KINDS), "n_random": found.n_random, "places": None}
+    if parts["scores"].numel() * 3 * _HALF <= max_bytes:
+        return made | {name: pack(value, "float16") for name, value in parts.items()}, ""
+    n_heads = shape.n_layers * shape.n_heads
+    # Every head keeps `most` heads that it reads and `most` that read it, for each of three kinds.
+    most = int(max_bytes / (2 * 3 * n_heads * (3 * _HALF + _WORD)))
+    if most < 1:
+        return None, (
+            f"Composition of {n_heads} heads did not fit; circuits.composition_scores(model) gives it."
+        )
+    places = _strongest(parts["scores"], parts["mean"], parts["sd"], most)
+    kept = {name: pack(value.flatten()[places], "float16") for name, value in parts.items()}
+    return made | kept | {"places": pack(places, "int32")}, (
+        f"Composition is kept for the {most} heads that each head reads most and the {most} that read it "
+        f"most, each of Q, K and V: all pairs of {n_heads} heads did not fit. "
+        "circuits.composition_scores(model) gives all."
+    )
+
+
+def _strongest(
+    scores: torch.Tensor, mean: torch.Tensor, sd: torch.Tensor, most: int
+) -> torch.Tensor:
+    """Flat places of the pairs of largest z of every writer and every reader, of each kind; sorted."""
+    kinds, n_layers, n_heads = scores.shape[:3]
+    flat = n_layers * n_heads
+    z = ((scores - mean) / sd.clamp_min(1e-9)).reshape(kinds, flat, flat)
+    layer = torch.arange(flat) // n_heads
+    z = z.masked_fill(~(layer[:, None] < layer[None, :]) | ~z.isfinite(), -math.inf)
+    kept = torch.zeros_like(z, dtype=torch.bool)
+    for axis in (1, 2):
+        kept.scatter_(axis, z.topk(min(most, flat), axis).indices, True)
+    return (kept & (z > -math.inf)).flatten().nonzero()[:, 0]
 
 
 def head_detail(
@@ -110,7 +155,7 @@ def head_detail(
     near = {index for run in svd.near_equal for index in run}
     trigrams = []
     if view is not None:
-        found = view.skip_trigrams(head.layer, head.head, k=24).to_dataframe()
+        found = view.skip_trigrams(head.layer, head.head, k=24, by="effect").to_dataframe()
         names = ["source", "destination", "out", "attention", "effect"]
         trigrams = [
             {name: _number(value) for name, value in row.items()}
@@ -131,13 +176,18 @@ def head_detail(
     }
 
 
+def table_bytes(n_heads: int) -> int:
+    """Bytes that one token's rows of all heads take in the page."""
+    return int(3 * n_heads * TABLE_K * (_HALF + _WORD))
+
+
 def head_tables(
     model: TransformerBridge,
     weights: ModelWeights,
     tokens: Sequence[int],
     scales: torch.Tensor,
     *,
-    k: int = 8,
+    k: int = TABLE_K,
 ) -> dict[str, Any]:
     """For heads of a model that the page cannot run: the ends of their QK and OV rows of some tokens.
 

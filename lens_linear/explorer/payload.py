@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,12 +26,16 @@ from lens_linear.explorer.heads import (
     copied_details,
     head_rows,
     head_tables,
+    table_bytes,
 )
-from lens_linear.explorer.lens import LinearLens, fit_linear_lens
 from lens_linear.explorer.live import live_arrays, live_facts, sentinel, why_not_live
 from lens_linear.explorer.packing import Kind, pack, packed_bytes, unpack_ints
 from lens_linear.explorer.runs import run_payload
+from lens_linear.linearity.lens.fit import fit_lens
+from lens_linear.linearity.lens.lens import FEW, Lens
+from lens_linear.linearity.measure.intervals import held_out_null
 from lens_linear.linearity.measure.profile import linearity_profile
+from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.models.capture import available_sites
 from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import ModelShape, model_shape
@@ -43,9 +48,10 @@ from lens_linear.stats.task_scores import require_task
 SCHEMA = 1
 LIVE_BYTES = 5_000_000  # of weights, before base64
 NAME_BYTES = 24  # of a token's id and text in the page
+PART = 4  # composition and the tables of heads may each take this part of the page
 TABLED = 48  # tokens of the prompts whose QK and OV rows are kept of a large model
 LARGE = 20_000_000  # parameters above which a pass over all stories takes minutes
-_LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "null_r2", "update_ratio")
+_LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +61,7 @@ class Subject:
     model: TransformerBridge
     shape: ModelShape
     weights: ModelWeights | None
-    lens: LinearLens | None
+    lens: Lens | None
     means: StandIns  # what stands in place of heads that are taken away
     prompts: tuple[str, ...]
     rows: tuple[Tensor, ...]
@@ -88,7 +94,7 @@ def build_payload(
     missing: dict[str, list[str]] = {"map": [], "head": [], "text": [], "lens": []}
     why = why_not_live(model, shape, subject.weights)
     live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
-    scores = _scores(subject, missing["map"], seed, say)
+    scores = _scores(subject, missing, max_bytes // PART, seed, say)
     tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
     say("linearity")
     linearity = [] if tokens is None else _linearity(model, tokens, missing["map"], seed)
@@ -100,11 +106,11 @@ def build_payload(
         "kind": "live" if live else "run",
         "version": __version__,
         "model": _facts(model, shape, subject.weights) | live_facts(model, shape),
-        "vocabulary": _vocabulary(model, shape, live),
+        "vocabulary": token_strings(model, range(shape.d_vocab)) if live else {},
         **_tokenizer(model, live),
         **scores,
         "linearity": linearity,
-        **_circuits(subject, live, missing["head"], say),
+        **_circuits(subject, live, missing["head"], max_bytes // PART, say),
         "arrays": None,
         "linear_lens": None,
         "lens_note": _lens_note(lens),
@@ -130,23 +136,33 @@ def build_payload(
 
 
 def _scores(
-    subject: Subject, missing: list[str], seed: int, say: Callable[[str], None]
+    subject: Subject,
+    missing: dict[str, list[str]],
+    max_bytes: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Scores of every head and composition of every pair."""
+    """Scores of every head and composition of every pair, of the strongest pairs where all take too much."""
     model, shape = subject.model, subject.shape
     n_heads = shape.n_layers * shape.n_heads
     say("heads")
-    heads, note = _attempt(
-        lambda: head_rows(model, shape, ablate=n_heads <= 64, seed=seed), missing, ([], "")
+    heads, scored = _attempt(
+        lambda: head_rows(model, shape, ablate=n_heads <= 64, seed=seed), missing["map"], ([], "")
     )
-    own = added_scores(model, shape, heads, missing)
+    own = added_scores(model, shape, heads, missing["map"])
     if heads and "lost" not in heads[0]:
-        missing.append(
+        missing["map"].append(
             "The loss of copying without each head is left out: it takes one pass a head, and the model has "
             f"{n_heads} heads. circuits.ablation_scores(model) measures it."
         )
-    pairs = _attempt(lambda: composition(model, shape, seed=seed), missing, None)
-    return {"heads": heads, "heads_note": note, "added_scores": own, "composition": pairs}
+    pairs, note = _attempt(
+        lambda: composition(model, shape, max_bytes=max_bytes, seed=seed),
+        missing["map"],
+        (None, ""),
+    )
+    for view in ("map", "head") if note else ():
+        missing[view].append(note)
+    return {"heads": heads, "heads_note": scored, "added_scores": own, "composition": pairs}
 
 
 def _with_references(
@@ -160,7 +176,7 @@ def _with_references(
     means = _attempt(lambda: stand_ins(model, "pooled", reference), missing["text"], subject.means)
     lens = None
     if subject.weights is not None:
-        lens = _attempt(lambda: fit_linear_lens(model, tokens), missing["lens"], None)
+        lens = _attempt(lambda: fit_lens(model, tokens), missing["lens"], None)
     return replace(subject, lens=lens, means=means)
 
 
@@ -175,7 +191,7 @@ def _live(
     }
     if lens is not None:
         weight, bias = pack(lens.weight, precision), pack(lens.bias, "float32")
-        found["linear_lens"] = {"weight": weight, "bias": bias, "n_tokens": lens.n_tokens}
+        found["linear_lens"] = {"weight": weight, "bias": bias, "n_tokens": lens.n}
     return found
 
 
@@ -186,11 +202,10 @@ def dumps(payload: dict[str, Any]) -> str:
 
 
 def _measured_tokens(model: TransformerBridge, shape: ModelShape, text: str | None) -> Tensor:
-    """All rows of the text for small models; eight times the width in tokens for large ones."""
+    """As many rows of the text as maps of the model's width need; fewer for large models, as time allows."""
     rows = evaluation_tokens(model, text)
-    if n_parameters(model) < LARGE:
-        return rows
-    return rows[: max(4, -(-8 * shape.d_model // rows.shape[1]))]
+    each = 2 * FEW if n_parameters(model) < LARGE else 8  # tokens an input, half of them scored
+    return rows[: max(4, -(-each * shape.d_model // rows.shape[1]))]
 
 
 def _attempt(make: Callable[[], Any], missing: list[str], otherwise: Any) -> Any:
@@ -220,6 +235,7 @@ def _facts(
     }
     return facts | {
         "name": Path(shape.name).name,
+        "n_tokens": shape.d_vocab_out if weights is None else weights.n_outputs,
         "norm": "none" if weights is None else weights.norm,
         "final_norm": "none" if weights is None else weights.final_norm,
         "eps": float(model.cfg.eps),
@@ -236,52 +252,43 @@ def _tokenizer(model: TransformerBridge, live: bool) -> dict[str, Any]:
     return {"tokenizer": json.loads(backend.to_str()), "tokenizer_config": {}}
 
 
-def _vocabulary(model: TransformerBridge, shape: ModelShape, live: bool) -> Any:
-    return token_strings(model, range(shape.d_vocab)) if live else {}
-
-
 def _linearity(
     model: TransformerBridge, tokens: Tensor, missing: list[str], seed: int
 ) -> list[dict[str, Any]]:
+    """R² of every layer with the first position and without it, from one pass."""
     if not model.cfg.n_layers:
         return []
-    found = []
-    for skip in (0, 1):
-        profile = _attempt(
-            partial(
-                linearity_profile,
-                model,
-                tokens,
-                sites=available_sites(model, 0),
-                skip=skip,
-                seed=seed,
-            ),
-            missing,
-            None,
-        )
-        if profile is None:
-            break
-        frame = profile.to_dataframe()
-        names = [
-            n
-            for n in (*_LINEARITY, *(f"{n}_{e}" for n in _LINEARITY[:4] for e in ("low", "high")))
-            if n in frame.columns
-        ]
-        rows = [
+    sites = available_sites(model, 0)
+    measure = partial(linearity_profile, model, tokens, sites=sites, seed=seed)
+    profile = _attempt(measure, missing, None)
+    return [] if profile is None else [_linearity_part(profile, skip) for skip in (0, 1)]
+
+
+def _linearity_part(profile: LinearityProfile, skip: int) -> dict[str, Any]:
+    """One of the two readings; the first position is one row a sequence, and the halves are of one length."""
+    frame = profile.to_dataframe()
+    less = skip * profile.n_sequences
+    n_fit = profile.n_fit - round(less * profile.n_fit / profile.n_tokens)
+    rows = []
+    for row in frame.to_dict("records"):
+        one: dict[str, Any] = {}
+        for name in _LINEARITY:
+            for end in ("", "_low", "_high"):
+                one[name + end] = row.get(f"{name}_without_first{end}" if skip else name + end)
+        one["null_r2"] = held_out_null(n_fit, int(row["block_rank"]))
+        one["first_share"] = row["block_first_share"]
+        rows.append(
             {
-                name: None if value != value else round(float(value), 6)
-                for name, value in row.items()
+                name: round(float(value), 6)
+                for name, value in one.items()
+                if value is not None and math.isfinite(value)
             }
-            for row in frame[names].to_dict("records")
-        ]
-        found.append(
-            {"skip": skip, "n_tokens": profile.n_tokens, "n_fit": profile.n_fit, "rows": rows}
         )
-    return found
+    return {"skip": skip, "n_tokens": profile.n_tokens - less, "n_fit": n_fit, "rows": rows}
 
 
 def _circuits(
-    subject: Subject, live: bool, missing: list[str], say: Callable[[str], None]
+    subject: Subject, live: bool, missing: list[str], max_bytes: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Eigenvalues, directions and skip-trigrams of small models; tables over the prompts of large ones."""
     empty: dict[str, Any] = {
@@ -307,14 +314,22 @@ def _circuits(
         found |= {"head_details": details, "scales": pack(scales, "float32")}
         missing.extend([] if reason is None else [reason])
         return found
-    asked = list(dict.fromkeys(int(one) for row in subject.rows for one in row))[:TABLED]
+    named = list(dict.fromkeys(int(one) for row in subject.rows for one in row))
+    room = max_bytes // table_bytes(shape.n_layers * shape.n_heads)
+    asked = named[: min(TABLED, room)]
+    if not asked:
+        missing.append(
+            f"QK and OV rows did not fit: one token takes {table_bytes(shape.n_layers * shape.n_heads):,} "
+            "bytes; pass a larger max_bytes."
+        )
+        return found
     found["head_tables"] = _attempt(
         lambda: head_tables(subject.model, weights, asked, scales), missing, None
     )
     missing.append(
-        f"Where a head looks and what it writes stand here for the first {len(asked)} tokens of the prompts, "
-        "embeddings only, MLPs left out. Eigenvalues, singular directions and skip-trigrams of a large model "
-        "are left out: circuits.head_circuit(model, layer, head) gives them."
+        f"Where a head looks and what it writes stand here for {len(asked)} of the {len(named)} tokens of "
+        "the prompts, embeddings only, MLPs left out. Eigenvalues, singular directions and skip-trigrams of "
+        "a large model are left out: circuits.head_circuit(model, layer, head) gives them."
     )
     return found
 
@@ -391,12 +406,12 @@ def _sentinel_row(subject: Subject, tokens: Tensor | None) -> Tensor:
     return torch.arange(min(16, subject.shape.n_ctx, subject.shape.d_vocab))
 
 
-def _lens_note(lens: LinearLens | None) -> str:
+def _lens_note(lens: Lens | None) -> str:
     if lens is None:
         return ""
     return (
-        f"Linear lens: one affine map a layer to the last stream, least squares on {lens.n_tokens:,} tokens, "
-        f"ridge {lens.ridge:g} of the mean variance, first positions left out."
+        f"Linear lens (fit_lens): one affine map a layer to the normalised last stream, least squares on n = "
+        f"{lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance."
     )
 
 

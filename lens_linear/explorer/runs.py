@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.explorer.lens import LinearLens, lens_logits
 from lens_linear.explorer.packing import pack
+from lens_linear.linearity.lens.lens import Lens
+from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights, norm_scale
 from lens_linear.models.hooks import Edit, Spot, has_spot
 
 TOP = 10
+_TOLERATED = (
+    0.02  # gap of a sum of components, as a share of the logit; half-precision models round
+)
 TARGETS = 3  # predictions whose logit is taken apart, besides the token that really comes
 
 
@@ -25,7 +29,7 @@ def run_payload(
     model: TransformerBridge,
     shape: ModelShape,
     weights: ModelWeights | None,
-    lens: LinearLens | None,
+    lens: Lens | None,
     text: str,
     ids: Int[Tensor, " position"],
     *,
@@ -57,7 +61,8 @@ def run_payload(
     out = run(model, ids[None], record=spots, edits=edits)
     logits = torch.empty(0) if out.logits is None else _real(out.logits)[0]
     log_probabilities = logits.log_softmax(-1)
-    top = log_probabilities.topk(min(TOP, logits.shape[1]))
+    n_known = logits.shape[1] if weights is None else weights.n_outputs
+    top = log_probabilities[:, :n_known].topk(min(TOP, n_known))
     loss = torch.full((len(ids),), torch.nan)
     loss[1:] = -log_probabilities[:-1].gather(1, ids[1:, None])[:, 0].float()
     streams = None
@@ -74,6 +79,7 @@ def run_payload(
         "loss": pack(loss, "float32"),
         "lens": {"logit": None, "linear": None},
         "shares": None,
+        "shares_note": "",
         "ablated": list(ablated),
     }
     if patterns and shape.n_layers:
@@ -81,9 +87,11 @@ def run_payload(
             torch.stack([out[(layer, "pattern")][0].float() for layer in layers]), "uint8"
         )
     if streams is not None and weights is not None:
-        found["lens"] = _lenses(weights, lens, streams, log_probabilities)
-        if shares and not shape.n_post_norm:
-            found["shares"] = _shares(out, shape, weights, streams, logits, ids)
+        found["lens"] = _lenses(Readout.of(model), lens, streams, log_probabilities, n_known)
+        if shares:
+            found["shares"], found["shares_note"] = _shares(
+                out, shape, weights, streams, logits, ids
+            )
     return found
 
 
@@ -92,27 +100,33 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _lenses(
-    weights: ModelWeights,
-    lens: LinearLens | None,
+    readout: Readout,
+    lens: Lens | None,
     streams: Float[Tensor, "layer position d_model"],
     final: Float[Tensor, "position vocab"],
+    n_known: int,
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"logit": _lens_grid(weights, streams, final), "linear": None}
+    found: dict[str, Any] = {
+        "logit": _lens_grid(readout, map(readout.normalise, streams), final, n_known)
+    }
+    found["linear"] = None
     if lens is not None:
-        carried = torch.stack(
-            [x @ w + b for x, w, b in zip(streams[:-1], lens.weight, lens.bias, strict=True)]
-        )
-        found["linear"] = _lens_grid(weights, torch.cat([carried, streams[-1:]]), final)
+        carried = (lens.normed(stream, layer) for layer, stream in enumerate(streams))
+        found["linear"] = _lens_grid(readout, carried, final, n_known)
     return found
 
 
-def _lens_grid(weights: ModelWeights, streams: Tensor, final: Tensor) -> dict[str, Any]:
+def _lens_grid(
+    readout: Readout,
+    normed: Iterable[Float[Tensor, "position d_model"]],
+    final: Tensor,
+    n_known: int,
+) -> dict[str, Any]:
     ids, chances, gaps = [], [], []
-    for (
-        stream
-    ) in streams:  # one layer's logits at a time: a large vocabulary times 30 layers is a gigabyte
-        read = lens_logits(weights, stream[None])[0].log_softmax(-1)
-        best = read.max(-1)
+    # One layer's logits at a time: a large vocabulary times 30 layers is a gigabyte.
+    for one in normed:
+        read = _real(readout.decode(one.to(readout.gain.device))).log_softmax(-1)
+        best = read[:, :n_known].max(-1)
         ids.append(best.indices)
         chances.append(best.values.exp())
         gaps.append((final.exp() * (final - read)).sum(-1))
@@ -130,8 +144,13 @@ def _shares(
     streams: Tensor,
     logits: Tensor,
     ids: Tensor,
-) -> dict[str, Any]:
-    """Split logits (less their mean over the vocabulary) over what wrote the last stream."""
+) -> tuple[dict[str, Any] | None, str]:
+    """Split logits (less their mean over the tokens) over what wrote the last stream; or say why not."""
+    if shape.n_post_norm:
+        return (
+            None,
+            "Its blocks norm what heads and MLPs write, so that the logits are no sum of these.",
+        )
     names, parts = ["embedding"], [streams[0]]
     for layer in range(shape.n_layers):
         z = _real(out[(layer, "z")])[0].reshape(len(ids), shape.n_heads, -1)
@@ -146,20 +165,27 @@ def _shares(
         if (layer, "ffn_out") in out.recorded:
             names.append(f"FFN {layer}")
             parts.append(_real(out[(layer, "ffn_out")])[0])
-    targets = logits.topk(TARGETS).indices
+    known = logits[:, : weights.n_outputs]
+    targets = known.topk(TARGETS).indices
     following = torch.cat([ids[1:], targets[-1:, 0]])
     targets = torch.cat([targets, following[:, None]], dim=1)
     scale = norm_scale(streams[-1], weights.final_norm, weights.eps)
-    centred = weights.W_U - weights.W_U.mean(1, keepdim=True)
-    directions = centred.T[targets] / scale[:, None]  # [position, target, d_model]
+    directions = weights.class_centred.T[targets] / scale[:, None]  # [position, target, d_model]
     values = torch.stack([torch.einsum("pm,ptm->pt", part, directions) for part in parts], dim=-1)
-    bias = (weights.b_U - weights.b_U.mean())[targets]
+    bias = (weights.b_U - weights.b_U[: weights.n_outputs].mean())[targets]
     values, names = torch.cat([values, bias[..., None]], dim=-1), [*names, "output bias"]
-    seen = (logits - logits.mean(-1, keepdim=True)).gather(1, targets)
-    return {
+    seen = (logits - known.mean(-1, keepdim=True)).gather(1, targets)
+    gap = (values.sum(-1) - seen).abs()
+    if not bool((gap <= _TOLERATED * seen.abs().clamp_min(1)).all()):
+        return None, (
+            f"The components add up to another logit (by up to {float(gap.max()):.2g}): this model changes "
+            "its stream or its logits in a way that is no sum, such as a bound on the logits."
+        )
+    found = {
         "components": names,
         "targets": pack(targets, "int32"),
         "values": pack(values, "float16"),
         "logits": pack(seen, "float32"),
-        "max_error": float((values.sum(-1) - seen).abs().max()),
+        "max_error": float(gap.max()),
     }
+    return found, ""

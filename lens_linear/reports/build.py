@@ -31,6 +31,7 @@ from lens_linear.reports.circuit_sections import (
     skip_trigram_section,
 )
 from lens_linear.reports.depth_sections import dynamics_section, ffn_section
+from lens_linear.reports.explorer_link import write_explorer
 from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
@@ -52,6 +53,8 @@ def report(
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
     """Write one self-contained HTML page that takes a model apart; it opens with the network off.
+
+    Beside it, ``<page>-explorer.html`` lets the reader pick heads, tokens and paths; the page links it.
 
     First what was found, in at most five sentences; then the evidence: head scores, composition, attention
     patterns, linearity of every layer, FFNs as affine maps, gains over depth, and for attention-only models
@@ -108,7 +111,12 @@ def report(
         f"{name}, taken apart by lens_linear {__version__}. Every number was computed when this page was "
         "made; nothing is loaded from the network."
     )
-    page = render_page(f"{name}: a report", lead, sections, settings=settings, go_on=_GO_ON)
+    say("explorer")
+    text = task if isinstance(task, str) else None
+    explorer = write_explorer(model, path, name=name, text=text, seed=seed)
+    page = render_page(
+        f"{name}: a report", lead, sections, settings=settings, go_on=_GO_ON, explorer=explorer
+    )
     return write_text(path, page)
 
 
@@ -231,7 +239,7 @@ def report_steps(model: TransformerBridge) -> int:
     """How often :func:`report` calls ``on_step`` for this model."""
     model = require_bridge(model)
     titles = _titles(model, attention_only=_attention_only(model) is not None)
-    return 1 + len(titles) + len(added("sections"))
+    return 2 + len(titles) + len(added("sections"))
 
 
 def measured_linearity(

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lens_linear.plots.circuitsvis import attention_view, bundle_script, safe_json
+from lens_linear.reports.explorer_link import ExplorerLink
 
 # Of plotly.js-cartesian-dist-min 4.1.1 (MIT), a third of the full bundle; figures with other traces take
 # the full one, which the installed plotly holds.
@@ -115,6 +116,7 @@ def render_page(
     *,
     settings: dict[str, Any],
     go_on: Sequence[tuple[str, str]] = (),
+    explorer: ExplorerLink | None = None,
 ) -> str:
     """Return the whole page as text.
 
@@ -123,6 +125,7 @@ def render_page(
         lead: one or two sentences below it.
         sections: in order; their findings stand first, at most five.
         settings: version, checksums, seeds: shown at the end and kept as JSON inside the page.
+        explorer: the link to the explorer beside the page, shown under the lead.
         go_on: sentences on what to do next, each with the code for it (or "").
     """
     figures: dict[str, Any] = {}
@@ -145,6 +148,7 @@ def render_page(
         found=found[:_FINDINGS],
         sections=shown,
         go_on=go_on,
+        explorer=explorer,
         settings=json.dumps(settings, indent=1),
         settings_json=Markup(safe_json(settings)),
         bundles=Markup(_plotly(figures) + (bundle_script() if scripts else "")),

@@ -22,6 +22,7 @@ from lens_linear.reports.circuit_sections import (
     path_section,
     skip_trigram_section,
 )
+from lens_linear.reports.explorer_link import write_explorer
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
 
@@ -56,7 +57,7 @@ def tour(
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
 ) -> Tour:
-    """Take the bundled models apart and write one self-contained HTML page.
+    """Take the bundled models apart and write one self-contained page; beside it the explorer of attn-2l.
 
     Args:
         path: file to write, whole or not at all.
@@ -104,7 +105,10 @@ def tour(
         "text": "the package's own stories",
         "sequences": len(tokens),
     }
-    write_text(
-        path, render_page("A tour of small transformers", _LEAD, sections, settings=settings)
+    say("attn-2l: explorer")
+    explorer = write_explorer(models["attn-2l"], path, name="attn-2l", seed=seed)
+    page = render_page(
+        "A tour of small transformers", _LEAD, sections, settings=settings, explorer=explorer
     )
+    write_text(path, page)
     return Tour(tuple(sections), settings, path)

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
+import { answersOf } from "./answers.mjs";
 
 const [folder, chromium, jobFile] = process.argv.slice(2);
 const require = createRequire(pathToFileURL(`${folder}/`));
@@ -19,13 +20,17 @@ async function open(file, { width = 1400, scheme = "light", hash = "", slow = 1,
   page.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
   page.on("pageerror", (error) => seen.errors.push(error.message));
   page.on("dialog", (dialog) => { seen.errors.push(`dialog ${dialog.message()}`); dialog.dismiss(); });
-  if (slow > 1) {
-    const session = await context.newCDPSession(page);
-    await session.send("Emulation.setCPUThrottlingRate", { rate: slow });
-  }
+  const session = await context.newCDPSession(page);
+  if (slow > 1) await session.send("Emulation.setCPUThrottlingRate", { rate: slow });
+  await session.send("Performance.enable", { timeDomain: "threadTicks" }); // processor time: other programs do not count
+  seen.cpu_ms = async () => {
+    const { metrics } = await session.send("Performance.getMetrics");
+    return 1000 * metrics.find((one) => one.name === "TaskDuration").value;
+  };
   await page.goto(pathToFileURL(file).href + hash);
   await page.waitForSelector("html[data-ready]", { timeout: 60000 });
   seen.ready_ms = await page.evaluate(() => performance.now());
+  seen.ready_cpu_ms = await seen.cpu_ms();
   return { page, seen, context };
 }
 
@@ -48,11 +53,16 @@ const checks = {
     await page.waitForTimeout(600);
     const text = await page.locator(".explorer").innerText();
     const cell = await page.locator('#lens [aria-selected="true"]').boundingBox();
-    const note = () => page.locator("#text .note", { hasText: "Coloured" }).innerText();
+    const read = async () => ({
+      text: await page.locator("#text").innerText(), head: await page.locator("#head > .lead").innerText(),
+      lens: await page.locator('#lens [aria-selected="true"]').getAttribute("title"), address: page.url(),
+    });
     await page.locator("#text .piece").nth(3).hover();
-    const pointed = await note();
+    await page.waitForTimeout(200);
+    const pointed = await read();
     await page.mouse.move(1, 1);
-    const left = await note();
+    await page.waitForTimeout(200);
+    const left = await read();
     await context.close();
     return { text, pointed, left, in_sight: cell.x > 0 && cell.x + cell.width < width };
   },
@@ -103,8 +113,18 @@ const checks = {
       }
       return found;
     }, text);
+    const cpu = [];
+    const area = page.locator("textarea");
+    await page.waitForTimeout(500);
+    for (const letter of " again and") { // with what follows the key: paths and lens
+      const before = await seen.cpu_ms();
+      await area.press(letter === " " ? "Space" : letter);
+      await page.waitForTimeout(30);
+      cpu.push((await seen.cpu_ms()) - before);
+    }
     await context.close();
-    return { ready_ms: seen.ready_ms, median_ms: times.sort((a, b) => a - b)[Math.floor(times.length / 2)] };
+    const median = (list) => list.sort((a, b) => a - b)[Math.floor(list.length / 2)];
+    return { ready_ms: seen.ready_ms, ready_cpu_ms: seen.ready_cpu_ms, median_ms: median(times), cpu_ms: median(cpu) };
   },
   async search({ file, strings }) {
     const { page, seen, context } = await open(file);
@@ -117,6 +137,14 @@ const checks = {
     await context.close();
     return { ...seen, shown, hacked };
   },
+};
+
+checks.engine = async ({ file, questions }) => { // the committed bundle, inside a saved page
+  const { page, context } = await open(file);
+  const asked = readFileSync(questions, "utf8");
+  const found = await page.evaluate(`JSON.stringify((${answersOf})(${asked}, LensLinearExplorer))`);
+  await context.close();
+  return JSON.parse(found);
 };
 
 const answers = [];

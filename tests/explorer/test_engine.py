@@ -19,18 +19,31 @@ from lens_linear.explorer.packing import pack
 from lens_linear.explorer.payload import _facts, dumps
 from lens_linear.models import model_shape, read_weights
 from lens_linear.stats.task_scores import require_task
-from tests.conftest import SHARED, absent
+from tests.conftest import ROOT, SHARED, absent
 
 FOLDER = Path(__file__).parent
 BUNDLE = Path(ll.__file__).parent / "explorer" / "explorer.js"
 BOUND = {"float32": 1e-4, "float16": 0.02}
 
 
-def ask(tmp_path, **questions):
+def ask(tmp_path, *, browser=False, **questions):
+    """What the bundle gives, in node; in a page in Chromium where ``browser`` is asked for."""
     if shutil.which("node") is None:
         absent("no Node: the page's engine cannot be run outside a browser")
     file = tmp_path / "questions.json"
     file.write_text(dumps(questions), encoding="utf-8")
+    if browser:
+        chromium, page = shutil.which("chromium"), tmp_path / "host.html"
+        if chromium is None or not (ROOT / "frontend/node_modules/playwright-core").is_dir():
+            absent("no chromium or no frontend/node_modules: the page is not run in a browser")
+        if not page.is_file():
+            ll.explore(ll.load("attn-0l"), ["host"]).save(page)
+        job = tmp_path / "job.json"
+        job.write_text(json.dumps([{"check": "engine", "file": str(page), "questions": str(file)}]))
+        command = ["node", FOLDER / "page.mjs", ROOT / "frontend", chromium, job]
+        done = subprocess.run(command, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        return json.loads(done.stdout)[0]
     command = ["node", FOLDER / "engine.mjs", BUNDLE, file]
     return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
 
@@ -135,10 +148,11 @@ def test_qk_and_ov_rows_are_the_circuits_divided_by_typical_scales(tmp_path, nam
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("name", ["attn-0l", "attn-1l", "attn-2l"])
-def test_fifty_texts_give_pythons_logits(tmp_path, name, precision):
+def test_fifty_texts_give_pythons_logits_in_the_browser(tmp_path, name, precision):
     model = ll.load(name)
     rows = ll.evaluation_tokens(model, n_sequences=50, length=24)
-    got = ask(tmp_path, payload=live_payload(model, precision), rows=rows.tolist())
+    payload = live_payload(model, precision)
+    got = ask(tmp_path, browser=True, payload=payload, rows=rows.tolist())
     logits = np.array(got["logits"])
     with torch.no_grad():
         wanted = model(rows).numpy()
@@ -168,7 +182,8 @@ def strings(n=3000):
 
 def same_tokens(tmp_path, tokenizer, backend):
     texts = strings()
-    got = ask(tmp_path, tokenizer=json.loads(backend.to_str()), strings=texts)["tokens"]
+    asked = {"tokenizer": json.loads(backend.to_str()), "strings": texts}
+    got = ask(tmp_path, browser=True, **asked)["tokens"]
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     differ = [(t, a, b) for t, a, b in zip(texts, got, wanted, strict=True) if a != b]
     assert not differ, f"{len(differ)} of {len(texts)} differ, first {differ[0]!r}"

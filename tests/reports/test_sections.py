@@ -104,7 +104,11 @@ def test_a_report_says_its_steps_and_how_many_they_are(model, titles, tmp_path):
     model, said = model(), []
     page = report(model, tmp_path / "page.html", n_sequences=12, on_step=said.append)
     assert ": failed" not in page.read_text("utf-8")
-    assert said == titles and report_steps(model) == len(titles)
+    assert said == [*titles, "explorer"] and report_steps(model) == len(said)
+    explorer = tmp_path / "page-explorer.html"  # or why there is none: a toy has no tokenizer
+    assert explorer.is_file() == (model.tokenizer is not None)
+    assert ("page-explorer.html" in page.read_text("utf-8")) == explorer.is_file()
+    assert ("no explorer beside this page" in page.read_text("utf-8")) != explorer.is_file()
 
 
 def test_a_part_that_dies_is_said_in_its_place(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { unpack, unpackInts } from "../arrays.ts";
 import { headOf, type Context } from "../context.ts";
-import { topK } from "../maths.ts";
+import { mean, topK } from "../maths.ts";
 import { Bars, Missing, number, Token, type Bar } from "../parts.tsx";
 import type { HeadDetail, HeadTables } from "../payload.ts";
 import { label } from "../tokens.ts";
@@ -24,7 +24,9 @@ export function HeadView(context: Context) {
     title: `Select ${label(text(id))}`,
   }));
   const detail = payload.head_details[selection.head];
-  const scaled = payload.model.norm === "none" ? "" : " Divided by the typical norm scale of the token's embedding.";
+  const scaled = payload.model.norm === "none" ? " The model has no norm." : " Divided by the norm scale that is typical of the tokens' embeddings.";
+  const among = (spread: Spread | null) => spread
+    ? ` Null: ${number(spread.mean, 2)} ± ${number(spread.sd, 2)} (mean and sd over n = ${payload.model.n_tokens.toLocaleString("en")} tokens).` : "";
   return (
     <>
       <p class="lead"><strong>{selection.head}</strong>, token <Token text={text(selection.token)} /></p>
@@ -37,9 +39,9 @@ export function HeadView(context: Context) {
       ) : <p class="note">Keys one position back: with rotary positions a row holds for one distance.</p>)}
       {rows ? (
         <div class="columns">
-          <section><h3>Looks for (QK)</h3><Bars bars={bars(rows.keys)} unit="score before the softmax" note={`As a query, the token's own embedding asks for these keys; positions and biases are out.${scaled}`} /></section>
-          <section><h3>Raises (OV)</h3><Bars bars={bars(rows.raised)} unit="logits above the mean" note={`What attending to the token adds.${scaled}`} /></section>
-          <section><h3>Suppresses (OV)</h3><Bars bars={bars(rows.lowered)} unit="logits above the mean" /></section>
+          <section><h3>Looks for (QK)</h3><Bars bars={bars(rows.keys)} unit="score before the softmax" note={`As a query, the token's own embedding asks for these keys; positions and biases are out.${scaled}${among(rows.qk)}`} /></section>
+          <section><h3>Raises (OV)</h3><Bars bars={bars(rows.raised)} unit="logits above the mean" note={`What attending to the token adds.${scaled}${among(rows.ov)}`} /></section>
+          <section><h3>Suppresses (OV)</h3><Bars bars={bars(rows.lowered)} unit="logits above the mean" note={scaled.trim()} /></section>
         </div>
       ) : <p class="missing">No row of this token is on the page; choose one of the tokens in the prompts.</p>}
       {at.layer > 0 && <p class="note">In layer {at.layer} the head also reads what earlier heads wrote; these rows show the part from embeddings alone. Composition below says from which heads it reads.</p>}
@@ -51,14 +53,20 @@ export function HeadView(context: Context) {
 }
 
 interface Entry { id: number; value: number }
-interface Rows { keys: Entry[]; raised: Entry[]; lowered: Entry[] }
+interface Spread { mean: number; sd: number }
+interface Rows { keys: Entry[]; raised: Entry[]; lowered: Entry[]; qk: Spread | null; ov: Spread | null }
+
+function spread(row: Float32Array): Spread {
+  const middle = mean(row);
+  return { mean: middle, sd: Math.sqrt(mean(row.map((v) => (v - middle) ** 2))) };
+}
 
 function liveRows({ engine, selection }: Context, layer: number, head: number): Rows | null {
   if (!engine) return null;
   const qk = engine.qkRow(layer, head, selection.token, selection.distance);
   const ov = engine.ovRow(layer, head, selection.token);
   const list = (row: Float32Array, sign: number) => topK(row, LISTED, sign).map((id) => ({ id, value: row[id]! }));
-  return { keys: list(qk, 1), raised: list(ov, 1), lowered: list(ov, -1) };
+  return { keys: list(qk, 1), raised: list(ov, 1), lowered: list(ov, -1), qk: spread(qk), ov: spread(ov) };
 }
 
 function readTables(tables: HeadTables): (head: number, token: number) => Rows | null {
@@ -73,14 +81,14 @@ function readTables(tables: HeadTables): (head: number, token: number) => Rows |
     const row = tables.tokens.indexOf(token);
     if (row < 0) return null;
     const at = (head * n + row) * k;
-    return { keys: keys(at), raised: raised(at), lowered: lowered(at) };
+    return { keys: keys(at), raised: raised(at), lowered: lowered(at), qk: null, ov: null };
   };
 }
 
 function TokenSearch({ payload, select, text }: Context) {
   const [asked, setAsked] = useState("");
   const known = useMemo(() => {
-    const ids = payload.head_tables?.tokens ?? (Array.isArray(payload.vocabulary) ? payload.vocabulary.map((_, i) => i) : []);
+    const ids = payload.head_tables?.tokens ?? (Array.isArray(payload.vocabulary) ? payload.vocabulary.slice(0, payload.model.n_tokens).map((_, i) => i) : []);
     return ids.map((id) => ({ id, text: text(id), label: label(text(id)) }));
   }, [payload]);
   const low = asked.toLowerCase();
@@ -109,7 +117,7 @@ function Partners({ payload, selection, select }: Context) {
   const column = (reads: boolean, title: string) => (
     <section>
       <h3>{title}</h3>
-      <div class="scroll"><table class="plain">
+      <div class="scroll" tabIndex={0} role="region" aria-label={title}><table class="plain">
         <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">null</th><th scope="col">z</th></tr></thead>
         <tbody>{strong.filter((one) => one.reads === reads).slice(0, 12).map((one) => (
           <tr key={one.kind + one.name}>
@@ -140,22 +148,23 @@ function Details({ detail, text, select }: Context & { detail: HeadDetail }) {
       {detail.trigrams.length > 0 && (
         <details>
           <summary>Strongest skip-trigrams: source … destination → out</summary>
-          <div class="scroll"><table class="plain">
+          <div class="scroll" tabIndex={0} role="region" aria-label="Skip-trigrams"><table class="plain">
             <thead><tr><th scope="col">source</th><th scope="col">destination</th><th scope="col">out</th><th scope="col">attention</th><th scope="col">logits</th></tr></thead>
             <tbody>{detail.trigrams.map((one, i) => (
               <tr key={i}><td><Token text={text(one.source)} /></td><td><Token text={text(one.destination)} /></td><td><Token text={text(one.out)} /></td><td>{number(one.attention, 2)}</td><td>{number(one.effect, 2)}</td></tr>
             ))}</tbody>
           </table></div>
-          <p class="note">Attention is estimated among 32 keys, from embeddings alone; logits are attention × OV.</p>
+          <p class="note">Attention is estimated among 32 keys, from embeddings alone, at the norm scale that is typical of them; logits are attention × OV, 0 for no effect. Largest first, of all triples.</p>
         </details>
       )}
       <details>
         <summary>Eigenvalues of OV in the plane</summary>
         <Plane points={detail.eigenvalues} />
-        <p class="note">{detail.eigenvalues.length} eigenvalues that are not zero, logits, norm scale out. To the right: tokens raise themselves (copying); to the left: they suppress themselves.</p>
+        <p class="note">{detail.eigenvalues.length} eigenvalues that are not zero, in logits, the norm's scale left out; null: as many to the left as to the right. To the right: tokens raise themselves (copying); to the left: they suppress themselves.</p>
       </details>
       <details>
         <summary>Singular directions of OV in tokens</summary>
+        <p class="note">σ is the gain from an embedding to logits along one direction, the norm's scale left out; 0 for a head that writes nothing. Tokens at both ends of each direction.</p>
         {detail.directions.map((one, i) => (
           <div key={i} class="direction">
             <strong>{i + 1}. σ = {number(one.value, 2)}</strong>{one.near_equal && <small> (near-equal to a neighbour: only the space they span is determined)</small>}

@@ -1,19 +1,19 @@
 // The model map: every head coloured by one score, and how linear every layer is.
 import { useMemo, useState } from "preact/hooks";
-import { unpack } from "../arrays.ts";
+import { unpack, unpackInts } from "../arrays.ts";
 import { scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
-import { Choice, Grid, Legend, Missing, number } from "../parts.tsx";
+import { Choice, Grid, Legend, Missing, number, percent } from "../parts.tsx";
 import type { HeadRow, Linearity, Payload, Score } from "../payload.ts";
 
 const OURS: { [name: string]: Score } = {
-  prefix_matching: { words: "prefix matching (induction)", unit: "attention to the token after the previous occurrence, 0 to 1", signed: false, beside: ["positional_control", "same offset, no repeat"] },
-  prev_token: { words: "previous token", unit: "attention to the token before, 0 to 1", signed: false },
-  duplicate: { words: "duplicate token", unit: "attention to the previous occurrence, 0 to 1", signed: false, beside: ["duplicate_control", "same offset, no repeat"] },
-  first_token: { words: "first token", unit: "attention to the first position, 0 to 1", signed: false },
-  copying: { words: "copying (OV eigenvalues)", unit: "Σ Re λ / Σ |λ|, −1 to 1; 0 for no relation", signed: true },
-  target_logit: { words: "raises the copied token", unit: "logits, above its mean effect on all tokens", signed: true },
-  lost: { words: "loss of copying without it", unit: "nats a token that in-context copying loses; 0 for a head that copying does not need", signed: true },
+  prefix_matching: { words: "prefix matching (induction)", unit: "attention to the token after the previous occurrence, 0 to 1", signed: false, control: "positional_control", controlWords: "same offset, no repeat", se: "prefix_se" },
+  prev_token: { words: "previous token", unit: "attention to the token before, 0 to 1", signed: false, control: "prev_control", controlWords: "mean of the tokens beside it" },
+  duplicate: { words: "duplicate token", unit: "attention to the previous occurrence, 0 to 1", signed: false, control: "duplicate_control", controlWords: "same offset, no repeat" },
+  first_token: { words: "first token", unit: "attention to the first position, 0 to 1", signed: false, control: "first_control", controlWords: "equal attention to all" },
+  copying: { words: "copying (OV eigenvalues)", unit: "Σ Re λ / Σ |λ|, −1 to 1", signed: true, control: 0, controlWords: "no relation" },
+  target_logit: { words: "raises the copied token", unit: "logits above its mean effect on all tokens", signed: true, control: 0, controlWords: "no relation", se: "target_logit_se" },
+  lost: { words: "loss of copying without it", unit: "nats a token that in-context copying loses", signed: true, control: 0, controlWords: "a head that copying does not need" },
 };
 const VERDICTS: { [verdict: string]: [string, string] } = {
   induction: ["I", "induction"],
@@ -23,6 +23,7 @@ const VERDICTS: { [verdict: string]: [string, string] } = {
   none: ["", "none"],
 };
 const KINDS = ["Q", "K", "V"];
+const NAMES: { [kind: string]: string } = { Q: "its queries (Q)", K: "its keys (K)", V: "its values (V)" };
 export const LEAST_Z = 3;
 
 export function MapView({ payload, selection, select }: Context) {
@@ -47,7 +48,7 @@ export function MapView({ payload, selection, select }: Context) {
   const dense = n_heads > 8;
   const unit = kind >= 0
     ? `standard deviations (z) above ${composition!.n_random} random pairs; 0 for unrelated heads`
-    : scores[chosen]?.unit ?? "";
+    : scores[chosen] ? `${scores[chosen]!.unit}; null for ${selection.head}: ${nullOf(scores[chosen]!, at.row)} (${scores[chosen]!.controlWords ?? "not given"})` : "";
   return (
     <>
       <Choice words="Colour heads by" value={chosen} options={options} choose={(score) => select({ score })} />
@@ -68,7 +69,7 @@ export function MapView({ payload, selection, select }: Context) {
       <Legend scale={scale} words={unit} />
       {dense && <p class="note">Letters are verdicts: I induction, P previous token, D duplicate token, O fixed offset.</p>}
       {at.row && <HeadFacts row={at.row} scores={scores} partners={composition?.strongest(at) ?? []} select={select} />}
-      <p class="note">{payload.heads_note}</p>
+      <p class="note">{payload.heads_note}. ± is one standard error over the rows.</p>
       <h3>How linear the layers are</h3>
       <LinearityTable parts={payload.linearity} selected={at.layer} />
       <Missing notes={payload.missing["map"]} />
@@ -76,21 +77,28 @@ export function MapView({ payload, selection, select }: Context) {
   );
 }
 
+function nullOf(score: Score, row: HeadRow | undefined): string {
+  const { control } = score;
+  return number(typeof control === "string" ? row?.[control] as number | null | undefined : control, 2);
+}
+
 function HeadFacts({ row, scores, partners, select }: { row: HeadRow; scores: { [name: string]: Score }; partners: Partner[]; select: Context["select"] }) {
   const verdict = VERDICTS[String(row["verdict"])]?.[1] ?? String(row["verdict"]);
   return (
     <div class="facts">
       <h3>{String(row["head"])}: {verdict === "none" ? "no verdict" : `${verdict} head`}</h3>
-      <dl>
-        {Object.entries(scores).filter(([name]) => name in row).map(([name, score]) => (
-          <div key={name}>
-            <dt title={score.unit}>{score.words}</dt>
-            <dd>{number(row[name] as number | null, 2)}{score.beside && <small> (null {number(row[score.beside[0]] as number, 2)})</small>}</dd>
-          </div>
-        ))}
-      </dl>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Scores of the head"><table class="plain facts-table">
+        <thead><tr><th scope="col">score</th><th scope="col">value</th><th scope="col">null</th></tr></thead>
+        <tbody>{Object.entries(scores).filter(([name]) => name in row).map(([name, score]) => (
+          <tr key={name}>
+            <th scope="row">{score.words}<small>{score.unit}</small></th>
+            <td>{number(row[name] as number | null, 2)}{score.se && typeof row[score.se] === "number" && <small>± {number(row[score.se] as number, 2)}</small>}</td>
+            <td>{nullOf(score, row)}<small>{score.controlWords}</small></td>
+          </tr>))}
+        </tbody>
+      </table></div>
       {partners.map((one) => (
-        <p key={one.words}>{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button> through {one.kind} (z {number(one.z, 1)})</p>
+        <p key={one.words}>{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button> through {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
       ))}
     </div>
   );
@@ -109,9 +117,9 @@ function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: num
     <>
       <Choice words="First position" value={String(part.skip)} choose={(value) => setSkip(Number(value))}
         options={parts.map((one) => [String(one.skip), one.skip ? "left out" : "counted"])} />
-      <div class="scroll">
+      <div class="scroll" tabIndex={0} role="region" aria-label="How linear the layers are">
         <table class="plain">
-          <thead><tr><th scope="col">Layer</th>{shown.map(([name, text]) => <th key={name} scope="col">{text}</th>)}<th scope="col">null</th></tr></thead>
+          <thead><tr><th scope="col">Layer</th>{shown.map(([name, text]) => <th key={name} scope="col">{text}</th>)}<th scope="col">null</th>{!part.skip && <th scope="col">variance in the first position</th>}</tr></thead>
           <tbody>
             {part.rows.map((row, layer) => (
               <tr key={layer} class={layer === selected ? "here" : ""}>
@@ -122,6 +130,7 @@ function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: num
                   </td>
                 ))}
                 <td>{number(row["null_r2"])}</td>
+                {!part.skip && <td>{typeof row["first_share"] === "number" ? percent(row["first_share"]) : "–"}</td>}
               </tr>
             ))}
           </tbody>
@@ -151,8 +160,12 @@ export function useComposition(payload: Payload): Composition | null {
     if (!packed) return null;
     const { n_layers, n_heads } = payload.model;
     const [scores, mean, sd] = [packed.scores, packed.mean, packed.sd].map((one) => unpack(one).data);
+    // Of large models the strongest pairs alone are kept, by their places in the whole.
+    const kept = packed.places && new Map([...unpackInts(packed.places).data].map((place, i) => [place, i]));
     const score = (kind: number, writer: Place, reader: Place) => {
-      const at = (((kind * n_layers + writer.layer) * n_heads + writer.head) * n_layers + reader.layer) * n_heads + reader.head;
+      const place = (((kind * n_layers + writer.layer) * n_heads + writer.head) * n_layers + reader.layer) * n_heads + reader.head;
+      const at = kept ? kept.get(place) : place;
+      if (at === undefined) return null;
       return { score: scores![at]!, mean: mean![at]!, z: (scores![at]! - mean![at]!) / Math.max(sd![at]!, 1e-9) };
     };
     const partners = (of: Place): Partner[] => {
@@ -164,7 +177,7 @@ export function useComposition(payload: Payload): Composition | null {
           for (let head = 0; head < n_heads; head++) {
             const other = { layer, head };
             const found = reads ? score(kind, other, of) : score(kind, of, other);
-            list.push({ ...found, kind: KINDS[kind]!, name: `L${layer}H${head}`, reads, words: reads ? "Reads most from" : "Is read most by" });
+            if (found) list.push({ ...found, kind: KINDS[kind]!, name: `L${layer}H${head}`, reads, words: reads ? "Reads most from" : "Is read most by" });
           }
         }
       }
@@ -178,7 +191,7 @@ export function useComposition(payload: Payload): Composition | null {
       },
       pair(kind, one, other) {
         if (one.layer === other.layer) return null;
-        return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one)).z;
+        return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one))?.z ?? null;
       },
     };
   }, [payload]);

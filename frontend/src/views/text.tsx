@@ -1,5 +1,5 @@
 // A text: where the head looks, what comes next, what each component and path gives to a logit.
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import { paint, scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
 import { Bars, clamp, Missing, number, percent, Token, useLater, type Bar } from "../parts.tsx";
@@ -40,9 +40,8 @@ function Tokens(context: Context) {
   const { payload, selection, select, run, text } = context;
   const list = useRef<HTMLDivElement>(null);
   const moved = useRef(false);
-  const [pointed, setPointed] = useState<number | null>(null);
-  const chosen = at(context);
-  const position = pointed !== null && pointed < run!.ids.length ? pointed : chosen; // whose attention is coloured
+  const chosen = clamp(context.chosen, run!.ids.length);
+  const position = at(context); // the one pointed at, or the chosen one
   const { layer, head } = headOf(payload, selection.head);
   const full = run!.attention(layer, head, position);
   const from = selection.maskFirst ? 1 : 0;
@@ -65,7 +64,7 @@ function Tokens(context: Context) {
   const scale = scaleOf([0, ...run!.ids.map((_, key) => share(key))], false);
   return (
     <>
-      <div ref={list} class="tokens" role="listbox" aria-label="Tokens, arrow keys move" aria-orientation="horizontal" onMouseLeave={() => setPointed(null)}
+      <div ref={list} class="tokens" role="listbox" aria-label="Tokens, arrow keys move" aria-orientation="horizontal" onMouseLeave={() => context.point(null)}
         onKeyDown={(event) => { if (event.key in keys) { event.preventDefault(); go(keys[event.key]!); } }}>
         {run!.ids.map((id, i) => {
           const value = share(i);
@@ -73,7 +72,7 @@ function Tokens(context: Context) {
           const words = `${i}: ${label(text(id))}${value === null ? "" : `, attention ${number(value, 2)}`}${Number.isFinite(loss) ? `, loss ${number(loss, 2)} nats` : ""}`;
           return (
             <span key={i} role="option" aria-selected={i === chosen} tabIndex={i === chosen ? 0 : -1} title={words} aria-label={words}
-              class={i > position ? "piece later" : "piece"} onClick={() => go(i)} onMouseEnter={() => setPointed(i)}>
+              class={i > position ? "piece later" : "piece"} onClick={() => go(i)} onMouseEnter={() => context.point(i)}>
               <span class="word" style={value === null ? {} : paint(value, scale)}>{label(text(id))}</span>
               <span class="loss" aria-hidden="true"><span style={{ width: `${Math.min(100, (Number.isFinite(loss) ? loss : 0) * 10)}%` }} /></span>
             </span>
@@ -81,7 +80,7 @@ function Tokens(context: Context) {
         })}
       </div>
       <p class="note">
-        Coloured: attention of {selection.head} from token {position} <Token text={text(run!.ids[position]!)} />, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Point at a token to see its attention, choose it to see its predictions. Bars under the tokens: loss, 10 nats wide; mean {number(run!.meanLoss, 3)} nats a token over {run!.ids.length - 1} tokens
+        Coloured: attention of {selection.head} from token {position} <Token text={text(run!.ids[position]!)} />, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Point at a token and all views follow; choose it to stay there. Bars under the tokens: loss, 10 nats wide; mean {number(run!.meanLoss, 3)} nats a token over n = {run!.ids.length - 1} tokens, null (a uniform guess) {number(Math.log(payload.model.n_tokens), 2)}
         {context.whole ? `, ${number(context.whole.meanLoss, 3)} with all heads` : ""}.
         {run!.cut > 0 && ` ${run!.cut} tokens beyond the context of ${payload.model.n_ctx} are left out.`}
       </p>
@@ -91,7 +90,7 @@ function Tokens(context: Context) {
 }
 
 function Predictions(context: Context) {
-  const { selection, select, run, whole, text } = context;
+  const { payload, selection, select, run, whole, text } = context;
   const position = at(context);
   const next = run!.next(position);
   const before = new Map(whole?.next(position).map((one) => [one.id, one.p]));
@@ -112,7 +111,7 @@ function Predictions(context: Context) {
     <div class="columns">
       <section>
         <h3>Next token after <Token text={text(run!.ids[position]!)} /></h3>
-        <Bars bars={bars} unit="probability" note={whole ? "In brackets: with all heads" : "Choose one to take its logit apart"} />
+        <Bars bars={bars} unit={`probability; null: ${percent(1 / payload.model.n_tokens)} for a uniform guess`} note={whole ? "In brackets: with all heads" : "Choose one to take its logit apart"} />
         {real !== undefined && allowed?.includes(real) !== false && (
           <button type="button" onClick={() => select({ target: real })}>Take the real next token <Token text={text(real)} /> apart</button>
         )}
@@ -120,7 +119,7 @@ function Predictions(context: Context) {
       <section>
         <h3>Who gives <Token text={text(target)} /> its logit</h3>
         {taken ? <Terms {...context} terms={taken.components} logit={taken.logit} error={taken.error} what="components" />
-          : <p class="note">Not on this page for this token.</p>}
+          : <p class="note">{run!.sharesNote || "Not on this page for this token."}</p>}
       </section>
       {taken && (
         <section>
@@ -143,7 +142,7 @@ function Terms({ terms, logit, error, what, select }: Context & {
   });
   if (rest.length) bars.push({ key: "rest", name: `${rest.length} others`, value: rest.reduce((sum, term) => sum + term.value, 0) });
   return (
-    <Bars bars={bars} unit="logits above the mean"
+    <Bars bars={bars} unit="logits above the mean over tokens; 0 for what does not matter"
       note={`All ${terms.length} ${what} add up to ${number(logit, 3)}, with an error of ${error.toExponential(0)}; attention and norm scales held as they are`} />
   );
 }

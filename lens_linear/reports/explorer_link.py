@@ -1,0 +1,35 @@
+"""The explorer beside a page: written next to it and linked from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.errors import LensLinearError
+from lens_linear.explorer.explorer import explore
+
+
+@dataclass(frozen=True)
+class ExplorerLink:
+    """What a page says of its explorer; ``address`` is empty where there is none."""
+
+    sentence: str
+    address: str = ""
+
+
+def write_explorer(
+    model: TransformerBridge, page: Path, *, name: str, text: str | None = None, seed: int = 0
+) -> ExplorerLink:
+    """Write ``<page>-explorer.html`` beside a page; where the model allows none, say why."""
+    try:
+        saved = explore(model, text=text, seed=seed).save(
+            page.with_name(f"{page.stem}-explorer.html")
+        )
+    except LensLinearError as reason:
+        return ExplorerLink(f"There is no explorer beside this page: {reason}")
+    return ExplorerLink(
+        f"Open the explorer of {name} ({saved.stat().st_size / 1e6:.1f} MB, beside this page)",
+        quote(saved.name),
+    )
