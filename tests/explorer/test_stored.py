@@ -10,6 +10,9 @@ import lens_linear as ll
 from lens_linear.circuits import head_circuit
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.explorer.heads import composition
+from lens_linear.explorer.packing import packed_bytes
+from lens_linear.models import model_shape
 
 
 def unpacked(packed):
@@ -65,9 +68,32 @@ def test_what_does_not_fit_is_said_where_it_is_missing(nano):
     whole = len(explorer.html())
     small = ll.explore(model, explorer.payload["prompts"], max_bytes=whole - 6_000)
     assert len(small.html()) <= whole - 6_000
-    assert any("did not fit" in note for note in small.payload["missing"]["text"])
+    kept = len(small.payload["head_tables"]["tokens"])
+    left_out = [note for view in ("head", "text") for note in small.payload["missing"][view]]
+    assert any("did not fit" in note or f"for {kept} of the" in note for note in left_out)
+    assert left_out != [n for v in ("head", "text") for n in explorer.payload["missing"][v]]
     with pytest.raises(InvalidArgumentError, match="pass max_bytes="):
         ll.explore(model, ["A cat."], max_bytes=50_000)
+
+
+def test_of_many_heads_the_strongest_pairs_are_kept_and_it_is_said():
+    model = ll.toy_model(n_layers=4, n_heads=4, seed=0)
+    shape = model_shape(model)
+    whole, nothing = composition(model, shape, max_bytes=10**6, seed=0)
+    assert nothing == "" and whole["places"] is None
+    cut, said = composition(model, shape, max_bytes=2 * 3 * 16 * 14 * 2, seed=0)
+    assert "for the 2 heads that each head reads most" in said
+    assert packed_bytes(cut) <= 2 * 3 * 16 * 14 * 2
+    places = unpacked(cut["places"]).astype(int)
+    parts = {name: unpacked(whole[name]).reshape(3, 16, 16) for name in ("scores", "mean", "sd")}
+    for name, value in parts.items():
+        np.testing.assert_array_equal(unpacked(cut[name]), value.flatten()[places])
+    z = (parts["scores"] - parts["mean"]) / np.maximum(parts["sd"], 1e-9)
+    for kind in range(3):
+        for reader in range(4, 16):  # the earlier head that it reads most
+            writer = z[kind, : reader // 4 * 4, reader].argmax()
+            assert (kind * 16 + writer) * 16 + reader in places
+    assert composition(model, shape, max_bytes=100, seed=0)[0] is None
 
 
 def test_a_texts_run_without_a_head_is_the_ablated_model(nano):
