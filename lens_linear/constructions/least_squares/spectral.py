@@ -199,7 +199,7 @@ class RangedModule(HookedRootModule):
     _whole: ClassVar[tuple[str, ...]] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for name, held in (*self.named_parameters(), *self.named_buffers()):
+        for name, held in (*self.named_buffers(), *self.named_parameters()):
             moved = fn(held.detach())
             if moved.dtype != held.dtype and held.numel():
                 within_range(name, held.detach(), moved, whole=name in self._whole)
