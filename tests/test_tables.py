@@ -12,7 +12,6 @@ import pytest
 
 import lens_linear
 from lens_linear import plots
-from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result, rounded
 
 
@@ -70,9 +69,10 @@ def test_rounding_keeps_four_digits_and_everything_else():
     assert frame["a"].tolist() == [123500.0, 1.235e-9] and frame["b"].tolist() == [10**9, 3]
 
 
-def test_without_a_figure_the_advice_works():
-    with pytest.raises(InvalidArgumentError, match="to_dataframe"):
-        Example(2).plot()
+def test_without_a_figure_of_its_own_the_table_is_drawn():
+    figure = Example(3).plot()
+    assert list(figure.data[0].x) == pytest.approx([0, 1.23456, 2.46912])
+    assert figure.data[0].name == "y"  # "x" only counts the rows
 
 
 def result_classes():
@@ -89,5 +89,5 @@ def result_classes():
 def test_every_result_names_a_figure_that_exists_and_says_a_sentence(kind):
     if kind is Result:
         return
-    assert kind._figure is None or callable(getattr(plots, kind._figure))
+    assert callable(getattr(plots, kind._figure))
     assert kind.__repr__ is not object.__repr__ and kind.to_dataframe is not Result.to_dataframe

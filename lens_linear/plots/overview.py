@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lens_linear.plots._kinds import Tabular, bars_height, figure, frame_of, panels, table_figure
-from lens_linear.plots.style import colour, escape, styled, tick_label
+from lens_linear.plots.style import colour, escape, legend_name, styled, tick_label
 
 _PANELS = 6
 _ROWS = 24  # names that can be read beside bars; longer tables become lines
@@ -35,7 +35,9 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
         [1.0, 2.0]
     """
     frame = frame_of(result)
-    title = "Table" if isinstance(result, pd.DataFrame) else type(result).__name__
+    title = (
+        "A table, column by column" if isinstance(result, pd.DataFrame) else type(result).__name__
+    )
     subtitle = f"{len(frame)} rows" if isinstance(result, pd.DataFrame) else repr(result)
     if frame.index.name is not None:
         frame = frame.reset_index()
@@ -48,10 +50,14 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
     for name, (row, column) in zip(shown, places, strict=True):
         values = frame[name].astype(float).tolist()
         if len(frame) > _ROWS:
-            fig.add_scatter(y=values, mode="lines", line_color=colour(0), row=row, col=column)
+            fig.add_scatter(
+                y=values, mode="lines", line_color=colour(0), name=legend_name(name),
+                row=row, col=column,
+            )  # fmt: skip
             continue
         fig.add_bar(
             y=list(range(len(frame))), x=values, orientation="h", marker_color=colour(0),
+            name=legend_name(name),
             hovertext=[escape(label) for label in labels],
             hovertemplate="%{hovertext}<br>%{x:.4g}<extra></extra>", row=row, col=column,
         )  # fmt: skip
@@ -75,6 +81,8 @@ def _numbers(frame: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
         str(name)
         for name in frame.columns
         if pd.api.types.is_numeric_dtype(frame[name])
+        and not pd.api.types.is_bool_dtype(frame[name])
+        and frame[name].tolist() != list(range(len(frame)))  # a counter, not a score
         and name not in ("layer", "head", "index")
         and frame[name].notna().any()
     ]

@@ -11,7 +11,6 @@ from .ngrams import BigramCounts as BigramCounts
 from .ngrams import bigram_counts as bigram_counts
 from .ngrams import bigram_entropy as bigram_entropy
 from .ngrams import bigram_kl as bigram_kl
-from .progress import sequence_bar as sequence_bar
 from .resume import Checkpoint as Checkpoint
 from .resume import Key as Key
 from .resume import fingerprint as fingerprint
@@ -48,6 +47,5 @@ __all__ = [
     "score_answers",
     "score_fits",
     "score_model",
-    "sequence_bar",
     "warn_if_not_next_token",
 ]
