@@ -6,35 +6,55 @@ Only the parser is imported at first, so that ``lens-linear --help`` and wrong w
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
-from lens_linear.cli.parser import build_parser, check_options, find_command
 from lens_linear.errors import LensLinearError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 2 for bad arguments or input, 130 when interrupted."""
-    parser = build_parser()
-    if not (sys.argv[1:] if arguments is None else arguments):
-        parser.print_help()
-        return 0
-    options = parser.parse_args(arguments)
+    """Run one command; returns 0, 2 for bad arguments or input, 130 when interrupted.
+
+    Called from Python, it leaves warnings, logging and the standard streams as it found them.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    named = [word for word in words[:1] if word.isidentifier()]
     try:
-        check_options(options)
-        module, _, function = find_command(options.command).run.partition(":")
-        answer = getattr(importlib.import_module(f"lens_linear.cli.{module}"), function)(options)
-        # pandas only, which every answer has loaded by now
-        return int(importlib.import_module("lens_linear.cli.output").emit(options, answer))
+        # Imported inside, so that an interrupt is met from the first moment.
+        terminal = importlib.import_module("lens_linear.cli.terminal")
+        with terminal.quiet(), terminal.streams():
+            return _run(words)
     except LensLinearError as error:
         sentence = " ".join(str(error).split())  # what a library said may span lines
-        sys.stderr.write(f"lens-linear {options.command}: {sentence}\n")
-        return 2
+        return _said(f"{' '.join(['lens-linear', *named])}: {sentence}", 2)
     except KeyboardInterrupt:
-        sys.stderr.write("\nlens-linear: interrupted; nothing half-written was left behind\n")
-        return 130
+        return _said("\nlens-linear: interrupted; nothing half-written was left behind", 130)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Who read the output has gone: what is still in the buffer must not fail when Python ends.
+        if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(words: list[str]) -> int:
+    parsing = importlib.import_module("lens_linear.cli.parser")
+    parser = parsing.build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(words)
+    parsing.check_options(options)
+    module, _, function = parsing.find_command(options.command).run.partition(":")
+    answer = getattr(importlib.import_module(f"lens_linear.cli.{module}"), function)(options)
+    # pandas only, which every answer has loaded by now
+    return int(importlib.import_module("lens_linear.cli.output").emit(options, answer))
+
+
+def _said(words: str, status: int) -> int:
+    if sys.stderr is not None and not sys.stderr.closed:
+        encoding = sys.stderr.encoding or "ascii"
+        sys.stderr.write(f"{words}\n".encode(encoding, "backslashreplace").decode(encoding))
+    return status

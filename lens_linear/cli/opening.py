@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -17,16 +15,9 @@ from lens_linear.text.corpora import read_text
 
 def open_model(options: argparse.Namespace, name: str | None = None) -> TransformerBridge:
     """Open MODEL (or another one) where ``--device`` and in the type that ``--dtype`` says."""
-    quiet_libraries()
     name = options.model if name is None else name
     remark(options, f"opening {name} ...")
     return load(name, device=options.device, dtype=getattr(torch, options.dtype))
-
-
-def quiet_libraries() -> None:
-    """What other libraries warn of is nothing a person at a terminal can change."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
 
 
 def model_name(options: argparse.Namespace) -> str:

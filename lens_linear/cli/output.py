@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lens_linear import __version__
+from lens_linear.cli.terminal import show
 from lens_linear.cli.text_table import fitted, terminal_width
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.progress import step_bar
@@ -94,7 +95,7 @@ def emit(options: argparse.Namespace, answer: Answer) -> int:
         text = answer.verbatim
     else:
         text = "\n\n".join(_part(part) for part in answer.parts)
-    sys.stdout.write(text.rstrip() + "\n")
+    show(text.rstrip() + "\n")
     if getattr(options, "open", False) and answer.page is not None:
         webbrowser.open(answer.page.resolve().as_uri())
     return answer.status

@@ -1,0 +1,72 @@
+"""Standard streams of any encoding, or none, and quiet libraries: for the length of a command."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lens_linear.errors import LensLinearError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide warnings and log lines of libraries; afterwards both are as they were."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(before, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def streams() -> Iterator[None]:
+    """Write what a stream's encoding lacks as codes; a closed standard error swallows what is said.
+
+    Raises:
+        LensLinearError: standard output is closed, or cannot take what is left in its buffer.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        raise LensLinearError(
+            "standard output is closed, so nothing could be shown; redirect it to a file or to /dev/null"
+        )
+    held = sys.stderr
+    if held is None or held.closed:
+        sys.stderr = io.StringIO()
+    changed = [
+        (stream, stream.errors)
+        for stream in (sys.stdout, sys.stderr)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape")
+    ]
+    for stream, _ in changed:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        show("")
+        for stream, errors in changed:
+            stream.reconfigure(errors=errors)
+        sys.stderr = held
+
+
+def show(text: str) -> None:
+    """Write to standard output at once.
+
+    Raises:
+        LensLinearError: it is full, or otherwise cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise LensLinearError(
+            f"standard output cannot be written ({error.strerror or error}); redirect it elsewhere"
+        ) from error
