@@ -17,6 +17,8 @@ from typing import Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
+from lens_linear.checks import require_bool
+
 # No count: it moves inside a batch. Time left stands at the end, on a terminal and in a notebook.
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 _EVERY = 10.0  # seconds between two lines in a log
@@ -123,7 +125,7 @@ def sequence_bar(total: float, what: str, *, show: bool) -> Iterator[Callable[[f
         >>> with sequence_bar(10, "reading", show=False) as done:
         ...     done(3.5)
     """
-    around = _AROUND.get()
+    show, around = require_bool("progress", show), _AROUND.get()
     if around is not None:
         _AROUND.set(lambda _share: None)  # what goes on inside does not report past this bar
         try:

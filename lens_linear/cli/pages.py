@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens_linear.cli.opening import given_text, model_name, open_model, quiet_libraries
+from lens_linear.cli.opening import given_text, model_name, open_model
 from lens_linear.cli.output import Answer, steps
 from lens_linear.explorer.explorer import PROMPTS, explore
 from lens_linear.reports.build import report, report_steps
@@ -13,7 +13,6 @@ from lens_linear.reports.tour_page import tour
 
 def tour_page(options: argparse.Namespace) -> Answer:
     """The bundled models, taken apart."""
-    quiet_libraries()
     out = options.out or "lens-linear-tour.html"
     with steps(options, 5) as begin:
         result = tour(out, seed=options.seed, on_step=begin)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
 from lens_linear.cli.output import Answer, Table, remark
+from lens_linear.errors import CorruptedFileError
+from lens_linear.files import read_json
 from lens_linear.models.tokenizer import encode_stream
 from lens_linear.studies.pretraining import STUDIES, load_study, run_study
 from lens_linear.studies.study_tables import save_tables
@@ -21,10 +22,9 @@ def is_study(name: str) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
+        return "variants" in read_json(path, advice="mend it")
+    except CorruptedFileError:
         return False
-    return isinstance(values, dict) and "variants" in values
 
 
 def run_study_of_recipes(options: argparse.Namespace) -> Answer:

@@ -10,10 +10,10 @@ import pandas as pd
 
 from lens_linear.checks import require_device, require_file
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
-from lens_linear.cli.opening import quiet_libraries
 from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.cli.study_command import is_study, run_study_of_recipes
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.files import read_json
 from lens_linear.models.open.bundled import training_table
 from lens_linear.models.open.load import load
 from lens_linear.models.tokenizer import encode_stream
@@ -27,7 +27,6 @@ _LAST = 10  # steps shown
 
 def train_model(options: argparse.Namespace) -> Answer:
     """Train by a recipe and write the model folder."""
-    quiet_libraries()
     require_device("--device", options.device)
     if is_study(options.recipe):
         return run_study_of_recipes(options)
@@ -102,14 +101,6 @@ def _recipe(name: str) -> Recipe:
             f"RECIPE must be one of {', '.join((*RECIPES, *STUDIES))} or a .json file, got {name!r}"
         )
     path = require_file("RECIPE", name)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(
-            f"RECIPE {name!r} is not JSON ({error}); mend the file"
-        ) from error
-    if not isinstance(values, dict):
-        raise InvalidArgumentError(
-            f"RECIPE {name!r} must hold one JSON object with name, spec, phases"
-        )
-    return Recipe.from_dict(values)
+    return Recipe.from_dict(
+        read_json(path, advice="RECIPE must hold one JSON object with name, spec and phases")
+    )

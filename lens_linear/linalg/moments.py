@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lens_linear.checks import (
+    require_bool,
     require_device,
     require_file,
     require_float,
@@ -93,7 +94,7 @@ class Moments:
     ) -> None:
         self.d_in = None if d_in is None else require_int("d_in", d_in, minimum=1)
         self.d_out = None if d_out is None else require_int("d_out", d_out, minimum=1)
-        self.keep_yy = bool(keep_yy)
+        self.keep_yy = require_bool("keep_yy", keep_yy)
         self.device = None if device is None else compute_device(require_device("device", device))
         self._scatter: Scatter | None = None
 
@@ -276,12 +277,12 @@ class Moments:
             NotEnoughDataError: ``n <= d_in + 1``.
             InvalidArgumentError: y is constant.
         """
-        if ridge != "loo":
-            ridge = require_float("ridge", ridge, minimum=0.0)
+        chosen = isinstance(ridge, str) and ridge == "loo"
+        penalty = 0.0 if chosen else require_float("ridge", ridge, minimum=0.0)
         require_overdetermined(self.scatter.n, len(self.scatter.mean_x))
-        if ridge == "loo":
-            ridge = leave_one_out_ridge(self.scatter)
-        return solve(self.scatter, ridge=ridge)
+        if chosen:
+            penalty = leave_one_out_ridge(self.scatter)
+        return solve(self.scatter, ridge=penalty)
 
     def score(self, fit: LinearFit) -> float:
         """R² of a given map on these rows, without seeing them again.

@@ -12,7 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_choice, require_int, require_layers, require_list, shown
+from lens_linear.checks import (
+    require_bool,
+    require_choice,
+    require_int,
+    require_layers,
+    require_list,
+    shown,
+)
 from lens_linear.errors import (
     InsufficientMemoryError,
     InvalidArgumentError,
@@ -200,6 +207,7 @@ def run(
     """
     model = require_bridge(model)
     tokens, attention_mask = _with_mask(model, tokens, attention_mask)
+    logits, grad = require_bool("logits", logits), require_bool("grad", grad)
     asked = require_list("record", record, of="spots (layer, what)")
     for spot in asked:
         hook_name(model, spot)  # refuses what is no spot

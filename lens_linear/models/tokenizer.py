@@ -14,7 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_instance, require_int, require_ints, require_list
+from lens_linear.checks import (
+    require_bool,
+    require_instance,
+    require_int,
+    require_ints,
+    require_list,
+)
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.files import write_text
 from lens_linear.models.hooks import require_bridge
@@ -153,7 +159,7 @@ def tokenize(
     ids = _ids(model, [text])[0]
     if not ids:
         raise NotEnoughDataError("text holds no tokens; pass text that is not empty")
-    first = bos_token(model) if bos else None
+    first = bos_token(model) if require_bool("bos", bos) else None
     if first is not None and ids[0] == first and len(ids) > 1:
         ids = ids[1:]  # the text has one already
     body = length - (first is not None)
@@ -196,7 +202,7 @@ def tokenize_prompts(
         raise InvalidArgumentError("texts must be a list of str; for one long text use tokenize")
     if not len(texts):
         raise NotEnoughDataError("texts is empty; pass at least one text")
-    first = bos_token(model) if bos else None
+    first = bos_token(model) if require_bool("bos", bos) else None
     start = [] if first is None else [first]
     room = model.cfg.n_ctx - len(start)
     rows = []

@@ -17,7 +17,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from lens_linear.checks import require_float, require_instance, require_int, require_list
+from lens_linear.checks import (
+    require_bool,
+    require_float,
+    require_instance,
+    require_int,
+    require_list,
+)
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 from lens_linear.text.labels import EMPTY, text_label
 
@@ -411,7 +417,7 @@ def matrix(
         text=text,
         hovertemplate=f"{where}<br>{value_name} %{{z:.4g}}<extra></extra>",
         hoverongaps=False,
-        colorscale=DIVERGING if diverging else SEQUENTIAL,
+        colorscale=DIVERGING if require_bool("diverging", diverging) else SEQUENTIAL,
         zmid=0.0 if diverging and limits is None else None,
         zmin=limits[0] if limits else None,
         zmax=limits[1] if limits else None,

@@ -23,7 +23,7 @@ from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
 from lens_linear.files import hold, release, require_target
 from lens_linear.linalg import Moments, process
-from lens_linear.models.capture import Site
+from lens_linear.models.capture import SITES, Site
 from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.split import RowView
 
@@ -92,7 +92,20 @@ class Checkpoint:
                 file_name = Path(folder) / name
                 file_name.write_bytes(value.numpy().tobytes())
                 state.moments[(int(layer), site)] = Moments.load(file_name)  # type: ignore[index]
+        self._require_equal_counts(state)
         return state
+
+    def _require_equal_counts(self, state: PassState) -> None:
+        """Every layer has seen the same rows, at every site of one kind; a file of two runs has not."""
+        counts: dict[str, set[int]] = {}
+        for (_, site), moments in state.moments.items():
+            counts.setdefault("rows" if site in SITES else site, set()).add(moments.n)
+        apart = {kind: sorted(each) for kind, each in counts.items() if len(each) > 1}
+        if apart:
+            raise CorruptedFileError(
+                f"checkpoint {str(self.path)!r} counts its layers differently ({apart}), as when two runs "
+                "wrote it; remove it to start again"
+            )
 
     def save(self, state: PassState) -> None:
         """Write the state, whole or not at all."""

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import shown
 from lens_linear.errors import (
     InvalidArgumentError,
     NonFiniteError,
@@ -219,8 +220,13 @@ def _values(metric: Metric, logits: Tensor, right: Tensor, wrong: Tensor | None)
         if wrong is not None:
             return at - logits.gather(1, wrong[:, None])[:, 0]
         return at - (logits.sum(1) - at) / max(1, logits.shape[1] - 1)
-    made = metric(logits, right)
-    made = torch.as_tensor(made, device=logits.device).to(logits.dtype)
+    try:
+        made = torch.as_tensor(metric(logits, right), device=logits.device).to(logits.dtype)
+    except Exception as reason:
+        raise InvalidArgumentError(
+            f"metric must give numbers for (logits [answer, output], labels [answer]), but {shown(metric)} "
+            f"failed ({type(reason).__name__}: {reason}); mend it"
+        ) from reason
     if made.ndim == 0:
         made = made.expand(len(right))
     if made.shape != right.shape or not bool(torch.isfinite(made).all()):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lens_linear.checks import require_file, require_float, require_int, require_rows
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
-from lens_linear.files import write_text
+from lens_linear.files import read_json, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.native import bridge_from_module, native_module
 from lens_linear.progress import sequence_bar
@@ -204,16 +204,18 @@ def load_study(name: str | Path) -> Study:
     """
     if str(name) in STUDIES:
         source = resources.files("lens_linear.linearity") / "studies" / f"{name}.json"
-        text = source.read_text(encoding="utf-8")
+        values = json.loads(source.read_text(encoding="utf-8"))
     elif not str(name).endswith(".json"):
         raise InvalidArgumentError(
             f"name must be one of {', '.join(map(repr, STUDIES))} or the path of a .json file, got "
             f"{str(name)!r}"
         )
     else:
-        text = require_file("name", name).read_text(encoding="utf-8")
+        values = read_json(
+            require_file("name", name),
+            advice="a study holds name, question, seeds, recipe, baseline, variants and validation",
+        )
     try:
-        values = json.loads(text)
         study = Study(**{**values, "seeds": tuple(values["seeds"])})
         for variant, seed in study.runs():
             study.recipe_for(variant, seed)
@@ -340,10 +342,10 @@ def _kept(folder: Path | None, recipe: Recipe, text: str) -> dict[str, Any] | No
         return None
     path = _file(folder, recipe, text)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, advice="remove it to train again")
         found["minutes"], found["rows"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptedFileError(
             f"{str(path)!r} is not a finished run ({error}); remove it to train again"
         ) from error
-    return found  # type: ignore[no-any-return]
+    return found

@@ -10,7 +10,7 @@ import torch
 
 from lens_linear.checks import require_file, require_instance, require_path
 from lens_linear.errors import CorruptedFileError
-from lens_linear.files import require_folder, write_text
+from lens_linear.files import read_json, require_folder, write_text
 from lens_linear.studies.pretraining import Study, StudyResult
 
 
@@ -106,7 +106,7 @@ def load_tables(folder: str | Path, name: str) -> StudyResult:
     table = require_file("name", folder / f"{name}.csv")
     card = require_file("name", folder / f"{name}.json")
     try:
-        settings = json.loads(card.read_text(encoding="utf-8"))
+        settings = read_json(card, advice="write it again with save_tables")
         study = Study(
             name=settings["study"],
             question=settings["question"],

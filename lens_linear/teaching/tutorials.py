@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lens_linear.checks import require_path
+from lens_linear.checks import require_bool, require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_with
 from lens_linear.tables import Result
@@ -98,6 +98,7 @@ def copy_tutorials(directory: str | Path, *, force: bool = False) -> CopiedTutor
         >>> len(first.written) == len(again.unchanged) > 0
         True
     """
+    force = require_bool("force", force)
     target = require_path("directory", directory)
     sources = exercise_notebooks()
     try:

@@ -13,6 +13,9 @@ from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnou
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
+MAX_TEXT = 2**30  # bytes; as words in memory it is several times as much
+_HEAD = 2**16
+
 Row = dict[str, Any]
 
 
@@ -20,13 +23,22 @@ def read_utf8(path: str | Path) -> str:
     """The whole file as text; a byte-order mark is dropped, CR LF becomes LF.
 
     Raises:
-        InvalidArgumentError: no such file.
+        InvalidArgumentError: no such file, or more than ``MAX_TEXT`` bytes.
         CorruptedFileError: the bytes are not UTF-8 text (a binary file, or another encoding).
         NotEnoughDataError: nothing but white space.
     """
     path = require_file("path", path)
-    data = path.read_bytes()
-    zero = data.find(b"\0")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        zero = file.read(_HEAD).find(b"\0")  # before the rest: a sparse file costs no memory
+        if zero < 0 and size > MAX_TEXT:
+            raise InvalidArgumentError(
+                f"path must be a text of at most {MAX_TEXT:,} bytes to be read at once, but {str(path)!r} "
+                f"has {size:,}; split it, or write its ids with TokenStream.write"
+            )
+        file.seek(0)
+        data = b"" if zero >= 0 else file.read()
+    zero = zero if zero >= 0 else data.find(b"\0")
     if zero >= 0:
         raise CorruptedFileError(
             f"path must be a text file, but {str(path)!r} has a zero byte at {zero}: it is binary "
@@ -90,9 +102,9 @@ def require_column(where: str, row: Row, column: str) -> str:
 def _json_object(path: Path, line: str, number: int) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, 100,000 brackets
         raise CorruptedFileError(
-            f"line {number} of {str(path)!r} is not JSON ({error.msg}); fix or remove that line"
+            f"line {number} of {str(path)!r} is not JSON ({error}); fix or remove that line"
         ) from error
     if not isinstance(row, dict):
         raise CorruptedFileError(
@@ -105,9 +117,9 @@ def _json_object(path: Path, line: str, number: int) -> Row:
 def _json_list(path: Path, text: str) -> list[Row]:
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptedFileError(
-            f"{str(path)!r} is not JSON (line {error.lineno}: {error.msg}); "
+            f"{str(path)!r} is not JSON ({error}); "
             "fix it, or name it .jsonl if it has one object a line"
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -213,7 +213,7 @@ def batches(
         [2, 2, 1]
     """
     size = require_int("size", size, minimum=1)
-    if isinstance(tokens, Tensor) or getattr(tokens, "ndim", 0) != 2:
+    if hasattr(tokens, "__array__") or getattr(tokens, "ndim", 0) != 2:  # no stream on disk
         tokens = require_tokens("tokens", tokens)
     n_rows = len(tokens)
     order = None

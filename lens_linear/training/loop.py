@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    require_bool,
     require_device,
     require_float,
     require_instance,
@@ -232,7 +233,7 @@ def train(
     require_int("save_every", save_every, minimum=1)
     recipe = _recipe(recipe, steps, learning_rate, seed, checkpoints)
     checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
-    place = require_device("device", device)
+    place, progress = require_device("device", device), require_bool("progress", progress)
     source = _Batches(recipe, stream, batches, loss_mask)
     with held(checkpoint, what="checkpoint"), few_threads(recipe.spec.d_model, threads):
         return _train(recipe, source, checkpoint, save_every, progress, place, on_step)

@@ -53,7 +53,7 @@ class CosineRegularizer:
 
     def __call__(self, states: Sequence[Float[Tensor, "*token d_model"]]) -> Float[Tensor, ""]:
         """Return the penalty for the residual stream at every layer boundary, first to last."""
-        states = list(states) if isinstance(states, torch.Tensor) else states
+        states = list(states) if isinstance(states, torch.Tensor) and states.ndim else states
         for state in require_list("states", states, of="tensors [..., d_model]"):
             require_float_tensor("states", state, finite=False)
         if len(states) < 2:

@@ -304,3 +304,64 @@ def test_recipes_and_studies_that_are_no_json(tmp_path):
         path.write_text(text)
         with pytest.raises(LensLinearError):
             load_study(path)
+
+
+def sparse(path, start=b""):
+    """A file of 3 GB that takes a few bytes of the disk."""
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(3 * 2**30)
+    return path
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    import tracemalloc
+
+    tracemalloc.start()
+    for name in ("text.txt", "rows.jsonl", "rows.csv", "rows.json"):
+        for start in (b"", b"a" * 2**17):
+            with pytest.raises(
+                LensLinearError, match=r"zero byte at 0|at most 1,073,741,824 bytes"
+            ):
+                ll.text.read_documents(sparse(tmp_path / name, start))
+    for read in (
+        lambda path: ll.studies.load_study(path),
+        lambda path: ll.linearity.load_linearized(path.parent, model=ll.toy_model()),
+        lambda path: ll.studies.load_tables(path.parent, "linearized"),
+    ):
+        (tmp_path / "linearized.csv").write_text("a\n1\n")
+        for name in ("linearized.json", "study.json"):
+            sparse(tmp_path / name)
+        with pytest.raises(LensLinearError):
+            read(tmp_path / "study.json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000  # each of the files has 3 GB
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", '{"text": ' + "[" * 100_000])
+def test_rows_that_json_cannot_take(line, tmp_path):
+    for name, text in (("rows.jsonl", line), ("rows.json", f"[{line}]")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(CorruptedFileError, match="is not JSON"):
+            ll.text.read_documents(tmp_path / name)
+
+
+def test_a_checkpoint_whose_layers_saw_different_rows(tmp_path):
+    """Sealed and intact, but of two runs."""
+    from lens_linear.stats.resume import Checkpoint, PassState
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=draw)
+    for rows, words in ((40, None), (33, "counts its layers differently")):
+        state = PassState(done={"fit": 4})
+        state.moments[(0, "block")] = ll.Moments().update(x, x)
+        state.moments[(1, "ffn")] = ll.Moments().update(x[:rows], x[:rows])
+        keeper = Checkpoint(tmp_path / "pass", "question")
+        keeper.save(state)
+        if words is None:
+            assert keeper.load().moments[(1, "ffn")].n == 40
+        else:
+            with pytest.raises(CorruptedFileError, match=words):
+                keeper.load()
+        keeper.remove()

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_choice, require_int
+from lens_linear.checks import head_name, require_bool, require_choice, require_int
 from lens_linear.circuits.attention.components import (
     HeadOutputs,
     stream_components,
@@ -183,6 +183,7 @@ class QKAttribution(Result):
             contrast: split the score above the mean of the query's other keys instead.
         """
         require_choice("side", side, ("query", "key"))
+        contrast = require_bool("contrast", contrast)
         table = (self.contrast if contrast else self.map)(query, key, batch=batch)
         scores = table.sum(0 if side == "key" else 1)
         frame = pd.DataFrame({"component": self.components, "score": scores.numpy()})

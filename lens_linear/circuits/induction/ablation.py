@@ -330,7 +330,7 @@ def ablation_scores(
     if batch_size is not None:
         require_int("batch_size", batch_size, minimum=1)
     if tokens is None:
-        first = shape.bos if bos == "auto" else bos
+        first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
         rows = draw_repeated(
             shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
         ).repeating()

@@ -147,7 +147,7 @@ def in_context_loss(
         losses = answer_losses(model, task, batch_size=batch_size)
         warn_if_not_next_token(task, float(losses.nanmean()), model)
         return _by_index(losses)
-    first = shape.bos if bos == "auto" else bos
+    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
     probe = draw_repeated(
         shape,
         periods=periods,

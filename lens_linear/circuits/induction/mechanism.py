@@ -224,7 +224,7 @@ def verify_induction(
             f"model {shape.name!r} has no induction head, so there is no mechanism to verify; pass "
             "induction=[(layer, head)] to test heads of your own choice"
         )
-    first = shape.bos if bos == "auto" else bos
+    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
     rows = draw_repeated(
         shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
     ).repeating()

@@ -321,7 +321,7 @@ def induction_scores(
     shape = model_shape(model)
     require_causal(model)
     weights = _weights(model)
-    first = shape.bos if bos == "auto" else bos
+    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
     if first is not None:
         first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
     limits = Thresholds() if thresholds is None else thresholds

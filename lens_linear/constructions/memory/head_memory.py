@@ -42,6 +42,7 @@ from torch import Tensor
 
 from lens_linear._tl import derive_generator
 from lens_linear.checks import (
+    require_bool,
     require_float,
     require_int,
     require_ints,
@@ -206,6 +207,7 @@ def attention_head_memory(
     k = _batched("keys", keys)
     v = k if values is None else _batched("values", values)
     q = None if queries is None else _batched("queries", queries)
+    causal = require_bool("causal", causal)
     _check_shapes(k, q, v, causal)
     n, d = k.shape[1:]
     factor = d**-0.5 if beta is None else require_float("beta", beta, minimum=1e-9)

@@ -145,7 +145,7 @@ def linearity_profile(
         True
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
-    if ridge != "loo":
+    if not (isinstance(ridge, str) and ridge == "loo"):
         require_float("ridge", ridge, minimum=0.0)
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)

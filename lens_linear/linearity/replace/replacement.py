@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    require_bool,
     require_choice,
     require_float,
     require_int,
@@ -177,7 +178,7 @@ def fit_linearization(
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=False
     )
-    if sequential or any(first < last for first, last in spans):
+    if require_bool("sequential", sequential) or any(first < last for first, last in spans):
         maps: list[AffineMap] = []
         for first, last in spans:
             earlier = [edit for m in maps for edit in m.edits()] if sequential else []

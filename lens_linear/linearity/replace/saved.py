@@ -38,7 +38,7 @@ from lens_linear.errors import (
     LensLinearError,
     UnknownModelError,
 )
-from lens_linear.files import require_folder, write_tensors, write_text
+from lens_linear.files import read_json, require_folder, write_tensors, write_text
 from lens_linear.linearity.replace.affine_map import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
 from lens_linear.models.hooks import require_bridge
@@ -275,7 +275,7 @@ def _restored(tensors: dict[str, Tensor], number: int, adds_input: bool) -> tupl
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = read_json(folder / CARD, advice="save it again")
         if card["format"] != FORMAT:
             raise ValueError(f"format {card['format']!r}")
         data = (folder / MAPS).read_bytes()

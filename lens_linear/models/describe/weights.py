@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.checks import require_bool
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.describe.verify_weights import (
     Probe,
@@ -178,7 +179,7 @@ def read_weights(
         raise UnsupportedModelError(f"model {model.cfg.model_name!r} shows no unembedding W_U")
     if unembedding_bias is None:
         unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
-    if fold:
+    if require_bool("fold", fold):
         unembedding, unembedding_bias = _unembedding(
             model, probe, unembedding, unembedding_bias, embedding, positions
         )
@@ -212,6 +213,7 @@ def read_attention(
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
         )
+    fold = require_bool("fold", fold)
     return _read_attention(model, probe_model(model), _getter(model, dtype), fold, dtype)
 
 

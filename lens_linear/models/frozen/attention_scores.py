@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.checks import require_bool
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
@@ -65,7 +66,7 @@ def attention_scores(
         scores = softcap * torch.tanh(scores / softcap)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) & is_causal(model)
     # A window masks keys, whose attention is then exactly 0; it changes no score of the keys that are seen.
-    unseen = mask | (pattern == 0) if windows else mask
+    unseen = mask | (pattern == 0) if require_bool("windows", windows) else mask
     rebuilt = scores.masked_fill(unseen, float("-inf")).softmax(-1)
     gap = float((rebuilt - pattern).abs().nan_to_num(nan=1.0).max())
     # Held against what the scores do at all: heads of a fresh model attend almost evenly, and would pass any

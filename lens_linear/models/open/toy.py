@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.checks import require_bool
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 
@@ -54,5 +55,6 @@ def toy_model(
             f"shape must be words of ModelSpec, got {', '.join(unknown)}; choose among "
             "norm, activation, gated, d_mlp and positions"
         )
+    attn_only = require_bool("attn_only", attn_only)
     spec = ModelSpec(n_layers, d_model, n_heads, d_vocab, n_ctx, attn_only=attn_only, **values)
     return bridge_from_module(native_module(spec, seed=seed), spec, name="toy")
