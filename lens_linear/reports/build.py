@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear import __version__
@@ -189,9 +188,9 @@ def model_sections(
         "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
         "Induction heads": lambda: induction_section(model, name=name, seed=seed),
         "Composition": lambda: composition_section(model, name=name),
-        "Paths": lambda: path_section(view, asked.tokens, name=name),  # type: ignore[arg-type]
-        "Linearity": lambda: measured_linearity(model, asked.tokens, name, seed=seed),
-        "FFN replacement": lambda: ffn_section(model, asked.tokens, name=name, seed=seed),
+        "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
+        "Linearity": lambda: measured_linearity(model, asked, name, seed=seed),
+        "FFN replacement": lambda: ffn_section(model, asked, name=name, seed=seed),
         "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
     for title in _titles(model, attention_only=view is not None):
@@ -243,7 +242,7 @@ def report_steps(model: TransformerBridge) -> int:
 
 
 def measured_linearity(
-    model: TransformerBridge, tokens: Int[Tensor, "row position"], name: str, *, seed: int
+    model: TransformerBridge, tokens: Tensor | Task, name: str, *, seed: int
 ) -> Section:
     """Profile a model, with and without the first position, in one pass."""
     profile = linearity_profile(model, tokens, sites=available_sites(model, 0), seed=seed)

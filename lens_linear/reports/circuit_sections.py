@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +16,7 @@ from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
+from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import token_label
 from lens_linear.text.random_rows import repeated_tokens
 
@@ -256,32 +258,40 @@ def _number(number: int) -> str:
 
 
 def path_section(
-    view: AttentionOnly, tokens: object, *, name: str, sequences: Sequence[int] = range(4)
+    view: AttentionOnly, tokens: Any, *, name: str, sequences: Sequence[int] = range(4)
 ) -> Section:
-    """How much every order of paths is worth, with the exact sum checked."""
-    expansion = view.paths(tokens[list(sequences)])  # type: ignore[index]
+    """How much every order of paths is worth to a task, or to next tokens, with the exact sum checked."""
+    task = require_task(view.model, tokens)
+    chosen = [row for row in sequences if row < len(task)]
+    expansion = view.paths(task.take(torch.tensor(chosen)))
     importance = expansion.importance()
     frame = importance.to_dataframe()
     gains = ", ".join(
         f"order {int(row['order'])} by {row['effect']:.3f}" for _, row in frame.iterrows()
     )
+    loss = importance.metric == "loss"
+    moves, unit = ("lowers", " nats") if loss else ("raises", "")
     prose = (
         f"With attention patterns and norm scales held as they are, {name} is an exact sum of "
         f"{len(expansion.terms)} end-to-end paths. Their sum differs from the model's logits by at most "
-        f"{expansion.max_error:.1e}. A uniform guess has a loss of {importance.uniform:.2f} nats per token. "
-        f"Adding the paths order by order (0 is the direct path, 1 goes through one head, and so on) lowers "
-        f"it: {gains}. What is left is {importance.losses[-1]:.2f}, the model's own loss on these "
-        f"{importance.n_tokens} tokens."
+        f"{expansion.max_error:.1e}. A uniform guess has a {importance.metric} of "
+        f"{importance.uniform:.2f}{unit}. "
+        f"Adding the paths order by order (0 is the direct path, 1 goes through one head, and so on) "
+        f"{moves} it: {gains}. What is left is "
+        f"{importance.losses[-1]:.2f}, the model's own {importance.metric} on these "
+        f"{importance.n_tokens} answers."
     )
     return Section(
         "Paths, exactly",
         prose,
         [
             Figure(
-                figures.path_importance(importance), "What each order of paths is worth, in nats."
+                figures.path_importance(importance),
+                f"What each order of paths is worth{', in nats' if loss else ''}.",
             )
         ],
         finding=(
-            f"{name} is an exact sum of {len(expansion.terms)} paths; by order they lower the loss: {gains}."
+            f"{name} is an exact sum of {len(expansion.terms)} paths; by order they {moves[:-1]} the "
+            f"{importance.metric}: {gains}."
         ),
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from jaxtyping import Int
-from torch import Tensor
-
 from lens_linear import plots as figures
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains.directions import concept_directions
@@ -13,20 +10,20 @@ from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.linearity.replace.compression import ffn_compression
 from lens_linear.reports.page import Figure, Section, Table
 from lens_linear.text.concepts import load_concept
+from lens_linear.text.task import Task
 
 _LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
 _PROMPTS = 40
 _ORDER = 16
 
 
-def ffn_section(
-    model: TransformerBridge, tokens: Int[Tensor, "row position"], *, name: str, seed: int = 0
-) -> Section:
+def ffn_section(model: TransformerBridge, asked: Task, *, name: str, seed: int = 0) -> Section:
     """What the loss says when one FFN is its best affine map."""
     n = model.cfg.n_layers
     layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
     # Eight rows an input are enough for a map, and keep a wide model from running the whole text.
-    rows = tokens[: max(4, -(-16 * model.cfg.d_model // tokens.shape[1]))]
+    needed = -(-16 * model.cfg.d_model // asked.tokens.shape[1])
+    rows = asked.take(slice(0, max(4, needed)))
     table = ffn_compression(model, rows, layers=layers, seed=seed)
     frame = table.to_dataframe()
     easy = frame.iloc[int(frame["loss_increase"].argmin())]

@@ -24,21 +24,28 @@ def question(n=N, seed=0):
     return rows, [row[0] for row in rows]
 
 
-@pytest.fixture(scope="module")
-def answers():
-    """A model trained in seconds to answer at the last token alone."""
-    model = ll.toy_model(n_layers=2, d_model=24, n_heads=2, d_vocab=CLASSES + 1, n_ctx=8, seed=0)
-    rows, labels = question()
+def batch(step):
+    """Padded rows, and the right answer wherever the question mark stands."""
+    rows, labels = question(n=128, seed=1000 + step)
     task = ll.Task(rows, labels=labels)
-    last = (task.lengths - 1)[:, None, None].expand(-1, 1, CLASSES + 1)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    with torch.enable_grad():
-        for _ in range(120):
-            logits = model(task.tokens, return_type="logits").gather(1, last)[:, 0]
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
-            optimizer.step()
-    return model.eval()
+    return task.tokens, task.targets.clamp(min=0)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """A model trained in seconds to answer at the last token alone, saved and opened again."""
+    spec = ll.models.ModelSpec(
+        2, d_model=24, n_heads=2, d_vocab=CLASSES + 1, n_ctx=8, attn_only=True, norm="none"
+    )
+    trained = ll.train(
+        spec,
+        batches=batch,
+        loss_mask=lambda tokens: tokens == CLASSES,
+        steps=200,
+        learning_rate=1e-2,
+        progress=False,
+    )
+    return ll.load(ll.save_model(trained.model, tmp_path_factory.mktemp("made") / "first"))
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +162,33 @@ def test_attributions_of_the_answers_sum_to_their_logits(answers, unseen):
         logits = run(answers, unseen.tokens[row, :n]).logits[0, -1].double()
         right.append(logits[int(unseen.labels[row, 0])] - logits.mean())
     assert float(found["relative"].sum()) == pytest.approx(float(sum(right)) / len(right), abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["mean", "pooled"])
+def test_mean_ablation_is_that_of_each_position_by_itself(answers, unseen, how):
+    found = ll.circuits.ablation_scores(answers, unseen, how=how)
+    z, real = [], unseen.mask
+    for row in range(len(unseen)):
+        n = int(unseen.lengths[row])
+        own = run(answers, unseen.tokens[row, :n], record=[(1, "z")])[(1, "z")][0].double()
+        z.append(torch.nn.functional.pad(own.view(n, 2, -1), (0, 0, 0, 0, 0, real.shape[1] - n)))
+    total, count = torch.stack(z).sum(0), real.sum(0)[:, None, None]
+    means = total / count if how == "mean" else (total.sum(0) / count.sum()).expand_as(total)
+
+    def replaced(out, hook):
+        out = out.clone()
+        out.view(*out.shape[:2], 2, -1)[:, :, 1] = means[: out.shape[1], 1].to(out)
+        return out
+
+    with answers.hooks(fwd_hooks=[("blocks.1.attn.hook_z", replaced)]):
+        expected = by_hand(answers, unseen)
+    assert float(found.without[1, 1]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_page_speaks_of_the_task(answers, unseen, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        path = ll.report(answers, tmp_path / "page.html", unseen)
+    text = path.read_text()
+    loss = f"{by_hand(answers, unseen):.3f}"
+    assert loss in text and "next token" not in text.lower().replace("next tokens", "")
