@@ -25,6 +25,7 @@ from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class AdamBaseline(Result):
 @torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def adam_baseline(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layer: int,
     *,
     site: Site = "ffn",

@@ -38,6 +38,7 @@ from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ class BilinearProbe(Result):
 @torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
 def bilinear_probe(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layer: int,
     *,
     rank: int | Sequence[int] = (1, 2, 4, 8),

@@ -22,6 +22,7 @@ from lens_linear.linearity.measure.first_position import DIFFERENT, both_reading
 from lens_linear.models.capture import TokenRows, batched, residual_stream
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 _COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
 
@@ -98,7 +99,7 @@ class LayerGeometry(Result):
 
 def layer_geometry(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     skip: int = 0,
     max_rows: int = 4096,

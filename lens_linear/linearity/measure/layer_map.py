@@ -37,6 +37,7 @@ from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class LayerMap(Result):
 
 def layer_map(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     fit: Fit = "held-out",
     boundaries: Sequence[int] | None = None,

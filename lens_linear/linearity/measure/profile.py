@@ -64,6 +64,7 @@ from lens_linear.stats.collect import (
 )
 from lens_linear.stats.resume import Checkpoint, Key, fingerprint
 from lens_linear.stats.split import RowView, as_rows, halves
+from lens_linear.text.task import Task
 
 Statistic = Callable[[Moments], float]
 _GROUPS = 10  # of sequences, for intervals of one's own statistics
@@ -71,7 +72,7 @@ _GROUPS = 10  # of sequences, for intervals of one's own statistics
 
 def linearity_profile(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     fit: Fit = "held-out",
     skip: int = 0,

@@ -27,6 +27,7 @@ from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class CompressionTable(Result):
 
 def ffn_compression(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     ranks: Sequence[int | None] = (None,),
     layers: Sequence[int] | None = None,

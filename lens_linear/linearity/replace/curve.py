@@ -49,6 +49,7 @@ from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 Strategy = Literal["remove", "linear", "linear+distill"]
 Order = Literal["linearity", "reverse", "random"]
@@ -125,7 +126,7 @@ class ReplacementCurve(Result):
 
 def replacement_curve(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     strategy: Strategy = "linear",
     *,
     order: Order | Sequence[int] = "linearity",

@@ -44,6 +44,7 @@ from lens_linear.models.describe.parameter_counts import n_parameters, site_para
 from lens_linear.models.hooks import Edit, Spot
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
+from lens_linear.text.task import Task
 
 Run = tuple[int, int]
 
@@ -51,7 +52,7 @@ Run = tuple[int, int]
 @contextmanager
 def linearize(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layers: int | Sequence[int] | None = None,
     *,
     site: MapSite = "block",
@@ -122,7 +123,7 @@ def linearize(
 
 def fit_linearization(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layers: int | Sequence[int] | None = None,
     *,
     site: MapSite = "block",

@@ -26,6 +26,7 @@ from lens_linear.stats.model_scores import perplexity, score_model
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class RunTable(Result):
 
 def run_table(
     model: TransformerBridge,
-    tokens: Int[Tensor, "sequence position"] | TokenRows,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     lengths: Sequence[int] | None = None,
     *,
     ridge: float = 0.0,
