@@ -360,7 +360,7 @@ def circuit_graph(
         at = (kind, writer, i, reader, j)
         fig.add_scatter(
             x=[i + shift, j + shift], y=[writer, reader], mode="lines", opacity=0.7, name=name,
-            line={"color": colour(kind), "width": 1 + 4 * float(z[at] / z[edges[0]])},
+            line={"color": colour(kind), "width": 1 + 4 * abs(float(z[at] / z[edges[0]]))},
             legendgroup=name, showlegend=name not in named, hovertext=_pair(composition, at),
             hoverinfo="text",
         )  # fmt: skip
