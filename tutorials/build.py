@@ -127,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"lesson {master.number}: {master.title}", flush=True)
             if options.text:
                 rewrite(master)
+            elif (reason := master.lacks()) is not None:
+                print(f"  kept as it is: {reason}")
             else:
                 build(master, draft=options.draft)
     except (MasterError, CellExecutionError) as error:

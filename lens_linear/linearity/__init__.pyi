@@ -4,7 +4,9 @@ from .lens.lens import LensReading as LensReading
 from .lens.lens import LensScore as LensScore
 from .measure.adam import AdamBaseline as AdamBaseline
 from .measure.adam import adam_baseline as adam_baseline
+from .measure.adam import adam_on_rows as adam_on_rows
 from .measure.bilinear import BilinearProbe as BilinearProbe
+from .measure.bilinear import bilinear_on_rows as bilinear_on_rows
 from .measure.bilinear import bilinear_probe as bilinear_probe
 from .measure.compare import ProfileComparison as ProfileComparison
 from .measure.compare import ProfileDifference as ProfileDifference
@@ -47,6 +49,8 @@ __all__ = [
     "ReplacementCurve",
     "RunTable",
     "adam_baseline",
+    "adam_on_rows",
+    "bilinear_on_rows",
     "bilinear_probe",
     "compare_profiles",
     "ffn_compression",

@@ -1,3 +1,4 @@
+from . import style as style
 from .circuits import ablation_map as ablation_map
 from .circuits import circuit_graph as circuit_graph
 from .circuits import composition_map as composition_map
@@ -115,6 +116,7 @@ __all__ = [
     "steered_text",
     "steering_cost",
     "step_size",
+    "style",
     "study_measures",
     "study_profiles",
     "svd_directions",

@@ -333,9 +333,9 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     Example:
         >>> import torch
         >>> import lens_linear as ll
-        >>> from lens_linear.linearity.measure.bilinear import probe_rows
+        >>> from lens_linear.linearity.measure.bilinear import bilinear_on_rows
         >>> x, new = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).double()
-        >>> probe = probe_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
+        >>> probe = bilinear_on_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
         >>> figure = ll.plots.bilinear_gain({"a product": probe})
         >>> [line.name for line in figure.data], bool(figure.data[0].y[1] > 0.9)
         (['a product, held out', 'a product, training', 'affine fit alone'], True)

@@ -27,6 +27,8 @@ from lens_linear.checks import (
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 from lens_linear.text.labels import EMPTY, text_label
 
+__all__ = ["GREY", "OKABE_ITO", "colour", "escape", "matrix", "styled"]
+
 # Okabe & Ito 2008, "Color universal design", black last: grid text is already dark.
 OKABE_ITO = (
     "#0072B2",  # blue

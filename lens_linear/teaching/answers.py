@@ -35,10 +35,12 @@ class Exercise:
     Args:
         check: takes the answer; raises :class:`Wrong`; may return a remark shown on success.
         hints: from a nudge to nearly the answer; revealed one by one.
+        whole: the result is token ids or true and false, so whole numbers are what later cells want.
     """
 
     check: Callable[[Any], str | None]
     hints: tuple[str, ...]
+    whole: bool = False
 
 
 def call(answer: Any, *arguments: Any, case: str = "") -> Any:
@@ -121,7 +123,7 @@ def _one_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value)
 
 
-def unfit(value: Any) -> str | None:
+def unfit(value: Any, *, whole: bool = False) -> str | None:
     """What keeps later cells from going on with a result whose numbers are right, or None."""
     if isinstance(value, np.ndarray):
         return _FOREIGN
@@ -139,7 +141,7 @@ def unfit(value: Any) -> str | None:
             f"You return {value.dtype}, which keeps two or three digits, and so closely it was judged. "
             "The cells below go on in float32: return it with `.float()`."
         )
-    if isinstance(value, Tensor) and value.ndim and not value.is_floating_point():
+    if isinstance(value, Tensor) and value.ndim and not (whole or value.is_floating_point()):
         return (
             f"You return a tensor of {value.dtype}. The cells below multiply it with float32: return "
             "it with `.float()`."

@@ -31,7 +31,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
 
-LESSONS = range(1, 9)
+LESSONS = range(1, 10)
 _NAME = re.compile(r"(\d+)\.(\d+)")
 _GOOD, _BAD = "#009E73", "#D55E00"  # Okabe & Ito: told apart by every reader
 
@@ -121,7 +121,7 @@ class Checker:
         try:
             if isinstance(answer, str) and answer.isidentifier():
                 answer = _named(answer, sys._getframe(1).f_globals, exercise)
-            remark = entry.check(_watched(answer, remarks))
+            remark = entry.check(_watched(answer, remarks, whole=entry.whole))
             passed, message = True, "\n".join([remark or "Correct.", *remarks])
         except NotWritten as wrong:
             passed, message, written = False, str(wrong), False
@@ -197,7 +197,7 @@ def _named(name: str, space: dict[str, Any], exercise: str) -> Any:
     return space[name]
 
 
-def _watched(answer: Any, remarks: dict[str, None]) -> Any:
+def _watched(answer: Any, remarks: dict[str, None], *, whole: bool) -> Any:
     """Return the student's function so wrapped that what would break later cells is remarked on."""
     if not callable(answer):
         return answer
@@ -206,7 +206,7 @@ def _watched(answer: Any, remarks: dict[str, None]) -> Any:
     def watched(*arguments: Any) -> Any:
         before = [copied(argument) for argument in arguments]
         value = answer(*arguments)
-        told = [unfit(value)]
+        told = [unfit(value, whole=whole)]
         for number, (was, now) in enumerate(zip(before, arguments, strict=True), start=1):
             if changed(was, now):
                 told.append(

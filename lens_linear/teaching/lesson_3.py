@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_linear.teaching import lesson_3b
 from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
@@ -320,4 +321,4 @@ EXERCISES: dict[str, Exercise] = {
             "The part of one writer is `written / scale @ W_K`.",
         ),
     ),
-}
+} | lesson_3b.EXERCISES

@@ -192,6 +192,73 @@ def _diagonal_z(answer: Any) -> str:
     return "Correct. A number with its chance level beside it."
 
 
+def _text_rows(answer: Any) -> str:
+    stream = torch.arange(10, 21)  # 11 tokens: three rows of 1 + 3, two left over
+    got = tensor(call(answer, stream, 4, 7, case="with 11 tokens and length 4"), what="The rows")
+    if got.ndim == 2 and got.shape[1] != 4:
+        raise Wrong(
+            f"Your rows have {got.shape[1]} tokens; `length` counts the start token too, so 4."
+        )
+    if got.ndim != 2:
+        raise Wrong(f"Return a table of rows; yours has shape {tuple(got.shape)}.")
+    if not bool((got[:, 0] == 7).all()):
+        raise Wrong("Every row begins with `start`, not the first one only.")
+    if len(got) == 4:
+        raise Wrong("The last row is not full. Leave it out, and fill it with nothing.")
+    want = torch.tensor([[7, 10, 11, 12], [7, 13, 14, 15], [7, 16, 17, 18]])
+    if len(got) != 3:
+        raise Wrong(f"11 tokens make 3 rows of a start and 3 tokens; yours has {len(got)} rows.")
+    require_close(
+        got, want.double(), "The tokens are not those of the stream, in order, each once."
+    )
+    stream = torch.randint(100, (50,), generator=torch.Generator().manual_seed(13))
+    got = tensor(call(answer, stream, 6, 0, case="with 50 tokens and length 6"), shape=(10, 6))
+    require_close(
+        got[:, 1:].flatten(), stream.double(), "With 50 tokens and length 6 none is left over."
+    )
+    return "Correct. Rows like those that a model was trained on."
+
+
+def _average_last_head(answer: Any) -> str:
+    z = random_tensor(2, 3, 4, 5, seed=14)
+    kept = z.clone()
+
+    def hooked(value: Tensor) -> Any:
+        return answer(value, None)
+
+    if not callable(answer):
+        call(answer)
+    given: list[Tensor] = []
+
+    def watched(value: Tensor) -> Any:
+        given.append(value)
+        return hooked(value)
+
+    result = call(watched, z, case="with 4 heads")
+    if not matches(given[0], kept):
+        raise Wrong("Your hook changes z itself. Work on a copy: `z.clone()`.")
+    if result is None:
+        raise Wrong("A hook that returns nothing changes nothing. Return the new tensor.")
+    got = tensor(result, shape=(2, 3, 4, 5), what="What the hook returns")
+    if matches(got, kept):
+        raise Wrong("Nothing has changed: the last head should be at its mean.")
+    require_close(got[:, :, :3], kept[:, :, :3], "The other heads should stay as they were.")
+    last = kept[:, :, 3].double()
+    if matches(got[:, :, 3], torch.zeros(2, 3, 5)):
+        raise Wrong("That is zero ablation. Put the head's mean in its place.")
+    if matches(got[:, :, 3], last.mean(0, keepdim=True).expand(2, 3, 5)):
+        raise Wrong("That is a mean for each position. Average over rows *and* positions.")
+    if matches(got[:, :, 3], last.mean(1, keepdim=True).expand(2, 3, 5)):
+        raise Wrong("That is a mean for each row. Average over rows *and* positions.")
+    if matches(got[:, :, 3], last.mean().expand(2, 3, 5)):
+        raise Wrong("Keep the mean a vector: one number for each of the d_head values.")
+    want = torch.stack([last[r, p] for r in range(2) for p in range(3)]).mean(0)
+    require_close(
+        got[:, :, 3], want.expand(2, 3, 5), "The last head should be at its mean everywhere."
+    )
+    return "Correct. The same function runs on any model with hooks of this shape."
+
+
 EXERCISES: dict[str, Exercise] = {
     "8.1": Exercise(
         _pattern_from_qk,
@@ -231,6 +298,21 @@ EXERCISES: dict[str, Exercise] = {
             "The diagonal of `A @ B` is `(A * B.T).sum(dim=1)`; no table is needed.",
             "For one permutation, use `B[:, order]` instead of B. Collect the means; take their mean and "
             "standard deviation.",
+        ),
+    ),
+    "8.6": Exercise(
+        _text_rows,
+        (
+            "Each row takes `length - 1` tokens of the stream. How many whole rows are there?",
+            "`stream[: n * body].reshape(-1, body)`, then `torch.cat` with a column of `start` in front.",
+        ),
+        whole=True,
+    ),
+    "8.7": Exercise(
+        _average_last_head,
+        (
+            "`changed = z.clone()`; the last head is `changed[:, :, -1]`.",
+            "Its mean over rows and positions is `z[:, :, -1].mean(dim=(0, 1))`, one vector.",
         ),
     ),
 }

@@ -6,7 +6,7 @@ from linearity_data import activations, numpy_r2, small, split, tokens
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linearity.measure.bilinear import probe_rows
+from lens_linear.linearity.measure.bilinear import bilinear_on_rows
 
 
 def normal(*shape, seed):
@@ -38,12 +38,12 @@ def test_planted_products_are_found_exactly(ill):
     sizes = torch.logspace(0, -4, D, dtype=torch.float64) if ill else torch.ones(D).double()
     x, y = planted(1500, 0.0, 10, sizes, shift=3.0)
     x_test, y_test = planted(1500, 0.0, 20, sizes, shift=3.0)
-    probe = probe_rows(x, y, x_test, y_test, rank=(1, 2, 3))
+    probe = bilinear_on_rows(x, y, x_test, y_test, rank=(1, 2, 3))
     assert probe.ranks == (0, 1, 2, 3)
     assert probe.r2[2] == pytest.approx(1, abs=1e-4), "two products are the truth"
     assert probe.r2[1] < 0.98 and probe.affine_r2 < 0.9
     assert probe.affine_r2 == pytest.approx(numpy_r2(x, y, x_test, y_test), abs=1e-9)
-    two = probe_rows(x, y, x_test, y_test, rank=2)
+    two = bilinear_on_rows(x, y, x_test, y_test, rank=2)
     # Readings of x are recovered up to order, sign and which of the pair is a.
     a, b = two.a / sizes.reciprocal(), two.b / sizes.reciprocal()
     match = torch.maximum(cosine(a, A) * cosine(b, B), cosine(a, B) * cosine(b, A))
@@ -53,12 +53,12 @@ def test_planted_products_are_found_exactly(ill):
 def test_gain_is_the_share_the_products_carry_and_noise_gives_none():
     x, y = planted(3000, 0.5, 10)
     x_test, y_test = planted(3000, 0.5, 20)
-    probe = probe_rows(x, y, x_test, y_test, rank=2)
+    probe = bilinear_on_rows(x, y, x_test, y_test, rank=2)
     products = ((x_test @ A.T) * (x_test @ B.T)) @ C / D**0.5
     share = (products - products.mean(0)).square().sum() / (y_test - y_test.mean(0)).square().sum()
     assert float(probe.gains[1]) == pytest.approx(float(share), abs=0.03)
     plain = x @ W + normal(3000, OUT, seed=5)
-    null = probe_rows(x[:1500], plain[:1500], x[1500:], plain[1500:], rank=(1, 4))
+    null = bilinear_on_rows(x[:1500], plain[:1500], x[1500:], plain[1500:], rank=(1, 4))
     assert bool((null.gains[1:] < 0.002).all()) and bool((null.train_gains[1:] > 0).all())
 
 

@@ -11,7 +11,7 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.adam import adam_on_rows
-from lens_linear.linearity.measure.bilinear import probe_rows
+from lens_linear.linearity.measure.bilinear import bilinear_on_rows
 from lens_linear.linearity.measure.compare import compare_profiles
 from lens_linear.linearity.measure.geometry import layer_geometry
 from lens_linear.linearity.replace.compression import ffn_compression
@@ -135,7 +135,7 @@ def test_probe_figures():
     x, x_new = torch.randn(2, 300, 6, generator=g, dtype=torch.float64)
     weight = torch.randn(6, 3, generator=g).double()
     y, y_new = x @ weight + x[:, :1] * x[:, 1:4], x_new @ weight + x_new[:, :1] * x_new[:, 1:4]
-    probe = probe_rows(x, y, x_new, y_new, rank=(1, 2), sequence=torch.arange(300) // 10)
+    probe = bilinear_on_rows(x, y, x_new, y_new, rank=(1, 2), sequence=torch.arange(300) // 10)
     figure = whole(linearity.bilinear_gain({"<i>here</i>": probe}))
     shown = traces(figure)
     assert list(shown["&lt;i&gt;here&lt;/i&gt;, held out"].y) == probe.gains.tolist()

@@ -1,5 +1,6 @@
-"""Every lesson: solutions pass, stubs fail readably, planted wrong answers fail helpfully."""
+"""Every lesson: solutions pass, stubs fail readably, planted wrong answers fail helpfully; imports are public."""
 
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -83,3 +84,30 @@ def test_every_exercise_has_two_hints(exercise):
 def test_odd_answers_never_raise_and_never_pass(exercise, odd):
     result = Checker()(exercise, odd)
     assert not result.passed and len(result.message) > 20
+
+
+def not_public(source):
+    """Names of the package that a cell imports although no room exports them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.startswith("lens_linear.")]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lens_linear"):
+            room = importlib.import_module("lens_linear")
+            for part in node.module.split(".")[1:]:
+                found += [node.module] * (part not in room.__all__)
+                room = importlib.import_module(f"{room.__name__}.{part}")
+            public = getattr(room, "__all__", ())
+            found += [f"{node.module}.{a.name}" for a in node.names if a.name not in public]
+    return found
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=ident)
+def test_lessons_import_public_names_only(master):
+    assert not [name for cell in master.cells if not cell.is_text for name in not_public(cell.text)]
+
+
+def test_a_deep_import_is_noticed():
+    assert not_public("from lens_linear.linalg.moments import Moments")
+    assert not_public("from lens_linear.linalg import spectra_of_nothing")
+    assert not_public("import lens_linear as ll\nfrom lens_linear.plots.style import colour") == []

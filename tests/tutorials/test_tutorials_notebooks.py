@@ -5,9 +5,10 @@ import json
 
 import build
 import pytest
+from machinery import notebooks
 from machinery.execute import execute
 from machinery.master import MasterError, masters, measured_numbers, read_master, stub
-from machinery.notebooks import INSTALL, KINDS, REPOSITORY, has_tag, notebook_path, read
+from machinery.notebooks import INSTALL, KINDS, has_tag, make_notebook, notebook_path, read
 from machinery.outputs import MAX_BYTES, PLOTLY, figures
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
@@ -56,8 +57,21 @@ def test_size_images_and_outputs(master, kind):
 def test_title_badge_and_install_cell(master, kind):
     first, second = read(notebook_path(master, kind)).cells[:2]
     assert first["source"].startswith(f"# Lesson {master.number} · {master.title}")
-    assert f"github/{REPOSITORY}/blob/main/tutorials/{kind}/{master.name}.ipynb" in first["source"]
-    assert INSTALL in second["source"] and "<0.2" in INSTALL
+    assert second["source"] == INSTALL
+    assert ("Open In Colab" in first["source"]) == (notebooks.ADDRESS is not None)
+
+
+def test_badges_come_with_the_address_of_the_project(monkeypatch):
+    master = MASTERS[0]
+    for address, badge in (
+        (None, False),
+        ("https://example.org/x", False),
+        ("https://github.com/a/b", True),
+    ):
+        monkeypatch.setattr(notebooks, "ADDRESS", address)
+        title = make_notebook(master, "exercises").cells[0]["source"]
+        assert ("Open In Colab" in title) == badge
+    assert f"github/a/b/blob/main/tutorials/exercises/{master.name}.ipynb" in title
 
 
 @pytest.mark.parametrize("master", MASTERS, ids=ident)

@@ -54,11 +54,22 @@ class Master:
     title: str
     minutes: int
     cells: tuple[Cell, ...]
+    needs: str | None = None  # a model that does not come with the package
 
     @property
     def name(self) -> str:
         """File name of its notebooks, without the suffix."""
         return self.path.stem
+
+    def lacks(self) -> str | None:
+        """Why this lesson cannot run here, or None."""
+        if self.needs is None:
+            return None
+        from lens_linear.models.open.obtain import obtained_folder
+
+        if obtained_folder(self.needs) is not None:
+            return None
+        return f"{self.needs} is not on this machine; `lens-linear models --get {self.needs}` fetches it"
 
     @property
     def exercises(self) -> tuple[Cell, ...]:
@@ -95,7 +106,12 @@ def read_master(path: Path) -> Master:
     if mark is not None:
         cells.append(_cell(path, *mark, body))
     master = Master(
-        path, int(header["lesson"]), header["title"], int(header["minutes"]), tuple(cells)
+        path,
+        int(header["lesson"]),
+        header["title"],
+        int(header["minutes"]),
+        tuple(cells),
+        header.get("needs"),
     )
     _check_exercises(master)
     return master
@@ -106,8 +122,10 @@ def _header(path: Path, lines: list[str]) -> tuple[dict[str, str], int]:
         raise MasterError(f"{path.name}: must begin with a header between two lines '# ---'")
     end = lines.index("# ---", 1)
     header = dict(line.removeprefix("# ").split(": ", 1) for line in lines[1:end])
-    if set(header) != {"lesson", "title", "minutes"}:
-        raise MasterError(f"{path.name}: the header needs lesson, title, minutes; got {header}")
+    if set(header) - {"needs"} != {"lesson", "title", "minutes"}:
+        raise MasterError(
+            f"{path.name}: the header needs lesson, title, minutes (and may say needs); got {header}"
+        )
     return header, end + 1
 
 

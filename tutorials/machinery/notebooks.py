@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,35 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from machinery.master import Cell, Master, MasterError, measured_numbers, stub, without_marks
 
-REPOSITORY = "OWNER/lens_linear"  # the one place that knows where the project is hosted
 BRANCH = "main"
-INSTALL = '%pip install "lens-linear>=0.1,<0.2"'
 KINDS = ("exercises", "solutions", "instructor")
 TUTORIALS = Path(__file__).resolve().parent.parent
+
+
+def project_address() -> str | None:
+    """Where the project is hosted: the key ``Repository`` of ``[project.urls]``; None while it is not set."""
+    text = (TUTORIALS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    address = tomllib.loads(text)["project"].get("urls", {}).get("Repository")
+    return None if address is None else str(address).rstrip("/").removesuffix(".git")
+
+
+ADDRESS = project_address()
+NAME = "lens-linear>=0.1,<0.2"
+INSTALL = f"""# Does nothing where the package is installed already.
+# To install from elsewhere, name it here: a wheel file, the folder of a checkout, or "git+https://…".
+SOURCE = ""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+if importlib.util.find_spec("lens_linear") is None:
+    folders = [Path.cwd(), *Path.cwd().parents]
+    near = [*sorted(Path.cwd().glob("lens_linear-*.whl"), reverse=True)]  # a wheel beside this notebook,
+    near += [folder for folder in folders if (folder / "lens_linear" / "teaching").is_dir()]  # or a checkout
+    source = SOURCE or str([*near, "{f"git+{ADDRESS}" if ADDRESS else NAME}"][0])
+    %pip install -q "{{source}}"
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars will do"""
 
 _DOTS = "●●●●●○○○○○"
 _CHECK = re.compile(r'll\.check\("(\d+\.\d+)", "(\w+)"\)')
@@ -49,8 +74,6 @@ def make_notebook(master: Master, kind: str) -> NotebookNode:
 
 
 def _title_cell(master: Master, kind: str) -> NotebookNode:
-    where = f"{REPOSITORY}/blob/{BRANCH}/tutorials/{kind}/{master.name}.ipynb"
-    badge = "https://colab.research.google.com/assets/colab-badge.svg"
     note = {
         "exercises": "Figures and tables that you see before you run anything come from a reference "
         "run. Your own run replaces them. Run the cells from top to bottom, one by one: *Run All* "
@@ -60,26 +83,29 @@ def _title_cell(master: Master, kind: str) -> NotebookNode:
         "solutions": "This is the solution notebook.",
         "instructor": "This is the instructor's copy: the solutions, with notes for teaching.",
     }[kind]
+    what = "the package is" if master.needs is None else f"the package and `{master.needs}` are"
     tested = sum(cell.scale["minutes"] for cell in master.exercises)
     text = (
         f"# Lesson {master.number} · {master.title}\n\n"
-        f"[![Open In Colab]({badge})](https://colab.research.google.com/github/{where})\n\n"
+        f"{_badge(master, kind)}"
         f"About {master.minutes} minutes, {tested} of them for {len(master.exercises)} exercises. "
-        f"No account, no GPU; no network once the package is installed.\n\n{note}"
+        f"No account, no GPU; no network once {what} installed.\n\n{note}"
     )
     return new_markdown_cell(text)
 
 
+def _badge(master: Master, kind: str) -> str:
+    """A line that opens the notebook in Colab, once the project's address is a GitHub address."""
+    if ADDRESS is None or not ADDRESS.startswith("https://github.com/"):
+        return ""
+    where = ADDRESS.removeprefix("https://github.com/")
+    picture = "https://colab.research.google.com/assets/colab-badge.svg"
+    page = f"{where}/blob/{BRANCH}/tutorials/{kind}/{master.name}.ipynb"
+    return f"[![Open In Colab]({picture})](https://colab.research.google.com/github/{page})\n\n"
+
+
 def _install_cell() -> NotebookNode:
-    source = (
-        "# Does nothing where the package is installed already.\n"
-        "import importlib.util\n"
-        "import warnings\n\n"
-        'if importlib.util.find_spec("lens_linear") is None:\n'
-        f"    {INSTALL}\n"
-        'warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars will do'
-    )
-    return _code(source, "install")
+    return _code(INSTALL, "install")
 
 
 def _notebook_cell(cell: Cell, kind: str) -> NotebookNode | None:

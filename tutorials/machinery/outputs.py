@@ -34,6 +34,7 @@ def clean(notebook: NotebookNode) -> None:
                 )
             if "data" in output:
                 _lighten(output["data"])
+            _refuse_minus_zero(index, output)
             kept.append(output)
         cell["outputs"] = kept
         _refuse_paths(index, kept)
@@ -50,6 +51,15 @@ def _lighten(data: dict[str, Any]) -> None:
         data.pop("text/html", None)
         config = data[PLOTLY].get("config", {})
         data[PLOTLY]["config"] = {key: config[key] for key in config if key != "plotlyServerURL"}
+
+
+def _refuse_minus_zero(index: int, output: Any) -> None:
+    """A rounded table shows no minus before a zero: end it with ``.replace(-0.0, 0.0)``."""
+    text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+    if found := re.search(r"(?<![\w.])-0\.?0*(?![\d.e])", text):
+        raise MasterError(
+            f"cell {index} shows {found[0]!r}; end its table with .replace(-0.0, 0.0)"
+        )
 
 
 def _refuse_paths(index: int, outputs: list[Any]) -> None:

@@ -32,7 +32,6 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.models import ModelSpec, bridge_from_module, native_module, token_strings
-from lens_linear.plots.circuitsvis import NotebookView, attention_view
 from lens_linear.plots.style import colour, escape, matrix, styled
 
 _ = torch.set_grad_enabled(False)
@@ -113,7 +112,7 @@ styled(
 # notebook leaves it out to stay small.)
 
 # %%
-NotebookView(attention_view(pattern, words, element_id="heads"), height=600)
+ll.plots.attention_heads(ll.circuits.attention_pattern(model, tokens, layer=0), height=600)
 
 # %% [markdown]
 # ## The two circuits

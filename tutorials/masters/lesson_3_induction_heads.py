@@ -1,7 +1,7 @@
 # ---
 # lesson: 3
 # title: Two layers: composition and induction heads
-# minutes: 90
+# minutes: 135
 # ---
 
 # %% [markdown]
@@ -42,8 +42,16 @@ from lens_linear.circuits import (
     map_of,
     verify_induction,
 )
-from lens_linear.models import ModelSpec, bridge_from_module, norm_scale, read_weights, run
+from lens_linear.models import (
+    ModelSpec,
+    bridge_from_module,
+    native_module,
+    norm_scale,
+    read_weights,
+    run,
+)
 from lens_linear.models import vocabulary as read_vocabulary
+from lens_linear.plots import style
 from lens_linear.plots.style import GREY, colour, styled
 from lens_linear.text import random_tokens, repeated_tokens
 from lens_linear.training import Phase, Recipe
@@ -195,20 +203,20 @@ ll.check("3.2", "induction_excess")
 
 # %% [training]
 def train_live(name: str, n_layers: int, n_heads: int, periods: tuple[int, int], steps: int):
-    """Train an attention-only model on repeats with periods in a range; returns it and its losses."""
+    """Train an attention-only model on repeats with periods in a range; every 20 steps its weights are kept."""
     spec = ModelSpec(
         n_layers, d_model=64, n_heads=n_heads, d_vocab=64, n_ctx=48, attn_only=True, norm="LNPre"
     )
     phase = Phase(steps, rows=32, length=48, learning_rate=4e-3, repeats=1.0, periods=periods)
-    recipe = Recipe(name, spec, (phase,), seed=1)
-    losses = []
+    recipe = Recipe(name, spec, (phase,), seed=1, checkpoints=tuple(range(0, steps, 20)))
     text = torch.arange(64)  # a recipe may mix in text; this one has repeats only
-    trained = ll.train(recipe, text, progress=False, on_step=lambda step, loss: losses.append(loss))
-    return bridge_from_module(trained.module, spec, name=name), losses
+    return ll.train(recipe, text, progress=False)
 
 
-live, live_losses = train_live("live", n_layers=2, n_heads=2, periods=(4, 20), steps=600)
-trap, trap_losses = train_live("trap", n_layers=1, n_heads=1, periods=(16, 16), steps=300)
+live_run = train_live("live", n_layers=2, n_heads=2, periods=(4, 20), steps=600)
+trap_run = train_live("trap", n_layers=1, n_heads=1, periods=(16, 16), steps=300)
+live, trap = live_run.model, trap_run.model
+live_losses, trap_losses = ([loss for _, loss, _ in each.history] for each in (live_run, trap_run))
 print(f"average training loss over the last 20 steps: live {sum(live_losses[-20:]) / 20:.2f} nats,")
 print(f"trap {sum(trap_losses[-20:]) / 20:.2f} nats; an even guess over 64 tokens costs 4.16")
 
@@ -260,7 +268,7 @@ for name, model, layer in (("live", live, 1), ("trap", trap, 0)):
         }
         for h, (u, e) in enumerate(zip(usual, excess, strict=True))
     ]
-pd.DataFrame(table).round(2)
+pd.DataFrame(table).round(2).replace(-0.0, 0.0)
 
 # %%
 figure = go.Figure()
@@ -284,6 +292,51 @@ styled(
 # token, and the gain is negative. (At the shortest period it is zero: both copies are over before there is
 # anything 15 positions back.) The live model gains at every period.
 #
+# The loss of the live model fell in one drop. What formed there? Its weights were kept every 20 steps. Score them: your
+# excess for the heads of layer 1, and the attention of the heads of layer 0 to the token before.
+
+# %%
+spec = live_run.recipe.spec
+formed = []
+for step, kept in live_run.checkpoints.items():
+    module = native_module(spec, seed=0)
+    module.load_state_dict(kept)
+    then = bridge_from_module(module.eval(), spec, name=f"live at {step}")
+    spots = [(0, "pattern"), (1, "pattern")]
+    seen = run(then, tokens, record=spots, logits=False)
+    one_back = seen[(0, "pattern")].diagonal(-1, dim1=-2, dim2=-1).mean((0, 2)).max()
+    excess = induction_excess(seen[(1, "pattern")], periods).max()
+    loss = sum(live_losses[step : step + 20]) / 20
+    formed.append((step, loss, float(one_back), float(excess)))
+formed = pd.DataFrame(formed, columns=["step", "loss", "previous token", "your excess"])
+formed[formed.step.isin((0, 60, 100, 140, 180, 200, 240, 300, 580))].round(2).replace(-0.0, 0.0)
+
+# %%
+figure = go.Figure()
+figure.add_scatter(x=formed.step, y=formed.loss, name="loss (left)", line_color=GREY)
+for index, name in enumerate(("previous token", "your excess")):
+    figure.add_scatter(
+        x=formed.step,
+        y=formed[name],
+        name=f"{name}, best head",
+        line_color=colour(index),
+        yaxis="y2",
+    )
+right_axis = {"overlaying": "y", "side": "right", "range": [0, 1], "title": "attention"}
+styled(
+    figure,
+    title="The loss drops when the heads form",
+    x="training step",
+    y="loss (nats)",
+    legend="bottom",
+).update_layout(yaxis2=right_axis)
+
+# %% [markdown]
+# **What you should see.** While the loss creeps, both scores lie on the floor. Then they rise *together*, and the loss falls
+# while they do: a note that nobody reads gains nothing, and a reader without notes neither. Most of the loss has gone when
+# the induction score is at its height, while the previous-token head goes on getting sharper. (The loss shown is the
+# mean of the next twenty steps.)
+#
 # `ll.induction_scores` does what you did, and more: a control for each period, scores for previous-token
 # and duplicate-token attention, and a verdict.
 
@@ -292,7 +345,7 @@ columns = ["head", "prefix_matching", "positional_control", "prev_token", "copyi
 live_scores = ll.induction_scores(live, periods=choices, bos=0)
 trap_scores = ll.induction_scores(trap, periods=choices, bos=0)
 both = {"live": live_scores.to_dataframe(), "trap": trap_scores.to_dataframe()}
-pd.concat(both, names=["model", "row"])[columns].round(2)
+pd.concat(both, names=["model", "row"])[columns].round(2).replace(-0.0, 0.0)
 
 # %% [markdown]
 # **What you should see.** In the live model a head of layer 0 is a previous-token head and both heads of
@@ -303,7 +356,7 @@ pd.concat(both, names=["model", "row"])[columns].round(2)
 # %%
 scores = ll.induction_scores(two)
 print(scores)
-scores.to_dataframe()[[*columns, "target_logit"]].round(2)
+scores.to_dataframe()[[*columns, "target_logit"]].round(2).replace(-0.0, 0.0)
 
 # %%
 ll.plots.head_scores(scores, subtract_control=True)
@@ -567,13 +620,30 @@ for layer in (0, 1):
 print(f"without all of layer 1's heads: {ablated(1, [0, 1, 2, 3]):.2f}")
 
 # %%
-ll.plots.ablation_map(ablation_scores(two))
+theirs = ablation_scores(two)
+mine = [whole - ablated(layer, [head]) for layer in (0, 1) for head in range(4)]
+beside = theirs.to_dataframe()[["head", "lost"]].rename(columns={"lost": "package: lost gain"})
+beside.insert(1, "yours: lost gain", mine)
+for how in ("zero", "resample"):
+    beside[f"package, {how}"] = ablation_scores(two, how=how)["lost"]
+print(theirs)
+beside.round(2).replace(-0.0, 0.0)
+
+# %%
+ll.plots.ablation_map(theirs)
 
 # %% [markdown]
 # **What you should see.** Without the previous-token head nearly all of the gain is lost, more than without
 # any single induction head. That is no contradiction. There are several induction heads, and where one is
 # missing the others still do the work; the previous-token head has no understudy. *Necessary* is a question
 # about a set of heads.
+#
+# The table also shows that *one* ablation has several sizes. Your mean is one vector for all positions, taken from these
+# rows; the package takes a mean for each position, from many other rows, so that what a head says about *positions*
+# stays. That is why L0H1 looks important to you and not to the package. Zeros are a third answer and another row's
+# values (`resample`) a fourth. Look at L1H3: with zeros in its place nothing is lost, so the others can do its
+# work; with a mean much is lost, so it is the *mean* that does harm, by speaking for tokens that are not there. Say
+# with every ablation what was put in the head's place, and on which rows.
 #
 # Ablating the previous-token head shows that it is needed, but not *for what*. It might also feed the
 # values of the induction heads, or the output directly. So make a finer cut: take what it wrote out of the
@@ -668,9 +738,252 @@ ll.plots.mechanism_table(mechanism)
 # %%
 live_mechanism = verify_induction(live, periods=choices, bos=0)
 print(live_mechanism)
-live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]].round(2)
+live_mechanism.to_dataframe()[["step", "expected", "removed", "control_removed"]].round(2).replace(
+    -0.0, 0.0
+)
 
 # %% [markdown]
+# ## Five closer looks
+#
+# Each of the next exercises is a few lines and a question of its own. They use the same two heads. Do them now, as
+# homework, or one a week.
+#
+# **Why does the previous-token head look back?** Its score for a query and a key is made of content and of position.
+# Leave the content out: put only the position vectors in. The norm divides what it reads by a scale, and a bare
+# position vector would get a scale of its own; so divide by the scale that real text has at each position.
+
+# %% [exercise 3.7 difficulty=2 importance=4 minutes=8] Attention from positions alone
+# Return the causal pattern of a head that reads nothing but `W_pos[i] / scale[i]` at each position $i$.
+
+
+# %% [solution 3.7]
+def positional_pattern(
+    W_pos: Float[Tensor, "position d_model"],
+    W_Q: Float[Tensor, "d_model d_head"],
+    W_K: Float[Tensor, "d_model d_head"],
+    scale: Float[Tensor, "position"],
+) -> Float[Tensor, "query key"]:
+    """Softmax over earlier keys of the scores that positions alone give."""
+    # BEGIN SOLUTION
+    reads = W_pos / scale[:, None]
+    scores = (reads @ W_Q) @ (reads @ W_K).T / W_Q.shape[1] ** 0.5
+    later = torch.ones_like(scores).triu(1).bool()
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+    # END SOLUTION
+
+
+# %% [check 3.7]
+ll.check("3.7", "positional_pattern")
+
+# %%
+entering = run(two, ll.evaluation_tokens(two)[:16, :64], record=[(0, "resid_pre")], logits=False)
+typical = norm_scale(entering[(0, "resid_pre")].double(), weights.norm, weights.eps).mean(0)[:, 0]
+table = []
+for head in range(4):
+    pattern = positional_pattern(
+        weights.W_pos[:64], heads.W_Q[0, head], heads.W_K[0, head], typical
+    )
+    one_back = [float(pattern.diagonal(-d).mean()) for d in (0, 1, 2)]
+    table.append((f"L0H{head}", *one_back, float(scores["prev_token"][head])))
+names = ["head", "itself", "one back", "two back", "one back, measured on tokens"]
+pd.DataFrame(table, columns=names).round(2)
+
+# %% [markdown]
+# **What you should see.** The previous-token head looks one back *because of positions*: with no token at all it puts most of
+# its attention there, nearly as much as it does on real rows. The other heads of the layer spread theirs.
+#
+# **Do the induction heads copy?** The copying score of lesson 2 is about eigenvalues. A plainer question: of all
+# tokens that a head could promote, is the one it attends to *first*? And what do two heads do together? Their terms are
+# added, so their OV circuits are added too.
+
+# %% [exercise 3.8 difficulty=2 importance=3 minutes=8] Top-1 accuracy of OV
+# Each head $h$ has $\mathrm{OV}_h = A_h B_h$. For what share of the tokens is the token's own entry the largest of its row, in
+# the *sum* of the circuits of all heads given?
+
+
+# %% [solution 3.8]
+def ov_top1(A: list[Float[Tensor, "vocab r"]], B: list[Float[Tensor, "r vocab"]]) -> float:
+    """Share of tokens whose own output is the largest in the summed OV circuit."""
+    # BEGIN SOLUTION
+    table = torch.cat(A, dim=1) @ torch.cat(B, dim=0)
+    return float((table.argmax(dim=1) == torch.arange(len(table))).double().mean())
+    # END SOLUTION
+
+
+# %% [check 3.8]
+ll.check("3.8", "ov_top1")
+
+# %%
+ov = {head: ll.head(two, 1, head).ov for head in range(4)}
+choices_of_heads = [[0], [1], [2], [3], [1, 3], [0, 2], [0, 1, 2, 3]]
+rows_of = [
+    (" + ".join(f"L1H{h}" for h in some), ov_top1([ov[h].A for h in some], [ov[h].B for h in some]))
+    for some in choices_of_heads
+]
+pd.DataFrame(rows_of, columns=["heads", "own token first"]).round(3)
+
+# %% [markdown]
+# **What you should see.** The two strong heads put nearly every token first, and together *every* token: where the one fails,
+# the other does not. The weak ones hardly ever do. A verdict "induction" from the attention alone hid that difference.
+#
+# **Who wrote what the head looks for?** One attention score is a dot product of a query with a key, and the key is a sum over
+# everything that wrote into the stream at its position. So a score splits by writer.
+
+# %% [exercise 3.9 difficulty=2 importance=4 minutes=8] One score, split by writer
+# `parts[w]` is what writer $w$ put into the stream at the key's position, already divided by the norm's scale there.
+# Return each writer's share of the score, so that the shares sum to the score. (Biases of the key are left out.)
+
+
+# %% [solution 3.9]
+def score_by_writer(
+    query: Float[Tensor, "d_head"],
+    parts: Float[Tensor, "writer d_model"],
+    W_K: Float[Tensor, "d_model d_head"],
+) -> Float[Tensor, "writer"]:
+    """What each writer into the key's stream adds to one attention score."""
+    # BEGIN SOLUTION
+    return parts @ W_K @ query / len(query) ** 0.5
+    # END SOLUTION
+
+
+# %% [check 3.9]
+ll.check("3.9", "score_by_writer")
+
+# %% [markdown]
+# Take a row of random tokens that comes twice, the strong induction head, and a query in the second copy. Its key is the token
+# after the previous occurrence. The writers below it are the embedding, the position and the heads of layer 0.
+
+# %%
+example = repeated_tokens(1, 12, 25, range(1, 1024), seed=3, bos=0).tokens
+spots = [(0, "z"), (1, "z"), (1, "q"), (1, "resid_pre"), (1, "resid_post")]
+seen = run(two, example, record=spots)
+
+
+def writers(layers: int) -> dict[str, Tensor]:
+    """What each writer below a layer put into the stream, [position, d_model]."""
+    found = {"token": weights.W_E[example[0]], "position": weights.W_pos[: example.shape[1]]}
+    for layer in range(layers):
+        z = per_head(seen[(layer, "z")])[0].double()
+        found |= {f"L{layer}H{h}": z[:, h] @ heads.W_O[layer, h] for h in range(4)}
+        found[f"L{layer} b_O"] = heads.b_O[layer].expand(len(z), -1)
+    return found
+
+
+at_query, at_key = 20, 9  # the same token stood at 8; the key is the one after it
+below = writers(1)
+key_scale = norm_scale(seen[(1, "resid_pre")].double(), weights.norm, weights.eps)[0, at_key]
+query = per_head(seen[(1, "q")])[0, at_query, strong[1]].double()
+stacked = torch.stack([part[at_key] for part in below.values()]) / key_scale
+shares = score_by_writer(query, stacked, heads.W_K[strong])
+split = ll.qk_attribution(two, example, *strong).by_writer("key", query=at_query, key=at_key)
+split["yours"] = split["component"].map(dict(zip(below, shares.tolist(), strict=True)))
+print(
+    f"your shares sum to {float(shares.sum()):.2f}, the package's to {split['score'].sum():.2f} (with the key's bias)"
+)
+split.round(2).replace(-0.0, 0.0)
+
+# %% [markdown]
+# **What you should see.** By far the largest share comes from one writer, the previous-token head: the composition of the
+# sections above, in a single number of a single row. The key's own token speaks *against* the score. Position and
+# bias add parts that have nothing to do with tokens. `by_writer` of the package agrees with you line by line; the bias of
+# the key itself is its last line.
+#
+# **Who wrote the right answer?** The same split, at the other end of the model. The logits are the final stream, divided by
+# the norm's scale, times $W_U$. So every writer of both layers has a part of each logit.
+
+# %% [exercise 3.10 difficulty=2 importance=4 minutes=10] Logit attribution over both layers
+# `parts[w, t]` is what writer $w$ put into the final stream at position $t$, already divided by the scale. Return what it
+# adds to the logit of `targets[t]`, *above the average logit* that it adds at that position. (A writer that raises all
+# logits alike changes no probability.)
+
+
+# %% [solution 3.10]
+def logit_attribution(
+    parts: Float[Tensor, "writer position d_model"],
+    W_U: Float[Tensor, "d_model vocab"],
+    targets: Int[Tensor, "position"],
+) -> Float[Tensor, "writer position"]:
+    """Each writer's share of the right token's logit, above the mean over the vocabulary."""
+    # BEGIN SOLUTION
+    logits = parts @ W_U
+    index = targets.expand(len(parts), -1)[..., None]
+    return logits.gather(-1, index)[..., 0] - logits.mean(dim=-1)
+    # END SOLUTION
+
+
+# %% [check 3.10]
+ll.check("3.10", "logit_attribution")
+
+# %%
+everything = writers(2)
+final_scale = norm_scale(seen[(1, "resid_post")].double(), weights.final_norm, weights.eps)[0]
+stacked = torch.stack(list(everything.values())) / final_scale
+credit = logit_attribution(stacked[:, :-1], weights.W_U, example[0, 1:])
+logits = seen.logits[0, :-1].double()
+right = logits.gather(1, example[0, 1:, None])[:, 0] - logits.mean(1)
+bias = weights.b_U[example[0, 1:]] - weights.b_U.mean()
+gap = float((credit.sum(0) + bias - right).abs().max())
+print(f"largest gap between the sum of all writers and the model's own logits: {gap:.0e}")
+figure = style.matrix(
+    credit,
+    rows=list(everything),
+    columns=[str(t) for t in range(1, example.shape[1])],
+    value_name="logit of the right token",
+    row_name="writer",
+    column_name="position",
+)
+styled(
+    figure, title="Who wrote the right answer", x="position of the token", y="writer", height=420
+)
+
+# %% [markdown]
+# **What you should see.** In the first copy nobody knows anything. In the second copy the strong heads of layer 1 write nearly
+# everything. The previous-token head, without which nothing works, writes *none* of it: attribution to the logits does
+# not see a head whose work is read by other heads.
+#
+# **Virtual heads.** If a head of layer 1 attends to a place where a head of layer 0 had written, it moves on what that head
+# had moved. Two heads in a row act like one, with a pattern and an OV circuit of their own: a **virtual head**.
+
+# %% [exercise 3.11 difficulty=3 importance=3 minutes=10] Two heads as one
+# Return what the chain alone adds to the logits: read $x$ by the first head, move it by its pattern, read the result by the
+# second head, move it by the second pattern, unembed. (Norms and biases left out.)
+
+
+# %% [solution 3.11]
+def virtual_logits(
+    first: Float[Tensor, "query key"],
+    second: Float[Tensor, "query key"],
+    x: Float[Tensor, "position d_model"],
+    first_OV: Float[Tensor, "d_model d_model"],
+    second_OV: Float[Tensor, "d_model d_model"],
+    W_U: Float[Tensor, "d_model vocab"],
+) -> Float[Tensor, "position vocab"]:
+    """The term of the logits that passes through both heads."""
+    # BEGIN SOLUTION
+    return (second @ first) @ x @ (first_OV @ second_OV) @ W_U
+    # END SOLUTION
+
+
+# %% [check 3.11]
+ll.check("3.11", "virtual_logits")
+
+# %%
+table = []
+for writer in range(4):
+    for reader in (1, 3):
+        chain = ll.circuits.virtual_head(ll.head(two, 0, writer), ll.head(two, 1, reader))
+        moved = chain.pattern(example)[0]
+        back = float(torch.stack([moved[t, t - 12] for t in range(14, 25)]).mean())
+        table.append((chain.name, back, chain.copying_score))
+columns_of = ["virtual head", "attention to the same token before", "copying score"]
+pd.DataFrame(table, columns=columns_of).round(2).replace(-0.0, 0.0)
+
+# %% [markdown]
+# **What you should see.** The virtual heads that begin with the previous-token head look at the *current token's* previous
+# occurrence: one back from the token after it. What they carry is that token, and their copying score is about zero or
+# below: the model does not use this path to say it again. Chains of other heads copy more and look elsewhere. Both
+# numbers belong together: where a path looks, and what it does with what it finds.
+#
 # ## Poke at it
 #
 # The map says which head is an induction head and from which earlier head it reads most, through its keys. Go
@@ -698,9 +1011,9 @@ Image(explorer.picture())
 # - Composition scores mean something only beside what chance gives.
 # - Looking suggests, intervening shows. Cut single paths, and cut others for comparison.
 #
-# **Think about it.** (1) Why can one layer not do this with mixed periods? (2) Before the live model's loss
-# drops, it falls slowly. Which of the two kinds of heads has to be there first, and what would it be good
-# for alone? (3) What would a head look like that finds the previous occurrence of the last *two* tokens?
+# **Think about it.** (1) Why can one layer not do this with mixed periods? (2) The two kinds of heads
+# of the live model formed together. What would each be good for alone, and what could make one come first in a model that
+# reads text? (3) What would a head look like that finds the previous occurrence of the last *two* tokens?
 #
 # **Further reading**
 #

@@ -36,7 +36,12 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.linalg import r_squared, spectrum
-from lens_linear.linearity import adam_baseline, ffn_compression
+from lens_linear.linearity import (
+    adam_baseline,
+    adam_on_rows,
+    bilinear_on_rows,
+    ffn_compression,
+)
 from lens_linear.plots.style import GREY, colour, styled
 from lens_linear.studies import published_beside_measured
 
@@ -148,7 +153,7 @@ ll.check("5.2", "fit_affine")
 
 # %%
 half = 50
-own, units = [], []
+own, units, whole_units = [], [], []
 for parts in captured.values():
     x, y = parts["x"], parts["y"]
     x_fit, y_fit = x[:half].flatten(0, 1), y[:half].flatten(0, 1)
@@ -157,10 +162,18 @@ for parts in captured.values():
     own.append(r_squared(y[half:].flatten(0, 1), guess, mean=y_fit.mean(0)))
     pre = parts["pre"].flatten(0, 1)[:, ::8]  # every eighth hidden unit
     units.append(float(sum(activation_score(gelu, unit) for unit in pre.T)) / pre.shape[1])
+    # The same units once more, from everything that enters the FFN, held out as the FFN is.
+    hidden = gelu(parts["pre"][..., ::8])
+    h_fit, h_test = hidden[:half].flatten(0, 1), hidden[half:].flatten(0, 1)
+    weight, bias = fit_affine(x_fit, h_fit)
+    guess = x[half:].flatten(0, 1) @ weight + bias
+    each = 1 - (h_test - guess).square().sum(0) / (h_test - h_fit.mean(0)).square().sum(0)
+    whole_units.append(float(each.mean()))
 
 profile = ll.linearity_profile(model, tokens, sites=("block", "ffn"))
 table = pd.DataFrame({"R² (yours)": own, "R² (package, more text)": profile["ffn_r2"]})
-table["one hidden unit"] = units
+table["one unit, its own input"] = units
+table[f"one unit, all {d_model} inputs"] = whole_units
 table.rename_axis("layer").round(3)
 
 # %%
@@ -173,7 +186,12 @@ figure.add_bar(
     error_y={"array": (high - score).tolist(), "arrayminus": (score - low).tolist()},
     name="FFN",
 )
-figure.add_scatter(x=list(range(n_layers)), y=units, name="one hidden unit", line_color=GREY)
+figure.add_scatter(
+    x=list(range(n_layers)), y=units, name="one unit, its own input", line_color=GREY
+)
+figure.add_scatter(
+    x=list(range(n_layers)), y=whole_units, name="one unit, all inputs", line_color=colour(0)
+)
 styled(
     figure,
     title="How linear each FFN of gpt-micro is",
@@ -189,14 +207,18 @@ styled(
 # the last layer. So neighbours can be far apart and the profile is not monotone: that was published for models about
 # a hundred times as large, and it is shown here. (The very highest published scores are not.)
 #
-# A single hidden unit is far *less* linear than its whole FFN: the output is a sum over hundreds of units, and their
-# bends partly cancel. But both curves have the same shape: units in layer 0 rarely cross their bend.
+# Compare like with like. The FFN's score may use all of its inputs; the score of a unit on *its own* input, one number,
+# is far lower, but it may use one number only. Given all inputs (the last column), a unit's output can be
+# predicted better than from its own, because inputs go together. What is still missing to the FFN's score
+# is what the sum does: bends of many units partly cancel. All curves have the same shape: units in layer 0 rarely cross
+# their bend.
 #
 # ## Fewer parameters
 #
 # What would a replacement save? An FFN has two matrices, `[d_model, d_mlp]` and `[d_mlp, d_model]`, and two biases. An
 # affine layer has one matrix and one bias. A layer of **rank** $r$ is the product of a `[d_model, r]` and an
-# `[r, d_model]` matrix, and a bias.
+# `[r, d_model]` matrix, and a bias. (So rank `d_model / 2` saves nothing over the full matrix: two thin factors of that rank
+# hold as many numbers.)
 
 # %% [exercise 5.3 difficulty=1 importance=3 minutes=5] How many times fewer?
 # Parameters of the FFN over parameters of the map. `rank=None` is the full affine layer.
@@ -250,12 +272,14 @@ for rank in (1, 4, 16, 64):
     scores = [r_squared(y, y.mean(0) + (x - x.mean(0)) @ w, mean=y.mean(0)) for w in (best, cut)]
     fewer = times_fewer(d_model, d_mlp, rank)
     rows.append({"rank": rank, "times fewer": fewer, "best": scores[0], "weight cut": scores[1]})
-print("layer 0, R² in sample:")
+print(
+    f"full affine layer: {times_fewer(d_model, d_mlp, None):.3f} times fewer; layer 0, R² in sample:"
+)
 pd.DataFrame(rows).round(3)
 
 # %% [markdown]
 # **What you should see.** At every rank your map is at least as good as the weight cut by its own singular values, and at
-# small ranks clearly better.
+# small ranks clearly better. The last row, half the width, is as large as the full affine layer: a rank pays only below it.
 #
 # ## What does it cost in nats?
 #
@@ -324,13 +348,13 @@ ll.check("5.5", "bilinear")
 # find three products that we hid in a linear map?
 
 # %%
-from lens_linear.linearity.measure.bilinear import probe_rows
-
 generator = torch.Generator().manual_seed(1)
 x = torch.randn(4000, 12, generator=generator).double()
 a, b, c = torch.randn(3, 3, 12, generator=generator).double()
 y = x @ torch.randn(12, 12, generator=generator).double() + 0.5 * bilinear(x, a, b, c)
-hidden = probe_rows(x[:2000], y[:2000], x[2000:], y[2000:], rank=(1, 2, 3, 4), where="planted")
+hidden = bilinear_on_rows(
+    x[:2000], y[:2000], x[2000:], y[2000:], rank=(1, 2, 3, 4), where="planted"
+)
 hidden.to_dataframe()[["rank", "r2", "gain", "share_of_residual"]].round(3)
 
 # %% [markdown]
@@ -423,8 +447,6 @@ print(baseline)
 ll.plots.adam_convergence(baseline)
 
 # %%
-from lens_linear.linearity.measure.adam import adam_on_rows
-
 y = captured[0]["y"].flatten(0, 1)
 middle = len(lifted) // 2
 outliers = adam_on_rows(

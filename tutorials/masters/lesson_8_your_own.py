@@ -1,7 +1,7 @@
 # ---
 # lesson: 8
 # title: Your own model and your own analysis
-# minutes: 80
+# minutes: 110
 # ---
 
 # %% [markdown]
@@ -16,6 +16,7 @@
 # - build a new linearity probe on `ll.Moments`, with a held-out score and a control;
 # - turn its result into a figure in the package's style;
 # - invent a statistic of a head's circuit and say what it would be by chance;
+# - measure your own model on your own text, beside a model that has learnt nothing;
 # - move older code from `HookedTransformer` to `TransformerBridge`.
 #
 # **You need** lesson 2 for the circuits and lesson 4 or 5 for linearity. The parts do not depend on each
@@ -26,6 +27,7 @@
 # %%
 import importlib
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -52,8 +54,9 @@ _ = torch.set_grad_enabled(False)
 # | `ll.load("my-folder")` | a folder that `save_pretrained` of `transformers` wrote |
 # | `ll.load("gpt2")` | a model from the Hugging Face Hub, downloaded once |
 #
-# This notebook has no network, so it makes a folder: a small GPT-2 with random weights. If you have a model
-# of your own, put its name into `MY_MODEL`.
+# Put a model of your own into `MY_MODEL`, and a text file into `MY_TEXT` if you have one. As they stand they name a trained
+# model of the package and its own stories. The next cell also makes a folder with a small GPT-2 of *random* weights: what a
+# measure says about a model that has learnt nothing belongs beside what it says about yours.
 
 # %%
 import huggingface_hub
@@ -68,13 +71,16 @@ config = transformers.GPT2Config(
 )
 transformers.GPT2LMHeadModel(config).save_pretrained("my-folder")
 
-MY_MODEL = "my-folder"
-mine = ll.load(MY_MODEL)
-print(type(mine).__name__, "with", mine.cfg.n_layers, "layers of", mine.cfg.n_heads, "heads")
-print("tokenizer:", mine.tokenizer)
+MY_MODEL = "gpt-mini"  # a name, a folder or a file
+MY_TEXT = None  # a path to a text file
+
+mine, untrained = ll.load(MY_MODEL), ll.load("my-folder")
+for name, model in ((MY_MODEL, mine), ("my-folder", untrained)):
+    has = "no tokenizer" if model.tokenizer is None else "a tokenizer"
+    print(f"{name}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads, {has}")
 
 # %% [markdown]
-# There is no tokenizer in this folder, and none is needed: every function of the package takes token ids.
+# There is no tokenizer in the folder, and none is needed: every function of the package takes token ids.
 # With a tokenizer, `ll.tokenize(mine, text)` makes them.
 #
 # ## Check before you trust
@@ -119,7 +125,7 @@ def rebuilt_error(model, layer: int) -> float:
     return float((pattern_from_qk(q, k) - seen[(layer, "pattern")]).abs().max())
 
 
-for name, model in (("attn-2l", bundled), (MY_MODEL, mine)):
+for name, model in (("attn-2l", bundled), (MY_MODEL, mine), ("my-folder", untrained)):
     errors = [rebuilt_error(model, layer) for layer in range(model.cfg.n_layers)]
     print(f"{name}: largest error by layer", [f"{error:.0e}" for error in errors])
 
@@ -204,8 +210,13 @@ ll.check("8.3", "residual")
 # and everything else (punctuation, line ends). The maps are fitted on one half of the sequences and scored
 # on the other.
 #
-# One control is needed. A map for each class has more freedom and less data. So do the same with
-# classes that mean nothing: the same class sizes, dealt out at random.
+# Two controls are needed. A map for each class has more freedom and less data. So do the same with
+# classes that mean nothing: the same class sizes, dealt out at random. And perhaps the classes differ in their *averages*
+# only. So fit a third kind of map: one slope for all, with an intercept for each class. What a slope of its own adds
+# to that is what "does something different" can mean.
+#
+# The maps are fitted on the first half of the text and scored on the second. (Rows that alternate would stand next to each
+# other in one story, and the score would be of text that is half known.)
 
 # %%
 nano = ll.load("gpt-nano")
@@ -243,28 +254,47 @@ def collect(rows: Tensor, classes: Tensor) -> list[dict[int, ll.Moments]]:
     return held
 
 
-def gain_by_class(classes: Tensor) -> Tensor:
-    """Share of the held-out residual that a map for each class takes away, [layer, class]."""
-    train, test = collect(text_tokens[::2], classes[::2]), collect(text_tokens[1::2], classes[1::2])
-    gains = torch.zeros(nano.cfg.n_layers, len(NAMES))
+def one_slope(seen: dict[int, ll.Moments]) -> dict[int, SimpleNamespace]:
+    """One weight for all classes, fitted to rows centred by class, with an intercept for each class."""
+    sxx, sxy = (sum(getattr(seen[k], name) for k in range(len(NAMES))) for name in ("sxx", "sxy"))
+    weight = torch.linalg.pinv(sxx, hermitian=True) @ sxy
+    return {
+        k: SimpleNamespace(weight=weight, bias=seen[k].mean_y - seen[k].mean_x @ weight)
+        for k in range(len(NAMES))
+    }
+
+
+def gain_by_class(classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the held-out residual of the shared map that other maps take away, [layer, class].
+
+    First a map for each class, then one slope with an intercept for each class.
+    """
+    middle = len(text_tokens) // 2
+    train = collect(text_tokens[:middle], classes[:middle])
+    test = collect(text_tokens[middle:], classes[middle:])
+    gains = torch.zeros(2, nano.cfg.n_layers, len(NAMES))
     for layer, (seen, unseen) in enumerate(zip(train, test, strict=True)):
-        shared = (seen[0] + seen[1] + seen[2]).fit()
+        shared, intercepts = (seen[0] + seen[1] + seen[2]).fit(), one_slope(seen)
         for kind in range(len(NAMES)):
-            own = seen[kind].fit()
-            left = float(residual(unseen[kind], own)) / float(residual(unseen[kind], shared))
-            gains[layer, kind] = 1 - left
-    return gains
+            before = float(residual(unseen[kind], shared))
+            for index, fit in enumerate((seen[kind].fit(), intercepts[kind])):
+                gains[index, layer, kind] = 1 - float(residual(unseen[kind], fit)) / before
+    return gains[0], gains[1]
 
 
-gains, control = gain_by_class(real), gain_by_class(shuffled)
-table = {("real", name): gains[:, i] for i, name in enumerate(NAMES)}
-table |= {("shuffled", name): control[:, i] for i, name in enumerate(NAMES)}
-pd.DataFrame(table).rename_axis("layer").round(3)
+gains, only_intercepts = gain_by_class(real)
+control, _ = gain_by_class(shuffled)
+kinds = {"own map": gains, "one slope": only_intercepts, "shuffled": control}
+table = {
+    (kind, name): values[:, i] for kind, values in kinds.items() for i, name in enumerate(NAMES)
+}
+pd.DataFrame(table).rename_axis("layer").round(3).replace(-0.0, 0.0)
 
 # %% [markdown]
 # **What you should see.** With classes dealt at random, a map for each class is *worse* than one for all: the
-# numbers are negative, which is the price of fitting on fewer rows. With the real classes every number is
-# positive, so an FFN does do something different to each class, and something simpler than it does to all. The
+# numbers are negative, which is the price of fitting on fewer rows. With the real classes a map of their own gains
+# for every class. One slope with an intercept for each class takes a part of that, the larger one for some and
+# next to nothing for others: compare the two groups of columns. Only what is left between them is a different *slope*. The
 # class *other* gains most: the shared map serves punctuation and line ends badly.
 #
 # ## A new figure
@@ -316,12 +346,17 @@ for index, name in enumerate(NAMES):
         name=f"{name}, shuffled",
         line={"color": figure.data[index].line.color, "dash": "dot"},
     )
+    figure.add_scatter(
+        y=only_intercepts[:, index].tolist(),
+        name=f"{name}, one slope",
+        line={"color": figure.data[index].line.color, "dash": "dash"},
+    )
 figure.update_xaxes(dtick=1)
 
 # %% [markdown]
-# **What you should see.** Solid lines are the real classes, dotted lines the shuffled ones. The distance from a solid
-# line to its dotted one is what knowing the class is worth to a linear map. It is of roughly similar
-# size in every layer.
+# **What you should see.** Solid lines are maps of their own, dashed lines one slope with intercepts, dotted lines the shuffled
+# classes. The distance from a solid line to its dotted one is what knowing the class is worth to a linear map; from the solid
+# to the dashed one, what a slope of its own is worth.
 #
 # ## A new measure of a head
 #
@@ -405,7 +440,7 @@ def all_diagonal_z(model) -> list[float]:
 torch.manual_seed(0)
 config.tie_word_embeddings = False
 transformers.GPT2LMHeadModel(config).save_pretrained("my-untied-folder")
-for name in (MY_MODEL, "my-untied-folder"):
+for name in ("my-folder", "my-untied-folder"):
     blank = torch.tensor(all_diagonal_z(ll.load(name)))
     print(f"OV diagonal z of {name}:", [round(z, 1) for z in blank.tolist()])
     tied = torch.equal(ll.load(name).W_E, ll.load(name).W_U.T)
@@ -417,6 +452,55 @@ for name in (MY_MODEL, "my-untied-folder"):
 # unembeds with *one* matrix. That ties each token to itself before anything is learnt, and renaming breaks the tie. So on
 # such a model a $z$ of three or four may mean nothing. A chance level answers one question only: what would chance be *if
 # tokens could be exchanged*?
+#
+# ## Your model on your text
+#
+# Now the question of lesson 4 for a model and a text of your choice: how linear is each block? A profile takes rows of
+# tokens. Models are trained on rows that begin with a start token, so cut the text in that way.
+
+# %% [exercise 8.6 difficulty=2 importance=4 minutes=8] Rows of your own text
+# Cut one long stream of tokens into rows of `length`. Every row begins with `start`, followed by the next `length - 1` tokens of
+# the stream. No token is used twice; what does not fill the last row is left out.
+
+
+# %% [solution 8.6]
+def text_rows(stream: Int[Tensor, "n"], length: int, start: int) -> Int[Tensor, "row length"]:
+    """Rows of tokens, each behind a start token."""
+    # BEGIN SOLUTION
+    body = length - 1
+    rows = stream[: len(stream) // body * body].reshape(-1, body)
+    return torch.cat([torch.full((len(rows), 1), start), rows], dim=1)
+    # END SOLUTION
+
+
+# %% [check 8.6]
+ll.check("8.6", "text_rows")
+
+# %%
+my_text = ll.text.default_text() if MY_TEXT is None else ll.text.read_text(MY_TEXT)
+stream = torch.tensor(mine.tokenizer(my_text)["input_ids"])
+start = ll.models.bos_token(mine)
+my_rows = text_rows(stream, 64, 0 if start is None else start)
+print(f"{len(stream):,} tokens of your text make {len(my_rows)} rows of {my_rows.shape[1]}")
+
+twin = transformers.GPT2Config(
+    vocab_size=mine.cfg.d_vocab, n_positions=64, n_embd=48, n_layer=3, n_head=4
+)
+torch.manual_seed(0)
+transformers.GPT2LMHeadModel(twin).save_pretrained("my-twin")
+profiles = {
+    MY_MODEL: ll.linearity_profile(mine, my_rows),
+    "random": ll.linearity_profile(ll.load("my-twin"), my_rows),
+}
+for name, found in profiles.items():
+    print(f"{name}: {found}")
+ll.plots.profile_comparison(profiles)
+
+# %% [markdown]
+# **What you should see.** A profile of your model, and of one with random weights, on the same text. If the random model is
+# *more* linear than yours, then high linearity alone says little about what was learnt: random blocks write little beside
+# what they receive. Read the scores without the residual, and the intervals. Then write down one sentence about your
+# model that you would have been surprised by before, and what could be its control.
 #
 # ## The induction-heads lesson on TransformerLens 4
 #
@@ -449,7 +533,25 @@ print(
 
 # %% [markdown]
 # **What stays.** Most of what a lesson does day to day: running with a cache, hooks by name, stacked weights,
-# factored matrices.
+# factored matrices. Older material asks for one piece of code again and again: a hook that takes a head out.
+
+# %% [exercise 8.7 difficulty=2 importance=4 minutes=8] A hook of your own
+# Write the hook itself: it gets `z` of shape `[row, position, head, d_head]` and the hook point, and returns `z` with
+# the *last* head's values replaced by their average over rows and positions. What came in must not change.
+
+
+# %% [solution 8.7]
+def average_last_head(z: Float[Tensor, "row position head d_head"], hook):
+    """z with the last head at its mean."""
+    # BEGIN SOLUTION
+    changed = z.clone()
+    changed[:, :, -1] = z[:, :, -1].mean(dim=(0, 1))
+    return changed
+    # END SOLUTION
+
+
+# %% [check 8.7]
+ll.check("8.7", "average_last_head")
 
 # %%
 tokens = torch.arange(1, 25)[None]
@@ -457,13 +559,6 @@ tokens = torch.cat(
     [torch.zeros_like(tokens[:, :1]), tokens, tokens], dim=1
 )  # a repeat of period 24
 logits, cache = bundled.run_with_cache(tokens)
-
-
-def zero_head_0(z, hook):
-    """Zero ablation of head 0, as older material writes it."""
-    z = z.clone()
-    z[:, :, 0] = 0  # [row, position, head, d_head], as before
-    return z
 
 
 def loss_of_the_repeat(logits: Tensor) -> str:
@@ -474,19 +569,27 @@ def loss_of_the_repeat(logits: Tensor) -> str:
 
 stripe = cache["pattern", 1][0].diagonal(-23, dim1=-2, dim2=-1)[:, 2:].mean(-1)
 pairs = [
-    ("HookedTransformer.from_pretrained(name)", "ll.load(name)", lambda: type(bundled).__name__),
+    (
+        "HookedTransformer.from_pretrained(name)",
+        "ll.load(name)",
+        lambda: f"{ll.load('attn-2l').cfg.n_layers} layers, {bundled.cfg.d_vocab} tokens",
+    ),
     ("cache['pattern', 1]", "the same", lambda: tuple(cache["pattern", 1].shape)),
     ("the induction stripe of layer 1", "the same", lambda: [round(float(s), 2) for s in stripe]),
     ("no hook", "the same", lambda: loss_of_the_repeat(logits)),
     (
-        "run_with_hooks(... hook_z)",
+        "run_with_hooks(... hook_z), your hook on layer 1",
         "the same",
         lambda: loss_of_the_repeat(
-            bundled.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", zero_head_0)])
+            bundled.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", average_last_head)])
         ),
     ),
     ("model.W_Q", "the same", lambda: tuple(bundled.W_Q.shape)),
-    ("model.QK, model.OV", "the same", lambda: type(bundled.OV).__name__),
+    (
+        "model.QK, model.OV",
+        "the same, [layer, head] of factored matrices",
+        lambda: f"largest singular value of L1H3's OV {float(bundled.OV[1, 3].S.max()):.1f}",
+    ),
     (
         "all_composition_scores('K')",
         "the same, or ll.composition_scores",
@@ -512,8 +615,8 @@ rows = [(old, new, attempt(function)) for old, new, function in pairs]
 pd.DataFrame(rows, columns=["older material", "TransformerLens 4", "here"])
 
 # %% [markdown]
-# **What you should see.** Every row works. The ablation of one head by a hook raises the loss of the second
-# copy, as it did in the older lessons.
+# **What you should see.** Every row works. Your hook takes out a head (the last one of layer 1, a strong induction head) and
+# raises the loss of the second copy, as it did in the older lessons.
 #
 # **What is gone.**
 
@@ -544,7 +647,7 @@ for what, function in gone.items():
 
 # %%
 print(attempt(lambda: ll.induction_scores(toy)))
-print(attempt(lambda: ll.induction_scores(mine)))
+print(attempt(lambda: ll.induction_scores(untrained)))
 
 # %% [markdown]
 # **A silent trap: `hook_attn_scores`.** Attention scores come *before* the softmax; the pattern comes
@@ -552,7 +655,7 @@ print(attempt(lambda: ll.induction_scores(mine)))
 # gives the pattern. Nothing raises. The test is one line: rows of a pattern sum to one.
 
 # %%
-for name, model in (("attn-2l (native)", bundled), ("my-folder (GPT-2)", mine)):
+for name, model in (("attn-2l (native)", bundled), ("my-folder (GPT-2)", untrained)):
     seen = model.run_with_cache(tokens[:, :24])[1]["attn_scores", 0][0, 0]
     visible = torch.ones_like(seen, dtype=torch.bool).tril()
     sums = seen.masked_fill(~visible, 0).sum(-1)
@@ -573,7 +676,7 @@ print(f"attention_scores of this package, after softmax: off by {(again - own).a
 # as `HookedTransformer` did. Predictions stay, weights change, and no call brings them back.
 
 # %%
-fresh = ll.load(MY_MODEL)
+fresh = ll.load("my-folder")
 example = tokens[:, :24]
 before, weight = fresh(example).log_softmax(-1), fresh.W_E.clone()
 fresh.enable_compatibility_mode()
@@ -582,7 +685,7 @@ print(f"embedding differs by {(fresh.W_E - weight).abs().max():.0e}")
 print("disable_compatibility_mode →", attempt(lambda: fresh.disable_compatibility_mode()))
 fresh.compatibility_mode = False
 print(f"after setting the flag back by hand: still {(fresh.W_E - weight).abs().max():.0e}")
-fresh = ll.load(MY_MODEL)
+fresh = ll.load("my-folder")
 print(f"after loading it again: {(fresh.W_E - weight).abs().max():.0e}")
 
 # %% [markdown]
@@ -613,12 +716,13 @@ print(f"after loading it again: {(fresh.W_E - weight).abs().max():.0e}")
 # - The migration page of TransformerLens: `docs/source/content/migrating_to_v4.md` in its repository.
 
 # %% [instructor]
-# **Timing.** 15 minutes for the first part, 30 for the probe and the figure, 20 for the statistic, 15 for
-# migration. Students who never saw older material can leave the last part out.
+# **Timing.** 15 minutes for the first part, 30 for the probe and the figure, 20 for the statistic, 20 for a model and a
+# text of their own, 25 for migration. Students who never saw older material can leave the last part out.
 #
 # **Common wrong answers.** 8.1: scale forgotten, mask on the wrong side. 8.2: a fresh `Moments` at each
 # call, which forgets earlier batches. 8.3: the offset term left out. 8.5: the standard deviation of the
-# entries instead of that over permutations.
+# entries instead of that over permutations. 8.6: rows that overlap, or a start token in the first row only. 8.7: changing `z`
+# in place; a mean for each position.
 #
 # **Numbers that vary.** Everything is seeded. The gains by class agree to the third decimal across
 # machines; random GPT-2 values of z may change with the version of `transformers`.

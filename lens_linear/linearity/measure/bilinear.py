@@ -203,7 +203,7 @@ def bilinear_probe(
     where = f"the {site} of layer {layer} of {model.cfg.model_name}"
 
     def probe(train: SiteRows, test: SiteRows) -> BilinearProbe:
-        return probe_rows(
+        return bilinear_on_rows(
             train.x,
             train.y,
             test.x,
@@ -225,7 +225,7 @@ def bilinear_probe(
     )
 
 
-def probe_rows(
+def bilinear_on_rows(
     x: Float[Tensor, "n d_in"],
     y: Float[Tensor, "n d_out"],
     x_test: Float[Tensor, "m d_in"],
@@ -249,6 +249,19 @@ def probe_rows(
         seed: of the starts.
         sequence: which sequence each test row is from; None gives no intervals.
         where: what these rows are, for the repr.
+
+    Returns:
+        BilinearProbe: held-out R² and gain over the affine fit, by number of products.
+
+    Raises:
+        NotEnoughDataError: fewer than two test rows, or too few to fit.
+
+    Example:
+        >>> import torch
+        >>> x, new = torch.randn(2, 300, 4, generator=torch.Generator().manual_seed(0)).double()
+        >>> found = bilinear_on_rows(x, x[:, :1] * x[:, 1:2], new, new[:, :1] * new[:, 1:2], rank=1)
+        >>> float(found["r2"].max()) > 0.99
+        True
     """
     for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
         require_float_tensor(name, value, ndim=2)

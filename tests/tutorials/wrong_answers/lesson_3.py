@@ -101,6 +101,69 @@ def half_a_denominator(W_V, W_O, W_Q, W_K):
     return (W_V @ W_O @ W_K @ W_Q.T).norm() / (W_V @ W_O).norm()
 
 
+def positions_without_norm(W_pos, W_Q, W_K, scale):
+    scores = (W_pos @ W_Q) @ (W_pos @ W_K).T / W_Q.shape[1] ** 0.5
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def positions_queries_only(W_pos, W_Q, W_K, scale):
+    scores = (W_pos / scale[:, None] @ W_Q) @ (W_pos @ W_K).T / W_Q.shape[1] ** 0.5
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def positions_see_ahead(W_pos, W_Q, W_K, scale):
+    reads = W_pos / scale[:, None]
+    return ((reads @ W_Q) @ (reads @ W_K).T / W_Q.shape[1] ** 0.5).softmax(-1)
+
+
+def top1_averaged(A, B):
+    hits = [((a @ b).argmax(1) == torch.arange(len(a))).float().mean() for a, b in zip(A, B)]
+    return float(sum(hits) / len(hits))
+
+
+def top1_of_columns(A, B):
+    table = torch.cat(A, 1) @ torch.cat(B, 0)
+    return float((table.argmax(0) == torch.arange(len(table))).float().mean())
+
+
+def top1_counted(A, B):
+    table = torch.cat(A, 1) @ torch.cat(B, 0)
+    return float((table.argmax(1) == torch.arange(len(table))).sum())
+
+
+def shares_without_scale(query, parts, W_K):
+    return parts @ W_K @ query
+
+
+def shares_of_attention(query, parts, W_K):
+    return (parts @ W_K @ query / len(query) ** 0.5).softmax(0)
+
+
+def whole_score(query, parts, W_K):
+    return parts.sum(0) @ W_K @ query / len(query) ** 0.5
+
+
+def logits_not_centred(parts, W_U, targets):
+    return (parts @ W_U).gather(-1, targets.expand(len(parts), -1)[..., None])[..., 0]
+
+
+def log_probabilities(parts, W_U, targets):
+    logs = (parts @ W_U).log_softmax(-1)
+    return logs.gather(-1, targets.expand(len(parts), -1)[..., None])[..., 0]
+
+
+def chain_patterns_swapped(first, second, x, first_OV, second_OV, W_U):
+    return first @ second @ x @ first_OV @ second_OV @ W_U
+
+
+def chain_circuits_swapped(first, second, x, first_OV, second_OV, W_U):
+    return second @ first @ x @ second_OV @ first_OV @ W_U
+
+
+def chain_by_entry(first, second, x, first_OV, second_OV, W_U):
+    return (second * first) @ x @ first_OV @ second_OV @ W_U
+
+
 WRONG = [
     ("3.1", gain_off_by_one, "one position too far"),
     ("3.1", gain_with_first_tokens, "first token of each copy"),
@@ -119,4 +182,18 @@ WRONG = [
     ("3.2", first_query_missing, "p + 2"),
     ("3.3", no_denominator, "Divide"),
     ("3.3", half_a_denominator, "Divide"),
+    ("3.7", positions_without_norm, "norm is missing"),
+    ("3.7", positions_queries_only, "keys"),
+    ("3.7", positions_see_ahead, "later key"),
+    ("3.8", top1_averaged, "average"),
+    ("3.8", top1_of_columns, "columns"),
+    ("3.8", top1_counted, "Divide"),
+    ("3.9", shares_without_scale, "scale is missing"),
+    ("3.9", shares_of_attention, "softmax"),
+    ("3.9", whole_score, "each writer"),
+    ("3.10", logits_not_centred, "mean logit"),
+    ("3.10", log_probabilities, "softmax"),
+    ("3.11", chain_patterns_swapped, "patterns are in the wrong order"),
+    ("3.11", chain_circuits_swapped, "circuits are in the wrong order"),
+    ("3.11", chain_by_entry, "entry by entry"),
 ]

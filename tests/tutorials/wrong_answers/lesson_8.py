@@ -70,6 +70,33 @@ def only_the_mean(A, B, permutations):
     return float((A * B.T).sum(1).mean())
 
 
+def rows_start_once(stream, length, start):
+    stream = torch.cat([torch.tensor([start]), stream])
+    return stream[: len(stream) // length * length].reshape(-1, length)
+
+
+def rows_too_long(stream, length, start):
+    rows = stream[: len(stream) // length * length].reshape(-1, length)
+    return torch.cat([torch.full((len(rows), 1), start), rows], dim=1)
+
+
+def hook_in_place(z, hook):
+    z[:, :, -1] = z[:, :, -1].mean(dim=(0, 1))
+    return z
+
+
+def hook_zero(z, hook):
+    changed = z.clone()
+    changed[:, :, -1] = 0
+    return changed
+
+
+def hook_by_position(z, hook):
+    changed = z.clone()
+    changed[:, :, -1] = z[:, :, -1].mean(dim=0)
+    return changed
+
+
 WRONG = [
     ("8.1", without_scale, "square root of d_head"),
     ("8.1", masked_after, "sum to one"),
@@ -82,4 +109,9 @@ WRONG = [
     ("8.4", a_line_a_layer, "line a class"),
     ("8.5", spread_of_entries, "permutations"),
     ("8.5", only_the_mean, "mean diagonal"),
+    ("8.6", rows_start_once, "Every row begins"),
+    ("8.6", rows_too_long, "start token too"),
+    ("8.7", hook_in_place, "copy"),
+    ("8.7", hook_zero, "zero ablation"),
+    ("8.7", hook_by_position, "each position"),
 ]
