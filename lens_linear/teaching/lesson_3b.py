@@ -87,6 +87,9 @@ def _ov_top1(answer: Any) -> str:
             raise Wrong(
                 "You average the heads' own shares. Add their circuits first, then look for the largest."
             )
+        across = _top1(sum(tables[1:], tables[0]).T)
+        if matches(got, across) and not matches(across, want):
+            raise Wrong("You look along the columns. A row is what attending to one token adds.")
         require_close(got, want, f"The share is not right with {what}, on five tokens.")
     A = [random_tensor(30, 3, seed=22 + i) for i in range(3)]
     B = [a.T + 0.7 * random_tensor(3, 30, seed=32 + i) for i, a in enumerate(A)]

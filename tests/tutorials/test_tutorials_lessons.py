@@ -1,4 +1,4 @@
-"""Every lesson: solutions pass, stubs fail readably, planted wrong answers fail helpfully; imports are public."""
+"""Every lesson: solutions pass, stubs fail readably, wrong answers fail helpfully, imports are public."""
 
 import ast
 import importlib.util
