@@ -277,6 +277,9 @@ WHY = {
     "3.1": "the number as a tensor",
     "3.2": "periods are averaged in any order, and none is 1; axis 2 is axis -2 of four",
     "3.3": "the number as a tensor",
+    "3.7": "the last axis of a table is axis 1",
+    "3.8": "axis 0 is the default; the number as a tensor",
+    "3.10": "an axis of length one",
     "4.1": "the sign of a centred column does not matter; the number as a tensor",
     "4.2": "the score of an update and of its negative are equal",
     "4.3": "the least of two numbers in either order",
@@ -296,6 +299,9 @@ WHY = {
     "8.3": "a squared difference; the number as a tensor",
     "8.4": "layers are numbered from 0 by default; a place for the legend is not asked for",
     "8.5": "the number as a tensor",
+    "9.2": "the number as a tensor",
+    "9.3": "a mask for every row is the mask of one row",
+    "9.4": "a square does not see the sign; all squares are summed in the end; the number as a tensor",
 }
 
 

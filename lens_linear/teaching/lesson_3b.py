@@ -28,21 +28,22 @@ def _softmax_rows(scores: Tensor) -> Tensor:
 
 
 def _positional_pattern(answer: Any) -> str:
-    W_pos, W_Q, W_K = random_tensor(5, 6, seed=20), *random_tensor(2, 6, 4, seed=21)
+    W_pos, W_Q, W_K = random_tensor(5, 6, seed=20), *random_tensor(2, 6, 3, seed=21)
+    root = 3**0.5  # of d_head
     scale = torch.tensor([1.0, 0.5, 2.0, 0.25, 1.5])
-    case = "with 5 positions and d_head 4"
+    case = "with 5 positions and d_head 3"
     got = tensor(call(answer, W_pos, W_Q, W_K, scale, case=case), shape=(5, 5), what="The pattern")
     bare = torch.stack([(W_pos[i] @ W_Q) @ (W_pos @ W_K).T for i in range(5)])
-    scores = bare / scale[:, None] / scale[None] / 2
+    scores = bare / scale[:, None] / scale[None] / root
     slips = {
-        "The norm is missing: divide each position vector by its own scale.": bare / 2,
+        "The norm is missing: divide each position vector by its own scale.": bare / root,
         "Both sides are read through the norm: divide the queries and the keys by their scales.": bare
         / scale[:, None]
-        / 2,
-        "The keys are divided by their scale, the queries are not.": bare / scale[None] / 2,
-        "The scale of a head is missing: divide the scores by √d_head.": scores * 2,
+        / root,
+        "The keys are divided by their scale, the queries are not.": bare / scale[None] / root,
+        "The scale of a head is missing: divide the scores by √d_head.": scores * root,
         "You divide by √d_model. The scale of a head is √d_head, the columns of W_Q.": scores
-        * 2
+        * root
         / 6**0.5,
         "Rows are queries, columns are keys; yours are the other way round.": scores.T,
     }
@@ -52,6 +53,10 @@ def _positional_pattern(answer: Any) -> str:
     if matches(got, scores.softmax(-1)) or bool((got.triu(1).abs() > 1e-6).any()):
         raise Wrong("No query may see a later key: put -inf there before the softmax.")
     require_close(got, _softmax_rows(scores), "The pattern is not right.")
+    got = tensor(
+        call(answer, W_pos, 0 * W_Q, W_K, scale, case="with queries of zero"), shape=(5, 5)
+    )
+    require_close(got, _softmax_rows(0 * scores), "With equal scores each query spreads evenly.")
     return "Correct. What is left of a head when there are no words."
 
 
@@ -61,35 +66,27 @@ def _top1(table: Tensor) -> float:
 
 
 def _ov_top1(answer: Any) -> str:
-    # One head copies tokens 0 and 1, the other 2 and 3; together all four of five.
-    first = torch.diag(torch.tensor([2.0, 2.0, 0.0, 0.0, 0.0]))
-    first[2:, 0] = 1.0
-    second = torch.diag(torch.tensor([0.0, 0.0, 3.0, 3.0, -1.0]))
+    # One head puts tokens 0 and 1 first, the other 2 and 3; together four of five. No two entries are equal.
+    noise = 0.01 * random_tensor(2, 5, 5, seed=21)
+    first = torch.diag(torch.tensor([2.0, 2.0, -0.5, -0.5, -0.5])) + noise[0]
+    second = torch.diag(torch.tensor([-0.5, -0.5, 3.0, 3.0, -1.0])) + noise[1]
+    first[2:, 0] += 1.0
+    second[:2, 4] += 0.5
     eye = torch.eye(5)
-    for tables, what in (
-        ([first], "one head"),
-        ([second], "another head"),
-        ([first, second], "both"),
-    ):
-        if len(tables) == 1 and tables[0] is second:
-            second[:2, 4] = 0.5
+    for tables, what in (([first], "one head"), ([second], "another"), ([first, second], "both")):
         got = number(
-            call(answer, [t.clone() for t in tables], [eye] * len(tables), case=f"with {what}"),
-            what="The share",
+            call(answer, list(tables), [eye] * len(tables), case=f"with {what}"), what="The share"
         )
         want = _top1(sum(tables[1:], tables[0]))
         single = sum(_top1(t) for t in tables) / len(tables)
-        if want <= 1 and matches(got, 100 * want):
+        if matches(got, 100 * want):
             raise Wrong("Return a share between 0 and 1, not a percentage.")
-        if matches(got, want * 5) and want:
+        if matches(got, want * 5):
             raise Wrong("That is how many tokens come first. Divide by how many there are.")
-        if len(tables) > 1 and matches(got, single) and not matches(single, want):
+        if matches(got, single) and not matches(single, want):
             raise Wrong(
                 "You average the heads' own shares. Add their circuits first, then look for the largest."
             )
-        across = _top1(sum(tables[1:], tables[0]).T)
-        if matches(got, across) and not matches(across, want):
-            raise Wrong("You look along the columns. A row is what attending to one token adds.")
         require_close(got, want, f"The share is not right with {what}, on five tokens.")
     A = [random_tensor(30, 3, seed=22 + i) for i in range(3)]
     B = [a.T + 0.7 * random_tensor(3, 30, seed=32 + i) for i, a in enumerate(A)]
@@ -105,13 +102,13 @@ def _ov_top1(answer: Any) -> str:
 
 def _score_by_writer(answer: Any) -> str:
     query, parts, W_K = (
-        random_tensor(4, seed=40),
+        random_tensor(3, seed=40),
         random_tensor(5, 6, seed=41),
-        random_tensor(6, 4, seed=42),
+        random_tensor(6, 3, seed=42),
     )
-    want = torch.stack([(part @ W_K) @ query for part in parts]) / 2
+    want = torch.stack([(part @ W_K) @ query for part in parts]) / 3**0.5
     got = tensor(
-        call(answer, query, parts, W_K, case="with 5 writers and d_head 4"), what="The shares"
+        call(answer, query, parts, W_K, case="with 5 writers and d_head 3"), what="The shares"
     )
     if got.numel() == 1:
         raise Wrong("That is the whole score. Return one share for each writer.")
@@ -119,9 +116,9 @@ def _score_by_writer(answer: Any) -> str:
         raise Wrong(
             f"Return one number for each of the 5 writers; yours has shape {tuple(got.shape)}."
         )
-    if matches(got, want * 2):
+    if matches(got, want * 3**0.5):
         raise Wrong("The scale is missing: divide by √d_head.")
-    if matches(got, want * 2 / 6**0.5):
+    if matches(got, want * 3**0.5 / 6**0.5):
         raise Wrong(
             "You divide by √d_model. The scale of a head is √d_head, the length of the query."
         )
@@ -130,7 +127,7 @@ def _score_by_writer(answer: Any) -> str:
             "Leave the softmax out: shares of a *score* add up, shares of attention do not."
         )
     require_close(got, want, "The shares are not right.")
-    total = parts.sum(0) @ W_K @ query / 2
+    total = parts.sum(0) @ W_K @ query / 3**0.5
     require_close(got.sum(), total, "The shares should sum to the score of the whole stream.")
     return "Correct. Scores are linear in what the key reads, so they split without a remainder."
 

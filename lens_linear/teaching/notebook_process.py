@@ -125,7 +125,8 @@ class NotebookProcess:
 def _ask(where: socket.socket, arguments: tuple[Any, ...]) -> Any:
     """One call of the answer: its result, or its error raised here."""
     try:
-        send(where, pack_arguments(arguments))
+        # A notebook may have switched gradients off for good; the answer is called as the check wants it.
+        send(where, pack_arguments((torch.is_grad_enabled(), arguments)))
         (kind, result, changed, hooks, same) = decode(receive(where))
     except TimeoutError:
         raise Wrong("Your function did not end in time.") from None
@@ -214,13 +215,12 @@ def _serve(control: socket.socket, space: dict[str, Any]) -> None:
 def _answer_calls(where: socket.socket, function: Any, known: bool) -> None:
     send(where, b"ready" if known else b"missing")
     while True:
-        arguments = pickle.loads(receive(where))  # the judge made this, and the judge is trusted
+        gradients, arguments = pickle.loads(receive(where))  # made by the judge, who is trusted
         before = [_hooks(argument) for argument in arguments]
         try:
-            result, kind = (
-                function(*arguments),
-                "returned",
-            )  # what cannot be called raises TypeError
+            with torch.set_grad_enabled(gradients):
+                result = function(*arguments)  # what cannot be called raises TypeError
+            kind = "returned"
         except BaseException as error:
             result, kind = _described(error), "raised"
         hooks = any(_hooks(argument) != was for argument, was in zip(arguments, before))

@@ -4,12 +4,15 @@ import ast
 import importlib.util
 from pathlib import Path
 
+import nbformat
 import pytest
 from machinery.master import masters
 from machinery.notebooks import checked_name, has_tag, make_notebook
 from machinery.outputs import define
+from nbformat.v4 import new_code_cell, new_notebook
 
 from lens_linear.teaching.checker import Checker, exercises
+from lens_linear.teaching.grading import grade
 
 MASTERS = masters()
 NAMES = [(master, cell.exercise) for master in MASTERS for cell in master.exercises]
@@ -84,6 +87,22 @@ def test_every_exercise_has_two_hints(exercise):
 def test_odd_answers_never_raise_and_never_pass(exercise, odd):
     result = Checker()(exercise, odd)
     assert not result.passed and len(result.message) > 20
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=ident)
+def test_every_solution_gets_its_point_from_outside(master, tmp_path):
+    """Graded by another process, in a notebook that has switched gradients off, as the lessons do."""
+    whole = make_notebook(master, "solutions")
+    cells = [c for c in whole.cells if has_tag(c, "exercise-") or has_tag(c, "check")]
+    first = "from __future__ import annotations\nimport torch\nimport lens_linear as ll\n"
+    cells.insert(0, new_code_cell(first + "torch.set_grad_enabled(False)"))
+    future = "from __future__ import annotations\n"
+    for cell in cells[1:]:
+        cell["source"] = future + cell["source"]
+    nbformat.write(new_notebook(cells=cells, metadata=whole.metadata), tmp_path / "anna.ipynb")
+    rows = grade(tmp_path).to_dataframe()
+    assert list(rows["exercise"]) == [c.exercise for c in master.exercises]
+    assert rows["points"].eq(1).all(), rows[rows["points"].ne(1)][["exercise", "message"]]
 
 
 def not_public(source):

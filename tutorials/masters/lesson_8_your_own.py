@@ -40,6 +40,7 @@ from lens_linear.circuits import head_circuit
 from lens_linear.linalg import LinearFit
 from lens_linear.models import attention_scores, run, visit_sites
 from lens_linear.models import vocabulary as read_vocabulary
+from lens_linear.plots.style import colour, escape, styled
 
 _ = torch.set_grad_enabled(False)
 
@@ -494,7 +495,22 @@ profiles = {
 }
 for name, found in profiles.items():
     print(f"{name}: {found}")
-ll.plots.profile_comparison(profiles)
+
+figure = go.Figure()
+for index, (name, found) in enumerate(profiles.items()):
+    for column, dash in (("block_r2", "solid"), ("block_r2_no_residual", "dash")):
+        scores_of = found[column]
+        depth = [layer / (len(scores_of) - 1) for layer in range(len(scores_of))]
+        line = {"color": colour(index), "dash": dash}
+        label = "with the residual" if dash == "solid" else "without"
+        figure.add_scatter(x=depth, y=scores_of, name=f"{escape(name)}, {label}", line=line)
+styled(
+    figure,
+    title="Block linearity of two models on your text",
+    x="depth (0 first block, 1 last)",
+    y="held-out R²",
+    legend="bottom",
+)
 
 # %% [markdown]
 # **What you should see.** A profile of your model, and of one with random weights, on the same text. If the random model is

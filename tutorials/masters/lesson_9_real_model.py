@@ -209,7 +209,7 @@ def copyable(tokens) -> Bool[Tensor, "row prediction"]:
 ll.check("9.3", "copyable")
 
 # %% [training]
-text = ll.evaluation_tokens(model)[:16]
+text = ll.evaluation_tokens(model)[:12]
 can = copyable(text)
 results = {}
 for name, heads in {
@@ -253,15 +253,15 @@ ll.check("9.4", "first_position_share")
 
 # %% [training]
 some = ll.evaluation_tokens(model)[:40]
-both = {skip: ll.linearity_profile(model, some, sites=("block",), skip=skip) for skip in (0, 1)}
+found_profile = ll.linearity_profile(model, some, sites=("block",))
 spots = [(layer, "resid_post") for layer in range(30)]
 seen = ll.models.run(model, some[:8], record=spots, logits=False)
 share = [first_position_share(seen[spot]) for spot in spots]
 profile = pd.DataFrame(
     {
-        "with it": both[0]["block_r2"],
-        "without it": both[1]["block_r2"],
-        "without it, no residual": both[1]["block_r2_no_residual"],
+        "with it": found_profile["block_r2"],
+        "without it": found_profile["block_r2_without_first"],
+        "without it, no residual": found_profile["block_r2_no_residual_without_first"],
         "share of the first position": share,
     }
 )
