@@ -294,8 +294,8 @@ pd.DataFrame(table).rename_axis("layer").round(3).replace(-0.0, 0.0)
 # %% [markdown]
 # **What you should see.** With classes dealt at random, a map for each class is *worse* than one for all: the
 # numbers are negative, which is the price of fitting on fewer rows. With the real classes a map of their own gains
-# for every class. One slope with an intercept for each class takes a part of that, the larger one for some and
-# next to nothing for others: compare the two groups of columns. Only what is left between them is a different *slope*. The
+# for every class. One slope with an intercept for each class gains next to nothing. So it is not the averages: the *slopes*
+# differ, and an FFN does do something different to each class, and something simpler than it does to all. The
 # class *other* gains most: the shared map serves punctuation and line ends badly.
 #
 # ## A new figure
