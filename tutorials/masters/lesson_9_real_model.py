@@ -25,6 +25,8 @@
 # **Conventions.** `L18H6` is head 6 of layer 18. Losses are in nats a token.
 
 # %%
+from functools import partial
+
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -74,21 +76,18 @@ ll.plots.head_scores(scores, subtract_control=True)
 # passes, and what it returns goes on in its place. At `hook_z` a layer's heads hand over what they have gathered.
 
 # %% [exercise 9.1 difficulty=3 importance=5 minutes=12] A hook that takes heads out
-# Return a hook: a function of `(z, hook)` that gives `z`, of shape `[row, position, head, d_head]`, with the named heads
-# set to zero. Leave the tensor that came in as it was: other readers may hold it.
+# Return `z`, of shape `[row, position, head, d_head]`, with the named heads set to zero. Leave the tensor that came in as it was:
+# other readers may hold it. (TransformerLens calls a hook with `z` and the hook point; `heads` is filled in beforehand
+# by `functools.partial`.)
 
 
 # %% [solution 9.1]
-def remove_heads(heads: list[int]):
+def remove_heads(z: Float[Tensor, "row position head d_head"], hook, heads: list[int]):
     """A hook that sets some heads' z to zero."""
-
     # BEGIN SOLUTION
-    def without(z, hook):
-        changed = z.clone()
-        changed[:, :, heads] = 0.0
-        return changed
-
-    return without
+    changed = z.clone()
+    changed[:, :, heads] = 0.0
+    return changed
     # END SOLUTION
 
 
@@ -105,7 +104,10 @@ def losses_without(heads: list[tuple[int, int]], tokens: Tensor) -> Float[Tensor
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
-    hooks = [(f"blocks.{layer}.attn.hook_z", remove_heads(own)) for layer, own in by_layer.items()]
+    hooks = [
+        (f"blocks.{layer}.attn.hook_z", partial(remove_heads, heads=own))
+        for layer, own in by_layer.items()
+    ]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, :-1]
     return -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
 
@@ -371,5 +373,5 @@ Image(explorer.picture())
 # **Numbers that vary.** Verdicts of weak heads turn with the random rows; the strong ones do not. Losses vary in the first decimal
 # with other rows.
 #
-# **Common wrong answers.** 9.1: changing `z` in place, or returning `z` itself instead of a function. 9.2: leaving out the ones. 9.3: `s + 1` may
+# **Common wrong answers.** 9.1: changing `z` in place, or returning nothing. 9.2: leaving out the ones. 9.3: `s + 1` may
 # equal `t`, and such repeats (the same token three times) count. 9.4: a mean for each position.
