@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -90,7 +90,8 @@ def _drawn(total: float, what: str) -> Iterator[_Bar]:
     bar: _Bar
     if looked_at:
         # smoothing=0: the time left follows from all that was done, also after a pause
-        bar = tqdm(total=total, desc=what, bar_format=_FORMAT, leave=False, smoothing=0)
+        drawn: Any = tqdm(total=total, desc=what, bar_format=_FORMAT, leave=False, smoothing=0)
+        bar = drawn
     else:
         bar = LogLines(total, what)
 

@@ -15,9 +15,9 @@ from lens_linear.text.corpora import read_text
 
 def open_model(options: argparse.Namespace, name: str | None = None) -> TransformerBridge:
     """Open MODEL (or another one) where ``--device`` and in the type that ``--dtype`` says."""
-    name = options.model if name is None else name
-    remark(options, f"opening {name} ...")
-    return load(name, device=options.device, dtype=getattr(torch, options.dtype))
+    asked: str = options.model if name is None else name
+    remark(options, f"opening {asked} ...")
+    return load(asked, device=options.device, dtype=getattr(torch, options.dtype))
 
 
 def model_name(options: argparse.Namespace) -> str:

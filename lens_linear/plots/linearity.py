@@ -7,7 +7,7 @@ figure; nothing is computed here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -236,7 +236,8 @@ def profile_difference(
             fig, layers, frame[score], name, at=at, width=2, band=_band(frame, score),
             hover=f"layer %{{x}}<br>{words} %{{y:.4f}}",
         )  # fmt: skip
-        fig.add_hline(0, line_dash="dot", line_width=1, row=at[0], col=at[1])
+        panel: dict[str, Any] = {"row": at[0], "col": at[1]}
+        fig.add_hline(0, line_dash="dot", line_width=1, **panel)
     fig.update_xaxes(nticks=4)
     return styled(
         fig, title="Difference of two linearity profiles", panels=True, x="layer",

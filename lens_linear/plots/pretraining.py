@@ -65,12 +65,12 @@ def study_measures(
         (['validation loss (nats per<br>token)', 'FFN R²'], 2.5)
     """
     frame = result.to_dataframe()
-    measures = list(drawn_columns("measures", measures, frame))  # type: ignore[arg-type]
-    final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[measures].mean()
+    chosen: list[Any] = list(drawn_columns("measures", measures, frame))
+    final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[chosen].mean()
     final, variants = final.reset_index(), list(result.study.variants)
-    fig, places = panels([COLUMN_NAMES[measure] for measure in measures], across=2)
+    fig, places = panels([COLUMN_NAMES[measure] for measure in chosen], across=2)
     at_variant = [variants.index(v) for v in final["variant"]]
-    for measure, (row, col) in zip(measures, places, strict=True):
+    for measure, (row, col) in zip(chosen, places, strict=True):
         means = final.groupby("variant", sort=False)[measure].mean()
         fig.add_scatter(
             x=at_variant, y=final[measure], mode="markers", showlegend=False, row=row, col=col,

@@ -202,7 +202,7 @@ def _early(result: object) -> str | None:
     first = [row for row in result.rows if row["layer"] == 0]
     if not first:
         return None
-    row = max(first, key=lambda r: float(r["map_parameters"]))  # type: ignore[arg-type]
+    row = max(first, key=lambda r: float(r["map_parameters"]))
     return (
         f"{row['perplexity_increase']:+.2f} at {row['times_fewer']:.1f} times fewer parameters, layer 0 "
         f"(n = {result.n_tokens:,})"

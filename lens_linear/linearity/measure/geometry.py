@@ -6,7 +6,7 @@ linearity score, on rows drawn with a seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -156,28 +156,31 @@ def layer_geometry(
         places.append(first.flatten()[mask.cpu()])
         seen += states.shape[1]
     clouds, first = torch.cat(parts, dim=1), torch.cat(places)
-    common = {"model_name": str(model.cfg.model_name), "skip": skip, "seed": seed}
-    shares = torch.full((len(clouds),), torch.nan, dtype=torch.float64)
-    later = None
-    if bool(first.any()) and int((~first).sum()) >= 20:
-        later = LayerGeometry(
-            *_columns(clouds[:, (~first).to(clouds.device)], seed),
-            n_rows=int((~first).sum()),
-            first_share=shares,
-            **common,
+    unknown = torch.full((len(clouds),), torch.nan, dtype=torch.float64)
+
+    def of(rows: Float[Tensor, "boundary row d_model"]) -> LayerGeometry:
+        columns = [_describe(cloud, seed) for cloud in rows]
+        once, reference, spread, rank, norm = torch.tensor(columns, dtype=torch.float64).T
+        return LayerGeometry(
+            once,
+            reference,
+            spread,
+            rank,
+            norm,
+            model_name=str(model.cfg.model_name),
+            n_rows=rows.shape[1],
+            skip=skip,
+            seed=seed,
+            first_share=unknown,
         )
-        shares = torch.tensor([first_share(c, first) for c in clouds], dtype=torch.float64)
-    return LayerGeometry(
-        *_columns(clouds, seed),
-        n_rows=clouds.shape[1],
-        first_share=shares,
-        without_first=later,
-        **common,
+
+    whole = of(clouds)
+    if not bool(first.any()) or int((~first).sum()) < 20:
+        return whole
+    shares = torch.tensor([first_share(c, first) for c in clouds], dtype=torch.float64)
+    return replace(
+        whole, first_share=shares, without_first=of(clouds[:, (~first).to(clouds.device)])
     )
-
-
-def _columns(clouds: Float[Tensor, "boundary row d_model"], seed: int) -> list[Tensor]:
-    return list(torch.tensor([_describe(cloud, seed) for cloud in clouds], dtype=torch.float64).T)
 
 
 def _describe(cloud: Tensor, seed: int) -> tuple[float, float, float, float, float]:

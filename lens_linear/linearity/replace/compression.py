@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Int
@@ -47,7 +48,7 @@ class CompressionTable(Result):
 
     _figure = "ffn_compression"
 
-    rows: tuple[dict[str, object], ...]
+    rows: tuple[dict[str, Any], ...]
     base_loss: float
     parameters: int
     model_name: str
@@ -70,14 +71,14 @@ class CompressionTable(Result):
     def first_position(self) -> str:
         """A clause with both readings of the FFN where they differ most, if they do."""
         pairs = [(r["ffn_r2"], r["ffn_r2_without_first"], r["ffn_first_share"]) for r in self.rows]
-        here, there, share = max(pairs, key=lambda p: abs(p[0] - p[1]))  # type: ignore[operator,call-overload]
-        differ = bool(abs(here - there) > DIFFERENT)  # type: ignore[operator]
-        return both_readings(share, "FFN R² of one layer", here, there, differ=differ)  # type: ignore[arg-type]
+        here, there, share = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
+        differ = bool(abs(here - there) > DIFFERENT)
+        return both_readings(share, "FFN R² of one layer", here, there, differ=differ)
 
     def __repr__(self) -> str:
         if not self.rows:
             return f"CompressionTable of {self.model_name}: no FFN whose output varies"
-        best = min(self.rows, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
+        best = min(self.rows, key=lambda row: float(row["loss"]))
         return (
             f"CompressionTable of {self.model_name}: {len(self.rows)} single-FFN replacements, cheapest is "
             f"layer {best['layer']} at rank {best['rank']} ({best['times_fewer']:.1f} times fewer "
