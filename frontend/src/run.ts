@@ -59,12 +59,16 @@ export function liveRun(payload: Payload, engine: Engine, tokens: TextTokens, te
       return {
         components: parts.terms, paths: found?.terms ?? null, logit: parts.logit,
         error: Math.max(...sums.map((one) => Math.abs(one.sum - one.logit))),
-        pathsNote: found ? "" : `${engine.pathCount().toLocaleString("en")} paths are too many to list here.`,
+        pathsNote: found ? "" : `${count(engine.pathCount())} paths are too many to list here.`,
       };
     },
     sharesNote: "",
     lens: lensReader(payload, engine, rows),
   };
+}
+
+function count(n: number): string {
+  return n < 1e9 ? n.toLocaleString("en") : `About 10 to the power of ${Math.round(Math.log10(n))}`;
 }
 
 type Rows = ReturnType<Engine["run"]>;

@@ -99,6 +99,21 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def clearest(rows: list[dict[str, Any]], n: int) -> list[tuple[int, int]]:
+    """The n heads, (layer, head), with a verdict first, then by what passes its control most; in order."""
+
+    def key(row: dict[str, Any]) -> tuple[bool, float]:
+        pairs = [
+            ("prefix_matching", "positional_control"),
+            ("duplicate", "duplicate_control"),
+            ("prev_token", "prev_control"),
+        ]
+        excess = max((row[a] or 0.0) - (row[b] or 0.0) for a, b in pairs)
+        return row["verdict"] == "none", -excess
+
+    return sorted((row["layer"], row["index"]) for row in sorted(rows, key=key)[:n])
+
+
 def composition(
     model: TransformerBridge, shape: ModelShape, *, max_bytes: int, seed: int
 ) -> tuple[dict[str, Any] | None, str]:

@@ -22,6 +22,7 @@ from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.heads import (
     added_scores,
+    clearest,
     composition,
     copied_details,
     head_rows,
@@ -49,6 +50,9 @@ SCHEMA = 1
 LIVE_BYTES = 5_000_000  # of weights, before base64
 NAME_BYTES = 24  # of a token's id and text in the page
 PART = 4  # composition and the tables of heads may each take this part of the page
+DETAILED = (
+    64  # heads of a model that runs in the page with eigenvalues, directions and skip-trigrams
+)
 TABLED = 48  # tokens of the prompts whose QK and OV rows are kept of a large model
 LARGE = 20_000_000  # parameters above which a pass over all stories takes minutes
 _LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
@@ -94,7 +98,8 @@ def build_payload(
     missing: dict[str, list[str]] = {"map": [], "head": [], "text": [], "lens": []}
     why = why_not_live(model, shape, subject.weights)
     live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
-    scores = _scores(subject, missing, max_bytes // PART, seed, say)
+    room = max(0, max_bytes - live * _live_bytes(subject, precision)) // PART
+    scores = _scores(subject, missing, room, seed, say)
     tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
     say("linearity")
     linearity = [] if tokens is None else _linearity(model, tokens, missing["map"], seed)
@@ -110,7 +115,7 @@ def build_payload(
         **_tokenizer(model, live),
         **scores,
         "linearity": linearity,
-        **_circuits(subject, live, missing["head"], max_bytes // PART, say),
+        **_circuits(subject, live, missing["head"], room, scores["heads"], say),
         "arrays": None,
         "linear_lens": None,
         "lens_note": _lens_note(lens),
@@ -226,6 +231,12 @@ def _weight_bytes(weights: ModelWeights | None, precision: Kind) -> int:
     return sum(part.numel() for part in parts) * (4 if precision == "float32" else 2)
 
 
+def _live_bytes(subject: Subject, precision: Kind) -> int:
+    """What weights and the linear lens of a model that runs in the page take there, in base64."""
+    lens = subject.shape.n_layers * subject.shape.d_model**2 * (4 if precision == "float32" else 2)
+    return (_weight_bytes(subject.weights, precision) + lens) * 4 // 3
+
+
 def _facts(
     model: TransformerBridge, shape: ModelShape, weights: ModelWeights | None
 ) -> dict[str, Any]:
@@ -288,7 +299,12 @@ def _linearity_part(profile: LinearityProfile, skip: int) -> dict[str, Any]:
 
 
 def _circuits(
-    subject: Subject, live: bool, missing: list[str], max_bytes: int, say: Callable[[str], None]
+    subject: Subject,
+    live: bool,
+    missing: list[str],
+    max_bytes: int,
+    rows: list[dict[str, Any]],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Eigenvalues, directions and skip-trigrams of small models; tables over the prompts of large ones."""
     empty: dict[str, Any] = {
@@ -305,11 +321,18 @@ def _circuits(
     found: dict[str, Any] = {**empty, "mean_scale": float(scales.mean())}
     if live:
         verified: set[int] = set()
+        all_heads = [(i, j) for i in range(shape.n_layers) for j in range(shape.n_heads)]
+        chosen = all_heads if len(all_heads) <= DETAILED else clearest(rows, DETAILED)
         heads = [
             head_circuit(subject.model, layer, head, weights=weights, verified=verified)
-            for layer in range(shape.n_layers)
-            for head in range(shape.n_heads)
+            for layer, head in chosen
         ]
+        if len(chosen) < len(all_heads):
+            missing.append(
+                f"Eigenvalues, singular directions and skip-trigrams stand here for the {len(chosen)} of "
+                f"{len(all_heads)} heads with the clearest verdicts: "
+                "circuits.head_circuit(model, layer, head) gives the others."
+            )
         details, reason = copied_details(heads, AttentionOnly(subject.model), directions=4)
         found |= {"head_details": details, "scales": pack(scales, "float32")}
         missing.extend([] if reason is None else [reason])

@@ -10,7 +10,7 @@ import lens_linear as ll
 from lens_linear.circuits import head_circuit
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.explorer.heads import composition
+from lens_linear.explorer.heads import clearest, composition, head_rows
 from lens_linear.explorer.packing import packed_bytes
 from lens_linear.models import model_shape
 
@@ -94,6 +94,14 @@ def test_of_many_heads_the_strongest_pairs_are_kept_and_it_is_said():
             writer = z[kind, : reader // 4 * 4, reader].argmax()
             assert (kind * 16 + writer) * 16 + reader in places
     assert composition(model, shape, max_bytes=100, seed=0)[0] is None
+
+
+def test_of_many_heads_the_clearest_are_taken_apart():
+    model = ll.load("attn-2l")
+    rows, _ = head_rows(model, model_shape(model), ablate=False, seed=0)
+    named = [(row["layer"], row["index"]) for row in rows if row["verdict"] != "none"]
+    assert len(named) == 5 and clearest(rows, 5) == sorted(named)
+    assert clearest(rows, 1)[0] in named and len(clearest(rows, 99)) == 8
 
 
 def test_a_texts_run_without_a_head_is_the_ablated_model(nano):
