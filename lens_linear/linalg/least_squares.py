@@ -334,6 +334,27 @@ def _gain(
     return gain
 
 
+def require_halves(
+    x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, *, minimum: int = 2
+) -> None:
+    """Accept rows to fit and rows to score: same columns, and at least ``minimum`` to score."""
+    for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
+        require_float_tensor(name, value, ndim=2)
+    require_pair(x, y)
+    if len(x_test) != len(y_test):
+        raise InvalidArgumentError(
+            f"x_test and y_test must have the same rows, got {len(x_test)} and {len(y_test)}; row i of "
+            "y_test must belong to row i of x_test"
+        )
+    for name, fitted, scored in (("x", x, x_test), ("y", y, y_test)):
+        if fitted.shape[1] != scored.shape[1]:
+            raise InvalidArgumentError(
+                f"{name}_test must have the {fitted.shape[1]} columns of {name}, got {scored.shape[1]}; "
+                "pass rows of the same kind"
+            )
+    require_rows("x_test", len(x_test), minimum=minimum, why="a held-out score")
+
+
 def require_pair(x: Tensor, y: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:
     """Accept two floating matrices with as many rows; returns them flattened to [n, d]."""
     for name, value in (("x", x), ("y", y)):

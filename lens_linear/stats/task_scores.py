@@ -97,7 +97,12 @@ def require_task(
     if scored:
         require_open_question(model, tokens if isinstance(tokens, Task) else None)
     if not isinstance(tokens, Task):
-        return Task(rows.tokens, mask=rows.mask)
+        plain = Task(rows.tokens, mask=rows.mask)
+        if scored and not bool(plain.asked.any()):
+            raise NotEnoughDataError(
+                "tokens have one token a row, and a row of one token has no next one; pass longer rows"
+            )
+        return plain
     n = model_shape(model).d_vocab_out
     if tokens.labels is not None and int(tokens.labels.max()) >= n:
         raise InvalidArgumentError(

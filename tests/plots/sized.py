@@ -82,7 +82,7 @@ def results(layers, heads):
     compressed = [
         {"layer": i, "rank": rank, "map_parameters": 100 * rank, "times_fewer": 64 / rank,
          "loss_increase": 0.1 * i / layers + 1 / rank, "loss_increase_se": 0.01, "ffn_r2": 0.5,
-         "perplexity_increase": 1.0}
+         "ffn_r2_without_first": 0.4, "ffn_first_share": 0.1, "perplexity_increase": 1.0}
         for i in range(layers) for rank in (2, 8, 32)
     ]  # fmt: skip
     curve = ll.replacement_curve(gpt, TOKENS)
@@ -111,7 +111,7 @@ def results(layers, heads):
         tokens=torch.arange(n),
         token_text=tuple(f" word{i}" for i in range(n)),
     )
-    geometry = grown(linearity.layer_geometry(gpt, TOKENS), boundary=layers + 1)
+    geometry = grown(linearity.layer_geometry(gpt, TOKENS, skip=1), boundary=layers + 1)
     many = {f"step {i}": profile for i in range(min(layers, 30))}
     return {
         "head_scores": (scored,),
@@ -121,12 +121,13 @@ def results(layers, heads):
         "linearity_profile": (profile,),
         "profile_comparison": (linearity.compare_profiles(many),),
         "layer_map": (
-            dataclasses.replace(mapped, values=reach, boundaries=tuple(range(layers + 1))),
+            dataclasses.replace(mapped, values=reach, without_first=reach,
+                first_share=torch.zeros(layers + 1), boundaries=tuple(range(layers + 1))),
         ),
         "layer_geometry": (geometry,),
         "gain_profiles": ({"exact": gains, "a name of eighty characters " * 3: gains},),
         "schedule_shapes": (ll.min_energy(gains, 0.1),),
-        "ffn_compression": (CompressionTable(tuple(compressed), 3.0, 64, "toy", 100, 100, 0),),
+        "ffn_compression": (CompressionTable(tuple(compressed), 3.0, 64, "toy", 16, 100, 100, 0),),
         "run_table": (
             RunTable(
                 tuple({"method": "linear", "first": i, "last": j, "loss_increase": 0.1 * (j - i)}

@@ -94,10 +94,11 @@ def test_comparison_has_a_line_per_profile_and_panel(model, ids):
         "later": ll.linearity_profile(model, ids, skip=4),
     }
     figure = whole(linearity.profile_comparison(compare_profiles(profiles), ordered=True))
-    assert len(figure.data) == 6
-    assert list(figure.data[1].y) == profiles["all"].scores["block_no_residual"].tolist()
+    lines = [trace for trace in figure.data if trace.fill is None]  # the others are bands
+    assert len(lines) == 6 and len(figure.data) == 12
+    assert list(lines[1].y) == profiles["all"].scores["block_no_residual"].tolist()
     assert sum(bool(trace.showlegend) for trace in figure.data) == 2
-    with pytest.raises(InvalidArgumentError, match="scores must be a list, each one of"):
+    with pytest.raises(InvalidArgumentError, match="scores must be one of"):
         linearity.profile_comparison(compare_profiles(profiles), scores=("r2",))
 
 
@@ -165,12 +166,12 @@ def test_study_figures():
         for layer in (0, 1)
     ]
     result = StudyResult(study, tuple(rows), 100, 100, 1.0)
-    figure = whole(linearity.study_measures(result))
+    figure = whole(ll.plots.study_measures(result))
     assert list(figure.data[0].y) == pytest.approx([0.1, 1.1, 0.1, 1.1])
     assert figure.data[1].y[0] == pytest.approx(0.6), "the mean over seeds"
     assert "<b>" not in figure.layout.title.text
     assert "<b>" not in figure.layout.xaxis.ticktext[1]
-    figure = whole(linearity.study_profiles(result))
+    figure = whole(ll.plots.study_profiles(result))
     assert len(figure.data) == 8 and sum(bool(t.showlegend) for t in figure.data) == 2
 
 

@@ -355,6 +355,9 @@ def _linearity() -> None:
     call("Linearization.applied", lambda model: _entered(fitted().applied)(model=model), model=GPT)
     call("replacement_curve", ll.replacement_curve, **common)
     call("bilinear_probe", ll.bilinear_probe, **common, layer=1, rank=[1, 2], iterations=2)
+    halves = {"x": randn(40, 4), "y": randn(40, 3), "x_test": randn(30, 4), "y_test": randn(30, 3)}
+    call("bilinear_on_rows", ll.linearity.bilinear_on_rows, **halves, rank=[1, 2], iterations=2)
+    call("adam_on_rows", ll.linearity.adam_on_rows, **halves, steps=3)
     call("adam_baseline", adam.adam_baseline, **common, layer=1, steps=3)
     call("ffn_compression", compression.ffn_compression, **common, ranks=[2, None])
     call("fit_lens", ll.fit_lens, **common)

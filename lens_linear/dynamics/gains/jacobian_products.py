@@ -212,6 +212,7 @@ def frozen_batches(
     model: TransformerBridge, prompts: Prompts, *, batch_size: int, whole: bool = False
 ) -> Iterator[tuple[Int[Tensor, " row"], FrozenContext]]:
     """Yield batches of prompts with their recorded forward pass (``whole=True`` reruns whole prompts)."""
+    require_int("batch_size", batch_size, minimum=1)
     n_batches = -(-len(prompts) // batch_size)
     for rows in watched(prompts.batches(batch_size), n_batches):
         tokens, lengths = prompts.rows(rows)

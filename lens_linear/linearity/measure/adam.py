@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
+from lens_linear.checks import require_float, require_int, require_seed
 from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
+from lens_linear.linalg.least_squares import require_halves
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site, TokenRows
@@ -243,12 +244,11 @@ def adam_on_rows(
         >>> round(found.closed_form, 6), float(found.r2[-1]) < 0.5
         (1.0, True)
     """
-    for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
-        require_float_tensor(name, value, ndim=2)
+    require_halves(x, y, x_test, y_test)
+    seed = require_seed(seed)
     require_int("steps", steps, minimum=1)
     require_int("batch", batch, minimum=1)
     require_float("learning_rate", learning_rate, minimum=0.0)
-    require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
     fit = fit_linear(x, y)
     closed = r_squared(y_test, fit.predict(x_test), mean=fit.mean_y)
     sizes = spectrum(x).values

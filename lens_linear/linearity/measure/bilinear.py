@@ -28,9 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float_tensor, require_int, require_ints, require_rows
+from lens_linear.checks import require_int, require_ints, require_seed, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import fit_linear, to_compute
+from lens_linear.linalg.least_squares import require_halves
 from lens_linear.linearity.measure.first_position import both_readings, first_share
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
@@ -263,11 +264,17 @@ def bilinear_on_rows(
         >>> float(found["r2"].max()) > 0.99
         True
     """
-    for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
-        require_float_tensor(name, value, ndim=2)
+    require_halves(x, y, x_test, y_test)
+    seed = require_seed(seed)
+    if sequence is not None and (
+        not isinstance(sequence, Tensor) or sequence.shape != (len(x_test),)
+    ):
+        raise InvalidArgumentError(
+            f"sequence must be a tensor with one number for each of the {len(x_test)} test rows, got "
+            f"{shown(sequence)}; pass None for no intervals"
+        )
     require_int("iterations", iterations, minimum=1)
     ranks = _ranks(rank)
-    require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
     affine = fit_linear(x, y)
     missed = to_compute(y) - affine.predict(x)
     test_missed = to_compute(y_test) - affine.predict(x_test)
