@@ -276,6 +276,10 @@ def bilinear_on_rows(
     require_int("iterations", iterations, minimum=1)
     ranks = _ranks(rank)
     affine = fit_linear(x, y)
+    if affine.rank == 0:
+        raise InvalidArgumentError(
+            "x must vary from row to row, but all its columns are constant; pass other rows or another layer"
+        )
     missed = to_compute(y) - affine.predict(x)
     test_missed = to_compute(y_test) - affine.predict(x_test)
     total = (to_compute(y_test) - affine.mean_y).square().sum(1)
