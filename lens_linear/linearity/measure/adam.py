@@ -205,6 +205,7 @@ def adam_baseline(
     )
 
 
+@torch.inference_mode(False)
 def adam_on_rows(
     x: Float[Tensor, "n d_in"],
     y: Float[Tensor, "n d_out"],

@@ -226,6 +226,7 @@ def bilinear_probe(
     )
 
 
+@torch.inference_mode(False)
 def bilinear_on_rows(
     x: Float[Tensor, "n d_in"],
     y: Float[Tensor, "n d_out"],
