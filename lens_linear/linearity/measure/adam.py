@@ -9,7 +9,7 @@ Source: Whipp 2026, arXiv 2606.19379.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -20,7 +20,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_seed
 from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
 from lens_linear.linalg.least_squares import require_halves
-from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site, TokenRows
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
@@ -195,14 +195,7 @@ def adam_baseline(
             where=where,
         )
 
-    found = compare(train, test)
-    if not bool(test.first.any()) or len(rest := train.without_first().x) <= rest.shape[1] + 1:
-        return found
-    return replace(
-        found,
-        first_share=first_share(test.y, test.first),
-        without_first=compare(train.without_first(), test.without_first()),
-    )
+    return with_and_without(compare, train, test)
 
 
 @torch.inference_mode(False)

@@ -20,7 +20,7 @@ the training half, so with few rows a high rank can lower the held-out score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -32,7 +32,7 @@ from lens_linear.checks import require_int, require_ints, require_seed, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import fit_linear, to_compute
 from lens_linear.linalg.least_squares import require_halves
-from lens_linear.linearity.measure.first_position import both_readings, first_share
+from lens_linear.linearity.measure.first_position import both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site, TokenRows
@@ -216,14 +216,7 @@ def bilinear_probe(
             where=where,
         )
 
-    found = probe(train, test)
-    if not bool(test.first.any()) or len(rest := train.without_first().x) <= rest.shape[1] + 1:
-        return found
-    return replace(
-        found,
-        first_share=first_share(test.y, test.first),
-        without_first=probe(train.without_first(), test.without_first()),
-    )
+    return with_and_without(probe, train, test)
 
 
 @torch.inference_mode(False)

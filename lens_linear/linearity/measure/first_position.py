@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear.linalg import Moments, to_compute
+from lens_linear.stats.collect import SiteRows
+
+Probe = TypeVar("Probe")
 
 # Where a reading has no interval: the difference from which both readings are said.
 DIFFERENT = 0.01
@@ -46,3 +53,15 @@ def both_readings(share: float, what: str, here: float, there: float, *, differ:
         f"; the first position holds {share:.0%} of the variance: {what} {here:.3f} with it, "
         f"{there:.3f} without"
     )
+
+
+def with_and_without(
+    probe: Callable[[SiteRows, SiteRows], Probe], train: SiteRows, test: SiteRows
+) -> Probe:
+    """A probe of all rows that carries the same probe without first positions, where rows enough are left."""
+    found: Any = probe(train, test)
+    rest = train.without_first()
+    if not bool(test.first.any()) or len(rest.x) <= rest.x.shape[1] + 1:
+        return found  # type: ignore[no-any-return]
+    share = first_share(test.y, test.first)
+    return replace(found, first_share=share, without_first=probe(rest, test.without_first()))  # type: ignore[no-any-return]
