@@ -8,6 +8,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.errors import NotEnoughDataError
+from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import tokenize
 from lens_linear.text.corpora import default_text
 
@@ -38,6 +39,7 @@ def evaluation_tokens(
         >>> evaluation_tokens(load("gpt-nano"), n_sequences=4).shape
         torch.Size([4, 128])
     """
+    model = require_bridge(model)
     rows = tokenize(
         model,
         default_text() if text is None else text,

@@ -275,3 +275,18 @@ def test_a_span_counts_the_parameters_of_each_of_its_layers(monkeypatch):
     monkeypatch.setattr(replacement, "site_parameters", lambda model, layer, site: 10 * layer)
     fitted = fit_linearization(model, ids, runs=[(1, 2)])
     assert fitted.parameters_replaced == 10 + 20
+
+
+def test_runs_of_another_kind_are_refused_in_a_sentence():
+    import pandas as pd
+
+    from lens_linear.stats.evaluation import evaluation_tokens
+
+    model = ll.toy_model(n_layers=3)
+    ids = torch.randint(64, (20, 12), generator=torch.Generator().manual_seed(1))
+    for bad in (pd.DataFrame({"a": [1]}), 3):
+        with pytest.raises(InvalidArgumentError, match="runs must"):
+            fit_linearization(model, ids, runs=bad)
+    assert fit_linearization(model, ids, runs=torch.tensor([[0, 1]])).layers == (0, 1)
+    with pytest.raises(InvalidArgumentError, match="model"):
+        evaluation_tokens(42)

@@ -264,12 +264,13 @@ def _spans(
     site: MapSite,
 ) -> list[Run]:
     n_layers = model.cfg.n_layers
+    asked = require_list("runs", runs, of="pairs (first, last)")
     if layers is None:
-        chosen = [] if runs else list(range(n_layers))
+        chosen = [] if asked else list(range(n_layers))
     else:
         chosen = require_layers("layers", layers, n_layers)
     spans = [(layer, layer) for layer in chosen]
-    for span in require_list("runs", runs, of="pairs (first, last)"):
+    for span in asked:
         span = require_list("runs", span, of="two layers")
         if site != "block" or len(span) != 2:
             raise InvalidArgumentError(
