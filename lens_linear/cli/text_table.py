@@ -14,7 +14,8 @@ from lens_linear.text.labels import token_label
 
 _FALLBACK = 100  # columns, where standard output is no terminal and COLUMNS is not set
 _DIGITS = 3
-_LONGEST = 40  # characters of a cell before it is wrapped
+# Characters of a cell before it is wrapped: the widest of these with which every column fits.
+_LONGEST = (40, 32, 26, 20, 16, 12)
 _NARROWEST = 16
 # Token ids stand last: people read the text beside them.
 _IDS = ("source", "destination", "out", "token", "id", "index", "sha256")
@@ -29,7 +30,7 @@ def fitted(frame: pd.DataFrame, *, columns: Sequence[str] = (), width: int | Non
     """Return a frame as lines of at most ``width`` characters.
 
     Columns that matter come first, ids and the ends of intervals last. Heads are broken at ``_``, long cells
-    at spaces; columns that still do not fit are left out and named below.
+    at spaces, the narrower the more columns there are; those that still do not fit are left out and named below.
 
     Args:
         frame: with a named index, which is shown first, or without.
@@ -44,11 +45,16 @@ def fitted(frame: pd.DataFrame, *, columns: Sequence[str] = (), width: int | Non
         names = [str(name) for name in frame.columns if not _is_id(frame, str(name))]
         first = next(iter([*names, *map(str, frame.columns)]), "")
     order = _ordered(frame, columns, first)
+    for longest in _LONGEST:
+        if sum(_Column(name, frame[name], longest).width + 2 for name in order) - 2 <= width:
+            break
+    else:
+        longest = _LONGEST[0]  # some are left out anyway
     blocks: list[_Column] = []
     left_out: list[str] = []
     room = width
     for name in order:
-        column = _Column(name, frame[name], _LONGEST)
+        column = _Column(name, frame[name], longest)
         if column.width > room and room >= _NARROWEST and column.is_text:
             column = _Column(name, frame[name], room)
         if column.width <= room and not left_out:

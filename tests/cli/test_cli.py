@@ -145,14 +145,18 @@ def test_linearity_and_report_of_a_foreign_model(stories_folder, tmp_path, capsy
     assert status == 0 and page.stat().st_size > 1e6
 
 
+@pytest.mark.parametrize("columns", [80, 100, 240])
 def test_a_model_that_papers_name_gets_their_numbers_beside_its_own(
-    stories_folder, tmp_path, capsys
+    columns, stories_folder, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setenv("COLUMNS", str(columns))
     folder = tmp_path / "llama-160m"  # another model under a published name
     shutil.copytree(stories_folder, folder, copy_function=shutil.copyfile)
     status, text, _ = run(capsys, "linearity", folder)
-    assert status == 0 and "2606.19379" in text
-    assert re.search(r"about 0.99 +llama-160m: mean 0.\d", text)
+    published = text.partition("Published beside measured:")[2]
+    assert status == 0 and max(map(len, published.splitlines())) <= columns
+    assert "2606.19379" in published and "more columns" not in published
+    assert re.search(r"about 0.99 +llama-160m: .*mean", published.replace("\n", " "))
     status, text, _ = run(capsys, "linearity", stories_folder)
     assert status == 0 and "Published" not in text
 
