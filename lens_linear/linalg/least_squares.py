@@ -161,16 +161,18 @@ class LinearFit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Solution:
+class Solution:
     """Coefficients in units of the columns' sizes, and what they explain."""
 
     weight: Float[Tensor, "d_in d_out"]
     core: Float[Tensor, "k d_out"]  # coreᵀ core is the scatter of the fitted values
     empty: Float[Tensor, "d_in left_out"]  # orthonormal directions left out
     solver: Solver
+    root: Tensor | None = None  # Cholesky factor of the second moments, empty directions filled
+    least: float = 0.0  # smallest eigenvalue kept, where root is known
 
 
-def _from_factor(form: Factor, size: Tensor, n: int, tolerance: float, ridge: float) -> _Solution:
+def _from_factor(form: Factor, size: Tensor, n: int, tolerance: float, ridge: float) -> Solution:
     """Least squares by SVD of the triangular factor of x; ridge is d more rows."""
     root, image = form.root / size, form.image
     if ridge > 0:
@@ -182,12 +184,12 @@ def _from_factor(form: Factor, size: Tensor, n: int, tolerance: float, ridge: fl
     u, s, vt = torch.linalg.svd(root, full_matrices=True)
     rank = int((s > tolerance * n**0.5).sum())
     core = u[:, :rank].T @ image
-    return _Solution(vt[:rank].T @ (core / s[:rank, None]), core, vt[rank:].T, "svd")
+    return Solution(vt[:rank].T @ (core / s[:rank, None]), core, vt[rank:].T, "svd")
 
 
 def _from_products(
     form: Products, moments: Tensor, size: Tensor, n: int, tolerance: float, ridge: float
-) -> _Solution:
+) -> Solution:
     """Least squares from second moments, by Cholesky with the few empty directions set apart.
 
     By eigh, several times as slow, when these are more than a few.
@@ -201,25 +203,32 @@ def _from_products(
     found = smallest_directions(moments, tolerance**2)
     gone = torch.eye(len(size), dtype=size.dtype, device=size.device)[:, dead]
     if found is not None:
-        empty = found[1][:, found[0] <= tolerance**2]
-        filled = torch.addmm(moments, empty, empty.T)
-        root, failed = torch.linalg.cholesky_ex(filled, upper=True)
-        if not int(failed):
+        above = found.values > tolerance**2
+        empty, least = found.directions[:, ~above], float(found.values[above][0])
+        root = found.root
+        # Without empty directions the shift in root, a quarter of the floor, changes the smallest direction
+        # by less than 2.5e-7 of itself. With some, rounding divided by the shift would leak into others.
+        if root is None or empty.shape[1] or least < 1e6 * tolerance**2:
+            filled = torch.addmm(moments, empty, empty.T)
+            root, failed = torch.linalg.cholesky_ex(filled, upper=True)
+            root = None if int(failed) else root
+        if root is not None:
             target = target - empty @ (empty.T @ target)
             core = torch.linalg.solve_triangular(root.T, target, upper=False)
             weight = torch.linalg.solve_triangular(root, core, upper=True)
             weight = weight - empty @ (empty.T @ weight)
-            return _Solution(weight / n**0.5, core, torch.cat([gone, empty], 1), "cholesky")
+            gone = torch.cat([gone, empty], 1)
+            return Solution(weight / n**0.5, core, gone, "cholesky", root, least)
     moments.diagonal()[dead] = 0.0
     values, vectors = torch.linalg.eigh(moments)
     kept = values > tolerance**2
     scale = values[kept].sqrt()[:, None]
     core = vectors[:, kept].T @ target / scale
     weight = vectors[:, kept] @ (core / scale) / n**0.5
-    return _Solution(weight, core, vectors[:, ~kept], "eigh")
+    return Solution(weight, core, vectors[:, ~kept], "eigh")
 
 
-def _shortest(solution: _Solution, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shortest(solution: Solution, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The coefficients with their part along the empty directions removed, and that step as a product.
 
     Shortest in the units of x, as ``numpy.linalg.lstsq`` gives it. Columns below 1e-4 of the largest
@@ -239,6 +248,13 @@ def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
     Raises:
         InvalidArgumentError: y is constant up to roundoff, so R² has no meaning.
     """
+    return solve_keeping(scatter, ridge=ridge)[0]
+
+
+def solve_keeping(
+    scatter: Scatter, *, ridge: float = 0.0
+) -> tuple[LinearFit, Solution, Float[Tensor, " d_in"]]:
+    """The same with what it was made of: coefficients before the shortest were chosen, sizes of columns."""
     n, form = scatter.n, scatter.form
     scatter_y = form.scatter_y
     constant = constant_columns(scatter_y, scatter.mean_y, n, torch.float64)
@@ -263,11 +279,11 @@ def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
     weight, explained = solution.weight, solution.core.square().sum(0)
     dropped = solution.empty.shape[1]
     if dropped:
-        weight, along, amount = _shortest(solution, size)
+        weight, along, amount = shortest(solution, size)
         explained = explained + _gain(form, size, solution.weight, along, amount, ridge)
     weight = weight / size[:, None]
     explained = explained + ridge * weight.square().sum(0)
-    return LinearFit(
+    fit = LinearFit(
         weight=weight,
         bias=scatter.mean_y - scatter.mean_x @ weight,
         mean_y=scatter.mean_y,
@@ -282,6 +298,7 @@ def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
         ridge=ridge,
         solver=solution.solver,
     )
+    return fit, solution, size
 
 
 def leave_one_out_ridge(scatter: Scatter) -> float:

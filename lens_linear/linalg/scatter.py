@@ -116,18 +116,27 @@ class Scatter:
         """The centred scatter as products."""
         return self.form if isinstance(self.form, Products) else self.form.products
 
+    @property
+    def spread(self) -> Float[Tensor, " d_in"]:
+        """Standard deviation of each column of x."""
+        form = self.form
+        square = form.root.square().sum(0) if isinstance(form, Factor) else form.sxx.diagonal()
+        return (square.clamp(min=0) / max(self.n, 1)).sqrt()
+
     @cached_property
     def size(self) -> Float[Tensor, " d_in"]:
         """Root mean square of each column of x, mean included: what its directions are judged by."""
-        form = self.form
-        square = form.root.square().sum(0) if isinstance(form, Factor) else form.sxx.diagonal()
-        size = (square.clamp(min=0) / max(self.n, 1) + self.mean_x.square()).sqrt()
+        size = (self.spread.square() + self.mean_x.square()).sqrt()
         return size.clamp(min=torch.finfo(COMPUTE_DTYPE).tiny)
 
     def second_moments(self, size: Float[Tensor, " d_in"]) -> tuple[Tensor, float]:
         """``sxx / n`` in units of ``size`` [d_in, d_in], and the tolerance for its directions."""
         moments = self.products.sxx / self.n / size[:, None] / size
-        return moments, gram_tolerance(self.dtype, largest_eigenvalue(moments))
+        # The largest eigenvalue is at most the number of columns: looked at only where it can matter.
+        tolerance = gram_tolerance(self.dtype, len(size))
+        if tolerance > row_error(self.dtype):
+            tolerance = gram_tolerance(self.dtype, largest_eigenvalue(moments))
+        return moments, tolerance
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name."""
@@ -217,9 +226,8 @@ def _well_conditioned(scatter: Scatter) -> bool:
     if len(moments) == 0:
         return True
     found = smallest_directions(moments, tolerance**2)
-    if found is None:
-        found = torch.linalg.eigh(moments)
-    values = found[0][found[0] > tolerance**2]
+    values = torch.linalg.eigvalsh(moments) if found is None else found.values
+    values = values[values > tolerance**2]
     return len(values) == 0 or float(values[0]) > 1e-8 * largest_eigenvalue(moments)
 
 

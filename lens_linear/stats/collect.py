@@ -20,7 +20,8 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process
+from lens_linear.linalg.more_rows import Step
 from lens_linear.models.capture import (
     SITES,
     Site,
@@ -29,6 +30,7 @@ from lens_linear.models.capture import (
     visit_sites,
 )
 from lens_linear.progress import sequence_bar
+from lens_linear.stats.residuals import SiteScorer
 from lens_linear.stats.resume import Checkpoint, Key, PassState
 from lens_linear.stats.split import RowView
 
@@ -55,11 +57,17 @@ class SequenceSums:
 
 
 class Reading(NamedTuple):
-    """Maps to be scored, and on which positions: those after the first ``skip``."""
+    """Maps to be scored, and on which positions: those after the first ``skip``.
+
+    ``spread`` is the standard deviation of each input on the rows fitted; ``steps`` holds, for some maps,
+    how they differ from those of the last reading.
+    """
 
     skip: int
     fits: dict[Key, LinearFit]
     mean_x: dict[Key, Tensor]
+    spread: dict[Key, Tensor]
+    steps: dict[Key, Step]
 
 
 def first_key(key: Key) -> Key:
@@ -194,18 +202,18 @@ def score_fits(
         empty = torch.zeros(len(readings), 3, len(rows), dtype=torch.float64)
         state.sums.setdefault(f"{layer}.{site}", empty)
 
+    scorers: dict[Key, SiteScorer] = {}
+
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
-        if (layer, site) not in fits:
+        key = (layer, site)
+        if key not in fits:
             return
+        known = [i for i, reading in enumerate(readings) if key in reading.fits]
+        if key not in scorers:
+            scorers[key] = SiteScorer([readings[i] for i in known], key, x)
         for start, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
-            x_part, y_part = to_compute(x_part), to_compute(y_part)
             places = _places(state, "score", start, len(x_part))
-            for reading, sums in zip(readings, state.sums[f"{layer}.{site}"], strict=True):
-                if (layer, site) in reading.fits:
-                    cut = slice(reading.skip - skip, None)
-                    mean = reading.mean_x[layer, site]
-                    fit = reading.fits[layer, site]
-                    sums[:, places] = _squares(fit, mean, x_part[:, cut], y_part[:, cut]).cpu()
+            state.sums[f"{layer}.{site}"][known, :, places] = scorers[key](x_part, y_part)
             if also is not None:
                 also(layer, site, x_part, y_part, places)
 
@@ -229,17 +237,6 @@ def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     count = max(1, _PIECE // x.shape[1])
     for start in range(0, len(x), count):
         yield start, x[start : start + count], y[start : start + count]
-
-
-def _squares(fit: LinearFit, mean_x: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "3 sequence"]:
-    """Residual, total and total of the update, by sequence (the last 0 where widths differ)."""
-    apart = (1, 2)
-    residual = (y - fit.predict(x)).square().sum(apart)
-    total = (y - fit.mean_y).square().sum(apart)
-    update = torch.zeros_like(residual)
-    if x.shape == y.shape:
-        update = (y - x - (fit.mean_y - mean_x)).square().sum(apart)
-    return torch.stack([residual, total, update])
 
 
 def _walk(

@@ -37,6 +37,7 @@ from lens_linear.checks import require_choice, require_float, require_list, requ
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments, all_reduce_sum, to_compute
+from lens_linear.linalg.more_rows import solve_both
 from lens_linear.linearity.measure.intervals import jackknife
 from lens_linear.linearity.measure.pooled_scores import (
     first_shares,
@@ -159,7 +160,7 @@ def linearity_profile(
     run = _Run(model, sites, skip, batch_size, progress, keeper, own)
     moments, first = run.moments(train, scored=not held_out)
     held = [{key: m + first[key] for key, m in moments.items()}, moments] if first else [moments]
-    readings = [_fitted(part, skip + i, ridge) for i, part in enumerate(held)]
+    readings = _readings(held, first, skip, ridge)
     if held_out:
         found = [held_out_scores(n_layers, s, confidence, seed) for s in run.sums(test, readings)]
     else:
@@ -267,11 +268,32 @@ def _guarded(name: str, part: Added) -> Statistic:
     return statistic
 
 
-def _fitted(moments: dict[Key, Moments], skip: int, ridge: float | Literal["loo"]) -> Reading:
-    """Maps where the output varies and rows suffice, and the mean of their inputs."""
-    usable = {key: m for key, m in moments.items() if m.n > (m.d_in or 0) + 1 and m.varies}
-    fits = {key: m.fit(ridge=ridge) for key, m in usable.items()}
-    return Reading(skip, fits, {key: m.mean_x for key, m in usable.items()})
+def _readings(
+    held: list[dict[Key, Moments]],
+    first: dict[Key, Moments],
+    skip: int,
+    ridge: float | Literal["loo"],
+) -> list[Reading]:
+    """Maps where the output varies and rows suffice; those of all rows by a step from those of the rest."""
+    readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(len(held))]
+    for reading, part in zip(readings, held, strict=True):
+        for key, m in part.items():
+            if m.n <= (m.d_in or 0) + 1 or not m.varies:
+                continue
+            reading.mean_x[key] = m.mean_x
+            reading.spread[key] = m.scatter.spread
+    whole, rest = readings[0], readings[-1]
+    for key in whole.mean_x:
+        if ridge == 0 and first and key in rest.mean_x:
+            found = solve_both(held[-1][key].scatter, first[key].scatter, held[0][key].scatter)
+            rest.fits[key], whole.fits[key], step = found
+            if step is not None:
+                whole.steps[key] = step
+        else:
+            for reading, part in zip(readings, held, strict=True):
+                if key in reading.mean_x:
+                    reading.fits[key] = part[key].fit(ridge=ridge)
+    return readings
 
 
 def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -315,8 +337,7 @@ class _Run:
     def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:
         """What is taken from the rows scored beside the residuals: update ratio, groups of sequences."""
         if site == "block":
-            inside, after = to_compute(x), to_compute(y)
-            before, added = inside.norm(dim=-1), (after - inside).norm(dim=-1)
+            before, added = to_compute(x.norm(dim=-1)), to_compute((y - x).norm(dim=-1))
             real = before > 0
             ratio = self.state.sums["update_ratio"]
             ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()

@@ -1,0 +1,93 @@
+"""Sums of squares of a site's residuals, in the precision that the rows deserve.
+
+Rows of float32 are multiplied in float32, about their means, where the map does not blow rounding up: the
+sum over inputs of (spread × weight)² is at most 1,000 times the variance of the outputs. Everything else is
+float64. Squares are added up by token in the same precision, over tokens in float64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear.linalg import LinearFit, to_compute
+from lens_linear.linalg.precision import compute_device
+
+if TYPE_CHECKING:
+    from lens_linear.stats.collect import Reading
+    from lens_linear.stats.resume import Key
+
+_AMPLIFIED = 1000.0
+
+
+def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"] | None) -> float:
+    """``Σ (spread × weight)² / variance of y``: how much larger the terms of a prediction are than it."""
+    if spread is None:
+        return float("inf")
+    terms = (spread[:, None] * fit.weight).square().sum()
+    return float(terms * fit.n / fit.scatter_y.sum())
+
+
+class SiteScorer:
+    """Residual and total sums by sequence for every reading of one layer and site.
+
+    The last reading's map is applied in full; where another's is a thin step away, only the step is.
+    """
+
+    def __init__(self, readings: list[Reading], key: Key, x: Tensor) -> None:
+        self.readings, base = readings, readings[-1]
+        fits = [reading.fits[key] for reading in readings]
+        device = compute_device(x.device)
+        worst = max(
+            _amplification(f, r.spread.get(key)) for f, r in zip(fits, readings, strict=True)
+        )
+        single = x.dtype.itemsize <= 4 and worst <= _AMPLIFIED
+        self.dtype = torch.float32 if single else torch.float64
+        self.device = device
+        self.x0 = base.mean_x[key].to(device, self.dtype)
+        self.y0 = fits[-1].mean_y.to(device, self.dtype)
+        self.maps: list[tuple[int, Tensor, Tensor | None, Tensor, Tensor, Tensor]] = []
+        for reading, fit in zip(readings, fits, strict=True):
+            inside, outside = self.x0.double(), self.y0.double()
+            weight, bias, mean_y = (t.to(device) for t in (fit.weight, fit.bias, fit.mean_y))
+            shift = bias + inside @ weight - outside
+            centre = mean_y - outside
+            update = centre - (reading.mean_x[key].to(device) - inside)
+            step = reading.steps.get(key)
+            first = (weight if step is None else step[0]).to(device, self.dtype)
+            second = None if step is None else step[1].to(device, self.dtype)
+            rows = [t.to(self.dtype) for t in (shift, centre, update)]
+            self.maps.append((reading.skip, first, second, rows[0], rows[1], rows[2]))
+
+    def __call__(
+        self,
+        x: Float[Tensor, "sequence position d_in"],
+        y: Float[Tensor, "sequence position d_out"],
+    ) -> Float[Tensor, "reading 3 sequence"]:
+        """Residual, total and total of the update (0 where widths differ), by sequence."""
+        first = min(skip for skip, *_ in self.maps)
+        xc = x.detach().to(self.device, self.dtype) - self.x0
+        yc = y.detach().to(self.device, self.dtype) - self.y0
+        added = yc - xc if x.shape == y.shape else None
+        base = yc - xc @ self.maps[-1][1]
+        out = torch.zeros(len(self.maps), 3, len(x), dtype=torch.float64)
+        for (skip, one, two, shift, centre, update), sums in zip(self.maps, out, strict=True):
+            cut = slice(skip - first, None)
+            if two is not None:
+                left = base[:, cut] - xc[:, cut] @ one @ two
+            elif one is self.maps[-1][1]:
+                left = base[:, cut]
+            else:
+                left = yc[:, cut] - xc[:, cut] @ one
+            sums[0] = _by_sequence(left - shift).cpu()
+            sums[1] = _by_sequence(yc[:, cut] - centre).cpu()
+            if added is not None:
+                sums[2] = _by_sequence(added[:, cut] - update).cpu()
+        return out
+
+
+def _by_sequence(rows: Tensor) -> Float[Tensor, " sequence"]:
+    return to_compute(torch.linalg.vector_norm(rows, dim=-1)).square().sum(1)
