@@ -1,8 +1,8 @@
 """Sums of squares of a site's residuals, in the precision that the rows deserve.
 
 Rows of float32 are multiplied in float32, about their means, where the map does not blow rounding up: the
-sum over inputs of (spread × weight)² is at most 1,000 times the variance of the outputs. Everything else is
-float64. Squares are added up by token in the same precision, over tokens in float64.
+sum over inputs of (spread × weight)² is at most 1,000 times the variance of the outputs, and where so many
+numbers are added that their rounding cancels. Everything else is float64. Squares are added up by token in the same precision, over tokens in float64.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lens_linear.stats.resume import Key
 
 _AMPLIFIED = 1000.0
+_WIDE = 256  # outputs; below, float32 saves little and moves R² by more than 1e-9
 
 
 def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"] | None) -> float:
@@ -44,7 +45,8 @@ class SiteScorer:
         worst = max(
             _amplification(f, r.spread.get(key)) for f, r in zip(fits, readings, strict=True)
         )
-        single = x.dtype.itemsize <= 4 and worst <= _AMPLIFIED
+        wide = len(fits[-1].mean_y) >= _WIDE
+        single = x.dtype.itemsize <= 4 and wide and worst <= _AMPLIFIED
         self.dtype = torch.float32 if single else torch.float64
         self.device = device
         self.x0 = base.mean_x[key].to(device, self.dtype)

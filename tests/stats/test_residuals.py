@@ -22,13 +22,16 @@ def _readings(x, y):
     ]
 
 
-@pytest.mark.parametrize("twin, dtype", [(1.0, torch.float32), (1e-4, torch.float64)])
-def test_sums_are_those_of_float64_rows(twin, dtype):
+@pytest.mark.parametrize(
+    "twin, width, dtype",
+    [(1.0, 256, torch.float32), (1e-4, 256, torch.float64), (1.0, 80, torch.float64)],
+)
+def test_sums_are_those_of_float64_rows(twin, width, dtype):
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(24, 40, 80, generator=g) + 5
+    x = torch.randn(24, 40, width, generator=g) + 5
     x[..., 1] = x[..., 0] + twin * torch.randn(24, 40, generator=g)  # twins need large weights
     x[:, 0] *= 100
-    y = 0.2 * x + 0.1 * torch.randn(24, 40, 80, generator=g)
+    y = 0.2 * x + 0.1 * torch.randn(24, 40, width, generator=g)
     y += ((x[..., 1] - x[..., 0]) / twin)[..., None]
     readings = _readings(x[:12], y[:12])
     scorer = SiteScorer(readings, KEY, x)
