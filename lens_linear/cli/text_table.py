@@ -30,7 +30,7 @@ def fitted(frame: pd.DataFrame, *, columns: Sequence[str] = (), width: int | Non
     """Return a frame as lines of at most ``width`` characters.
 
     Columns that matter come first, ids and the ends of intervals last. Heads are broken at ``_``, long cells
-    at spaces, the narrower the more columns there are; those that still do not fit are left out and named below.
+    at spaces, the narrower the more columns there are; what still does not fit is left out and named below.
 
     Args:
         frame: with a named index, which is shown first, or without.

@@ -2,7 +2,8 @@
 
 Rows of float32 are multiplied in float32, about their means, where the map does not blow rounding up: the
 sum over inputs of (spread × weight)² is at most 1,000 times the variance of the outputs, and where so many
-numbers are added that their rounding cancels. Everything else is float64. Squares are added up by token in the same precision, over tokens in float64.
+numbers are added that their rounding cancels. Everything else is float64. Squares are added up by token in
+the same precision, over tokens in float64.
 """
 
 from __future__ import annotations
