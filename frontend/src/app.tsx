@@ -10,7 +10,7 @@ import { fromHash, type Selection } from "./selection.ts";
 import { TextTokens } from "./tokens.ts";
 import { HeadView } from "./views/head.tsx";
 import { LensView } from "./views/lens.tsx";
-import { MapView } from "./views/map.tsx";
+import { MapView, strength } from "./views/map.tsx";
 import { TextView } from "./views/text.tsx";
 
 /** Asks the notebook's kernel to run a text. */
@@ -19,7 +19,7 @@ export type Kernel = (text: string, ablated: string[]) => Promise<PackedRun & { 
 interface Live { engine: Engine; spare: Engine; tokens: TextTokens }
 
 function start(payload: Payload, live: Live | null): Selection {
-  const best = [...payload.heads].sort((a, b) => excess(b) - excess(a))[0];
+  const best = [...payload.heads].sort((a, b) => strength(b, "induction") - strength(a, "induction"))[0];
   const text = payload.runs[0]?.text ?? payload.prompts[0] ?? "";
   const run = live ? liveRun(payload, live.engine, live.tokens, text, []) : payload.runs[0] ? storedRun(payload, payload.runs[0]) : null;
   const ids = run?.ids ?? payload.first_ids;
@@ -40,10 +40,6 @@ function continued(ids: number[], run: Run | null): number {
     if (gain > most) [best, most] = [p, gain];
   }
   return best;
-}
-
-function excess(row: Payload["heads"][number]): number {
-  return Number(row["prefix_matching"] ?? 0) - Number(row["positional_control"] ?? 0);
 }
 
 /** Largest difference from the logits that Python stored. */

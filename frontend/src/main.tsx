@@ -8,6 +8,7 @@ import styles from "./styles.css";
 // For tests, which hold them against Python's numbers.
 export { unpack } from "./arrays.ts";
 export { Engine } from "./engine.ts";
+export { liveRun } from "./run.ts";
 export { TextTokens } from "./tokens.ts";
 
 function mount(host: HTMLElement, payload: Payload, hash: string, onSelect: (selection: Selection) => void, kernel: Kernel | null) {

@@ -76,6 +76,7 @@ export interface Cell {
   value: number | null;
   text?: ComponentChildren;
   title: string;
+  marked?: boolean;
 }
 
 interface GridProps {
@@ -127,7 +128,7 @@ export function Grid({ name, rows, columns, cell, scale, selected, choose, dense
                 const one = cell(r, c);
                 const here = r === at.row && c === at.column;
                 return (
-                  <td key={c} role="gridcell" style={paint(one.value, scale)} title={one.title}
+                  <td key={c} role="gridcell" class={one.marked ? "marked" : ""} style={paint(one.value, scale)} title={one.title}
                     tabIndex={here ? 0 : -1} aria-selected={here} onClick={() => choose(r, c)}>
                     {one.text}
                   </td>
@@ -162,8 +163,11 @@ export function Choice({ words, value, options, choose }: {
   );
 }
 
+/** Milliseconds without a change after which what is slow is computed: longer than between two keys. */
+const SETTLED = 250;
+
 /** The value as it was when it last stood still for a while: for what is too slow to follow every key. */
-export function useLater<T>(value: T, wait: number): T {
+export function useLater<T>(value: T, wait = SETTLED): T {
   const [later, setLater] = useState(value);
   useEffect(() => {
     const timer = setTimeout(() => setLater(value), wait);

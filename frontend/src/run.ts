@@ -72,6 +72,8 @@ function count(n: number): string {
 }
 
 type Rows = ReturnType<Engine["run"]>;
+// A position that stands as before keeps its row, and what was read of it.
+const readings = new WeakMap<Rows[number], Map<string, LensCell>>();
 let lensWeights: { of: Payload; weight: Float32Array; bias: Float32Array } | null = null;
 
 /** Reads a layer's stream through the final norm and unembedding, when a cell is looked at. */
@@ -84,6 +86,10 @@ function lensReader(payload: Payload, engine: Engine, rows: Rows): Run["lens"] {
   return (kind, layer, position) => {
     const row = rows[position];
     if (!row || (kind === "linear" && !linear)) return null;
+    if (!readings.has(row)) readings.set(row, new Map());
+    const kept = readings.get(row)!, key = `${kind} ${layer}`;
+    const known = kept.get(key);
+    if (known) return known;
     let x = row.stream[layer]!;
     if (kind === "linear" && layer < n_layers) {
       const out = lensWeights!.bias.slice(layer * d_model, (layer + 1) * d_model);
@@ -94,7 +100,9 @@ function lensReader(payload: Payload, engine: Engine, rows: Rows): Run["lens"] {
       : engine.unembed(x, kind === "linear" ? "none" : final_norm, eps, d_vocab); // a fitted lens needs no second norm
     const p = softmax(logits);
     const id = topK(p.subarray(0, n_tokens), 1)[0]!;
-    return { id, p: p[id]!, kl: divergence(row.logits, logits) };
+    const cell = { id, p: p[id]!, kl: divergence(row.logits, logits) };
+    kept.set(key, cell);
+    return cell;
   };
 }
 

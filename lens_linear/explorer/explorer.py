@@ -141,7 +141,7 @@ class Explorer:
         else:
             display(self.widget())
         # An output of its own: what a stored notebook shows where neither widget nor frame runs.
-        display(Image(self.picture()))
+        display(Image(self.picture(), alt="Model map: prefix matching of every head"))
 
 
 def explore(

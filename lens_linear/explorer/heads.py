@@ -20,6 +20,7 @@ from lens_linear.explorer.packing import pack
 from lens_linear.extensions import HeadScore, added, problems
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import ModelShape
+from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.models.frozen.attention_scores import attention_scores
 
@@ -218,8 +219,9 @@ def head_tables(
     parts: dict[str, list[torch.Tensor]] = {}
     distance = 0
     keys = rows
+    sample = sample_tokens(model)[None]
     for layer in range(n_layers):
-        attention_scores(model, ids[None, :2], layer)  # refuses scores that are not these q·k
+        attention_scores(model, sample, layer)  # refuses scores that are not these q·k
         rotary = read_rotary(model, layer, 2)
         turn = None if rotary is None else rotary.relative(1, at.W_Q.shape[-1]).float()
         distance = max(distance, int(turn is not None))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,16 @@ class Subject:
     shape: ModelShape
     weights: ModelWeights | None
     lens: Lens | None
-    means: StandIns  # what stands in place of heads that are taken away
+    reference: Tensor | None  # rows whose mean stands in place of heads that are taken away
     prompts: tuple[str, ...]
     rows: tuple[Tensor, ...]
+
+    @cached_property
+    def means(self) -> StandIns:
+        """What stands in place of heads that are taken away; a pass over the reference, so only on demand."""
+        if self.reference is None:
+            return stand_ins(self.model, "zero", None)
+        return stand_ins(self.model, "pooled", require_task(self.model, self.reference))
 
 
 def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
@@ -79,9 +87,7 @@ def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
         weights = None
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
     shape = model_shape(model)
-    return Subject(
-        model, shape, weights, None, stand_ins(model, "zero", None), tuple(prompts), tuple(rows)
-    )
+    return Subject(model, shape, weights, None, None, tuple(prompts), tuple(rows))
 
 
 def build_payload(
@@ -128,7 +134,9 @@ def build_payload(
         "made": {"seed": seed, "precision": precision, "text": _text_name(text)},
     }
     if live and subject.weights is not None:
-        payload |= _live(subject, subject.weights, tokens, precision)
+        none = replace(subject, reference=None).means
+        means = _attempt(lambda: subject.means, missing["text"], none)
+        payload |= _live(subject, subject.weights, means, tokens, precision)
     else:
         because = f", because {why}" if why else ": its weights take more than 5 MB"
         missing["text"].append(
@@ -173,25 +181,29 @@ def _scores(
 def _with_references(
     subject: Subject, tokens: Tensor | None, missing: dict[str, list[str]]
 ) -> Subject:
-    """Fit the linear lens on the tokens, and take heads' means over them."""
+    """Fit the linear lens on the tokens, and remember those over which heads' means are taken."""
     model = subject.model
     if tokens is None or not subject.shape.n_layers:
         return subject
-    reference = require_task(model, tokens[:32])
-    means = _attempt(lambda: stand_ins(model, "pooled", reference), missing["text"], subject.means)
     lens = None
     if subject.weights is not None:
-        lens = _attempt(lambda: fit_lens(model, tokens), missing["lens"], None)
-    return replace(subject, lens=lens, means=means)
+        with warnings.catch_warnings():  # that the tokens are few for the width: the page says so
+            warnings.simplefilter("ignore", UserWarning)
+            lens = _attempt(lambda: fit_lens(model, tokens), missing["lens"], None)
+    return replace(subject, lens=lens, reference=tokens[: 8 if _large(model) else 32])
 
 
 def _live(
-    subject: Subject, weights: ModelWeights, tokens: Tensor | None, precision: Kind
+    subject: Subject,
+    weights: ModelWeights,
+    means: StandIns,
+    tokens: Tensor | None,
+    precision: Kind,
 ) -> dict[str, Any]:
     """What a page needs to run the model, and logits to hold itself against."""
     model, lens = subject.model, subject.lens
     found: dict[str, Any] = {
-        "arrays": live_arrays(model, subject.shape, weights, subject.means, precision),
+        "arrays": live_arrays(model, subject.shape, weights, means, precision),
         "sentinel": sentinel(model, _sentinel_row(subject, tokens)),
     }
     if lens is not None:
@@ -209,8 +221,12 @@ def dumps(payload: dict[str, Any]) -> str:
 def _measured_tokens(model: TransformerBridge, shape: ModelShape, text: str | None) -> Tensor:
     """As many rows of the text as maps of the model's width need; fewer for large models, as time allows."""
     rows = evaluation_tokens(model, text)
-    each = 2 * FEW if n_parameters(model) < LARGE else 8  # tokens an input, half of them scored
+    each = 8 if _large(model) else 2 * FEW  # tokens an input, half of them scored
     return rows[: max(4, -(-each * shape.d_model // rows.shape[1]))]
+
+
+def _large(model: TransformerBridge) -> bool:
+    return n_parameters(model) >= LARGE
 
 
 def _attempt(make: Callable[[], Any], missing: list[str], otherwise: Any) -> Any:
@@ -432,9 +448,13 @@ def _sentinel_row(subject: Subject, tokens: Tensor | None) -> Tensor:
 def _lens_note(lens: Lens | None) -> str:
     if lens is None:
         return ""
+    each = lens.n / lens.weight.shape[-1]
+    few = (
+        f" That is {each:.0f} an input; {FEW} would read other text as well." if each < FEW else ""
+    )
     return (
         f"Linear lens (fit_lens): one affine map a layer to the normalised last stream, least squares on n = "
-        f"{lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance."
+        f"{lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance.{few}"
     )
 
 

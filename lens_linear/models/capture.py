@@ -80,7 +80,7 @@ class PaddedTokens(Protocol):
         ...
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass early, once everything asked for has been seen."""
 
 
@@ -218,7 +218,7 @@ def run(
         def hook(tensor: Tensor) -> None:
             recorded[spot] = tensor if grad else tensor.detach()
             if not logits and len(recorded) == len(spots):
-                raise _Stop
+                raise Stop
 
         return hook
 
@@ -241,7 +241,7 @@ def run(
         arguments["attention_mask"] = attention_mask.to(model_device(model), torch.int64)
     out: Tensor | None = None
     mode = nullcontext() if grad else torch.no_grad()
-    with _running(model, tokens), hooked(model, hooks), mode, suppress(_Stop):
+    with _running(model, tokens), hooked(model, hooks), mode, suppress(Stop):
         out = forward_logits(model, tokens, **arguments)
     if out is not None:
         _require_seen(model, [*spots, *(spot for spot, _ in pairs)], {*recorded, *fired})
@@ -371,7 +371,7 @@ def visit_sites(
             watch.start()
             piece = require_model_tokens(model, rows[start:stop])
             blocks = per_block(model, on_progress, start, stop)
-            with suppress(_Stop), hooked(model, blocks):
+            with suppress(Stop), hooked(model, blocks):
                 forward_logits(model, piece)
             _require_seen(model, outputs, watch.left)
             if on_batch is not None:
@@ -443,7 +443,7 @@ class _SiteWatch:
 
 
 def _stop(_tensor: Tensor) -> None:
-    raise _Stop
+    raise Stop
 
 
 def _require_rows(model: TransformerBridge, tokens: Any) -> TokenRows:

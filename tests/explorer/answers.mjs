@@ -1,5 +1,5 @@
 // What the bundle's engine and tokenizer give on what Python asks; run in node and inside the browser.
-export function answersOf(asked, { Engine, TextTokens }) {
+export function answersOf(asked, { Engine, TextTokens, liveRun }) {
   const answers = {};
   if (asked.payload) {
     const engine = new Engine(asked.payload);
@@ -31,6 +31,14 @@ export function answersOf(asked, { Engine, TextTokens }) {
       }
       answers.append_ms = times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
     }
+  }
+  if (asked.text) {
+    const { payload } = asked;
+    const run = liveRun(payload, new Engine(payload), new TextTokens(payload.tokenizer, {}), asked.text, []);
+    const layers = Array.from({ length: payload.model.n_layers + 1 }, (_, layer) => layer);
+    const grid = (kind) => layers.map((layer) => run.ids.map((_, p) => run.lens(kind, layer, p)));
+    const last = run.ids.length - 1;
+    answers.run = { ids: run.ids, next: run.next(last), linear: grid("linear"), logit: grid("logit"), taken: run.take(last, asked.target, true) };
   }
   if (asked.tokenizer) {
     const tokens = new TextTokens(asked.tokenizer, {});

@@ -15,7 +15,7 @@ from lens_linear.circuits import ablate_heads
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.induction.ablation import stand_ins
 from lens_linear.explorer.live import live_arrays, live_facts, why_not_live
-from lens_linear.explorer.packing import pack
+from lens_linear.explorer.packing import pack, unpack_ints
 from lens_linear.explorer.payload import _facts, dumps
 from lens_linear.models import model_shape, read_weights
 from lens_linear.stats.task_scores import require_task
@@ -158,6 +158,76 @@ def test_fifty_texts_give_pythons_logits_in_the_browser(tmp_path, name, precisio
         wanted = model(rows).numpy()
     assert np.abs(logits - wanted).max() < BOUND[precision]
     assert (logits.argmax(-1) == wanted.argmax(-1)).all()
+
+
+def test_both_lenses_in_the_page_are_pythons(tmp_path):
+    model, text = ll.load("attn-2l"), "The king met Quillfeather and the king met Quill"
+    explorer = ll.explore(model, [text], precision="float32")
+    got = ask(tmp_path, payload=explorer.payload, text=text, target=5)["run"]
+    read = explorer._subject.lens.read(text).to_dataframe()
+    cells = [cell for row in got["linear"] for cell in row]
+    words = explorer.payload["vocabulary"]
+    assert [words[cell["id"]] for cell in cells] == read["top"].tolist()
+    np.testing.assert_allclose([c["p"] for c in cells], read["probability"], atol=1e-5)
+    ids = torch.tensor(got["ids"])[None]
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(ids)
+    final = logits[0].double().log_softmax(-1)
+    streams = [
+        cache["blocks.0.hook_resid_pre"],
+        *(cache[f"blocks.{i}.hook_resid_post"] for i in (0, 1)),
+    ]
+    for layer, stream in enumerate(streams):
+        x = stream[0] - stream[0].mean(-1, keepdim=True)  # the model's norm has no weights
+        x = x / (x.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+        own = (x @ model.W_U + model.b_U).double().log_softmax(-1).detach()
+        np.testing.assert_array_equal([c["id"] for c in got["logit"][layer]], own.argmax(-1))
+        gaps = (final.exp() * (final - own)).sum(-1)
+        np.testing.assert_allclose(
+            [c["kl"] for c in got["logit"][layer]], gaps, atol=1e-3, rtol=1e-3
+        )
+    assert gaps.abs().max() < 1e-4 < (read["probability"] < 0.5).mean()
+
+
+def padded(**shape):
+    """A model whose last 76 rows stand for no token, and whose last outputs are the likeliest."""
+    model = ll.toy_model(n_layers=2, d_vocab=1100, norm="LN", **shape)
+    model.tokenizer = ll.load("attn-2l").tokenizer
+    with torch.no_grad():
+        model.b_U[1024:] += 3.0
+    return model
+
+
+def test_padding_rows_are_never_shown_and_no_mean_counts_them(tmp_path):
+    model, text, target = padded(), "The king and the queen", 300
+    explorer = ll.explore(model, [text], precision="float32")
+    assert explorer.payload["kind"] == "live"
+    got = ask(tmp_path, payload=explorer.payload, text=text, target=target)["run"]
+    with torch.no_grad():
+        logits = model(torch.tensor(got["ids"])[None])[0, -1]
+    assert logits.argmax() >= 1024
+    order = logits[:1024].topk(10).indices.tolist()
+    assert [one["id"] for one in got["next"]] == order
+    chances = logits.softmax(-1)[order]
+    np.testing.assert_allclose([one["p"] for one in got["next"]], chances.numpy(), rtol=1e-3)
+    cells = [cell["id"] for kind in ("linear", "logit") for row in got[kind] for cell in row]
+    assert max(cells) < 1024
+    wanted = float(logits[target] - logits[:1024].mean())
+    assert got["taken"]["logit"] == pytest.approx(wanted, abs=1e-4)
+    for kind in ("components", "paths"):
+        assert sum(one["value"] for one in got["taken"][kind]) == pytest.approx(wanted, abs=1e-4)
+
+    stored = ll.explore(padded(attn_only=False), [text]).payload
+    (run,) = stored["runs"]
+    tables = stored["head_tables"]
+    shown = [
+        run["top_ids"],
+        run["shares"]["targets"],
+        *(run["lens"][k]["ids"] for k in run["lens"]),
+    ]
+    shown += [tables[name] for name in ("qk_ids", "raised_ids", "lowered_ids")]
+    assert max(max(unpack_ints(one)) for one in shown) < 1024
+    assert run["shares"]["max_error"] < 1e-4
 
 
 def strings(n=3000):

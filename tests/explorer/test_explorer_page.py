@@ -85,7 +85,9 @@ def test_the_page_opens_where_the_induction_head_works_and_says_what_it_reads(sa
     )
     (seen,) = look(tmp_path, {"check": "point", "file": page, "width": 390})
     assert f"{best}: induction head" in seen["text"]
-    assert f"Reads most from {before} through its keys (K)" in seen["text"]
+    assert f"Reads most from {before} (previous token head) through its keys (K)" in seen["text"]
+    assert f"read by {best} (K)" in seen["text"]  # on the map
+    assert re.search(rf"Induction heads \({len(rows)}\): {best}\b", seen["text"])
     largest = re.search(r"its logit\n+(L\dH\d)\n", seen["text"])
     assert largest and largest[1] == best
     assert seen["in_sight"]  # the position in the grid of lenses
@@ -97,6 +99,24 @@ def test_the_page_opens_where_the_induction_head_works_and_says_what_it_reads(sa
     assert pointed["head"] != left["head"] and pointed["head"].split("token ")[1] in pointed["text"]
     assert ", position 3 " in pointed["lens"] and ", position 3 " not in left["lens"]
     assert pointed["address"] == left["address"]
+
+
+def test_a_head_that_is_undecided_has_a_sign_on_the_map_and_in_its_legend(saved, tmp_path):
+    model = ll.toy_model(n_layers=2, n_heads=10, d_model=40, d_vocab=1024)
+    model.tokenizer = ll.load("attn-2l").tokenizer
+    many = ll.explore(model, ["The king and the queen."])
+    pages = []
+    for number, explorer in enumerate((many, saved[0])):
+        first, *others = explorer.payload["heads"]
+        heads = [first | {"verdict": "undecided"}, *(row | {"verdict": "none"} for row in others)]
+        forged = Explorer({**explorer.payload, "heads": heads}, 10**7, explorer._subject)
+        pages.append(forged.save(tmp_path / f"{number}.html"))
+    jobs = [{"check": "look", "file": page, "hash": "#head=L0H0"} for page in pages]
+    dense, wide = (seen["text"] for seen in look(tmp_path, *jobs))
+    assert re.search(r"\nL0\s+\?\s+L1\s", dense) and "O fixed offset, ? undecided." in dense
+    assert re.search(r"Layer 0\s+0\.00\s+undecided\b", wide)
+    for text in (dense, wide):
+        assert "L0H0: undecided\n" in text and "undecided head" not in text
 
 
 def test_axe_finds_no_serious_fault(saved, tmp_path):

@@ -37,6 +37,7 @@ export function HeadView(context: Context) {
             onInput={(event) => select({ distance: Number(event.currentTarget.value) })} />
         </label>
       ) : <p class="note">Keys one position back: with rotary positions a row holds for one distance.</p>)}
+      {at.layer > 0 && <p class="note">In layer {at.layer} the head also reads what earlier heads wrote, below under composition partners; these rows show the part from the token's own embedding alone.</p>}
       {rows ? (
         <div class="columns">
           <section><h3>Looks for (QK)</h3><Bars bars={bars(rows.keys)} unit="score before the softmax" note={`As a query, the token's own embedding asks for these keys; positions and biases are out.${scaled}${among(rows.qk)}`} /></section>
@@ -44,7 +45,6 @@ export function HeadView(context: Context) {
           <section><h3>Suppresses (OV)</h3><Bars bars={bars(rows.lowered)} unit="logits above the mean" note={scaled.trim()} /></section>
         </div>
       ) : <p class="missing">No row of this token is on the page; choose one of the tokens in the prompts.</p>}
-      {at.layer > 0 && <p class="note">In layer {at.layer} the head also reads what earlier heads wrote; these rows show the part from embeddings alone. Composition below says from which heads it reads.</p>}
       <Partners {...context} />
       {detail && <Details detail={detail} {...context} />}
       <Missing notes={payload.missing["head"]} />

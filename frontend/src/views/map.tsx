@@ -15,15 +15,18 @@ const OURS: { [name: string]: Score } = {
   target_logit: { words: "raises the copied token", unit: "logits above its mean effect on all tokens", signed: true, control: 0, controlWords: "no relation", se: "target_logit_se" },
   lost: { words: "loss of copying without it", unit: "nats a token that in-context copying loses", signed: true, control: 0, controlWords: "a head that copying does not need" },
 };
-const VERDICTS: { [verdict: string]: [string, string] } = {
-  induction: ["I", "induction"],
-  "previous-token": ["P", "previous token"],
-  "duplicate-token": ["D", "duplicate token"],
-  positional: ["O", "fixed offset"],
-  none: ["", "none"],
+interface Verdict { letter: string; words: string; meaning: string }
+const VERDICTS: { [verdict: string]: Verdict } = {
+  induction: { letter: "I", words: "induction", meaning: "From a token that stood before, it looks at what followed it then, and raises that." },
+  "previous-token": { letter: "P", words: "previous token", meaning: "It looks at the token before." },
+  "duplicate-token": { letter: "D", words: "duplicate token", meaning: "It looks at where the same token stood before." },
+  positional: { letter: "O", words: "fixed offset", meaning: "It looks a fixed number of tokens back, whatever stands there." },
+  undecided: { letter: "?", words: "undecided", meaning: "Its scores lie too near a threshold, or too near each other, for a name." },
 };
+const UNNAMED: Verdict = { letter: "", words: "none", meaning: "No score is far enough above its null for a name." };
+const LISTED = 8; // named heads of a verdict, strongest first
 const KINDS = ["Q", "K", "V"];
-const NAMES: { [kind: string]: string } = { Q: "its queries (Q)", K: "its keys (K)", V: "its values (V)" };
+const NAMES: { [kind: string]: string } = { Q: "queries (Q)", K: "keys (K)", V: "values (V)" };
 export const LEAST_Z = 3;
 
 export function MapView({ payload, selection, select }: Context) {
@@ -46,11 +49,15 @@ export function MapView({ payload, selection, select }: Context) {
   const all = Array.from({ length: n_layers * n_heads }, (_, i) => value(Math.floor(i / n_heads), i % n_heads));
   const scale = scaleOf(all, kind >= 0 || (scores[chosen]?.signed ?? false));
   const dense = n_heads > 8;
+  const partners = composition?.strongest(at) ?? [];
+  const role = (name: string) => partners.flatMap((one) => (one.name !== name ? [] : one.reads ? `read by ${selection.head} (${one.kind})` : `reads ${selection.head} (${one.kind})`)).join(", ");
   const unit = kind >= 0
     ? `standard deviations (z) above ${composition!.n_random} random pairs; 0 for unrelated heads`
     : scores[chosen] ? `${scores[chosen]!.unit}; null for ${selection.head}: ${nullOf(scores[chosen]!, at.row)} (${scores[chosen]!.controlWords ?? "not given"})` : "";
   return (
     <>
+      <p>Every cell is a head. Choose one, by a click or the arrow keys, and the other views show it.</p>
+      <Named {...{ payload, selection, select }} />
       <Choice words="Colour heads by" value={chosen} options={options} choose={(score) => select({ score })} />
       <Grid name="Heads by layer" dense={dense} scale={scale}
         rows={Array.from({ length: n_layers }, (_, l) => (dense ? `L${l}` : `Layer ${l}`))}
@@ -58,17 +65,18 @@ export function MapView({ payload, selection, select }: Context) {
         selected={{ row: at.layer, column: at.head }}
         choose={(layer, head) => select({ head: `L${layer}H${head}` })}
         cell={(layer, head) => {
-          const row = byPlace.get(`${layer},${head}`);
-          const verdict = VERDICTS[String(row?.["verdict"] ?? "none")] ?? ["", "none"];
+          const name = `L${layer}H${head}`;
+          const verdict = verdictOf(byPlace.get(`${layer},${head}`));
           const shown = number(value(layer, head), kind >= 0 ? 1 : 2);
+          const partner = role(name);
           return {
-            value: value(layer, head), title: `L${layer}H${head}: ${shown}, verdict ${verdict[1]}`,
-            text: dense ? verdict[0] : <><span class="big">{shown}</span><span class="verdict">{verdict[0] ? verdict[1] : ""}</span></>,
+            value: value(layer, head), title: `${name}: ${shown}, verdict ${verdict.words}${partner && `, ${partner}`}`, marked: partner !== "",
+            text: dense ? verdict.letter : <><span class="big">{shown}</span>{[verdict.letter && verdict.words, partner].filter(Boolean).map((words) => <span class="verdict">{words}</span>)}</>,
           };
         }} />
       <Legend scale={scale} words={unit} />
-      {dense && <p class="note">Letters are verdicts: I induction, P previous token, D duplicate token, O fixed offset.</p>}
-      {at.row && <HeadFacts row={at.row} scores={scores} partners={composition?.strongest(at) ?? []} select={select} />}
+      {dense && <p class="note">Letters are verdicts: {Object.values(VERDICTS).map((one) => `${one.letter} ${one.words}`).join(", ")}.{partners.length > 0 && ` Framed with dashes: what ${selection.head} reads most, and what reads it most.`}</p>}
+      {at.row && <HeadFacts row={at.row} rows={byPlace} scores={scores} partners={partners} select={select} />}
       <p class="note">{payload.heads_note}. ± is one standard error over the rows.</p>
       <h3>How linear the layers are</h3>
       <LinearityTable parts={payload.linearity} selected={at.layer} />
@@ -82,11 +90,55 @@ function nullOf(score: Score, row: HeadRow | undefined): string {
   return number(typeof control === "string" ? row?.[control] as number | null | undefined : control, 2);
 }
 
-function HeadFacts({ row, scores, partners, select }: { row: HeadRow; scores: { [name: string]: Score }; partners: Partner[]; select: Context["select"] }) {
-  const verdict = VERDICTS[String(row["verdict"])]?.[1] ?? String(row["verdict"]);
+function verdictOf(row: HeadRow | undefined): Verdict {
+  return VERDICTS[String(row?.["verdict"])] ?? UNNAMED;
+}
+
+/** The heads that have a name, as links: the strongest stand first. */
+function Named({ payload, selection, select }: Pick<Context, "payload" | "selection" | "select">) {
+  const lists = Object.entries(VERDICTS).flatMap(([key, { words }]) => {
+    const heads = payload.heads.filter((row) => row["verdict"] === key).sort((a, b) => strength(b, key) - strength(a, key));
+    return heads.length && key !== "undecided" ? [{ words, heads }] : [];
+  });
+  if (!lists.length) return null;
+  return (
+    <ul class="named">{lists.map(({ words, heads }) => (
+      <li key={words}>{words[0]!.toUpperCase() + words.slice(1)} heads ({heads.length}):{" "}
+        {heads.slice(0, LISTED).map((row) => {
+          const name = String(row["head"]);
+          return <><button key={name} type="button" class="link" aria-pressed={name === selection.head} onClick={() => select({ head: name })}>{name}</button>{" "}</>;
+        })}
+        {heads.length > LISTED && "…"}
+      </li>))}
+    </ul>
+  );
+}
+
+const STRENGTH: { [verdict: string]: [string, string] } = {
+  induction: ["prefix_matching", "positional_control"], "previous-token": ["prev_token", "prev_control"], "duplicate-token": ["duplicate", "duplicate_control"],
+};
+
+/** What a verdict speaks of, above its null. */
+export function strength(row: HeadRow, verdict: string): number {
+  const [score, control] = STRENGTH[verdict] ?? ["", ""];
+  return Number(row[score] ?? 0) - Number(row[control] ?? 0);
+}
+
+function HeadFacts({ row, rows, scores, partners, select }: {
+  row: HeadRow; rows: Map<string, HeadRow>; scores: { [name: string]: Score }; partners: Partner[]; select: Context["select"];
+}) {
+  const verdict = verdictOf(row);
+  const named = (one: Partner) => {
+    const { letter, words } = verdictOf(rows.get(`${one.layer},${one.head}`));
+    return letter && words !== "undecided" ? ` (${words} head)` : "";
+  };
   return (
     <div class="facts">
-      <h3>{String(row["head"])}: {verdict === "none" ? "no verdict" : `${verdict} head`}</h3>
+      <h3>{String(row["head"])}: {verdict === UNNAMED ? "no verdict" : verdict.letter === "?" ? verdict.words : `${verdict.words} head`}</h3>
+      <p>{verdict.meaning}</p>
+      {partners.map((one) => (
+        <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
+      ))}
       <div class="scroll" tabIndex={0} role="region" aria-label="Scores of the head"><table class="plain facts-table">
         <thead><tr><th scope="col">score</th><th scope="col">value</th><th scope="col">null</th></tr></thead>
         <tbody>{Object.entries(scores).filter(([name]) => name in row).map(([name, score]) => (
@@ -97,9 +149,6 @@ function HeadFacts({ row, scores, partners, select }: { row: HeadRow; scores: { 
           </tr>))}
         </tbody>
       </table></div>
-      {partners.map((one) => (
-        <p key={one.words}>{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button> through {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
-      ))}
     </div>
   );
 }
@@ -145,7 +194,7 @@ function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: num
 }
 
 type Place = { layer: number; head: number };
-export interface Partner { words: string; name: string; kind: string; score: number; mean: number; z: number; reads: boolean }
+export interface Partner extends Place { words: string; name: string; kind: string; score: number; mean: number; z: number; reads: boolean }
 
 export interface Composition {
   n_random: number;
@@ -177,7 +226,7 @@ export function useComposition(payload: Payload): Composition | null {
           for (let head = 0; head < n_heads; head++) {
             const other = { layer, head };
             const found = reads ? score(kind, other, of) : score(kind, of, other);
-            if (found) list.push({ ...found, kind: KINDS[kind]!, name: `L${layer}H${head}`, reads, words: reads ? "Reads most from" : "Is read most by" });
+            if (found) list.push({ ...found, layer, head, kind: KINDS[kind]!, name: `L${layer}H${head}`, reads, words: reads ? "Reads most from" : "Is read most by" });
           }
         }
       }

@@ -3,6 +3,7 @@ import { useEffect, useMemo, useRef } from "preact/hooks";
 import { paint, scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
 import { Bars, clamp, Missing, number, percent, Token, useLater, type Bar } from "../parts.tsx";
+import type { Run } from "../run.ts";
 import { label } from "../tokens.ts";
 
 const LISTED = 12;
@@ -97,8 +98,8 @@ function Predictions(context: Context) {
   const allowed = run!.targets(position);
   const target = selection.target ?? next[0]!.id;
   const real = run!.ids[position + 1];
-  const settled = useLater(`${run!.text}|${run!.ablated}|${position}|${target}`, 120);
-  const taken = useMemo(() => run!.take(position, target, true), [settled]);
+  const asked = useLater(useMemo(() => ({ run: run!, position, target }), [run, position, target]));
+  const apart = useMemo(() => <Apart {...context} {...asked} />, [asked, payload]); // slow: not at every key
   const bars: Bar[] = next.map((one) => ({
     key: one.id, value: one.p,
     name: <><Token text={text(one.id)} />{one.id === real && <small> really next</small>}</>,
@@ -116,23 +117,32 @@ function Predictions(context: Context) {
           <button type="button" onClick={() => select({ target: real })}>Take the real next token <Token text={text(real)} /> apart</button>
         )}
       </section>
-      <section>
-        <h3>Who gives <Token text={text(target)} /> its logit</h3>
-        {taken ? <Terms {...context} terms={taken.components} logit={taken.logit} error={taken.error} what="components" />
-          : <p class="note">{run!.sharesNote || "Not on this page for this token."}</p>}
-      </section>
-      {taken && (
-        <section>
-          <h3>Paths from the input to this logit</h3>
-          {taken.paths ? <Terms {...context} terms={taken.paths} logit={taken.logit} error={taken.error} what="paths" /> : <p class="note">{taken.pathsNote}</p>}
-        </section>
-      )}
+      {apart}
     </div>
   );
 }
 
-function Terms({ terms, logit, error, what, select }: Context & {
-  terms: { name: string; value: number }[]; logit: number; error: number; what: string;
+function Apart({ run, position, target, text, select }: Context & { run: Run; position: number; target: number }) {
+  const taken = run.take(position, target, true);
+  return (
+    <>
+      <section>
+        <h3>Who gives <Token text={text(target)} /> its logit</h3>
+        {taken ? <Terms select={select} terms={taken.components} logit={taken.logit} error={taken.error} what="components" />
+          : <p class="note">{run.sharesNote || "Not on this page for this token."}</p>}
+      </section>
+      {taken && (
+        <section>
+          <h3>Paths from the input to this logit</h3>
+          {taken.paths ? <Terms select={select} terms={taken.paths} logit={taken.logit} error={taken.error} what="paths" /> : <p class="note">{taken.pathsNote}</p>}
+        </section>
+      )}
+    </>
+  );
+}
+
+function Terms({ terms, logit, error, what, select }: {
+  terms: { name: string; value: number }[]; logit: number; error: number; what: string; select: Context["select"];
 }) {
   const sorted = [...terms].sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const rest = sorted.slice(LISTED);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import require_int
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import forward_logits
+from lens_linear.models.capture import Stop, forward_logits
 from lens_linear.models.hooks import hooked, require_bridge
 
 
@@ -87,11 +88,14 @@ def read_rotary(
     def keep(name: str):  # type: ignore[no-untyped-def]
         def hook(tensor: Tensor) -> None:
             seen[name] = tensor.detach()
+            if len(seen) == len(names):
+                raise Stop
 
         return hook
 
     tokens = torch.zeros(1, n_positions, dtype=torch.long)
-    with torch.no_grad(), hooked(model, [(name, keep(name)) for name in names]):
+    hooks = [(name, keep(name)) for name in names]
+    with torch.no_grad(), hooked(model, hooks), suppress(Stop):
         forward_logits(model, tokens)
     if any(name not in seen or seen[name].numel() % n_positions for name in names):
         return (
