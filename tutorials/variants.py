@@ -299,6 +299,9 @@ WHY = {
     "8.3": "a squared difference; the number as a tensor",
     "8.4": "layers are numbered from 0 by default; a place for the legend is not asked for",
     "8.5": "the number as a tensor",
+    "9.2": "the number as a tensor",
+    "9.3": "a mask for every row is the mask of one row",
+    "9.4": "a square does not see the sign; all squares are summed in the end; the number as a tensor",
 }
 
 

@@ -31,7 +31,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
 
-LESSONS = range(1, 9)
+LESSONS = range(1, 10)
 _NAME = re.compile(r"(\d+)\.(\d+)")
 _GOOD, _BAD = "#009E73", "#D55E00"  # Okabe & Ito: told apart by every reader
 
