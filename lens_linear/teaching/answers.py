@@ -58,6 +58,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
             f"{type(answer).__name__}. Pass the name of the function without brackets."
         )
     copies = [copied(argument) for argument in arguments]
+    _format.set(None)
     try:
         return answer(*copies)
     except NotImplementedError:
@@ -94,7 +95,8 @@ def tensor(
         ) from None
     if got.is_complex():
         raise Wrong(f"{what} holds complex numbers; return real ones (take .real).")
-    _grain.set(torch.finfo(got.dtype).eps if got.dtype in _HALF else 0.0)
+    if got.dtype in _HALF:
+        _format.set(got.dtype)
     got = got.to(torch.float64)
     if shape is not None and tuple(got.shape) != tuple(shape):
         raise Wrong(f"{what} has shape {tuple(got.shape)}, but it should be {tuple(shape)}.")
@@ -110,8 +112,9 @@ def tensor(
 
 
 _HALF = (torch.float16, torch.bfloat16)
-#: Relative rounding of the number format that the latest answer came in; 0 from float32 on.
-_grain: ContextVar[float] = ContextVar("grain", default=0.0)
+_ROUNDINGS = 4  # of a right answer in half precision, of its largest number
+#: The format of half precision that the latest answer, or a part of it, came in.
+_format: ContextVar[torch.dtype | None] = ContextVar("format", default=None)
 
 
 def _one_tensor(value: Any) -> Tensor:
@@ -184,7 +187,7 @@ def require_close(
     """
     got = torch.as_tensor(got, dtype=torch.float64)
     want = torch.as_tensor(want, dtype=torch.float64)
-    atol, rtol = _as_coarse(want, atol, rtol, roundings=4)
+    atol, rtol = _as_coarse(want, atol, rtol, roundings=_ROUNDINGS)
     off = (got - want).abs() - atol - rtol * want.abs()
     if bool((off <= 0).all()):
         return
@@ -207,9 +210,46 @@ def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> b
 
 def _as_coarse(want: Tensor, atol: float, rtol: float, *, roundings: int) -> tuple[float, float]:
     """Tolerances no finer than the number format that the answer came in."""
-    grain = roundings * _grain.get()
+    grain = 0.0 if (half := _format.get()) is None else roundings * torch.finfo(half).eps
     size = float(want.abs().max()) if want.numel() else 0.0
     return max(atol, grain * size), max(rtol, grain)
+
+
+def largest(want: Float[Tensor, "..."], *_: Tensor) -> Float[Tensor, ""]:
+    """The size that the roundings of an answer are measured against, unless an exercise knows better."""
+    return want.abs().max()
+
+
+def row_largest(want: Float[Tensor, "row column"], *_: Tensor) -> Float[Tensor, "row 1"]:
+    """The same for an answer whose rows have units of their own."""
+    return want.abs().amax(dim=1, keepdim=True)
+
+
+def exact(
+    got: Float[Tensor, "..."],
+    nearest: Callable[..., Float[Tensor, "..."]],
+    *inputs: Float[Tensor, "..."],
+    size: Callable[..., Float[Tensor, "..."]] = largest,
+) -> Float[Tensor, "..."]:
+    """The right answer next to one in half precision, whose rank or inverse rounding has spoilt.
+
+    An answer in float16 or bfloat16 counts as right within four roundings of a right answer, to the question
+    or to the question with its inputs rounded to that format. Any other answer comes back as it is.
+
+    Args:
+        got: the answer, as :func:`tensor` has just read it.
+        nearest: of the answer and the inputs, the right answer that is nearest to it.
+        *inputs: of the question, in float64.
+        size: of the right answer and the inputs, what a rounding is a share of.
+    """
+    if (half := _format.get()) is None:
+        return got
+    for given in (inputs, [x.to(half).to(x.dtype) for x in inputs]):
+        want = nearest(got, *given)
+        rounding = torch.finfo(half).eps * size(want, *given)
+        if bool(((got - want).abs() <= _ROUNDINGS * rounding).all()):
+            return nearest(got, *inputs)
+    return got
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Float[Tensor, "..."]:

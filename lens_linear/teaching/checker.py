@@ -30,6 +30,7 @@ import pandas as pd
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
+from lens_linear.teaching.early import missing, say_when_too_early
 
 LESSONS = range(1, 10)
 _NAME = re.compile(r"(\d+)\.(\d+)")
@@ -191,9 +192,7 @@ class _Text(str):
 def _named(name: str, space: dict[str, Any], exercise: str) -> Any:
     """The function of that name where ``check`` was called."""
     if name not in space:
-        raise NotWritten(
-            f"There is no {name} yet: run the cell of exercise {exercise} first, then this one again."
-        )
+        raise NotWritten(missing(name, exercise))
     return space[name]
 
 
@@ -257,4 +256,14 @@ def _numbered(hints: tuple[str, ...]) -> list[str]:
     return [f"Hint {number}: {hint}" for number, hint in enumerate(hints, start=1)]
 
 
+def _early(exercise: str, name: str) -> CheckResult | None:
+    """What a check shows of a function that is not there yet; None where it must raise."""
+
+    def absent(*_: Any) -> None:
+        raise NotWritten(missing(name, exercise))
+
+    return None if check.strict else check(exercise, absent)
+
+
 check = Checker()
+say_when_too_early(_early)

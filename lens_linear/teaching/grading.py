@@ -47,6 +47,7 @@ COLUMNS = (
     "sha256",
 )
 _CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*["']?([A-Za-z_]\w*)""")
+_CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{_CHECK.pattern}")
 _LARGEST = 50 * 2**20
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {
@@ -81,7 +82,7 @@ class Grades(Result):
 
     def __repr__(self) -> str:
         students = len({row["student"] for row in self.rows})
-        got, most = (sum(int(row[name]) for row in self.rows) for name in ("points", "out_of"))
+        got, most = (sum(row[name] for row in self.rows) for name in ("points", "out_of"))
         stopped = "" if self.finished else "; stopped before the end, run it again to go on"
         return (
             f"Grades: {got} of {most} points over {students} students, {len(self.review)} notes to read, "
@@ -209,11 +210,19 @@ def _submissions(folder: Path, students: Sequence[str]) -> list[_Submission]:
     top = folder.parent if folder.is_file() else folder
     found = []
     for path in files:
-        name = path.relative_to(top)
-        small = path.stat().st_size <= _LARGEST
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
-        found.append(_Submission(_student_of(name, students), path, str(name), sha256))
+        # File names may hold any bytes; tables and terminals may not.
+        name = Path(_printable(os.fsencode(path.relative_to(top)).decode("utf-8", "replace")))
+        found.append(_Submission(_student_of(name, students), path, str(name), _sha256(path)))
     return found
+
+
+def _sha256(path: Path) -> str:
+    """Checksum of a file that can be graded; otherwise a word why not."""
+    try:
+        small = path.stat().st_size <= _LARGEST
+        return hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
+    except OSError:
+        return "unreadable"
 
 
 def _student_of(name: Path, students: Sequence[str]) -> str:
@@ -227,7 +236,7 @@ def _student_of(name: Path, students: Sequence[str]) -> str:
 
 
 def _kept_rows(target: Path | None, found: Sequence[_Submission]) -> list[dict[str, Any]]:
-    """Rows of an earlier run that still hold: same notebook, same bytes, and all of its rows there."""
+    """Rows of an earlier run that still hold: same notebook, same bytes, graded, no row lost."""
     if target is None or not target.is_file():
         return []
     with target.open(encoding="utf-8", newline="") as file:
@@ -237,16 +246,29 @@ def _kept_rows(target: Path | None, found: Sequence[_Submission]) -> list[dict[s
                 f"out must be a table of grades or a new file, got {str(target)!r} with columns "
                 f"{reader.fieldnames}; choose another name"
             )
-        rows = [row for row in reader if all(row[name] is not None for name in COLUMNS)]
+        rows = [_as_made(row) for row in reader if all(row[name] is not None for name in COLUMNS)]
     now = {(s.name, s.sha256) for s in found}
     kept = [row for row in rows if (row["notebook"], row["sha256"]) in now]
     whole = []
     for key in dict.fromkeys((row["notebook"], row["sha256"]) for row in kept):
         mine = [row for row in kept if (row["notebook"], row["sha256"]) == key]
         lesson = mine[0]["lesson"]
-        if not lesson or len(mine) == len(_questions(int(lesson))):
+        if lesson is not None and len(mine) == len(_questions(lesson)):
             whole += mine
     return whole
+
+
+def _as_made(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that was read from a table, with numbers where it had them."""
+    try:
+        numbers = {name: int(row[name]) for name in ("points", "out_of", "hints")}
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"out must hold whole points and hints, but {error} for {row['student']!r}, exercise "
+            f"{row['exercise']}; keep changes of your own in another file"
+        ) from None
+    return {**row, **numbers, "lesson": int(row["lesson"]) if row["lesson"] else None,
+            "exercise": row["exercise"] or None}  # fmt: skip
 
 
 def _write_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -334,23 +356,18 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """The rows of one notebook."""
     try:
-        if submission.sha256 == "too large":
-            raise InvalidArgumentError("larger than 50 MiB; submit it without outputs")
-        notebook = json.loads(submission.path.read_text(encoding="utf-8"))
-        cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-        sources = ["".join(c["source"]) for c in cells]
-        lesson = _lesson_of(submission.path, notebook, sources)
-    except Exception as error:  # not a notebook, or none of ours: the others still count
-        first = (str(error).splitlines() or [""])[0][:200]
-        why = f"This file was not graded: {type(error).__name__}: {first}"
+        known, cells = _read(submission.path)
+        sources = [cell["source"] for cell in cells]
+        lesson = _lesson_of(submission.path, known, sources)
+        questions = _questions(lesson)
+    except (InvalidArgumentError, OSError) as error:  # the others still count
+        why = f"This file was not graded: {_printable(str(error))}"
         return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
-    process = NotebookProcess(
-        [s for s in sources if not _CHECK.match(s.strip().removeprefix("ll."))], seconds, whole
-    )
+    process = NotebookProcess([s for s in sources if not _CHECK_CELL.match(s)], seconds, whole)
     running.append(process)
     ran = process.start()
     rows = []
-    for exercise, function in _questions(lesson):
+    for exercise, function in questions:
         points, message = _ask(process, ran, exercise, function)
         hints = _hints_used(cells, exercise)
         rows.append(
@@ -375,6 +392,45 @@ def _judge(
     return rows
 
 
+def _read(path: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The lesson that a notebook says it is, and its code cells, each with its source as one text.
+
+    Raises:
+        InvalidArgumentError: why the file is no notebook.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise InvalidArgumentError("it is larger than 50 MiB; it can be handed in without outputs")
+    content = path.read_bytes()
+    if not content.strip():
+        raise InvalidArgumentError("it is empty")
+    try:
+        notebook = json.loads(content)
+    except UnicodeDecodeError:
+        raise InvalidArgumentError(
+            "it is not UTF-8; opened in Jupyter and saved again it will be"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"it is not a notebook ({error})") from None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise InvalidArgumentError("it is not a notebook (JSON without a list of cells)")
+    code = [c for c in cells if isinstance(c, dict) and c.get("cell_type") == "code"]
+    metadata = notebook.get("metadata")
+    own = metadata.get("lens_linear") if isinstance(metadata, dict) else None
+    lesson = own.get("lesson") if isinstance(own, dict) else None
+    return lesson, [{**cell, "source": _text(cell.get("source"))} for cell in code]
+
+
+def _text(source: Any) -> str:
+    lines = source if isinstance(source, list) else [source]
+    return "".join(line for line in lines if isinstance(line, str))
+
+
+def _printable(text: str) -> str:
+    """A text as any table and terminal can show it, in one line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple[int, str]:
     if not ran:
         return 0, "The notebook could not be run to its end."
@@ -382,7 +438,7 @@ def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple
     if function is None:
         return 0, f"There is no {name} in the notebook."
     result = Checker()(exercise, function)
-    return int(result.passed), result.message.split("\n")[0]
+    return int(result.passed), _printable(result.message.split("\n")[0])
 
 
 def _questions(lesson: int) -> list[tuple[str, str]]:
@@ -395,10 +451,9 @@ def _questions(lesson: int) -> list[tuple[str, str]]:
     raise InvalidArgumentError(f"lesson must be one of {list(LESSONS)}, got {lesson}")
 
 
-def _lesson_of(path: Path, notebook: Any, sources: Sequence[str]) -> int:
+def _lesson_of(path: Path, known: Any, sources: Sequence[str]) -> int:
     """The lesson: from the notebook's metadata, its name, or the exercises that it checks."""
-    known = notebook.get("metadata", {}).get("lens_linear", {}).get("lesson")
-    if known in LESSONS:
+    if isinstance(known, int) and known in LESSONS:
         return int(known)
     named = re.search(r"lesson[_ -]?(\d+)", path.stem)
     if named and int(named[1]) in LESSONS:
@@ -415,8 +470,7 @@ def _hints_used(cells: Sequence[Any], exercise: str) -> int:
     """How many hints of an exercise stand in the stored outputs."""
     most = 0
     for cell in cells:
-        source = "".join(cell["source"])
-        if exercise in source and "check" in source:
+        if exercise in cell["source"] and "check" in cell["source"]:
             text = json.dumps(cell.get("outputs", []))
             most = max(most, *[int(n) for n in re.findall(r"Hint (\d+):", text)], 0)
     return most
@@ -433,11 +487,10 @@ def _review(
             (submission.name, m) for row in mine if "not graded" in (m := str(row["message"]))
         )
         try:
-            cells = json.loads(submission.path.read_text(encoding="utf-8"))["cells"]
-            cells = [c for c in cells if c["cell_type"] == "code"]
-        except (ValueError, KeyError, TypeError, OSError):
+            _, cells = _read(submission.path)
+        except (InvalidArgumentError, OSError):
             continue
-        source = "\n".join("".join(c["source"]) for c in cells)
+        source = "\n".join(cell["source"] for cell in cells)
         yield from (
             (submission.name, what) for what, pattern in _ODD.items() if pattern.search(source)
         )
@@ -445,11 +498,7 @@ def _review(
         for row in mine:
             if "code cell" in str(row["message"]):
                 yield submission.name, f"cells were left out: {row['message']}"
-            if (
-                row["exercise"]
-                and f"✓ exercise {row['exercise']}" in stored
-                and not int(row["points"])
-            ):
+            if row["exercise"] and f"✓ exercise {row['exercise']}" in stored and not row["points"]:
                 yield (
                     submission.name,
                     f"its stored output says {row['exercise']} passed; here it did not",
@@ -487,5 +536,5 @@ def _review_page(grades: Grades) -> str:
 def _sentence(submission: _Submission, rows: Sequence[dict[str, Any]]) -> str:
     if rows and rows[0]["lesson"] is None:
         return f"{submission.name}: {rows[0]['message']}"
-    points = sum(int(row["points"]) for row in rows)
+    points = sum(row["points"] for row in rows)
     return f"{submission.name}: {points} of {len(rows)} passed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    exact,
     matches,
     number,
     random_tensor,
@@ -220,6 +222,7 @@ def _low_rank(answer: Any) -> str:
     for rank in (1, 4, 9):
         case = f"for rank {rank} of a 9 × 12 table"
         got = tensor(call(answer, table, rank, case=case), shape=(9, 12), what="The table")
+        got = exact(got, partial(_best_of_rank, rank), table.double())
         have = int(torch.linalg.matrix_rank(got, rtol=1e-4))
         if have > rank:
             raise Wrong(f"Asked for rank {rank}, your table has rank {have}.")
@@ -231,6 +234,12 @@ def _low_rank(answer: Any) -> str:
                 f"rank is {best:.3g} away. Keep the {rank} largest singular values."
             )
     return "Correct. A residual stream of width d can only hold logit tables of rank d."
+
+
+def _best_of_rank(rank: int, _: Tensor, table: Tensor) -> Tensor:
+    u, s, vh = torch.linalg.svd(table, full_matrices=False)
+    best: Tensor = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return best
 
 
 EXERCISES: dict[str, Exercise] = {

@@ -28,10 +28,10 @@ def _softmax_rows(scores: Tensor) -> Tensor:
 
 
 def _positional_pattern(answer: Any) -> str:
-    W_pos, W_Q, W_K = random_tensor(5, 6, seed=20), *random_tensor(2, 6, 3, seed=21)
-    root = 3**0.5  # of d_head
+    W_pos, W_Q, W_K = random_tensor(5, 6, seed=20) / 2, *random_tensor(2, 6, 9, seed=21)
+    root = 9**0.5  # of d_head
     scale = torch.tensor([1.0, 0.5, 2.0, 0.25, 1.5])
-    case = "with 5 positions and d_head 3"
+    case = "with 5 positions and d_head 9"
     got = tensor(call(answer, W_pos, W_Q, W_K, scale, case=case), shape=(5, 5), what="The pattern")
     bare = torch.stack([(W_pos[i] @ W_Q) @ (W_pos @ W_K).T for i in range(5)])
     scores = bare / scale[:, None] / scale[None] / root

@@ -150,8 +150,8 @@ def _position_share(answer: Any) -> str:
     if matches(got, torch.tensor([1.0, 0.0, 0.0])):
         raise Wrong("Take the mean over all tokens away first: a share of the variance, not of x².")
     require_close(got, [2 / 3, 1 / 6, 1 / 6], "The shares are not right.")
-    x = random_tensor(7, 5, 4, seed=8) + 3
-    x[:, 0] *= 20
+    x = random_tensor(7, 5, 4, seed=8) + torch.tensor([-3.0, 1.0, 4.0, 8.0])
+    x[:, 0] *= 5
     got = tensor(call(answer, x, case="with a large first position"), shape=(5,), what="The shares")
     require_close(got.sum(), 1.0, "The shares should sum to one.")
     away = x.double() - x.double().mean((0, 1))

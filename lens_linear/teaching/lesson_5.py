@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    exact,
     matches,
     number,
     random_tensor,
     require_close,
+    row_largest,
     tensor,
 )
 
@@ -44,12 +47,12 @@ def _activation_score(answer: Any) -> str:
 def _fit_affine(answer: Any) -> str:
     x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
     y = torch.tensor([[1.0], [2.0], [6.0]], dtype=torch.float64)
-    weight, bias = _pair(call(answer, x, y, case="on three points"), (1, 1), (1,))
+    weight, bias = _pair(answer, x, y, case="on three points")
     require_close(weight, [[2.5]], "The slope of the three points is not right.")
     require_close(bias, [0.5], "The slope is right, the intercept is not.")
     x = random_tensor(50, 4, seed=2).double() * torch.tensor([1.0, 1e3, 1.0, 1e-2]).double() + 5
     y = random_tensor(50, 3, seed=3).double() + x[:, :3]
-    weight, bias = _pair(call(answer, x, y, case="on ill-scaled inputs"), (4, 3), (3,))
+    weight, bias = _pair(answer, x, y, case="on ill-scaled inputs")
     missed = y - x @ weight - bias
     require_close(
         missed.mean(0), torch.zeros(3), "What is missed should have mean zero.", atol=1e-5
@@ -72,7 +75,7 @@ def _equal_columns(answer: Any) -> None:
     want = y.mean(0) + (x - x.mean(0)) @ best
     # Several times: the default driver of torch.linalg.lstsq answers now right, now wrong.
     for _ in range(8):
-        weight, bias = _pair(call(answer, twin, y, case="when two columns are equal"), (3, 3), (3,))
+        weight, bias = _pair(answer, twin, y, case="when two columns are equal")
         require_close(
             twin @ weight + bias,
             want,
@@ -84,13 +87,27 @@ def _equal_columns(answer: Any) -> None:
         )
 
 
-def _pair(value: Any, weight: tuple[int, ...], bias: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _pair(answer: Any, x: Tensor, y: Tensor, *, case: str) -> tuple[Tensor, Tensor]:
+    value = call(answer, x, y, case=case)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise Wrong("Return two tensors: the weight and the bias.")
-    return (
-        tensor(value[0], shape=weight, what="The weight"),
-        tensor(value[1], shape=bias, what="The bias"),
-    )
+    weight = tensor(value[0], shape=(x.shape[1], y.shape[1]), what="The weight")
+    bias = tensor(value[1], shape=(y.shape[1],), what="The bias")
+    both = exact(torch.cat([weight, bias[None]]), _nearest_map, x, y, size=_size_of_map)
+    return both[:-1], both[-1]
+
+
+def _nearest_map(both: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The nearest of the affine maps that fit best, of which there are many where columns are equal."""
+    mean_x, mean_y, weight = x.mean(0), y.mean(0), both[:-1]
+    weight = weight + torch.linalg.pinv(x - mean_x) @ (y - mean_y - (x - mean_x) @ weight)
+    return torch.cat([weight, (mean_y - mean_x @ weight)[None]])
+
+
+def _size_of_map(both: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The largest weight of each input; of the bias, the largest of the terms that cancel in it."""
+    terms = torch.cat([y.mean(0)[None], x.mean(0)[:, None] * both[:-1]])
+    return torch.cat([row_largest(both[:-1]), row_largest(terms).amax(0, keepdim=True)])
 
 
 def _times_fewer(answer: Any) -> str:
@@ -119,6 +136,7 @@ def _low_rank_map(answer: Any) -> str:
         for rank in (1, 2, 4):
             case = f"with rank {rank}"
             got = tensor(call(answer, x, weight, rank, case=case), shape=(4, 5), what="The map")
+            got = exact(got, partial(_best_map, rank), x, weight, size=row_largest)
             values = torch.linalg.svdvals(got)
             if int((values > 1e-6 * values[0]).sum()) > rank:
                 raise Wrong(f"Your map has a rank above {rank}.")
@@ -145,6 +163,11 @@ def _low_rank_map(answer: Any) -> str:
                     f"best one loses {least / total:.3f}."
                 )
     return "Correct. The best map of low rank looks at the outputs, not at the weights."
+
+
+def _best_map(rank: int, _: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    rows: Tensor = torch.linalg.svd((x - x.mean(0)) @ weight, full_matrices=False)[2][:rank]
+    return weight @ rows.T @ rows
 
 
 def _bilinear(answer: Any) -> str:

@@ -11,6 +11,7 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    exact,
     matches,
     number,
     random_tensor,
@@ -206,6 +207,7 @@ def _basis(answer: Any, A: Tensor, P: Tensor, v: Tensor, order: int, case: str) 
             f"The basis has {got.shape[1]} columns, but it should have {order}: one for v and one for "
             "each column of P."
         )
+    got = exact(got, _nearest_basis, A, P, v)
     identity = torch.eye(order, dtype=torch.float64)
     require_close(
         got.T @ got, identity, "The columns should be orthonormal.", atol=1e-4, show=False
@@ -219,6 +221,14 @@ def _basis(answer: Any, A: Tensor, P: Tensor, v: Tensor, order: int, case: str) 
         raise Wrong(
             "A P does not lie in the span of your columns: carry P through the block first."
         )
+
+
+def _nearest_basis(got: Tensor, A: Tensor, P: Tensor, v: Tensor) -> Tensor:
+    """The nearest orthonormal columns of the span whose first is v or its opposite."""
+    found = torch.linalg.qr(torch.cat([v[:, None], A @ P], dim=1))[0]
+    first, rest = found[:, :1], found[:, 1:]
+    u, _, vh = torch.linalg.svd(rest.T @ got[:, 1:], full_matrices=False)
+    return torch.cat([first * (first.T @ got[:, :1]).sign(), rest @ u @ vh], dim=1)
 
 
 def _reduced_gains(answer: Any) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    exact,
     matches,
     random_tensor,
     require_close,
@@ -51,6 +53,7 @@ def _inverse_root(answer: Any) -> str:
             raise Wrong(
                 f"L has shape {tuple(root.shape)}, but it needs one row for each of the {p} inputs."
             )
+        root = exact(root, _nearest_root, x)
         gram, got = x.T @ x, root @ root.T
         identity = torch.eye(p, dtype=torch.float64)
         if matches(got, gram, rtol=1e-3):
@@ -74,6 +77,14 @@ def _inverse_root(answer: Any) -> str:
     return "Correct. Any rotation of the columns of L would do as well: only L Lᵀ matters."
 
 
+def _nearest_root(root: Tensor, x: Tensor) -> Tensor:
+    """The root of the inverse that is a rotation away from one of them and nearest to this one."""
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    u, _, vh = torch.linalg.svd((vectors * values.sqrt()).T @ root, full_matrices=False)
+    nearest: Tensor = (vectors * values.rsqrt()) @ u @ vh
+    return nearest
+
+
 def _attention_regression(answer: Any) -> str:
     x = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     y = torch.tensor([[4.0], [5.0]], dtype=torch.float64)
@@ -84,6 +95,7 @@ def _attention_regression(answer: Any) -> str:
     x, new = random_tensor(40, 5, seed=4).double(), random_tensor(7, 5, seed=5).double()
     y = random_tensor(40, 2, seed=6).double()
     got = tensor(call(answer, x, y, x, case="queried at its own rows"), shape=(40, 2))
+    got = exact(got, _least_squares, x, y, x)
     require_close(
         x.T @ (y - got),
         torch.zeros(5, 2),
@@ -93,9 +105,15 @@ def _attention_regression(answer: Any) -> str:
         show=False,
     )
     got = tensor(call(answer, x, y, new, case="on 40 rows"), shape=(7, 2), what="The prediction")
-    slopes = torch.linalg.solve(x.T @ x, x.T @ y)
-    require_close(got, new @ slopes, "Right at its own rows, wrong at new ones.", atol=1e-4)
+    require_close(
+        got, _least_squares(got, x, y, new), "Right at its own rows, wrong at new ones.", atol=1e-4
+    )
     return "Correct. One attention layer, one forward pass, and the regression is done."
+
+
+def _least_squares(_: Tensor, x: Tensor, y: Tensor, new: Tensor) -> Tensor:
+    slopes: Tensor = torch.linalg.lstsq(x, y).solution
+    return new @ slopes
 
 
 def _leverage(answer: Any) -> str:

@@ -122,11 +122,45 @@ def test_a_second_run_keeps_what_has_not_changed(graded):
     put(folder, "printed", notebook(answer("1.1")))
     said = []
     again = grade(folder, roster=roster, out=out, seconds=6, say=said.append)
-    assert len(said) == 1 and said[0].startswith("printed")
+    assert [line.split("/")[0] for line in said] == [
+        "broken",
+        "printed",
+    ]  # what was not graded, again
+    assert set(again.by_student()["points"]) <= {0, 1, 2}
     assert points(again, "printed") == {"1.1"} and points(again, "anna") == points(first, "anna")
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(COLUMNS) and len(rows) == len(again.rows)
+
+
+ODD = {
+    "empty": (b" \n", "it is empty"),
+    "deep": (b"[" * 200_000, "not a notebook"),
+    "list": (b"[]", "without a list of cells"),
+    "latin": ('{"cells": [], "x": "\xfc"}'.encode("latin-1"), "not UTF-8"),
+    "nameless": (
+        b'{"cells": [3, {"cell_type": "code", "source": [5]}], "metadata": null}',
+        "which lesson",
+    ),
+}
+
+
+def test_files_that_are_no_notebooks_are_said_and_the_others_count(tmp_path):
+    for who, (content, _) in ODD.items():
+        (tmp_path / f"{who}.ipynb").write_bytes(content)
+    told = json.dumps(notebook("raise ValueError('a\\0\\ud800')", answer("1.1")))
+    (tmp_path / "wide lesson 1.ipynb").write_bytes(told.encode("utf-16"))
+    odd = f"def {names()['1.1']}(*a): raise ValueError('a\\0\\x1b\\ud800')"
+    (tmp_path / "nul\n lesson 1.ipynb").write_text(json.dumps(notebook(odd)), encoding="utf-8-sig")
+    grades = grade(tmp_path, out=tmp_path / "grades.csv", seconds=6)
+    messages = {row["student"]: row["message"] for row in reversed(grades.rows)}
+    for who, (_, word) in ODD.items():
+        assert "not graded" in messages[who] and word in messages[who]
+    assert points(grades, "wide lesson 1") == {"1.1"}
+    assert "ValueError: a\ufffd\ufffd\ufffd" in messages["nul\ufffd lesson 1"]
+    (tmp_path / "grades.csv").write_text(",".join(COLUMNS) + "\na,1,1.1,half,1,0,m,n,s\n")
+    with pytest.raises(InvalidArgumentError, match="whole points"):
+        grade(tmp_path, out=tmp_path / "grades.csv")
 
 
 def test_a_table_that_is_something_else_is_left_alone(graded, tmp_path):

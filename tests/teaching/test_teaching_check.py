@@ -10,6 +10,7 @@ from lens_linear._tl import FactoredMatrix
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.teaching.answers import Wrong, call, number, require_close, tensor
 from lens_linear.teaching.checker import Checker, CheckResult, find_exercise
+from lens_linear.teaching.early import say_when_too_early
 
 
 def right(W_E, W_U, b_U):
@@ -61,6 +62,30 @@ def test_a_name_is_looked_up_where_it_is_checked_and_may_be_missing():
     assert "run the cell of exercise 1.2 first" in early.message and "Hint" not in early.message
 
 
+def cell(shell, source, capsys):
+    shell.run_cell(source)
+    return capsys.readouterr().out
+
+
+def test_a_bare_name_that_is_not_there_yet_is_said_in_a_notebook(capsys):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    say_when_too_early(lambda exercise, name: f"{exercise} lacks {name}", shell)
+    shell.run_cell(
+        "gone_by = 1\ndef check(*answer): return answer\ndef inside(): check('3.2', gone)"
+    )
+    for source in (
+        "check('2.1', gone)",
+        'x = 1\ncheck(\n    "2.1",\n    answer=gone, strict=True)',
+    ):
+        told = cell(shell, source, capsys)
+        assert "2.1 lacks gone" in told and "NameError" not in told
+    for source in ("gone", "inside()", "check('2.1', gone_by)\ngone"):
+        assert "NameError" in cell(shell, source, capsys)
+    shell.set_custom_exc((KeyError,), lambda *_, **__: None)
+    say_when_too_early(lambda *_: "not me", shell)
+    assert shell.custom_exceptions == (KeyError,)
+
+
 def halved(kind):
     return lambda q, k: pattern(q.to(kind), k.to(kind))
 
@@ -86,6 +111,50 @@ def test_half_precision_is_judged_to_its_own_digits_and_said(kind):
     assert "√d_head" in Checker()("2.1", lambda q, k: unscaled(q, k).to(kind)).message
     # The tolerance of one answer does not reach the next: this is off by 0.002 in float32.
     assert not Checker()("2.1", lambda q, k: pattern(q, k) * 1.002)
+
+
+def low_rank(table, rank, keep=1.0):
+    u, s, vh = torch.linalg.svd(table, full_matrices=False)
+    s[rank:] = 0
+    s[rank - 1] *= keep
+    return (u * s) @ vh
+
+
+def affine(x, y, ridge=0.0):
+    centred = x - x.mean(0)
+    gram = centred.T @ centred
+    weight = torch.linalg.pinv(gram + ridge * gram.diagonal().diag()) @ centred.T @ (y - y.mean(0))
+    return weight, y.mean(0) - x.mean(0) @ weight
+
+
+def root(x, turn=0.3, power=-0.5):
+    """One of the roots of the inverse of XᵀX: turned, none of its columns is an eigenvector."""
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    above = torch.ones_like(vectors).triu(1)
+    return vectors * values**power @ torch.linalg.matrix_exp(turn * (above - above.T))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "exercise, right, wrong",
+    [
+        ("1.6", low_rank, lambda t, r: low_rank(t, r, keep=0.9)),
+        ("5.2", affine, lambda x, y: affine(x, y, ridge=0.1)),
+        ("7.2", root, lambda x: root(x, power=-0.55)),
+    ],
+)
+def test_a_rank_or_an_inverse_in_half_precision_passes_and_a_near_miss_does_not(
+    kind, exercise, right, wrong
+):
+    def as_kind(answer, *arguments):
+        """Inputs rounded to the format, computed, rounded again."""
+        rounded = [a.to(kind).to(a.dtype) if torch.is_tensor(a) else a for a in arguments]
+        made = answer(*rounded)
+        return [part.to(kind) for part in made] if isinstance(made, tuple) else made.to(kind)
+
+    result = Checker()(exercise, lambda *a: as_kind(right, *a))
+    assert result.passed and str(kind) in result.message
+    assert not Checker()(exercise, lambda *a: as_kind(wrong, *a))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +231,7 @@ def test_results_are_frozen_and_shown_safely():
     assert repr(result).startswith("✗ exercise 1.1")
 
 
-@pytest.mark.parametrize("name", ["1.99", "9.1", "nonsense", 1.1, None, ""])
+@pytest.mark.parametrize("name", ["1.99", "10.1", "nonsense", 1.1, None, ""])
 def test_unknown_exercises_are_refused_with_names(name):
     with pytest.raises(InvalidArgumentError, match="exercise must be a name"):
         Checker()(name, right)

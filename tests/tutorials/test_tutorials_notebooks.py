@@ -90,6 +90,17 @@ def test_an_exercise_notebook_holds_no_solution(master):
 
 
 @pytest.mark.parametrize("master", MASTERS, ids=ident)
+def test_a_check_cell_run_first_of_all_says_what_to_run(master):
+    cells = [c for c in read(notebook_path(master, "exercises")).cells if has_tag(c, "check")]
+    assert len(cells) == len(master.exercises)
+    for cell in cells:
+        exec(cell["source"], space := {})
+        exercise, name = notebooks.checked_name(cell["source"])
+        (told,) = [r for r in space["ll"].check.results() if r.exercise == exercise]
+        assert not told and f"There is no {name} yet" in told.message
+
+
+@pytest.mark.parametrize("master", MASTERS, ids=ident)
 def test_figures_come_as_data_once(master):
     for data in figures(read(notebook_path(master, "solutions"))):
         assert PLOTLY in data and "text/html" not in data

@@ -124,7 +124,9 @@ def _notebook_cell(cell: Cell, kind: str) -> NotebookNode | None:
         text = stub(cell.text, name) if kind == "exercises" else without_marks(cell.text)
         return _graded(_code(text, f"exercise-{name}"), f"exercise-{name}", solution=True)
     tags = {"check": "check", "training": "training"}
-    made = _code(cell.text, *([tags[cell.kind]] if cell.kind in tags else []))
+    # A check cell may be the first that a student runs.
+    text = f"import lens_linear as ll\n\n{cell.text}" if cell.kind == "check" else cell.text
+    made = _code(text, *([tags[cell.kind]] if cell.kind in tags else []))
     return _graded(made, f"check-{cell.exercise}", grade=True) if cell.kind == "check" else made
 
 

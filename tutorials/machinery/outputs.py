@@ -32,6 +32,8 @@ def clean(notebook: NotebookNode) -> None:
                     f"cell {index} wrote to stderr: {output['text'][:300]!r}; silence it "
                     "(progress=False) or fix what it warns about"
                 )
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                raise MasterError(f"cell {index} shows a progress bar or another live widget")
             if "data" in output:
                 _lighten(output["data"])
             _refuse_minus_zero(index, output)

@@ -121,8 +121,9 @@ def rebuilt_error(model, layer: int) -> float:
     """Largest difference between the model's own pattern and the one rebuilt from q and k."""
     tokens = torch.arange(1, 41)[None] % model.cfg.d_vocab
     seen = run(model, tokens, record=[(layer, "q"), (layer, "k"), (layer, "pattern")], logits=False)
-    heads = model.cfg.n_heads
-    q, k = (seen[(layer, what)].reshape(1, tokens.shape[1], heads, -1) for what in "qk")
+    by_head = (1, tokens.shape[1], -1, model.cfg.d_head)
+    q, k = (seen[(layer, what)].reshape(by_head) for what in "qk")
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)  # some models share keys between heads
     return float((pattern_from_qk(q, k) - seen[(layer, "pattern")]).abs().max())
 
 
@@ -479,9 +480,12 @@ ll.check("8.6", "text_rows")
 
 # %%
 my_text = ll.text.default_text() if MY_TEXT is None else ll.text.read_text(MY_TEXT)
-stream = torch.tensor(mine.tokenizer(my_text)["input_ids"])
+if mine.tokenizer is None:  # put the ids of your own text here; random ones stand in their place
+    stream = torch.randint(mine.cfg.d_vocab, (20_000,), generator=generator)
+else:
+    stream = torch.tensor(mine.tokenizer(my_text)["input_ids"])
 start = ll.models.bos_token(mine)
-my_rows = text_rows(stream, 64, 0 if start is None else start)
+my_rows = text_rows(stream, min(64, mine.cfg.n_ctx), 0 if start is None else start)
 print(f"{len(stream):,} tokens of your text make {len(my_rows)} rows of {my_rows.shape[1]}")
 
 twin = transformers.GPT2Config(
@@ -500,7 +504,7 @@ figure = go.Figure()
 for index, (name, found) in enumerate(profiles.items()):
     for column, dash in (("block_r2", "solid"), ("block_r2_no_residual", "dash")):
         scores_of = found[column]
-        depth = [layer / (len(scores_of) - 1) for layer in range(len(scores_of))]
+        depth = torch.linspace(0, 1, len(scores_of)).tolist()
         line = {"color": colour(index), "dash": dash}
         label = "with the residual" if dash == "solid" else "without"
         figure.add_scatter(x=depth, y=scores_of, name=f"{escape(name)}, {label}", line=line)
