@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import torch
 
 from lens_linear.checks import require_int
+from lens_linear.errors import InsufficientMemoryError
 
 SHARE = 0.5  # of what is free, when the caller does not say
 
@@ -38,6 +40,29 @@ def usable_bytes(max_memory: int | None = None, device: torch.device | str = "cp
     if max_memory is not None:
         return require_int("max_memory", max_memory, minimum=1)
     return int(SHARE * free_bytes(device))
+
+
+def groups(
+    n: int, each: float, max_memory: int | None, device: torch.device | str, *, what: str
+) -> list[range]:
+    """Cut ``n`` parts of ``each`` bytes into groups of equal size, as few as memory holds.
+
+    Raises:
+        InsufficientMemoryError: not even one part fits.
+
+    Example:
+        >>> groups(5, 100.0, 250, "cpu", what="a layer")
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    usable = usable_bytes(max_memory, device)
+    if each > usable:
+        raise InsufficientMemoryError(
+            f"{what} needs about {size_text(each)} of statistics, and max_memory allows "
+            f"{size_text(usable)}; pass max_memory={math.ceil(each)}, or fewer sites"
+        )
+    count = -(-n // max(1, int(usable // max(1.0, each))))
+    size = -(-n // max(1, count))
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -249,13 +249,13 @@ class Moments:
     @property
     def scatter_y(self) -> Float[Tensor, " d_out"]:
         """Diagonal of the scatter of y: ``Σ (y − mean)²`` by column."""
-        return self.scatter.products.scatter_y
+        return self.scatter.form.scatter_y
 
     @property
     def varies(self) -> bool:
         """Whether y varies at all by more than rounding: otherwise R² is 0/0."""
         here = self.scatter
-        constant = constant_columns(here.products.scatter_y, here.mean_y, here.n, torch.float64)
+        constant = constant_columns(here.form.scatter_y, here.mean_y, here.n, torch.float64)
         return not bool(constant.all())
 
     def fit(self, ridge: float | Literal["loo"] = 0.0) -> LinearFit:
@@ -302,21 +302,20 @@ class Moments:
             InvalidArgumentError: sizes disagree, or y equals the training mean everywhere.
         """
         require_instance("fit", fit, LinearFit, advice="make one with .fit() or fit_linear(x, y)")
-        here, products = self.scatter, self.scatter.products
+        here, form = self.scatter, self.scatter.form
         self._require_sizes(*fit.weight.shape)
         weight, bias, centre = (
             t.to(here.mean_x.device) for t in (fit.weight, fit.bias, fit.mean_y)
         )
-        if isinstance(here.form, Factor):
-            missed = here.form.image - here.form.root @ weight
-            rest = here.form.rest
+        if isinstance(form, Factor):
+            missed, rest = form.image - form.root @ weight, form.rest
             residual = missed.square().sum() + (rest.trace() if rest.ndim == 2 else rest.sum())
         else:
-            residual = products.scatter_y.sum() - 2 * (weight * products.sxy).sum()
-            residual = residual + (weight * (products.sxx @ weight)).sum()
+            residual = form.scatter_y.sum() - 2 * (weight * form.sxy).sum()
+            residual = residual + (weight * (form.sxx @ weight)).sum()
         offset = (here.mean_y - here.mean_x @ weight - bias).square().sum()
         residual = residual.clamp(min=0) + here.n * offset
-        total = products.scatter_y.sum() + here.n * (here.mean_y - centre).square().sum()
+        total = form.scatter_y.sum() + here.n * (here.mean_y - centre).square().sum()
         if bool(constant_columns(total, centre.norm(), here.n, torch.float64)):
             raise InvalidArgumentError(
                 "y must differ from the training mean somewhere, otherwise R² is 0/0"

@@ -95,7 +95,7 @@ def _stepped(
         scaled = replace(solution, weight=along * size[:, None])
         along = shortest(scaled, size)[0] / size[:, None]
     weight = fit.weight + along @ amount
-    scatter_y = whole.products.scatter_y
+    scatter_y = whole.form.scatter_y
     constant = constant_columns(scatter_y, whole.mean_y, whole.n, torch.float64)
     scatter_y = torch.where(constant, torch.zeros_like(scatter_y), scatter_y)
     both = replace(

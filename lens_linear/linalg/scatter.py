@@ -84,6 +84,10 @@ class Factor:
 
     @cached_property
     def products(self) -> Products:
+        """The same scatter as products, kept."""
+        return self.to_products()
+
+    def to_products(self) -> Products:
         """The same scatter as products."""
         syy = self.rest + _squares(self.image, self.rest.ndim == 2)
         return Products(gram(self.root), self.root.T @ self.image, syy)
@@ -247,7 +251,10 @@ def combine(a: Scatter, b: Scatter, *, reuse: bool = False) -> Scatter:
         form = Factor(root, image, a.form.rest + b.form.rest)
     else:
         reuse = reuse and isinstance(b.form, Products)
-        form = _sum(a.products, b.products, step_x, step_y, weight, reuse)
+        mine, theirs = (
+            s.form if isinstance(s.form, Products) else s.form.to_products() for s in (a, b)
+        )
+        form = _sum(mine, theirs, step_x, step_y, weight, reuse)
     mean_x, mean_y = a.mean_x + share * step_x, a.mean_y + share * step_y
     return _settled(Scatter(n, coarser(a.dtype, b.dtype), mean_x, mean_y, form))
 
@@ -280,7 +287,7 @@ def without_input(scatter: Scatter) -> Scatter:
         if form.syy.ndim == 2:
             syy = form.syy - sxy - sxy.T + sxx
         new = Products(sxx, sxy - sxx, syy)
-    size = scatter.products.scatter_y + scatter.products.sxx.diagonal()
+    size = scatter.form.scatter_y + scatter.products.sxx.diagonal()
     size = size + scatter.n * (scatter.mean_x.square() + scatter.mean_y.square())
     moved = new.scatter_y > (row_error(scatter.dtype) / 16) ** 2 * size
     tail = new.syy if isinstance(new, Products) else new.rest

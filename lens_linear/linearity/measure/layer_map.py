@@ -28,11 +28,12 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_int, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
+from lens_linear.linalg.memory import groups
 from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.profile_result import Fit
-from lens_linear.models.capture import Site, TokenRows, visit_sites
+from lens_linear.models.capture import Site, TokenRows, model_device, visit_sites
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows, halves
@@ -132,6 +133,7 @@ def layer_map(
     seed: int = 0,
     batch_size: int = 8,
     progress: bool = False,
+    max_memory: int | None = None,
 ) -> LayerMap:
     """Fraction of each later layer boundary that is an affine function of each earlier one.
 
@@ -139,8 +141,8 @@ def layer_map(
 
     Dimensionless, at most 1; an independent x_j would score about ``−d / (n − d − 2)`` held out.
 
-    Memory: one d × d map for every pair (L²/2 of them, float64) twice; on a large model choose fewer
-    ``boundaries``. It does not grow with tokens.
+    Memory: four d × d matrices for every pair (L²/2 of them, float64). What ``max_memory`` does not hold
+    is done in several passes, some of the earlier boundaries each. It does not grow with tokens.
 
     Args:
         model: a bridge.
@@ -152,6 +154,7 @@ def layer_map(
         seed: of the halves.
         batch_size: sequences a forward pass; all boundaries of one batch are held at once.
         progress: show a bar.
+        max_memory: bytes that statistics and maps may add, half of what is free by default.
 
     Returns:
         LayerMap: ``.values`` [layers + 1, layers + 1], NaN below the diagonal.
@@ -159,6 +162,7 @@ def layer_map(
     Raises:
         NotEnoughDataError: ``n <= d + 1`` rows to fit on.
         NonFiniteError: NaN or infinite activations, naming the layer.
+        InsufficientMemoryError: the maps from one boundary need more than ``max_memory``.
 
     Source: after Razzhigaev et al. 2024, arXiv 2405.12250, section 3, for all pairs.
 
@@ -186,9 +190,19 @@ def layer_map(
     )
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     walk = _Walk(model, chosen, skip, batch_size, progress)
-    readings, shares = fit_pairs(walk, train, ridge, keep_core=not held_out)
-    found = _held_out(walk, test, readings) if held_out else [_in_sample(f) for f in readings]
-    fits = readings[0]
+    n, width = len(chosen), model.cfg.d_model
+    each = 8.0 * width**2 * (4 * n + 2)  # of the first boundary, which has most to map to
+    cut = groups(n - 1, each, max_memory, model_device(model), what="one boundary of this map")
+    parts: list[list[Tensor]] = []
+    for sources in cut:
+        readings, own = _fit_pairs(walk, train, sources, ridge, keep_core=not held_out)
+        if not parts:
+            shares, example = own, readings[0][0]
+            null = held_out_null(example.n, example.rank) if held_out else example.null_r2
+        rows_of = _held_out(walk, test, sources, readings) if held_out else None
+        parts.append(rows_of or [_in_sample(n, sources, fits) for fits in readings])
+        del readings
+    found = [_upper(_joined(both)) for both in zip(*parts, strict=False)]
     return LayerMap(
         values=found[0],
         without_first=found[-1],
@@ -199,7 +213,7 @@ def layer_map(
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         d_model=model.cfg.d_model,
-        null_r2=held_out_null(fits[0].n, fits[0].rank) if held_out else fits[0].null_r2,
+        null_r2=null,
         skip=skip,
         ridge=ridge,
         seed=seed,
@@ -248,10 +262,10 @@ class _Walk:
             )
 
 
-def fit_pairs(
-    walk: _Walk, rows: RowView, ridge: float, *, keep_core: bool = True
+def _fit_pairs(
+    walk: _Walk, rows: RowView, sources: range, ridge: float, *, keep_core: bool
 ) -> tuple[list[list[LinearFit]], Float[Tensor, " boundary"]]:
-    """For every boundary but the last, one fit to all later boundaries side by side.
+    """For every one of ``sources``, one fit to all later boundaries side by side.
 
     One scatter of x then serves all its targets: a third of the work of one ``Moments`` per pair.
 
@@ -260,14 +274,14 @@ def fit_pairs(
         variance by boundary.
     """
     apart = walk.skip == 0
-    moments = [(Moments(), Moments()) for _ in walk.boundaries[:-1]]
+    moments = {i: (Moments(), Moments()) for i in sources}
     own = [(Moments(), Moments()) for _ in walk.boundaries]  # what every boundary itself varies by
     blank = torch.zeros(1, dtype=torch.float32)
 
     def use(states: list[Tensor]) -> None:
         cuts = (slice(int(apart), None), slice(0, int(apart)))
         for i, state in enumerate(states):
-            later = torch.cat(states[i + 1 :], dim=2) if i + 1 < len(states) else None
+            later = torch.cat(states[i + 1 :], dim=2) if i in moments else None
             for k, cut in enumerate(cuts):
                 x = state[:, cut]
                 own[i][k].update(blank.to(x).expand(*x.shape[:2], 1), x)
@@ -277,9 +291,8 @@ def fit_pairs(
     walk(rows, "fitting pairs", use)
     whole: list[LinearFit] = []
     rest: list[LinearFit] = []
-    for i in range(len(moments)):
-        after, first = (m.all_reduce_() for m in moments[i])
-        moments[i] = (Moments(), Moments())  # what is fitted need not be kept
+    for i in sources:
+        after, first = (m.all_reduce_() for m in moments.pop(i))  # what is fitted need not be kept
         both = after + first if apart else after
         if not both.varies:
             raise InvalidArgumentError(
@@ -288,7 +301,7 @@ def fit_pairs(
         usable = apart and after.n > walk.model.cfg.d_model + 1 and after.varies
         for fits, part in ((whole, both), *([(rest, after)] if usable else [])):
             fit = part.fit(ridge=ridge)
-            fits.append(fit if keep_core else replace(fit, core=fit.core[:0]))
+            fits.append(fit if keep_core else replace(fit, core=fit.core[:0].clone()))
     shares = [
         float(share_of(first.all_reduce_(), after.all_reduce_()))
         if apart and after.n
@@ -299,40 +312,51 @@ def fit_pairs(
     return readings, torch.tensor(shares, dtype=torch.float64)
 
 
-def _targets(fits: list[LinearFit], i: int) -> list[slice]:
-    width = fits[0].weight.shape[0]
-    return [slice(k * width, (k + 1) * width) for k in range(len(fits) - i)]
+def _targets(fit: LinearFit) -> list[slice]:
+    width = fit.weight.shape[0]
+    return [slice(k, k + width) for k in range(0, fit.weight.shape[1], width)]
 
 
-def _held_out(walk: _Walk, rows: RowView, readings: list[list[LinearFit]]) -> list[Tensor]:
+def _held_out(
+    walk: _Walk, rows: RowView, sources: range, readings: list[list[LinearFit]]
+) -> list[Tensor]:
     """R² of every pair, for each set of fits; the second is scored without the first position."""
     n = len(walk.boundaries)
-    residual = torch.zeros(len(readings), n, n, dtype=torch.float64)
+    residual = torch.full((len(readings), n, n), torch.nan, dtype=torch.float64)
+    residual[:, sources] = 0
     total = torch.zeros(len(readings), n, dtype=torch.float64)
 
     def use(batch: list[Tensor]) -> None:
         for k, fits in enumerate(readings):
             states = [to_compute(state[:, k:]).flatten(0, 1) for state in batch]
-            for j, part in enumerate(_targets(fits, 0), start=1):
+            for j, part in enumerate(_targets(fits[0]), start=sources.start + 1):
                 total[k, j] += float((states[j] - fits[0].mean_y[part]).square().sum())
-            for i, fit in enumerate(fits):
+            for i, fit in zip(sources, fits, strict=True):
                 guess = fit.predict(states[i])
-                for j, part in enumerate(_targets(fits, i), start=i + 1):
+                for j, part in enumerate(_targets(fit), start=i + 1):
                     residual[k, i, j] += float((states[j] - guess[:, part]).square().sum())
 
     walk(rows, "scoring pairs", use)
     residual, total = all_reduce_sum(residual), all_reduce_sum(total)
     values = 1 - residual / total[:, None]
-    return [_upper(torch.where(t > 0, v, torch.nan)) for v, t in zip(values, total, strict=True)]
+    return [torch.where(t > 0, v, torch.nan) for v, t in zip(values, total, strict=True)]
 
 
-def _in_sample(fits: list[LinearFit]) -> Tensor:
-    out = torch.full((len(fits) + 1, len(fits) + 1), torch.nan, dtype=torch.float64)
-    for i, fit in enumerate(fits):
+def _in_sample(n: int, sources: range, fits: list[LinearFit]) -> Tensor:
+    out = torch.full((n, n), torch.nan, dtype=torch.float64)
+    for i, fit in zip(sources, fits, strict=True):
         explained = fit.core.square().sum(0) + fit.ridge * fit.weight.square().sum(0)
-        for j, part in enumerate(_targets(fits, i), start=i + 1):
+        for j, part in enumerate(_targets(fit), start=i + 1):
             out[i, j] = explained[part].sum() / fit.scatter_y[part].sum()
-    return _upper(out)
+    return out
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of each part: what is NaN in one stands in another."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = torch.where(whole.isnan(), part, whole)
+    return whole
 
 
 def _upper(values: Tensor) -> Float[Tensor, "boundary boundary"]:

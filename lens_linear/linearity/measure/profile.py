@@ -24,51 +24,46 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.extensions import Added, added
-from lens_linear.linalg import Moments, all_reduce_sum, to_compute
-from lens_linear.linalg.more_rows import solve_both
-from lens_linear.linearity.measure.intervals import jackknife
+from lens_linear.linalg import Moments
+from lens_linear.linalg.memory import groups
 from lens_linear.linearity.measure.pooled_scores import (
-    first_shares,
-    held_out_scores,
-    in_sample_scores,
     nulls,
     ranks,
     solvers,
 )
+from lens_linear.linearity.measure.profile_pass import (
+    ProfilePart,
+    ProfilePass,
+    Statistic,
+    filled,
+    found_scores,
+    layer_bytes,
+    own_by_layer,
+)
 from lens_linear.linearity.measure.profile_result import (
     COLUMNS,
     Fit,
-    LayerStatistic,
     LinearityProfile,
 )
-from lens_linear.models.capture import SITES, Site, TokenRows
+from lens_linear.models.capture import SITES, Site, TokenRows, model_device
 from lens_linear.stats.collect import (
-    Reading,
-    SequenceSums,
-    collect_moments,
     common_sites,
-    first_key,
     require_rows_for_fit,
-    score_fits,
 )
-from lens_linear.stats.resume import Checkpoint, Key, fingerprint
+from lens_linear.stats.resume import Checkpoint, fingerprint
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.text.task import Task
-
-Statistic = Callable[[Moments], float]
-_GROUPS = 10  # of sequences, for intervals of one's own statistics
 
 
 def linearity_profile(
@@ -86,6 +81,7 @@ def linearity_profile(
     progress: bool = False,
     checkpoint: str | Path | None = None,
     save_every: int = 256,
+    max_memory: int | None = None,
 ) -> LinearityProfile:
     """Measure how linear every block, FFN and attention layer is, in one streaming pass.
 
@@ -126,6 +122,9 @@ def linearity_profile(
         checkpoint: file that keeps the statistics on the way; if the process is killed, the same call
             goes on from it. Removed at the end.
         save_every: sequences between two writes of it.
+        max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
+            not fit together are measured group after group, each in passes of its own (and with a
+            checkpoint of its own); the numbers stay the same.
 
     Returns:
         LinearityProfile; ``.to_dataframe()`` has one row per layer.
@@ -135,6 +134,7 @@ def linearity_profile(
         NonFiniteError: NaN or infinite activations, naming the layer.
         InvalidArgumentError: bad argument, or tokens that do not fit the model.
         CorruptedFileError: the checkpoint is damaged or belongs to another question.
+        InsufficientMemoryError: one layer needs more than ``max_memory``.
 
     Source: arXiv 2405.12250, section 3; arXiv 2606.19379 (R²_lin).
 
@@ -146,39 +146,37 @@ def linearity_profile(
         >>> bool(profile.to_dataframe().ffn_r2.isna().all())
         True
     """
-    require_choice("fit", fit, ("held-out", "in-sample"))
-    if not (isinstance(ridge, str) and ridge == "loo"):
-        require_float("ridge", ridge, minimum=0.0)
+    _require_fit(fit, ridge)
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
     held_out, n_layers, width = fit == "held-out", model.cfg.n_layers, model.cfg.d_model
     sites = _usable(model, sites)
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
-    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-    keeper = _keeper(checkpoint, save_every, model, rows, {**knobs, "own": sorted(own)})
-    run = _Run(model, sites, skip, batch_size, progress, keeper, own)
-    moments, first = run.moments(train, scored=not held_out)
-    held = [{key: m + first[key] for key, m in moments.items()}, moments] if first else [moments]
-    readings = _readings(held, first, skip, ridge)
-    if held_out:
-        found = [held_out_scores(n_layers, s, confidence, seed) for s in run.sums(test, readings)]
-    else:
-        found = [in_sample_scores(n_layers, *pair) for pair in zip(held, readings, strict=True)]
-    fits = readings[0].fits
+    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge}
+    knobs |= {"seed": seed, "own": sorted(own)}
+    each = layer_bytes(width, len(sites), len(train), own=bool(own))
+    cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")
+    parts: list[ProfilePart] = []
+    for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):
+        keeper = _keeper(path, save_every, model, rows, knobs)
+        run = ProfilePass(model, sites, layers, skip, batch_size, progress, keeper, own)
+        parts.append(run.part(train, test, ridge=ridge, held_out=held_out))
+    found = found_scores(n_layers, parts, confidence, seed)
+    fits = {key: fit for part in parts for key, fit in part.fits.items()}
     profile = LinearityProfile(
         model_name=str(model.cfg.model_name),
         fit=fit,
         scores=found[0].values,
         intervals=found[0].intervals,
         without_first=found[-1],
-        first_share=first_shares(n_layers, first, moments),
+        first_share=filled([part.first_share for part in parts]),
         sums=found[0].sums,
         ranks=ranks(n_layers, fits),
         solvers=solvers(n_layers, fits),
         null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
-        update_ratio=run.update_ratio(),
-        statistics=run.own_statistics(held[0]),
+        update_ratio=filled([{"": part.update_ratio} for part in parts])[""],
+        statistics=own_by_layer(parts),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
@@ -188,8 +186,22 @@ def linearity_profile(
         seed=seed,
         confidence=confidence,
     )
-    keeper.remove()
+    for part in parts:
+        part.keeper.remove()
     return profile
+
+
+def _require_fit(fit: Any, ridge: Any) -> None:
+    require_choice("fit", fit, ("held-out", "in-sample"))
+    if not (isinstance(ridge, str) and ridge == "loo"):
+        require_float("ridge", ridge, minimum=0.0)
+
+
+def _paths(checkpoint: str | Path | None, n: int) -> list[str | Path | None]:
+    """The file of each group of layers: the one that was named, when there is one group."""
+    if checkpoint is None or n == 1:
+        return [checkpoint] * n
+    return [f"{checkpoint}.{k}-of-{n}" for k in range(1, n + 1)]
 
 
 def _keeper(
@@ -268,34 +280,6 @@ def _guarded(name: str, part: Added) -> Statistic:
     return statistic
 
 
-def _readings(
-    held: list[dict[Key, Moments]],
-    first: dict[Key, Moments],
-    skip: int,
-    ridge: float | Literal["loo"],
-) -> list[Reading]:
-    """Maps where the output varies and rows suffice; those of all rows by a step from those of the rest."""
-    readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(len(held))]
-    for reading, part in zip(readings, held, strict=True):
-        for key, m in part.items():
-            if m.n <= (m.d_in or 0) + 1 or not m.varies:
-                continue
-            reading.mean_x[key] = m.mean_x
-            reading.spread[key] = m.scatter.spread
-    whole, rest = readings[0], readings[-1]
-    for key in whole.mean_x:
-        if ridge == 0 and first and key in rest.mean_x:
-            found = solve_both(held[-1][key].scatter, first[key].scatter, held[0][key].scatter)
-            rest.fits[key], whole.fits[key], step = found
-            if step is not None:
-                whole.steps[key] = step
-        else:
-            for reading, part in zip(readings, held, strict=True):
-                if key in reading.mean_x:
-                    reading.fits[key] = part[key].fit(ridge=ridge)
-    return readings
-
-
 def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
     if isinstance(sites, str) or not require_list("sites", sites, of="sites"):
         raise InvalidArgumentError(f"sites must be a list such as ['block', 'ffn'], got {sites!r}")
@@ -308,98 +292,3 @@ def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]
             "choose others, or a model with layers"
         )
     return usable
-
-
-class _Run:
-    """The two phases of a profile, with the state that a checkpoint keeps."""
-
-    def __init__(
-        self,
-        model: TransformerBridge,
-        sites: tuple[Site, ...],
-        skip: int,
-        batch_size: int,
-        progress: bool,
-        keeper: Checkpoint,
-        own: dict[str, Statistic],
-    ) -> None:
-        self.model, self.sites, self.skip, self.keeper = model, sites, skip, keeper
-        self.options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "progress": progress,
-            "checkpoint": keeper,
-        }
-        self.own = own
-        self.state = keeper.load()
-        shape = (model.cfg.n_layers, 2)
-        self.state.sums.setdefault("update_ratio", torch.zeros(shape, dtype=torch.float64))
-
-    def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:
-        """What is taken from the rows scored beside the residuals: update ratio, groups of sequences."""
-        if site == "block":
-            before, added = to_compute(x.norm(dim=-1)), to_compute((y - x).norm(dim=-1))
-            real = before > 0
-            ratio = self.state.sums["update_ratio"]
-            ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()
-        if self.own and site == self.sites[0]:
-            group = torch.arange(places.start, places.stop, places.step) % _GROUPS
-            for g in group.unique().tolist():
-                held = self.state.moments.setdefault(_group(layer, g), Moments(keep_yy=True))
-                held.update(x[group == g], y[group == g])
-
-    def moments(
-        self, rows: RowView, *, scored: bool
-    ) -> tuple[dict[Key, Moments], dict[Key, Moments]]:
-        """Phase one: statistics of the rows the maps are fitted on; those of the first position apart."""
-        apart = self.skip == 0
-        found = collect_moments(
-            self.model,
-            rows,
-            sites=self.sites,
-            skip=self.skip,
-            state=self.state,
-            first_apart=apart,
-            keep_yy=bool(self.own),
-            also=self._count if scored else None,
-            **self.options,
-        )
-        keys: list[Key] = [
-            (layer, site) for layer in range(self.model.cfg.n_layers) for site in self.sites
-        ]
-        first = {key: found[first_key(key)] for key in keys} if apart else {}
-        return {key: found[key] for key in keys}, first
-
-    def sums(self, rows: RowView, readings: list[Reading]) -> list[dict[Key, SequenceSums]]:
-        """Phase two: residuals on the other rows."""
-        return score_fits(
-            self.model, rows, readings, state=self.state, also=self._count, **self.options
-        )
-
-    def update_ratio(self) -> Float[Tensor, " layer"]:
-        """Mean of ‖y − x‖ / ‖x‖ over tokens; NaN without the block site."""
-        sums = self.state.sums["update_ratio"]
-        total, count = all_reduce_sum(sums).unbind(1)
-        return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
-
-    def own_statistics(self, fitted: dict[Key, Moments]) -> dict[str, LayerStatistic]:
-        """The user's functions on the rows scored, on those fitted, and without each group."""
-        if not self.own:
-            return {}
-        n_layers = self.model.cfg.n_layers
-        found = {name: torch.full((4, n_layers), torch.nan).double() for name in self.own}
-        for layer in range(n_layers):
-            groups = [
-                self.state.moments.get(_group(layer, g), Moments(keep_yy=True)).copy().all_reduce_()
-                for g in range(_GROUPS)
-            ]
-            groups = [g for g in groups if g.n]
-            if not groups:
-                continue
-            for name, function in self.own.items():
-                found[name][:3, layer] = jackknife(groups, function)
-                found[name][3, layer] = float(function(fitted[layer, self.sites[0]]))
-        return {name: LayerStatistic(both[0], both[1:3].T, both[3]) for name, both in found.items()}
-
-
-def _group(layer: int, g: int) -> Key:
-    return layer, f"group-{g}"  # type: ignore[return-value]

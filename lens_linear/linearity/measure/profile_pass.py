@@ -1,0 +1,241 @@
+"""The passes of a profile, for some of the layers: statistics, maps, residuals, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_linear._tl import TransformerBridge
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
+from lens_linear.linalg.more_rows import solve_both
+from lens_linear.linearity.measure.intervals import jackknife
+from lens_linear.linearity.measure.pooled_scores import (
+    Scores,
+    first_shares,
+    held_out_scores,
+    in_sample_scores,
+)
+from lens_linear.linearity.measure.profile_result import LayerStatistic
+from lens_linear.models.capture import Site
+from lens_linear.stats.collect import Reading, SequenceSums, collect_moments, first_key, score_fits
+from lens_linear.stats.resume import Checkpoint, Key
+from lens_linear.stats.split import RowView
+
+Statistic = Callable[[Moments], float]
+_GROUPS = 10  # of sequences, for intervals of one's own statistics
+
+
+def _readings(
+    held: list[dict[Key, Moments]],
+    first: dict[Key, Moments],
+    skip: int,
+    ridge: float | Literal["loo"],
+) -> list[Reading]:
+    """Maps where the output varies and rows suffice; those of all rows by a step from those of the rest."""
+    readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(len(held))]
+    for reading, part in zip(readings, held, strict=True):
+        for key, m in part.items():
+            if m.n <= (m.d_in or 0) + 1 or not m.varies:
+                continue
+            reading.mean_x[key] = m.mean_x
+            reading.spread[key] = m.scatter.spread
+    whole, rest = readings[0], readings[-1]
+    for key in whole.mean_x:
+        if ridge == 0 and first and key in rest.mean_x:
+            found = solve_both(held[-1][key].scatter, first[key].scatter, held[0][key].scatter)
+            rest.fits[key], whole.fits[key], step = found
+            if step is not None:
+                whole.steps[key] = step
+        else:
+            for reading, part in zip(readings, held, strict=True):
+                if key in reading.mean_x:
+                    reading.fits[key] = part[key].fit(ridge=ridge)
+        for reading in readings:
+            if key in reading.fits:  # core is as large as the map, and nothing here reads it
+                reading.fits[key] = _without(reading.fits[key], "core")
+    return readings
+
+
+def _without(fit: LinearFit, *names: str) -> LinearFit:
+    return replace(fit, **{name: getattr(fit, name)[:0].clone() for name in names})
+
+
+def layer_bytes(width: int, n_sites: int, n_rows: int, *, own: bool) -> float:
+    """Bytes of one layer: statistics without and with the first position, a map each; rows of the first."""
+    squares, firsts = 6 * width**2, 2 * width * min(n_rows, 3 * width)
+    extra = 3 * (_GROUPS + 2) * width**2 if own else 0
+    return 8.0 * (n_sites * (squares + firsts) + extra)
+
+
+@dataclass(frozen=True, eq=False)
+class ProfilePart:
+    """What a group of layers leaves behind when its statistics are gone; NaN at all other layers.
+
+    ``sums`` (held out) or ``scores`` (in sample) hold one entry a reading; ``own`` is [4, layer] by name.
+    """
+
+    keeper: Checkpoint
+    fits: dict[Key, LinearFit]
+    sums: list[dict[Key, SequenceSums]]
+    scores: list[Scores]
+    first_share: dict[str, Tensor]
+    update_ratio: Tensor
+    own: dict[str, Tensor]
+
+
+def filled(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each tensor from the parts that know it: what is NaN in one stands in another."""
+    whole = dict(parts[0])
+    for part in parts[1:]:
+        whole = {name: torch.where(t.isnan(), part[name], t) for name, t in whole.items()}
+    return whole
+
+
+def own_by_layer(parts: list[ProfilePart]) -> dict[str, LayerStatistic]:
+    """One's own statistics of all layers, by name."""
+    whole = filled([part.own for part in parts])
+    return {name: LayerStatistic(t[0], t[1:3].T, t[3]) for name, t in whole.items()}
+
+
+def found_scores(
+    n_layers: int, parts: list[ProfilePart], confidence: float, seed: int
+) -> list[Scores]:
+    """Scores of all layers by reading; intervals are drawn once for all of them."""
+    held_out = [
+        held_out_scores(
+            n_layers, {k: s for sums in both for k, s in sums.items()}, confidence, seed
+        )
+        for both in zip(*(part.sums for part in parts), strict=True)
+    ]
+    in_sample = [
+        Scores(filled([s.values for s in both]), filled([s.intervals for s in both]), {})
+        for both in zip(*(part.scores for part in parts), strict=True)
+    ]
+    return held_out or in_sample
+
+
+class ProfilePass:
+    """The two phases of a profile for some layers, with the state that a checkpoint keeps."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        sites: tuple[Site, ...],
+        layers: range,
+        skip: int,
+        batch_size: int,
+        progress: bool,
+        keeper: Checkpoint,
+        own: dict[str, Statistic],
+    ) -> None:
+        self.model, self.sites, self.layers = model, sites, layers
+        self.skip, self.keeper = skip, keeper
+        self.options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "progress": progress,
+            "checkpoint": keeper,
+        }
+        self.own = own
+        self.state = keeper.load()
+        shape = (model.cfg.n_layers, 2)
+        self.state.sums.setdefault("update_ratio", torch.zeros(shape, dtype=torch.float64))
+
+    def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:
+        """What is taken from the rows scored beside the residuals: update ratio, groups of sequences."""
+        if site == "block":
+            before, added = to_compute(x.norm(dim=-1)), to_compute((y - x).norm(dim=-1))
+            real = before > 0
+            ratio = self.state.sums["update_ratio"]
+            ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()
+        if self.own and site == self.sites[0]:
+            group = torch.arange(places.start, places.stop, places.step) % _GROUPS
+            for g in group.unique().tolist():
+                held = self.state.moments.setdefault(_group(layer, g), Moments(keep_yy=True))
+                held.update(x[group == g], y[group == g])
+
+    def moments(
+        self, rows: RowView, *, scored: bool
+    ) -> tuple[dict[Key, Moments], dict[Key, Moments]]:
+        """Phase one: statistics of the rows the maps are fitted on; those of the first position apart."""
+        apart = self.skip == 0
+        found = collect_moments(
+            self.model,
+            rows,
+            sites=self.sites,
+            layers=self.layers,
+            skip=self.skip,
+            state=self.state,
+            first_apart=apart,
+            keep_yy=bool(self.own),
+            also=self._count if scored else None,
+            **self.options,
+        )
+        keys: list[Key] = [(layer, site) for layer in self.layers for site in self.sites]
+        first = {key: found[first_key(key)] for key in keys} if apart else {}
+        return {key: found[key] for key in keys}, first
+
+    def part(
+        self, train: RowView, test: RowView, *, ridge: float | Literal["loo"], held_out: bool
+    ) -> ProfilePart:
+        """Both phases; the statistics are let go as soon as nothing asks for them."""
+        n_layers = self.model.cfg.n_layers
+        moments, first = self.moments(train, scored=not held_out)
+        held = (
+            [{key: m + first[key] for key, m in moments.items()}, moments] if first else [moments]
+        )
+        shares = first_shares(n_layers, first, moments)
+        readings = _readings(held, first, self.skip, ridge)
+        scores = [] if held_out else list(map(partial(in_sample_scores, n_layers), held, readings))
+        kept = held[0] if self.own else {}
+        del moments, held, first
+        if self.keeper.path is None and not self.own:
+            self.state.moments.clear()
+        sums = self.sums(test, readings) if held_out else []
+        return ProfilePart(
+            keeper=self.keeper,
+            fits={key: _without(fit, "weight") for key, fit in readings[0].fits.items()},
+            sums=sums,
+            scores=scores,
+            first_share=shares,
+            update_ratio=self.update_ratio(),
+            own=self.own_statistics(kept),
+        )
+
+    def sums(self, rows: RowView, readings: list[Reading]) -> list[dict[Key, SequenceSums]]:
+        """Phase two: residuals on the other rows."""
+        return score_fits(
+            self.model, rows, readings, state=self.state, also=self._count, **self.options
+        )
+
+    def update_ratio(self) -> Float[Tensor, " layer"]:
+        """Mean of ‖y − x‖ / ‖x‖ over tokens; NaN without the block site."""
+        sums = self.state.sums["update_ratio"]
+        total, count = all_reduce_sum(sums).unbind(1)
+        return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+
+    def own_statistics(self, fitted: dict[Key, Moments]) -> dict[str, Tensor]:
+        """The user's functions on the rows scored, on those fitted, and without each group."""
+        n_layers = self.model.cfg.n_layers
+        found = {name: torch.full((4, n_layers), torch.nan).double() for name in self.own}
+        for layer in self.layers if self.own else ():
+            tenths = [
+                self.state.moments.get(_group(layer, g), Moments(keep_yy=True)).copy().all_reduce_()
+                for g in range(_GROUPS)
+            ]
+            tenths = [part for part in tenths if part.n]
+            if not tenths:
+                continue
+            for name, function in self.own.items():
+                found[name][:3, layer] = jackknife(tenths, function)
+                found[name][3, layer] = float(function(fitted[layer, self.sites[0]]))
+        return found
+
+
+def _group(layer: int, g: int) -> Key:
+    return layer, f"group-{g}"  # type: ignore[return-value]

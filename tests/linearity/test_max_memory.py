@@ -1,0 +1,93 @@
+"""Statistics in groups of layers: the same numbers, within the bytes that were allowed."""
+
+import re
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from bytes_held import most_bytes
+
+import lens_linear as ll
+from lens_linear.linearity.measure.profile_pass import layer_bytes
+
+WIDTH = 96
+TOKENS = torch.randint(64, (24, 32), generator=torch.Generator().manual_seed(0))
+
+
+def gpt():
+    return ll.toy_model(n_layers=5, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False, norm="LN")
+
+
+def one_layer(*, own=False):
+    return int(layer_bytes(WIDTH, 3, len(TOKENS) // 2, own=own))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fit": "in-sample"},
+        {"skip": 1},
+        {"ridge": 1.0},
+        {"statistics": {"rows": lambda m: m.n}},
+    ],
+    ids=["held-out", "in-sample", "skip", "ridge", "statistics"],
+)
+def test_groups_of_layers_give_the_numbers_of_one_pass(options, tmp_path):
+    model, path = gpt(), tmp_path / "state"
+    wanted = ll.linearity_profile(model, TOKENS, **options)
+    few = 2 * one_layer(own="statistics" in options) + 1
+    found = ll.linearity_profile(model, TOKENS, max_memory=few, checkpoint=path, **options)
+    pd.testing.assert_frame_equal(found.to_dataframe(), wanted.to_dataframe(), rtol=1e-9)
+    assert found.solvers == wanted.solvers and not list(tmp_path.iterdir())
+
+
+def test_a_kill_between_groups_loses_no_group_that_is_done(tmp_path, monkeypatch):
+    model, path, few = gpt(), tmp_path / "state", one_layer() + 1
+    wanted = ll.linearity_profile(model, TOKENS).to_dataframe()
+    forward, calls = ll.linearity.measure.profile_pass.score_fits, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(ll.linearity.measure.profile_pass, "score_fits", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ll.linearity_profile(model, TOKENS, max_memory=few, checkpoint=path)
+    assert len(list(tmp_path.glob("state.*-of-5"))) == 3
+    monkeypatch.undo()
+    seen = []
+    model.add_hook("blocks.0.hook_in", lambda t, hook: seen.append(t))
+    found = ll.linearity_profile(model, TOKENS, max_memory=few, checkpoint=path).to_dataframe()
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-9)
+    assert 0 < len(seen) < 10  # 2 passes of 5 groups; two groups were done, and half of the third
+
+
+def test_the_map_of_all_pairs_in_groups():
+    model = gpt()
+    for options in ({}, {"fit": "in-sample"}, {"skip": 1}):
+        wanted = ll.layer_map(model, TOKENS, **options)
+        each = 8 * WIDTH**2 * (4 * 6 + 2)
+        found = ll.layer_map(model, TOKENS, max_memory=2 * each + 1, **options)
+        torch.testing.assert_close(found.values, wanted.values, equal_nan=True)
+        torch.testing.assert_close(found.without_first, wanted.without_first, equal_nan=True)
+        assert (found.null_r2, found.n_fit) == (wanted.null_r2, wanted.n_fit)
+
+
+@pytest.mark.parametrize("analysis", [ll.linearity_profile, ll.layer_map])
+def test_too_little_memory_names_what_is_enough(analysis):
+    with pytest.raises(ll.errors.InsufficientMemoryError, match="max_memory=") as refused:
+        analysis(gpt(), TOKENS, max_memory=1000)
+    enough = int(re.search(r"max_memory=(\d+)", str(refused.value))[1])
+    analysis(gpt(), TOKENS, max_memory=enough)
+
+
+def test_a_group_takes_the_bytes_it_was_allowed():
+    """What seven layers at once take more than one by one: the rest is the pass itself."""
+    model = ll.toy_model(n_layers=7, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False)
+    profile = partial(ll.linearity_profile, model, TOKENS)
+    base, more = (most_bytes(partial(profile, max_memory=n * one_layer() + 1)) for n in (1, 7))
+    assert 0.7 * 6 * one_layer() < more - base <= 6 * one_layer()
