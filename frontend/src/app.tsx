@@ -42,8 +42,10 @@ function continued(ids: number[], run: Run | null): number {
   return best;
 }
 
+interface Check { what: string; gap: number; allowed: number }
+
 /** Largest difference from the logits that Python stored. */
-export function selfCheck(payload: Payload, engine: Engine): number | null {
+function selfCheck(payload: Payload, engine: Engine): Check | null {
   if (!payload.sentinel) return null;
   const { ids, logits } = payload.sentinel;
   const wanted = unpack(logits);
@@ -55,7 +57,26 @@ export function selfCheck(payload: Payload, engine: Engine): number | null {
     const gap = Math.abs(row.logits[i % vocab]! - value);
     most = gap <= most ? most : gap; // NaN comes through
   });
-  return most;
+  return { what: "from Python's logits", gap: most, allowed: payload.tolerance };
+}
+
+/** Of a page that only shows: its components of each logit, added up, against the logit itself. */
+function storedCheck(payload: Payload): Check | null {
+  let worst: Check | null = null;
+  for (const { shares } of payload.runs) {
+    if (!shares) continue;
+    const values = unpack(shares.values).data, width = shares.components.length;
+    unpack(shares.logits).data.forEach((logit, i) => {
+      let sum = 0, size = 0;
+      for (const value of values.subarray(i * width, (i + 1) * width)) {
+        sum += value;
+        size += Math.abs(value);
+      }
+      const gap = Math.abs(sum - logit), allowed = size / 2048 + shares.max_error + 1e-4; // half precision rounds by 1/2048
+      if (!worst || !(gap / allowed <= worst.gap / worst.allowed)) worst = { what: "of stored components, added up here, from Python's logits", gap, allowed };
+    });
+  }
+  return worst;
 }
 
 export function App({ payload: given, hash, onSelect, kernel }: {
@@ -64,7 +85,7 @@ export function App({ payload: given, hash, onSelect, kernel }: {
   const [payload, setPayload] = useState(given);
   const live = useMemo<Live | null>(() => given.arrays && given.tokenizer
     ? { engine: new Engine(given), spare: new Engine(given), tokens: new TextTokens(given.tokenizer, given.tokenizer_config ?? {}) } : null, [given]);
-  const gap = useMemo(() => live && selfCheck(given, live.engine), [live]);
+  const check = useMemo(() => (live ? selfCheck(given, live.engine) : storedCheck(given)), [live]);
   const [selection, setSelection] = useState(() => fromHash(hash, start(given, live)));
   const [answer, setAnswer] = useState<{ run: Run | null; whole: Run | null; waiting: boolean; problem: string }>(
     { run: null, whole: null, waiting: false, problem: "" });
@@ -97,7 +118,7 @@ export function App({ payload: given, hash, onSelect, kernel }: {
   const head = useMemo(() => <HeadView {...context} />, [payload, seen.head, seen.token, seen.distance]);
   return (
     <div class="explorer">
-      <Header payload={payload} gap={gap} />
+      <Header payload={payload} check={check} />
       <main>
         <div class="column">
           <View id="map" title="Model map">{map}</View>
@@ -143,9 +164,10 @@ function View({ id, title, children }: { id: string; title: string; children: pr
   return <section class="view" id={id} aria-labelledby={`${id}-title`}><h2 id={`${id}-title`}>{title}</h2>{children}</section>;
 }
 
-function Header({ payload, gap }: { payload: Payload; gap: number | null }) {
+function Header({ payload, check }: { payload: Payload; check: Check | null }) {
   const m = payload.model;
-  const good = gap !== null && gap <= payload.tolerance;
+  const live = payload.arrays !== null;
+  const good = check !== null && check.gap <= check.allowed;
   const jump = (event: MouseEvent) => {
     const link = event.currentTarget as HTMLAnchorElement;
     event.preventDefault(); // the address belongs to the selection
@@ -160,12 +182,13 @@ function Header({ payload, gap }: { payload: Payload; gap: number | null }) {
         {m.n_layers} layers × {m.n_heads} heads{m.n_ffn ? `, ${m.n_ffn} with MLPs` : ", attention only"}; width {m.d_model}, vocabulary{" "}
         {m.d_vocab.toLocaleString("en")}, context {m.n_ctx.toLocaleString("en")}, {m.parameters.toLocaleString("en")} parameters.
       </p>
-      <p class={gap === null ? "check" : good ? "check good" : "check bad"} role="status">
-        {gap === null
+      <p class={check === null ? "check" : good ? "check good" : "check bad"} role="status">
+        {check === null
           ? "Every number was computed by Python; this page only shows them."
           : good
-            ? `Self-check passed: the largest difference from Python's logits is ${gap.toExponential(1)} (allowed ${payload.tolerance}).`
-            : `Self-check FAILED: logits differ from Python's by up to ${number(gap, 4)} (allowed ${payload.tolerance}). Do not trust this page in this browser.`}
+            ? `Self-check passed: the largest difference ${check.what} is ${check.gap.toExponential(1)} (allowed ${+check.allowed.toPrecision(2)}).`
+            : `Self-check FAILED: the largest difference ${check.what} is ${number(check.gap, 4)} (allowed ${+check.allowed.toPrecision(2)}). Do not trust this page in this browser.`}
+        {live ? "" : check && " Every number was computed by Python; this page only shows them."}
       </p>
       <nav aria-label="Views">{[["map", "Model map"], ["text", "Text"], ["head", "Head"], ["lens", "Lens"]].map(([id, text]) => (
         <a key={id} href={`#${id}`} onClick={jump}>{text}</a>))}</nav>

@@ -208,7 +208,7 @@ def head_tables(
     """For heads of a model that the page cannot run: the ends of their QK and OV rows of some tokens.
 
     Values are divided by the typical norm scale of the tokens, as the page does for small models. In rotary
-    models a QK row holds for one distance, here 1. Single precision, one head at a time: the rows over a
+    models a QK row holds for one distance, here 1. Single precision, one layer at a time: the rows over a
     large vocabulary are never kept.
     """
     at = require_attention(weights)
@@ -218,25 +218,24 @@ def head_tables(
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}
     distance = 0
-    keys = rows
     sample = sample_tokens(model)[None]
     for layer in range(n_layers):
         attention_scores(model, sample, layer)  # refuses scores that are not these q·k
         rotary = read_rotary(model, layer, 2)
-        turn = None if rotary is None else rotary.relative(1, at.W_Q.shape[-1]).float()
-        distance = max(distance, int(turn is not None))
-        for head in range(n_heads):
-            if head % group == 0:
-                keys = rows @ at.W_K[layer, head].float() / typical[: len(rows), None]
-            queries = rows[ids] @ at.W_Q[layer, head].float() * float(at.scale[layer])
-            queries = (queries if turn is None else queries @ turn) / typical[ids, None]
-            values = rows[ids] @ at.W_V[layer, head].float() / typical[ids, None]
-            writes = values @ at.W_O[layer, head].float() @ outputs
-            _keep(parts, "qk", (queries @ keys.T).topk(k))
-            _keep(parts, "raised", writes.topk(k))
-            _keep(parts, "lowered", writes.topk(k, largest=False))
+        w_q, w_k, w_v, w_o = (getattr(at, f"W_{part}")[layer].float() for part in "QKVO")
+        queries = rows[ids] @ w_q * float(at.scale[layer]) / typical[ids, None]
+        if rotary is not None:
+            distance, queries = 1, queries @ rotary.relative(1, w_q.shape[-1]).float()
+        # One product for all heads of a layer: a large vocabulary is read once.
+        keys = rows @ w_k[::group].movedim(0, 1).flatten(1) / typical[: len(rows), None]
+        keys = keys.unflatten(1, (n_heads // group, -1))
+        scores = torch.stack([one @ keys[:, i // group].T for i, one in enumerate(queries)])
+        _keep(parts, "qk", scores.topk(k))
+        writes = rows[ids] @ w_v / typical[ids, None] @ w_o @ outputs
+        _keep(parts, "raised", writes.topk(k))
+        _keep(parts, "lowered", writes.topk(k, largest=False))
     packed = {
-        name: pack(torch.stack(value), "int32" if name.endswith("ids") else "float16")
+        name: pack(torch.cat(value), "int32" if name.endswith("ids") else "float16")
         for name, value in parts.items()
     }
     return {**packed, "tokens": list(tokens), "distance": distance}

@@ -1,15 +1,18 @@
 """Saved pages in a real browser: nothing asked for, nothing run that should not, every view by keyboard."""
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lens_linear as ll
 from lens_linear.explorer.explorer import Explorer
+from lens_linear.explorer.packing import pack
 from tests.conftest import ROOT, absent
 
 FOLDER = Path(__file__).parent
@@ -58,6 +61,27 @@ def test_a_damaged_weight_fails_the_self_check(saved, tmp_path):
     page = Explorer(damaged, 10**7, explorer._subject).save(tmp_path / "damaged.html")
     (seen,) = look(tmp_path, {"check": "look", "file": page})
     assert "Self-check FAILED" in seen["check"]
+
+
+def test_a_damaged_run_fails_the_self_check_of_a_page_that_only_shows(tmp_path):
+    model = ll.toy_model(norm="LN", attn_only=False, d_vocab=1024)
+    model.tokenizer = ll.load("attn-2l").tokenizer
+    explorer = ll.explore(model, ["The king and the queen."])
+    (run,) = explorer.payload["runs"]
+    shares = run["shares"]
+    logits = np.frombuffer(base64.b64decode(shares["logits"]["data"]), "<f4").copy()
+    logits[7] += 0.1
+    bad = run | {
+        "shares": shares
+        | {"logits": pack(logits, "float32") | {"shape": shares["logits"]["shape"]}}
+    }
+    damaged = Explorer({**explorer.payload, "runs": [bad]}, 10**7, explorer._subject)
+    pages = (explorer.save(tmp_path / "whole.html"), damaged.save(tmp_path / "damaged.html"))
+    whole, seen = look(tmp_path, *({"check": "look", "file": page} for page in pages))
+    assert re.search(
+        r"passed: the largest difference of stored .* is \d\.\de-[345] ", whole["check"]
+    )
+    assert "Self-check FAILED" in seen["check"] and "is 0.1" in seen["check"]
 
 
 def test_the_address_opens_the_same_sight(saved, tmp_path):

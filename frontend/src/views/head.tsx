@@ -1,5 +1,5 @@
 // One head: what it looks for, what it writes, with whom it composes.
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import { unpack, unpackInts } from "../arrays.ts";
 import { headOf, type Context } from "../context.ts";
 import { mean, topK } from "../maths.ts";
@@ -10,7 +10,12 @@ import { LEAST_Z, useComposition } from "./map.tsx";
 
 const LISTED = 10;
 
-export function HeadView(context: Context) {
+export function HeadView(given: Context) {
+  const title = useRef<HTMLParagraphElement>(null);
+  const context: Context = { ...given, select: (change) => { // what was chosen may go: the keyboard's place is kept above it
+    given.select(change);
+    title.current?.focus({ preventScroll: true });
+  } };
   const { payload, selection, select, engine, text } = context;
   const at = headOf(payload, selection.head);
   const rotary = payload.model.positions === "rotary";
@@ -29,12 +34,12 @@ export function HeadView(context: Context) {
     ? ` Null: ${number(spread.mean, 2)} ± ${number(spread.sd, 2)} (mean and sd over n = ${payload.model.n_tokens.toLocaleString("en")} tokens).` : "";
   return (
     <>
-      <p class="lead"><strong>{selection.head}</strong>, token <Token text={text(selection.token)} /></p>
+      <p class="lead" ref={title} tabIndex={-1}><strong>{selection.head}</strong>, token <Token text={text(selection.token)} /></p>
       <TokenSearch {...context} />
       {rotary && (engine ? (
         <label class="choice">Distance from query to key: {selection.distance}{" "}
           <input type="range" min="0" max={Math.min(64, payload.model.n_ctx - 1)} value={selection.distance}
-            onInput={(event) => select({ distance: Number(event.currentTarget.value) })} />
+            onInput={(event) => given.select({ distance: Number(event.currentTarget.value) })} />
         </label>
       ) : <p class="note">Keys one position back: with rotary positions a row holds for one distance.</p>)}
       {at.layer > 0 && <p class="note">In layer {at.layer} the head also reads what earlier heads wrote, below under composition partners; these rows show the part from the token's own embedding alone.</p>}

@@ -1,5 +1,5 @@
 // The model map: every head coloured by one score, and how linear every layer is.
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import { unpack, unpackInts } from "../arrays.ts";
 import { scaleOf } from "../colours.ts";
 import { headOf, type Context } from "../context.ts";
@@ -127,6 +127,11 @@ export function strength(row: HeadRow, verdict: string): number {
 function HeadFacts({ row, rows, scores, partners, select }: {
   row: HeadRow; rows: Map<string, HeadRow>; scores: { [name: string]: Score }; partners: Partner[]; select: Context["select"];
 }) {
+  const title = useRef<HTMLHeadingElement>(null);
+  const go = (head: string) => { // the link goes with its head, so the keyboard's place is kept above it
+    select({ head });
+    title.current?.focus({ preventScroll: true });
+  };
   const verdict = verdictOf(row);
   const named = (one: Partner) => {
     const { letter, words } = verdictOf(rows.get(`${one.layer},${one.head}`));
@@ -134,10 +139,10 @@ function HeadFacts({ row, rows, scores, partners, select }: {
   };
   return (
     <div class="facts">
-      <h3>{String(row["head"])}: {verdict === UNNAMED ? "no verdict" : verdict.letter === "?" ? verdict.words : `${verdict.words} head`}</h3>
+      <h3 ref={title} tabIndex={-1}>{String(row["head"])}: {verdict === UNNAMED ? "no verdict" : verdict.letter === "?" ? verdict.words : `${verdict.words} head`}</h3>
       <p>{verdict.meaning}</p>
       {partners.map((one) => (
-        <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
+        <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => go(one.name)}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
       ))}
       <div class="scroll" tabIndex={0} role="region" aria-label="Scores of the head"><table class="plain facts-table">
         <thead><tr><th scope="col">score</th><th scope="col">value</th><th scope="col">null</th></tr></thead>
