@@ -57,12 +57,26 @@ def groups(
     usable = usable_bytes(max_memory, device)
     if each > usable:
         raise InsufficientMemoryError(
-            f"{what} needs about {size_text(each)} of statistics, and max_memory allows "
-            f"{size_text(usable)}; pass max_memory={math.ceil(each)}, or fewer sites"
+            f"{what} needs about {size_text(each)} of statistics, and "
+            f"{'half of the free memory' if max_memory is None else 'max_memory'} is {size_text(usable)}; "
+            f"pass max_memory={math.ceil(each)}"
         )
     count = -(-n // max(1, int(usable // max(1.0, each))))
     size = -(-n // max(1, count))
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def require_room(needed: float, device: torch.device | str, *, what: str, advice: str) -> None:
+    """Refuse what would not fit in the memory that is free now, before anything runs.
+
+    Raises:
+        InsufficientMemoryError: it would not.
+    """
+    free = free_bytes(device)
+    if needed > free:
+        raise InsufficientMemoryError(
+            f"{what} would take about {size_text(needed)}, and {size_text(free)} are free; {advice}"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

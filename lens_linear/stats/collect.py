@@ -21,6 +21,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process
+from lens_linear.linalg.memory import require_room
 from lens_linear.linalg.more_rows import Step
 from lens_linear.models.capture import (
     SITES,
@@ -140,8 +141,18 @@ def collect_moments(
 
     Raises:
         NonFiniteError: NaN or infinite activations, naming the layer.
+        InsufficientMemoryError: the statistics would not fit in what is free.
     """
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    matrices = (
+        2 + keep_yy + 2 * first_apart
+    )  # products or a factor, the first position's beside them
+    require_room(
+        8.0 * len(chosen) * len(sites) * matrices * model.cfg.d_model**2,
+        model_device(model),
+        what=f"statistics of {len(chosen)} layers of width {model.cfg.d_model:,} at {len(sites)} sites",
+        advice="name fewer layers or sites in one call",
+    )
     state = PassState() if state is None else state
     for layer in chosen:
         for site in sites:

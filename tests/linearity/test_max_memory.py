@@ -77,7 +77,27 @@ def test_the_map_of_all_pairs_in_groups():
         assert (found.null_r2, found.n_fit) == (wanted.null_r2, wanted.n_fit)
 
 
-@pytest.mark.parametrize("analysis", [ll.linearity_profile, ll.layer_map])
+def test_a_lens_in_groups():
+    model = gpt()
+    wanted = ll.fit_lens(model, TOKENS)
+    found = ll.fit_lens(model, TOKENS, max_memory=2 * 8 * 12 * WIDTH**2 + 1)
+    for name in ("weight", "bias", "raw_weight", "raw_bias", "r2"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name))
+
+
+def test_curves_in_groups_and_statistics_that_do_not_fit(monkeypatch):
+    model = gpt()
+    wanted = ll.replacement_curve(model, TOKENS, strategy="linear", max_replaced=2)
+    each = 8 * WIDTH**2
+    monkeypatch.setattr("lens_linear.linalg.memory.free_bytes", lambda device: 2 * 2 * 4 * each)
+    found = ll.replacement_curve(model, TOKENS, strategy="linear", max_replaced=2)
+    pd.testing.assert_frame_equal(found.to_dataframe(), wanted.to_dataframe())
+    with pytest.raises(ll.errors.InsufficientMemoryError, match="name fewer layers"):
+        ll.linearity.ffn_compression(model, TOKENS)
+    assert len(ll.linearity.ffn_compression(model, TOKENS, layers=[0, 1]).to_dataframe())
+
+
+@pytest.mark.parametrize("analysis", [ll.linearity_profile, ll.layer_map, ll.fit_lens])
 def test_too_little_memory_names_what_is_enough(analysis):
     with pytest.raises(ll.errors.InsufficientMemoryError, match="max_memory=") as refused:
         analysis(gpt(), TOKENS, max_memory=1000)

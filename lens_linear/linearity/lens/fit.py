@@ -13,9 +13,10 @@ from torch.nn.functional import kl_div
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_seed
 from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linalg.memory import groups
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
-from lens_linear.models.capture import residual_stream, row_ranges
+from lens_linear.models.capture import model_device, residual_stream, row_ranges
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_blocks, require_causal
 from lens_linear.stats.collect import require_rows_for_fit
@@ -35,6 +36,7 @@ def fit_lens(
     ridge: float = 1e-3,
     seed: int = 0,
     batch_size: int | None = None,
+    max_memory: int | None = None,
 ) -> Lens:
     """Affine maps that read off every layer what the model will say.
 
@@ -53,6 +55,8 @@ def fit_lens(
         ridge: at least 0, a share of the variance.
         seed: of the order of the rows when polishing.
         batch_size: sequences a forward pass; as many as memory allows by default.
+        max_memory: bytes that statistics may add, half of what is free by default. Layers that do not fit
+            together are fitted group after group, each in a pass of its own.
 
     Returns:
         Lens: ``.score(tokens)`` on other text, ``.read(text)``, ``.translator()``.
@@ -60,6 +64,7 @@ def fit_lens(
     Raises:
         NotEnoughDataError: at most ``d_model + 1`` rows.
         UnsupportedModelError: no blocks, or not a causal language model.
+        InsufficientMemoryError: one layer needs more than ``max_memory``.
 
     Source: Din et al. 2023, arXiv 2303.09435 (raw least squares); Belrose et al. 2023, arXiv 2303.08112
     (tuned on the KL); nostalgebraist 2020 (logit lens).
@@ -88,19 +93,25 @@ def fit_lens(
             f"a lens needs {FEW} ({FEW * width:,} tokens) to read other text as well as this",
             stacklevel=2,
         )
-    readout = Readout.of(model)
-    direct, raw = _collect(model, rows, readout, batch_size)
-    whole = [rest + first for rest, first in direct]
-    maps = [_solve(*pair, ridge) for pair in direct]
-    raws = [(rest + first).fit() for rest, first in raw]
+    readout, n_layers = Readout.of(model), model_shape(model).n_layers
+    each = 8.0 * 12 * width**2  # two lenses: statistics with and without the first position, maps
+    maps: list[LinearFit] = []
+    raws: list[LinearFit] = []
+    r2: list[float] = []
+    for layers in groups(
+        n_layers, each, max_memory, model_device(model), what="one layer of this lens"
+    ):
+        direct, raw = _collect(model, rows, readout, batch_size, layers)
+        found = [_solve(*pair, ridge) for pair in direct]
+        r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
+        maps += found
+        raws += [(rest + first).fit() for rest, first in raw]
     lens = Lens(
         weight=torch.stack([fit.weight for fit in maps]),
         bias=torch.stack([fit.bias for fit in maps]),
         raw_weight=torch.stack([fit.weight for fit in raws]),
         raw_bias=torch.stack([fit.bias for fit in raws]),
-        r2=torch.tensor(
-            [_r2(m, fit) for m, fit in zip(whole, maps, strict=True)], dtype=torch.float64
-        ),
+        r2=torch.tensor(r2, dtype=torch.float64),
         n=rows.n_tokens(),
         ridge=ridge,
         polish=polish,
@@ -112,17 +123,20 @@ def fit_lens(
 
 
 def _collect(
-    model: TransformerBridge, rows: RowView, readout: Readout, batch_size: int | None
+    model: TransformerBridge,
+    rows: RowView,
+    readout: Readout,
+    batch_size: int | None,
+    layers: range,
 ) -> tuple[list[Pair], list[Pair]]:
     """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart."""
-    n_layers = int(model.cfg.n_layers)
-    direct, raw = ([(Moments(), Moments()) for _ in range(n_layers)] for _ in range(2))
+    direct, raw = ([(Moments(), Moments()) for _ in layers] for _ in range(2))
     for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
         streams = residual_stream(model, rows[start:stop])
         last = readout.normalise(streams[-1])
-        for layer in range(n_layers):
-            _update(direct[layer], readout.normalise(streams[layer]), last)
-            _update(raw[layer], streams[layer], streams[-1])
+        for layer, pair, plain in zip(layers, direct, raw, strict=True):
+            _update(pair, readout.normalise(streams[layer]), last)
+            _update(plain, streams[layer], streams[-1])
     return direct, raw
 
 

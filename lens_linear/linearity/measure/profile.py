@@ -153,7 +153,7 @@ def linearity_profile(
     sites = _usable(model, sites)
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
-    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge}
+    knobs: dict[str, object] = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge}
     knobs |= {"seed": seed, "own": sorted(own)}
     each = layer_bytes(width, len(sites), len(train), own=bool(own))
     cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")

@@ -34,13 +34,14 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
+from lens_linear.linalg.memory import groups
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
     fitted_map,
     identity_map,
 )
 from lens_linear.linearity.replace.distill import polish
-from lens_linear.models.capture import TokenRows, batched, run
+from lens_linear.models.capture import TokenRows, batched, model_device, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Spot
 from lens_linear.models.stand_ins import BlockStandIns
@@ -242,14 +243,26 @@ def _fits(
     batch_size: int | None,
     progress: bool,
 ) -> dict[int, AffineMap]:
-    """The affine fit of every block on the original activations, from one pass; one solve a block."""
-    statistics = collect_moments(
-        model, rows, sites=("block",), skip=skip, batch_size=batch_size, progress=progress
-    )
-    return {
-        layer: fitted_map(statistics.pop((layer, "block")), "block", layer, ridge=ridge)
-        for layer in range(model.cfg.n_layers)
-    }
+    """The affine fit of every block on the original activations, from one pass; one solve a block.
+
+    A pass for each group of layers where memory does not hold the statistics of all.
+    """
+    fits = {}
+    each = 8.0 * 4 * model.cfg.d_model**2  # products and the map
+    for layers in groups(model.cfg.n_layers, each, None, model_device(model), what="one block"):
+        statistics = collect_moments(
+            model,
+            rows,
+            sites=("block",),
+            layers=layers,
+            skip=skip,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for layer in layers:
+            moments = statistics.pop((layer, "block"))
+            fits[layer] = fitted_map(moments, "block", layer, ridge=ridge)
+    return fits
 
 
 def _sequence(
