@@ -30,9 +30,19 @@ import torch
 from lens_linear.checks import require_float, require_int, require_path
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
+from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
 from lens_linear.teaching.checker import LESSONS, Checker
 from lens_linear.teaching.notebook_process import NotebookProcess
+from lens_linear.teaching.submissions import (
+    CHECK,
+    Submission,
+    find_submissions,
+    lesson_of,
+    printable,
+    read_notebook,
+    read_roster,
+)
 from lens_linear.teaching.tutorials import exercise_notebooks
 
 COLUMNS = (
@@ -46,9 +56,7 @@ COLUMNS = (
     "notebook",
     "sha256",
 )
-_CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*["']?([A-Za-z_]\w*)""")
-_CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{_CHECK.pattern}")
-_LARGEST = 50 * 2**20
+_CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{CHECK.pattern}")
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {
     "changes the checker": re.compile(
@@ -98,6 +106,7 @@ class Grades(Result):
         frame = self.to_dataframe()
         if frame.empty:
             return frame[["student", "lesson", "points", "out_of"]]
+        frame["lesson"] = frame["lesson"].astype("Int64")  # none for what was not graded
         each = frame.groupby(["student", "lesson", "notebook"], dropna=False)[
             ["points", "out_of"]
         ].sum()
@@ -105,11 +114,12 @@ class Grades(Result):
 
 
 @dataclass(frozen=True)
-class _Submission:
-    student: str
-    path: Path
-    name: str  # below the folder of submissions
-    sha256: str
+class _Limits:
+    """What one notebook may take: seconds a cell, seconds in all, bytes."""
+
+    seconds: float
+    whole: float
+    memory: int
 
 
 def grade(
@@ -126,7 +136,7 @@ def grade(
 
     A point an exercise. Rows of a notebook are written to ``out`` when it is done; running the same line
     again keeps rows of notebooks that have not changed and grades the rest. Ctrl-C stops, keeps what is done
-    and scores nobody 0 for it.
+    and scores nobody 0 for it. On Linux the notebooks share four fifths of the free memory.
 
     Args:
         submissions: one notebook, or a folder that is searched for notebooks: one folder a student, or names
@@ -154,18 +164,19 @@ def grade(
     jobs = require_int("jobs", jobs, minimum=1)
     require_float("seconds", seconds, minimum=0.1)
     require_float("whole", whole, minimum=0.1)
-    students = _read_roster(roster)
-    found = _submissions(require_path("submissions", submissions), students)
+    students = read_roster(roster)
+    found = find_submissions(require_path("submissions", submissions), students)
     target = None if out is None else require_path("out", out)
     kept = _kept_rows(target, found)
     done = {(row["notebook"], row["sha256"]) for row in kept}
     todo = [s for s in found if (s.name, s.sha256) not in done]
+    limits = _Limits(seconds, whole, free_bytes() * 4 // 5 // jobs)
     rows, finished = list(kept), True
     if target is not None:
         _write_rows(target, kept)
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     try:
-        for submission, new in _in_parallel(todo, jobs, seconds, whole):
+        for submission, new in _in_parallel(todo, jobs, limits):
             rows += new
             if target is not None:
                 _append_rows(target, new)
@@ -188,54 +199,7 @@ def grade(
     return grades
 
 
-def _read_roster(path: str | Path | None) -> list[str]:
-    if path is None:
-        return []
-    with require_path("roster", path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if "student" not in (reader.fieldnames or []):
-            raise InvalidArgumentError(
-                f"roster must have a column 'student', got {reader.fieldnames}; add it to the first line"
-            )
-        return [row["student"].strip() for row in reader if (row["student"] or "").strip()]
-
-
-def _submissions(folder: Path, students: Sequence[str]) -> list[_Submission]:
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.ipynb"))
-    files = [f for f in files if ".ipynb_checkpoints" not in f.parts and f.is_file()]
-    if not files:
-        raise InvalidArgumentError(
-            f"submissions must hold notebooks (.ipynb), found none in {str(folder)!r}; check the path"
-        )
-    top = folder.parent if folder.is_file() else folder
-    found = []
-    for path in files:
-        # File names may hold any bytes; tables and terminals may not.
-        name = Path(_printable(os.fsencode(path.relative_to(top)).decode("utf-8", "replace")))
-        found.append(_Submission(_student_of(name, students), path, str(name), _sha256(path)))
-    return found
-
-
-def _sha256(path: Path) -> str:
-    """Checksum of a file that can be graded; otherwise a word why not."""
-    try:
-        small = path.stat().st_size <= _LARGEST
-        return hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
-    except OSError:
-        return "unreadable"
-
-
-def _student_of(name: Path, students: Sequence[str]) -> str:
-    """The student a path belongs to, by a folder or a name; otherwise the first part of the path."""
-    parts = [part.lower() for part in (*name.parts[:-1], name.stem)]
-    for student in sorted(students, key=len, reverse=True):
-        one = re.escape(student.lower())
-        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in parts):
-            return student
-    return name.parts[0] if len(name.parts) > 1 else name.stem
-
-
-def _kept_rows(target: Path | None, found: Sequence[_Submission]) -> list[dict[str, Any]]:
+def _kept_rows(target: Path | None, found: Sequence[Submission]) -> list[dict[str, Any]]:
     """Rows of an earlier run that still hold: same notebook, same bytes, graded, no row lost."""
     if target is None or not target.is_file():
         return []
@@ -291,11 +255,11 @@ def _row(student: str, lesson: Any, exercise: Any, points: int, most: int, messa
 
 
 def _in_parallel(
-    todo: Sequence[_Submission], jobs: int, seconds: float, whole: float
-) -> Iterator[tuple[_Submission, list[dict[str, Any]]]]:
+    todo: Sequence[Submission], jobs: int, limits: _Limits
+) -> Iterator[tuple[Submission, list[dict[str, Any]]]]:
     """Judge in forked processes, ``jobs`` at a time; each writes its rows to a pipe of its own."""
     waiting = list(todo)
-    running: dict[int, tuple[int, _Submission, bytearray]] = {}
+    running: dict[int, tuple[int, Submission, bytearray]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -304,7 +268,7 @@ def _in_parallel(
                 pid = os.fork()
                 if pid == 0:
                     os.close(out)
-                    _judge_and_exit(submission, into, seconds, whole)
+                    _judge_and_exit(submission, into, limits)
                 os.close(into)
                 running[out] = (pid, submission, bytearray())
             ready, _, _ = select.select(list(running), [], [])
@@ -325,7 +289,7 @@ def _in_parallel(
                 os.close(out)
 
 
-def _rows_of(submission: _Submission, content: bytes) -> list[dict[str, Any]]:
+def _rows_of(submission: Submission, content: bytes) -> list[dict[str, Any]]:
     try:
         return [dict(row) for row in json.loads(content)]
     except ValueError:
@@ -333,7 +297,7 @@ def _rows_of(submission: _Submission, content: bytes) -> list[dict[str, Any]]:
         return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
 
 
-def _judge_and_exit(submission: _Submission, into: int, seconds: float, whole: float) -> None:
+def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
     notebook: list[NotebookProcess] = []
 
     def stop(*_: Any) -> None:
@@ -344,7 +308,7 @@ def _judge_and_exit(submission: _Submission, into: int, seconds: float, whole: f
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader decides
     with suppress(BaseException):
-        rows = _judge(submission, seconds, whole, notebook)
+        rows = _judge(submission, limits, notebook)
         content = json.dumps(rows).encode()
         while content:
             content = content[os.write(into, content) :]
@@ -352,18 +316,19 @@ def _judge_and_exit(submission: _Submission, into: int, seconds: float, whole: f
 
 
 def _judge(
-    submission: _Submission, seconds: float, whole: float, running: list[NotebookProcess]
+    submission: Submission, limits: _Limits, running: list[NotebookProcess]
 ) -> list[dict[str, Any]]:
     """The rows of one notebook."""
     try:
-        known, cells = _read(submission.path)
+        known, cells = read_notebook(submission.path)
         sources = [cell["source"] for cell in cells]
-        lesson = _lesson_of(submission.path, known, sources)
+        lesson = lesson_of(submission.path, known, sources)
         questions = _questions(lesson)
     except (InvalidArgumentError, OSError) as error:  # the others still count
-        why = f"This file was not graded: {_printable(str(error))}"
+        why = f"This file was not graded: {printable(str(error))}"
         return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
-    process = NotebookProcess([s for s in sources if not _CHECK_CELL.match(s)], seconds, whole)
+    cells_to_run = [source for source in sources if not _CHECK_CELL.match(source)]
+    process = NotebookProcess(cells_to_run, limits.seconds, limits.whole, limits.memory)
     running.append(process)
     ran = process.start()
     rows = []
@@ -392,45 +357,6 @@ def _judge(
     return rows
 
 
-def _read(path: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """The lesson that a notebook says it is, and its code cells, each with its source as one text.
-
-    Raises:
-        InvalidArgumentError: why the file is no notebook.
-    """
-    if path.stat().st_size > _LARGEST:
-        raise InvalidArgumentError("it is larger than 50 MiB; it can be handed in without outputs")
-    content = path.read_bytes()
-    if not content.strip():
-        raise InvalidArgumentError("it is empty")
-    try:
-        notebook = json.loads(content)
-    except UnicodeDecodeError:
-        raise InvalidArgumentError(
-            "it is not UTF-8; opened in Jupyter and saved again it will be"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"it is not a notebook ({error})") from None
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list):
-        raise InvalidArgumentError("it is not a notebook (JSON without a list of cells)")
-    code = [c for c in cells if isinstance(c, dict) and c.get("cell_type") == "code"]
-    metadata = notebook.get("metadata")
-    own = metadata.get("lens_linear") if isinstance(metadata, dict) else None
-    lesson = own.get("lesson") if isinstance(own, dict) else None
-    return lesson, [{**cell, "source": _text(cell.get("source"))} for cell in code]
-
-
-def _text(source: Any) -> str:
-    lines = source if isinstance(source, list) else [source]
-    return "".join(line for line in lines if isinstance(line, str))
-
-
-def _printable(text: str) -> str:
-    """A text as any table and terminal can show it, in one line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple[int, str]:
     if not ran:
         return 0, "The notebook could not be run to its end."
@@ -438,7 +364,7 @@ def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple
     if function is None:
         return 0, f"There is no {name} in the notebook."
     result = Checker()(exercise, function)
-    return int(result.passed), _printable(result.message.split("\n")[0])
+    return int(result.passed), printable(result.message.split("\n")[0])
 
 
 def _questions(lesson: int) -> list[tuple[str, str]]:
@@ -446,24 +372,9 @@ def _questions(lesson: int) -> list[tuple[str, str]]:
     for path in exercise_notebooks():
         if path.name.startswith(f"lesson_{lesson}_"):
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            found = [_CHECK.search("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+            found = [CHECK.search("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
             return [(match[1], match[2]) for match in found if match]
     raise InvalidArgumentError(f"lesson must be one of {list(LESSONS)}, got {lesson}")
-
-
-def _lesson_of(path: Path, known: Any, sources: Sequence[str]) -> int:
-    """The lesson: from the notebook's metadata, its name, or the exercises that it checks."""
-    if isinstance(known, int) and known in LESSONS:
-        return int(known)
-    named = re.search(r"lesson[_ -]?(\d+)", path.stem)
-    if named and int(named[1]) in LESSONS:
-        return int(named[1])
-    asked = [int(m[1].split(".")[0]) for m in _CHECK.finditer("\n".join(sources))]
-    if asked:
-        return max(set(asked), key=asked.count)
-    raise InvalidArgumentError(
-        "neither its metadata, its name nor its checks say which lesson it is"
-    )
 
 
 def _hints_used(cells: Sequence[Any], exercise: str) -> int:
@@ -477,7 +388,7 @@ def _hints_used(cells: Sequence[Any], exercise: str) -> int:
 
 
 def _review(
-    found: Sequence[_Submission], rows: Sequence[dict[str, Any]]
+    found: Sequence[Submission], rows: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Reasons to read a notebook."""
     copies: dict[str, list[str]] = {}
@@ -487,7 +398,7 @@ def _review(
             (submission.name, m) for row in mine if "not graded" in (m := str(row["message"]))
         )
         try:
-            _, cells = _read(submission.path)
+            _, cells = read_notebook(submission.path)
         except (InvalidArgumentError, OSError):
             continue
         source = "\n".join(cell["source"] for cell in cells)
@@ -533,7 +444,7 @@ def _review_page(grades: Grades) -> str:
     return "\n".join(lines)
 
 
-def _sentence(submission: _Submission, rows: Sequence[dict[str, Any]]) -> str:
+def _sentence(submission: Submission, rows: Sequence[dict[str, Any]]) -> str:
     if rows and rows[0]["lesson"] is None:
         return f"{submission.name}: {rows[0]['message']}"
     points = sum(row["points"] for row in rows)

@@ -43,11 +43,13 @@ class NotebookProcess:
         cells: source of its code cells, in order.
         seconds: how long one cell, and later one call, may take.
         whole: how long all cells together may take.
+        memory: bytes that it may take beside what this process has (on Linux).
     """
 
     cells: list[str]
     seconds: float
     whole: float
+    memory: int
     lost: dict[int, str] = field(default_factory=dict)  # cell -> why it was left out
     _pid: int = 0
     _control: socket.socket | None = None
@@ -61,7 +63,7 @@ class NotebookProcess:
             self._pid = os.fork()
             if self._pid == 0:
                 mine.close()
-                _run(self.cells, set(self.lost), theirs)
+                _run(self.cells, set(self.lost), self.memory, theirs)
             theirs.close()
             self._control = mine
             if self._wait(mine, began):
@@ -172,12 +174,13 @@ def _error(name: str, text: str, line: str) -> BaseException:
 # From here on: code that runs in the student's process.
 
 
-def _run(cells: list[str], lost: set[int], control: socket.socket) -> None:
+def _run(cells: list[str], lost: set[int], memory: int, control: socket.socket) -> None:
     """Run the cells, then fork for every function that is asked for. Never returns."""
     with contextlib.suppress(BaseException):
         os.setsid()
         _close_others({control.fileno()})
         _quiet()
+        _limit_memory(memory)
         os.chdir(tempfile.mkdtemp(prefix="notebook-"))
         space: dict[str, Any] = {
             "__name__": "__main__",
@@ -287,11 +290,24 @@ def _close_others(keep: set[int]) -> None:
                 os.close(number)
 
 
+def _limit_memory(more: int) -> None:
+    """Let an endless list raise MemoryError here, before the machine ends some other process."""
+    status = "/proc/self/status"
+    if not os.path.exists(status):
+        return
+    import resource
+
+    with open(status, encoding="utf-8") as file:
+        taken = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + more, taken + more))
+
+
 def _quiet() -> None:
     hole = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(hole, number)
-    sys.stdout = sys.stderr = io.StringIO()
+    # Not kept: a cell may print without end, and anything.
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     sys.stdin = io.StringIO()
 
     def refused(*_: Any, **__: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.teaching.grading import COLUMNS, grade
+from lens_linear.teaching.notebook_process import NotebookProcess
 from lens_linear.teaching.wire import decode, encode
 
 RIGHT = {
@@ -127,6 +128,7 @@ def test_a_second_run_keeps_what_has_not_changed(graded):
         "printed",
     ]  # what was not graded, again
     assert set(again.by_student()["points"]) <= {0, 1, 2}
+    assert set(again.by_student()["lesson"].dropna().map(str)) == {"1"}
     assert points(again, "printed") == {"1.1"} and points(again, "anna") == points(first, "anna")
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -161,6 +163,26 @@ def test_files_that_are_no_notebooks_are_said_and_the_others_count(tmp_path):
     (tmp_path / "grades.csv").write_text(",".join(COLUMNS) + "\na,1,1.1,half,1,0,m,n,s\n")
     with pytest.raises(InvalidArgumentError, match="whole points"):
         grade(tmp_path, out=tmp_path / "grades.csv")
+
+
+def test_what_a_notebook_prints_takes_no_memory(tmp_path):
+    cell = (
+        "import resource\ndef most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    )
+    cell += "before = most()\nfor _ in range(300): print('y\\ud800' * 500_000)\ngrown = most() - before\n"
+    cell += "assert grown < 100_000  # kilobytes, of 600,000 printed"
+    put(tmp_path, "anna", notebook(cell + "\n" + answer("1.1")))
+    assert points(grade(tmp_path), "anna") == {"1.1"}
+
+
+def test_a_list_without_end_costs_its_cell():
+    endless = "kept = []\nwhile True: kept.append(bytearray(10**7))"
+    process = NotebookProcess([endless, "def two(): return 2"], 60, 60, memory=400 * 2**20)
+    try:
+        assert process.start() and not process.lost
+        assert process.answer("two")() == 2
+    finally:
+        process.stop()
 
 
 def test_a_table_that_is_something_else_is_left_alone(graded, tmp_path):

@@ -1,0 +1,133 @@
+"""Submitted notebooks: whose they are, what they hold, and what is said of files that are no notebooks."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lens_linear.checks import require_path
+from lens_linear.errors import InvalidArgumentError
+from lens_linear.teaching.checker import LESSONS
+
+CHECK = re.compile(r"""check\(\s*["'](\d+\.\d+)["']\s*,\s*["']?([A-Za-z_]\w*)""")
+_LARGEST = 50 * 2**20
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One file that was handed in."""
+
+    student: str
+    path: Path
+    name: str  # below the folder of submissions
+    sha256: str
+
+
+def read_roster(path: str | Path | None) -> list[str]:
+    """The students of a class, from a CSV file with a column ``student``."""
+    if path is None:
+        return []
+    with require_path("roster", path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if "student" not in (reader.fieldnames or []):
+            raise InvalidArgumentError(
+                f"roster must have a column 'student', got {reader.fieldnames}; add it to the first line"
+            )
+        return [row["student"].strip() for row in reader if (row["student"] or "").strip()]
+
+
+def find_submissions(folder: Path, students: Sequence[str]) -> list[Submission]:
+    """Every notebook of a folder, or one notebook, with its student."""
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.ipynb"))
+    files = [f for f in files if ".ipynb_checkpoints" not in f.parts and f.is_file()]
+    if not files:
+        raise InvalidArgumentError(
+            f"submissions must hold notebooks (.ipynb), found none in {str(folder)!r}; check the path"
+        )
+    top = folder.parent if folder.is_file() else folder
+    found = []
+    for path in files:
+        # File names may hold any bytes; tables and terminals may not.
+        name = Path(printable(os.fsencode(path.relative_to(top)).decode("utf-8", "replace")))
+        found.append(Submission(_student_of(name, students), path, str(name), _sha256(path)))
+    return found
+
+
+def _sha256(path: Path) -> str:
+    """Checksum of a file that can be graded; otherwise a word why not."""
+    try:
+        small = path.stat().st_size <= _LARGEST
+        return hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
+    except OSError:
+        return "unreadable"
+
+
+def _student_of(name: Path, students: Sequence[str]) -> str:
+    """The student a path belongs to, by a folder or a name; otherwise the first part of the path."""
+    parts = [part.lower() for part in (*name.parts[:-1], name.stem)]
+    for student in sorted(students, key=len, reverse=True):
+        one = re.escape(student.lower())
+        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in parts):
+            return student
+    return name.parts[0] if len(name.parts) > 1 else name.stem
+
+
+def read_notebook(path: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The lesson that a notebook says it is, and its code cells, each with its source as one text.
+
+    Raises:
+        InvalidArgumentError: why the file is no notebook.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise InvalidArgumentError("it is larger than 50 MiB; it can be handed in without outputs")
+    content = path.read_bytes()
+    if not content.strip():
+        raise InvalidArgumentError("it is empty")
+    try:
+        notebook = json.loads(content)
+    except UnicodeDecodeError:
+        raise InvalidArgumentError(
+            "it is not UTF-8; opened in Jupyter and saved again it will be"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"it is not a notebook ({error})") from None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise InvalidArgumentError("it is not a notebook (JSON without a list of cells)")
+    code = [c for c in cells if isinstance(c, dict) and c.get("cell_type") == "code"]
+    metadata = notebook.get("metadata")
+    own = metadata.get("lens_linear") if isinstance(metadata, dict) else None
+    lesson = own.get("lesson") if isinstance(own, dict) else None
+    return lesson, [{**cell, "source": _text(cell.get("source"))} for cell in code]
+
+
+def _text(source: Any) -> str:
+    lines = source if isinstance(source, list) else [source]
+    return "".join(line for line in lines if isinstance(line, str))
+
+
+def printable(text: str) -> str:
+    """A text as any table and terminal can show it, in one line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def lesson_of(path: Path, known: Any, sources: Sequence[str]) -> int:
+    """The lesson: from the notebook's metadata, its name, or the exercises that it checks."""
+    if isinstance(known, int) and known in LESSONS:
+        return int(known)
+    named = re.search(r"lesson[_ -]?(\d+)", path.stem)
+    if named and int(named[1]) in LESSONS:
+        return int(named[1])
+    asked = [int(m[1].split(".")[0]) for m in CHECK.finditer("\n".join(sources))]
+    if asked:
+        return max(set(asked), key=asked.count)
+    raise InvalidArgumentError(
+        "neither its metadata, its name nor its checks say which lesson it is"
+    )
