@@ -64,7 +64,7 @@ def head_rows(
     for row in frame.to_dict("records"):
         one: dict[str, Any] = {name: _number(row[name]) for name in names}
         one |= {"head": row["head"], "layer": int(row["layer"]), "index": int(row["index"])}
-        one["verdict"] = row["verdict"]
+        one |= {"verdict": row["verdict"], "reason": row["reason"]}
         rows.append(one)
     return rows, note
 

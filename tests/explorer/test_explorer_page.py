@@ -103,12 +103,14 @@ def test_the_address_opens_the_same_sight(saved, tmp_path):
 def test_the_page_opens_where_the_induction_head_works_and_says_what_it_reads(saved, tmp_path):
     explorer, page = saved
     rows = [row for row in explorer.payload["heads"] if row["verdict"] == "induction"]
-    best = max(rows, key=lambda row: row["prefix_matching"] - row["positional_control"])["head"]
+    strongest = max(rows, key=lambda row: row["prefix_matching"] - row["positional_control"])
+    best = strongest["head"]
     (before,) = (
         row["head"] for row in explorer.payload["heads"] if row["verdict"] == "previous-token"
     )
     (seen,) = look(tmp_path, {"check": "point", "file": page, "width": 390})
     assert f"{best}: induction head" in seen["text"]
+    assert f"Why: {strongest['reason']}." in seen["text"]
     assert f"Reads most from {before} (previous token head) through its keys (K)" in seen["text"]
     assert f"read by {best} (K)" in seen["text"]  # on the map
     assert re.search(rf"Induction heads \({len(rows)}\): {best}\b", seen["text"])

@@ -21,9 +21,9 @@ const VERDICTS: { [verdict: string]: Verdict } = {
   "previous-token": { letter: "P", words: "previous token", meaning: "It looks at the token before." },
   "duplicate-token": { letter: "D", words: "duplicate token", meaning: "It looks at where the same token stood before." },
   positional: { letter: "O", words: "fixed offset", meaning: "It looks a fixed number of tokens back, whatever stands there." },
-  undecided: { letter: "?", words: "undecided", meaning: "Its scores lie too near a threshold, or too near each other, for a name." },
+  undecided: { letter: "?", words: "undecided", meaning: "" },
 };
-const UNNAMED: Verdict = { letter: "", words: "none", meaning: "No score is far enough above its null for a name." };
+const UNNAMED: Verdict = { letter: "", words: "none", meaning: "" };
 const LISTED = 8; // named heads of a verdict, strongest first
 const KINDS = ["Q", "K", "V"];
 const NAMES: { [kind: string]: string } = { Q: "queries (Q)", K: "keys (K)", V: "values (V)" };
@@ -140,7 +140,7 @@ function HeadFacts({ row, rows, scores, partners, select }: {
   return (
     <div class="facts">
       <h3 ref={title} tabIndex={-1}>{String(row["head"])}: {verdict === UNNAMED ? "no verdict" : verdict.letter === "?" ? verdict.words : `${verdict.words} head`}</h3>
-      <p>{verdict.meaning}</p>
+      <p>{verdict.meaning} {row["reason"] && `Why: ${row["reason"]}.`}</p>
       {partners.map((one) => (
         <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => go(one.name)}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
       ))}
