@@ -200,7 +200,7 @@ def test_ready_and_a_keystroke_in_time(saved, tmp_path):
     text = explorer.payload["prompts"][0]
     jobs = [{"check": "keystroke", "file": page, "text": text, "slow": slow} for slow in (1, 4)]
     full, quarter = look(tmp_path, *jobs)
-    # Processor time of the page's thread. The budget of a key is 50 ms on a quiet machine; with others on the
-    # same cores the same work takes longer, and what follows a key (paths, lens) is counted in.
-    assert full["ready_cpu_ms"] < 1000 and full["cpu_ms"] < 150, full
-    assert quarter["median_ms"] > 0, quarter  # timed; what it takes depends on the machine
+    # Processor time of the page's thread, with what follows a key (paths, lens): 14 to 17 ms were measured, and
+    # 108 at a quarter of the speed. The budget of a key is 50 ms; beside others the same work takes longer.
+    assert full["ready_cpu_ms"] < 1000 and full["cpu_ms"] < 100, full
+    assert quarter["cpu_ms"] < 400, quarter
