@@ -200,7 +200,7 @@ def test_ready_and_a_keystroke_in_time(saved, tmp_path):
     text = explorer.payload["prompts"][0]
     jobs = [{"check": "keystroke", "file": page, "text": text, "slow": slow} for slow in (1, 4)]
     full, quarter = look(tmp_path, *jobs)
-    # Processor time of the page's thread, with what follows a key (paths, lens): 14 to 17 ms were measured, and
+    # Processor time of the page's thread, with what follows a key (paths, lens): 14 to 17 ms were measured,
     # 108 at a quarter of the speed. The budget of a key is 50 ms; beside others the same work takes longer.
     assert full["ready_cpu_ms"] < 1000 and full["cpu_ms"] < 100, full
     assert quarter["cpu_ms"] < 400, quarter
