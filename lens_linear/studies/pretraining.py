@@ -35,7 +35,7 @@ from lens_linear.models.native import bridge_from_module, native_module
 from lens_linear.progress import sequence_bar
 from lens_linear.tables import Result
 from lens_linear.training.loop import BOS, train, validation_loss
-from lens_linear.training.recipes import Recipe
+from lens_linear.training.recipes import Phase, Recipe
 
 STUDIES = ("cosine", "learned")
 MEASURES = ("loss", "block_r2", "block_r2_no_residual", "ffn_r2", "update_ratio")
@@ -60,7 +60,7 @@ class Study:
         return Recipe.from_dict({**values, "name": f"{variant}, seed {seed}", "seed": seed})
 
     def scaled(self, factor: float) -> Study:
-        """The same study with every training run shortened (or lengthened) by ``factor``."""
+        """The same study with every run and its warm-up shortened (or lengthened) by ``factor``."""
         factor = require_float("factor", factor, minimum=1e-9)
         variants = {name: _scaled(change, factor) for name, change in self.variants.items()}
         return replace(self, recipe=_scaled(self.recipe, factor), variants=variants)
@@ -74,7 +74,12 @@ def _scaled(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
     out = dict(values)
     if "phases" in out:
         out["phases"] = [
-            {**phase, "steps": max(1, round(phase["steps"] * factor))} for phase in out["phases"]
+            {
+                **phase,
+                "steps": max(1, round(phase["steps"] * factor)),
+                "warmup": round(Phase(**phase).warmup * factor),
+            }
+            for phase in out["phases"]
         ]
     if "checkpoints" in out:
         out["checkpoints"] = sorted(
@@ -139,7 +144,7 @@ class StudyResult(Result):
                 values = apart[measure]
                 error = values.std() / math.sqrt(len(values)) if len(values) > 1 else math.nan
                 mean = values.mean()
-                t = mean / error if error > 0 else math.nan
+                t = mean / error if error else math.copysign(math.inf, mean) if mean else math.nan
                 row = {"variant": variant, "measure": measure, "difference": mean}
                 out.append({**row, "standard_error": error, "t": t, "n_seeds": len(values)})
         return pd.DataFrame(out)
@@ -177,6 +182,8 @@ def _direction(row: Any, up: str, down: str) -> str:
     # 4.30 is the two-sided 5 % point of t with 2 degrees of freedom; larger studies need less.
     degrees = int(row["n_seeds"]) - 1
     limit = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}.get(degrees, 2.6)
+    if degrees < 1:
+        return f"not known ({row['difference']:+.4f} at one seed has no spread)"
     size = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
     # A difference that its own digits print as zero is no verdict, however small its error.
     if not abs(row["t"]) > limit or not float(f"{row['difference']:.4f}"):

@@ -200,6 +200,37 @@ def test_results_say_what_they_are_now():
     assert half.solution == "unique"
 
 
+def test_labels_that_happen_to_fit_make_no_hat_matrix():
+    torch.manual_seed(2)
+    model = ll.OLSAttention.from_data(torch.randn(40, 2), torch.randn(40))
+    stretched = torch.randn(10, 2) * torch.tensor([1.0, 30.0])
+    silent = model.with_context(
+        stretched, torch.zeros(10)
+    )  # zero is their least squares, with any weights
+    assert silent.solution == "unique" and float(silent.hat().leverage.max()) > 1
+    assert silent.hat().solution == silent.hat(torch.ones(1, 2)).solution == "other data"
+    assert model.hat().solution == "unique" == model.hat(torch.ones(1, 2)).solution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_what_a_dtype_rounds_is_no_other_data(dtype, intercept):
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x[:, 2] = x[:, 0] + x[:, 1]  # no longer exactly so once rounded
+    labels = torch.randn(200, generator=torch.Generator().manual_seed(4))
+    model = ll.OLSAttention.from_data(x, labels, intercept=intercept).to(dtype)
+    assert model.solution == model.hat().solution == "minimum-norm" and model.hat().rank == 2
+    plain = ll.OLSAttention.from_data(x[:, :2] + 40 * intercept, labels, intercept=intercept)
+    long = plain.with_context(plain.context_x.repeat(50, 1), labels.repeat(50)).to(torch.float32)
+    assert long.solution == "unique"  # sums of 10,000 products in float32, a mean of 40 spreads
+    with torch.no_grad():
+        long.W_K[0] *= 1.001
+    assert long.solution == "other data"
+    tiny = ll.OLSAttention.from_data(x[:, :2], 1e-250 * labels.double())  # its square is zero
+    tiny.context_x[0] *= 9
+    assert tiny.solution == "other data"
+
+
 @pytest.mark.parametrize(
     ("dtype", "size"),
     [

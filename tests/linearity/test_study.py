@@ -145,6 +145,26 @@ def test_differences_are_paired_by_seed_and_the_verdict_keeps_quiet_about_noise(
     assert made(effect=-0.01, noise=0.05).verdict().count("no clear change") == 3
 
 
+def test_the_verdict_with_no_spread_at_all():
+    assert made(effect=-0.25, noise=0.0).verdict().count("less linear (-0.2500 ± 0.0000)") == 2
+    assert made(effect=0.0, noise=0.0).verdict().count("no clear change (+0.0000") == 3
+    assert made(effect=2e-5, noise=1e-9).verdict().count("no clear change (+0.0000") == 3
+    alone = made(effect=-0.2, noise=0.0)
+    rows = tuple(row for row in alone.rows if row["seed"] == 1)
+    alone = StudyResult(alone.study, rows, 100, 100, 0.0)
+    assert alone.verdict().count("not known (-0.2000 at one seed has no spread)") == 3
+
+
+def test_a_study_is_scaled_as_its_recipes_are():
+    rows = {"steps": 400, "length": 16}
+    phases = [rows, {**rows, "warmup": 80}]  # 50 steps of warm-up unless it says
+    study = Study(**{**TINY, "recipe": {**TINY["recipe"], "phases": phases}})
+    for variant, seed in study.runs():
+        short = study.scaled(0.1).recipe_for(variant, seed)
+        assert short == study.recipe_for(variant, seed).scaled(0.1)
+        assert [(phase.steps, phase.warmup) for phase in short.phases] == [(40, 5), (40, 8)]
+
+
 def test_validation_rows_begin_with_the_beginning():
     rows = validation_rows(torch.arange(1, 31), 3, 6)
     assert rows[:, 0].tolist() == [0, 0, 0] and rows[1, 1:].tolist() == [6, 7, 8, 9, 10]

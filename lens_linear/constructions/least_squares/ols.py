@@ -37,6 +37,7 @@ from lens_linear.constructions.least_squares.spectral import (
     centred,
     float_rows,
     minus,
+    power_of_two,
     require_result,
     rounding,
     spectral_root,
@@ -255,13 +256,26 @@ class OLSAttention(RangedModule):
         design = centred(x)[0] if intercept else x
         noise = rounding(x) if intercept else None
         spectrum = spectral_root(design, ridge=ridge, rtol=rtol, noise=noise)
+        return cls._of(x, y, spectrum, form=form, intercept=intercept, vector_output=vector)
+
+    @classmethod
+    def _of(
+        cls,
+        x: Float[Tensor, "n p"],
+        y: Float[Tensor, "n m"],
+        spectrum: SpectralRoot,
+        *,
+        form: Form,
+        intercept: bool,
+        vector_output: bool = False,
+    ) -> OLSAttention:
+        """The layer whose geometry is ``spectrum``, the root of these rows."""
         root = spectrum.root
-        keys = design @ root
         identity = torch.eye(y.shape[1], dtype=y.dtype)
         w_v, w_o, b_o = identity, identity, None
         if form == "paper":
             mean = y.mean(0) if intercept else torch.zeros_like(y[0])
-            w_o = _onto(keys, y - mean)  # P = Lᵀ Xᵀ Y
+            w_o = _onto((centred(x)[0] if intercept else x) @ root, y - mean)  # P = Lᵀ Xᵀ Y
             w_v, b_o = root, mean
         return cls(
             w_q=root,
@@ -274,7 +288,7 @@ class OLSAttention(RangedModule):
             form=form,
             intercept=intercept,
             spectrum=spectrum,
-            vector_output=vector,
+            vector_output=vector_output,
         )
 
     def forward(self, x_new: Any) -> Float[Tensor, "q m"]:
@@ -362,45 +376,62 @@ class OLSAttention(RangedModule):
 
     def _present(self) -> tuple[str, float]:
         """The solution as it is now, and the distance of its predictions from least squares."""
+        own = self._own()
+        if own is None:
+            return "other data" if self.spectrum else self._origin(), math.nan
+        fit, tolerance, spread = own
+        want, got = fit._slopes(torch.float64) * spread, self._slopes(torch.float64) * spread
+        constant = fit.b_O.detach()
+        moved = self.b_O.detach().cpu().double() - constant
+        distance = _relative(
+            torch.cat([got - want, moved[None]]), torch.cat([want, constant[None]])
+        )
+        if self.spectrum is None or fit.spectrum is None:
+            return self._origin(), distance
+        return fit.spectrum.solution if distance <= tolerance else "other data", distance
+
+    def _own(self) -> tuple[OLSAttention, float, Float[Tensor, "p 1"]] | None:
+        """Least squares of the present context, what rounding may move its slopes by, and the inputs' units.
+
+        None where weights or context hold NaN or infinity.
+        """
         held = (self.context_x, self.context_y, *(w.detach() for w in self.parameters()))
         if not all(bool(torch.isfinite(part).all()) for part in held):
-            return "other data" if self.spectrum else self._origin(), math.nan
-        ridge = self.spectrum.ridge if self.spectrum else 0.0
-        ridge *= len(self.context_x) / self.geometry_rows
-        own = OLSAttention.from_data(
-            self.context_x,
-            self.context_y,
-            intercept=self.intercept,
-            ridge=ridge,
-            form=self.form,
-            rtol=self.spectrum.rtol
-            if self.spectrum and self.context_x.dtype == torch.float64
-            else None,
+            return None
+        x, y = as_design("context_x", self.context_x), self.context_y.detach().cpu().double()
+        exact = self.context_x.dtype == torch.float64
+        # Columns that were collinear before they were moved to another dtype are so up to its rounding.
+        noise = None if exact and not self.intercept else rounding(self.context_x.detach().cpu())
+        built = self.spectrum
+        spectrum = spectral_root(
+            centred(x)[0] if self.intercept else x,
+            ridge=(built.ridge if built else 0.0) / self.share,
+            rtol=built.rtol if built and exact else None,
+            noise=noise,
         )
-        # Slopes in units of each input, so that no column counts for its scale.
-        spread = own.context_x.abs().amax(0)[:, None]
-        want, got = own.coefficients * spread, self.coefficients.cpu().double() * spread
-        constant = own.b_O.detach()
-        moved = self.b_O.detach().cpu().double() - constant
-        size = math.hypot(float(want.norm()), float(constant.norm()))
-        off = math.hypot(float((got - want).norm()), float(moved.norm()))
-        distance = off / size if size else (math.inf if off else 0.0)
-        if self.spectrum is None:
-            return self._origin(), distance
-        # Unchanged weights differ by the rounding of a dtype they were moved to, at most.
+        own = OLSAttention._of(x, y, spectrum, form=self.form, intercept=self.intercept)
+        # In units of each input, so that no column counts for its scale. A dtype rounds weights and
+        # context by its eps of their size; over the smallest singular value, that is of the slopes.
+        spread = x.abs().amax(0).clamp(min=torch.finfo(x.dtype).tiny)[:, None]
+        reach = (x / spread.T).norm() * torch.linalg.matrix_norm(spectrum.root * spread, 2)
         eps = torch.finfo(self.W_Q.dtype).eps
-        fit = own.spectrum or self.spectrum
-        if not distance <= min(0.1, max(1e-6, 10 * eps * fit.condition)):
-            return "other data", distance
-        return fit.solution, distance
+        return own, min(0.1, max(1e-6, 10 * eps * float(reach))), spread
 
     @property
     def coefficients(self) -> Float[Tensor, "p m"]:
         """The slopes the forward pass amounts to: prediction = x* @ coefficients (+ constant)."""
-        with torch.no_grad():
-            _, keys = self._centred_on_context(self.context_x[:1])
-            values = (keys if self.form == "paper" else self.context_y) @ self.W_V
-            return self.W_Q @ ((keys @ self.W_K).T @ values) @ self.W_O * self.share
+        return self._slopes(self.W_Q.dtype)
+
+    def _slopes(self, dtype: torch.dtype) -> Float[Tensor, "p m"]:
+        """:attr:`coefficients` multiplied out in a dtype: long sums in float32 add an error of their own."""
+        w_q, w_k, w_v, w_o, x, y = (
+            part.detach().to(dtype)
+            for part in (self.W_Q, self.W_K, self.W_V, self.W_O, self.context_x, self.context_y)
+        )
+        keys = centred(x)[0] if self.intercept else x
+        values = (keys if self.form == "paper" else y) @ w_v
+        slopes: Tensor = w_q @ ((keys @ w_k).T @ values) @ w_o * self.share
+        return slopes.cpu() if dtype != self.W_Q.dtype else slopes
 
     def hat(self, x_new: Any = None) -> HatMatrix:
         """The hat matrix of ``x_new``, or of the context's own rows when it is None.
@@ -415,20 +446,27 @@ class OLSAttention(RangedModule):
                 f"matrix over {len(self.context_x)} context rows, got {len(rows)}; pass some of "
                 "the rows"
             )
-        with torch.no_grad():
-            _, cache = self.run_with_cache(rows, names_filter="hook_hat")
-        solution = self.solution
-        if self.spectrum is not None and solution == self.spectrum.solution:
-            rank = self.spectrum.rank
-        else:
-            rank = int(torch.linalg.matrix_rank((self.W_Q @ self.W_K.T).detach().double()))
+        values, solution = self._hat_values(rows), self.solution
+        rank = int(torch.linalg.matrix_rank((self.W_Q @ self.W_K.T).detach().double()))
+        own = self._own() if solution in ("unique", "minimum-norm", "ridge") else None
+        if own is not None and own[0].spectrum is not None:
+            # Compared as a matrix: labels along a few directions can be met by weights of other rows.
+            rank, want = own[0].spectrum.rank, own[0]._hat_values(rows.detach().cpu().double())
+            if not _relative(values.cpu().double() - want, want) <= own[1]:
+                solution = "other data"
         return HatMatrix(
-            values=cache["hook_hat"],
+            values=values,
             on_training_rows=x_new is None,
             rank=rank,
             intercept=self.intercept,
             solution=solution,
         )
+
+    def _hat_values(self, rows: Float[Tensor, "q p"]) -> Float[Tensor, "q n"]:
+        with torch.no_grad():
+            _, cache = self.run_with_cache(rows, names_filter="hook_hat")
+        values: Tensor = cache["hook_hat"]
+        return values
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a slope: ``feature``, ``output``, ``coefficient``."""
@@ -507,6 +545,13 @@ class OLSAttention(RangedModule):
         keys, centre = centred(self.context_x)
         # The same two subtractions for both, so that a query that is a key stands where it stands.
         return minus(x, centre), keys
+
+
+def _relative(difference: Tensor, size: Tensor) -> float:
+    """A difference in units of what it is measured against; 0 where both are zero."""
+    unit = power_of_two(size)  # squares of 1e-200 or 1e200 leave the range
+    off, whole = float((difference / unit).norm()), float((size / unit).norm())
+    return off / whole if whole else (math.inf if off else 0.0)
 
 
 def _how_far(distance: float) -> str:
