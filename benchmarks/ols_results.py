@@ -9,7 +9,7 @@ Writes ``ols-equality.csv`` (the layer against numpy's least squares and scikit-
 ``ols-regimes.csv`` (from linear attention to softmax), ``ols-trained-heads.csv`` (regression or retrieval
 in trained heads, with their memories exchanged), ``ols-head-dial.csv`` and ``ols-head-regimes.csv`` (the dial
 turned on those heads) and, where ``smollm2-135m`` is at hand, ``ols-real-heads.csv``,
-``ols-real-head-dial.csv`` and ``ols-real-head-regimes.csv``. A table that is there already is left alone.
+``ols-real-head-dial.csv``, ``ols-real-head-regimes.csv`` and ``ols-real-head-losses.csv``. A table that is there already is left alone.
 """
 
 from __future__ import annotations
@@ -232,20 +232,38 @@ def head_regimes():
     return pd.concat([found.regimes().assign(tokens=name) for name, found in dials])
 
 
-def real_head_dial_of():
-    """The dial on the heads that ``ols-real-heads`` exchanges; random rows of 128 given twice."""
+REAL = ("L1H5", "L11H1", "L11H6", "L16H0", "L16H2", "L17H4", "L18H6", "L19H4")
+
+
+def real_dial(**options):
+    """The dial on SmolLM2; random rows of 128 given twice."""
     model = ll.load("smollm2-135m")
-    heads = ["L1H5", "L11H1", "L11H6", "L16H0", "L16H2", "L17H4", "L18H6", "L19H4"]
-    tokens = twice(model, 4, 128, 1000, 40_000)
-    return once("real", lambda: made.head_dial(model, tokens, heads=heads, queries=24))
+    return made.head_dial(model, twice(model, 4, 128, 1000, 40_000), **options)
+
+
+def real_head_dials():
+    """The heads that ``ols-real-heads`` exchanges, as they are and without the first position (the sink)."""
+    return {
+        skip: once(skip, lambda skip=skip: real_dial(heads=REAL, queries=24, skip=skip))
+        for skip in (0, 1)
+    }
 
 
 def real_head_dial():
-    return real_head_dial_of().summary()
+    return pd.concat(f.summary().assign(skip=skip) for skip, f in real_head_dials().items())
 
 
 def real_head_regimes():
-    return real_head_dial_of().regimes()
+    return pd.concat(f.regimes().assign(skip=skip) for skip, f in real_head_dials().items())
+
+
+def real_head_losses():
+    """Four settings of the three heads that matter most, and these heads as trained without the first position."""
+    options = {"heads": ("L1H5", "L16H0", "L18H6"), "queries": 2, "losses": True}
+    along = real_dial(betas=(0.1, 10**-0.5, 10**0.5, 10.0), **options).summary().assign(skip=0)
+    bare = real_dial(betas=(1.0,), skip=1, **options).summary().assign(skip=1)
+    both = pd.concat([along, bare]).query("geometry == 'own'")
+    return both[["head", "skip", "beta", "loss", "loss_se", "n_rows"]]
 
 
 TABLES = {
@@ -265,6 +283,7 @@ TABLES = {
     "ols-head-regimes": head_regimes,
     "ols-real-head-dial": real_head_dial,
     "ols-real-head-regimes": real_head_regimes,
+    "ols-real-head-losses": real_head_losses,
 }
 
 
@@ -294,7 +313,7 @@ def main():
         "trained heads": "16 sequences of stories, and 16 rows of 32 random tokens given twice (real "
         "model: heads placed on 16 rows of 24, exchanged on 8 of them)",
         "head dial": "16 sequences of stories, and 16 rows of 64 random tokens given twice (real model: 4 rows "
-        "of 128, 24 queries a row)",
+        "of 128, 24 queries a row; with and without the first position)",
         "heads": "16 sequences of the package's own stories, which the model was not trained on",
         "torch": torch.__version__.split("+")[0],
         "command": "python benchmarks/ols_results.py docs/results",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from lens_linear.constructions.memory.dial import AttentionDial
@@ -22,11 +23,12 @@ _DISTANCES = {
 _ROWS = {"effective_rows": "rows that weigh in", "capacity": "stored rows, one found"}
 _KINDS = ("averaging", "regression", "between", "retrieval")
 _PICTURES = {
-    "ols_error": "to least squares of the context (one gain)",
-    "kernel_error": "to kernel regression, same width",
+    "ols_error": "relative error to least squares of the context (one gain)",
+    "kernel_error": "relative error to kernel regression, same width",
     "capacity": "capacity (stored keys, one found)",
     "loss": "rise of the loss (nats a token)",
 }
+_INSTEAD = {"linear": "linear attention instead", "retrieval": "best key alone"}
 _MOST = 8  # heads in one picture
 
 
@@ -106,19 +108,20 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         >>> tokens = torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(0))
         >>> found = ll.constructions.trained_heads(toy_model(n_layers=1), tokens, exchanges=("linear",))
         >>> [mark.name for mark in ll.plots.trained_heads(found).data]
-        ['averaging', 'linear']
+        ['averaging', 'linear attention instead']
     """
     frame = heads.to_dataframe()
     names = {name: f"loss_{name.replace(' ', '_')}" for name in EXCHANGES}
     ran = {name: column for name, column in names.items() if column in frame}
-    titles = ["regression or retrieval", "rise of the loss without it (nats a token)"]
+    titles = ["regression or retrieval", "rise of the loss (nats a token)"]
     fig, places = panels(titles[: 1 + bool(ran)], across=1)
     sink = (frame["first_share"] >= 0.3).astype(int)
     for i, kind in enumerate(kind for kind in _KINDS if (frame["kind"] == kind).any()):
         part = frame[frame["kind"] == kind]
         fig.add_scatter(
             x=part["regression_r2"], y=part["retrieval_r2"], text=part["head"], name=kind,
-            mode="markers+text" if len(frame) <= 24 else "markers", textposition="top center",
+            mode="markers+text" if len(frame) <= 24 else "markers",
+            textposition=[_beside(frame, index) for index in part.index],
             marker={"size": 10, "color": colour(i), "symbol": (i + 100 * sink[part.index]).tolist()},
             row=1, col=1,
             hovertemplate="%{text}<br>linear %{x:.2f}, best key %{y:.2f}<extra>" + kind + "</extra>",
@@ -130,16 +133,28 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         shown = frame.loc[sorted(most)]
         for i, (name, column) in enumerate(ran.items()):
             fig.add_bar(
-                x=shown["head"], y=shown[column], name=name, marker_color=colour(i + 4), row=2, col=1,
+                x=shown["head"], y=shown[column], name=_INSTEAD.get(name, name), row=2, col=1,
                 error_y={"array": shown[f"{column}_se"], "thickness": 1, "width": 2},
+                marker_color=colour(i + 4),
             )  # fmt: skip
-    fig.update_xaxes(title_text="explained by linear attention", row=1, col=1)
-    fig.update_yaxes(title_text="explained by the best key alone", row=1, col=1)
+    fig.update_xaxes(title_text="share explained by linear attention", row=1, col=1)
+    fig.update_yaxes(title_text="share explained by the best key alone", row=1, col=1)
+    says = [f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens"]
+    says += ["open: they read the first position"] if sink.any() else []
+    says += ["below: slow and fast memories exchanged"] if ran else []
     return styled(
         fig, title="Regression or retrieval? Heads of a trained model", panels=True,
-        subtitle=f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens; open: they "
-        f"read the first position; below: slow and fast memories exchanged", height=200 + 340 * len(places),
+        subtitle="; ".join(says), height=200 + 340 * len(places),
     )  # fmt: skip
+
+
+def _beside(frame: pd.DataFrame, index: Any) -> str:
+    """Where a head's name stands: above its mark, or on the side away from a close neighbour."""
+    x, y = frame["regression_r2"] - frame["regression_r2"][index], frame["retrieval_r2"]
+    near = x[(x.abs() < 0.08) & ((y - y[index]).abs() < 0.05)].drop(index)
+    if near.empty:
+        return "top center"
+    return "middle left" if float(near.mean()) > 0 else "middle right"
 
 
 @figure

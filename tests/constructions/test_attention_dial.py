@@ -56,11 +56,13 @@ def test_a_setting_is_what_sklearn_and_a_loop_say():
     assert found["best_share"] == pytest.approx(np.median(soft.max(1)), rel=0.05)
     entropy = np.exp(-(soft * np.log(soft)).sum(1))
     assert np.sort(entropy)[3] == pytest.approx(found["effective_rows"])
-    cubic = (asked @ keys.T) ** 3 @ (y - y.mean())
+    cubic = (asked @ keys.T) ** 3 @ (y - y.mean()) / 40
     found = dict(zip(MEASURES, context.measure("order", 4), strict=True))
     gain = cubic @ (ols - y.mean()) / (cubic @ cubic)
-    want = np.linalg.norm(gain * cubic - (ols - y.mean())) / size
-    assert found["ols_error"] == pytest.approx(want)
+    assert found["gain"] == pytest.approx(gain)
+    for measure, factor in (("ols_error", gain), ("raw_error", 1.0)):
+        want = np.linalg.norm(factor * cubic - (ols - y.mean())) / size
+        assert found[measure] == pytest.approx(want)
 
 
 def test_tilting_a_gaussian_is_least_squares_until_the_rows_run_out():
@@ -86,9 +88,9 @@ def test_regimes_follow_in_order_and_capacity_grows():
     share = dial.summary().best_share.to_numpy()
     assert (np.diff(share) > 0).all()
     assert f"up to β = {ends.beta['regression ends']:.3g}" in repr(dial)
-    curves = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.4, 0.0]], dtype=torch.float64)
+    curves = torch.tensor([[0.0, 0.0, 0.4], [0.2, 0.0, 0.5], [0.4, 0.0, 0.6]]).double()
     found = crossings([1.0, 10.0, 100.0], curves, 0.3)
-    assert found.tolist() == [pytest.approx(10**1.5), math.inf]
+    assert found.tolist() == [pytest.approx(10**1.5), math.inf, 1.0]
 
 
 def test_numbers_do_not_depend_on_what_else_was_asked():
@@ -174,3 +176,8 @@ def test_bad_arguments_say_what_to_do(trained):
         trained_heads(model, tokens, exchanges=("swap",))
     with pytest.raises(InvalidArgumentError, match="head must be at most 3"):
         trained_heads(model, tokens, heads=[(0, 4)])
+    with pytest.raises(InvalidArgumentError, match="at least 4 positions, got 3"):
+        trained_heads(model, tokens[:, :3])
+    assert (
+        len(trained_heads(model, tokens[:, :4], heads=[(0, 1)], exchanges=()).to_dataframe()) == 1
+    )

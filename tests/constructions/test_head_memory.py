@@ -27,6 +27,26 @@ def test_measured_capacity_is_the_one_the_random_energy_model_predicts():
     assert position.loc["head"].spread == pytest.approx(math.sqrt(1.25), rel=0.05)
 
 
+@pytest.mark.parametrize("size", [0.5, 4.0])
+def test_the_prediction_is_the_random_energy_model_of_each_querys_scores(size):
+    keys, queries = gaussian(30, 6, seed=3), gaussian(9, 6, seed=4, size=size)
+    found = attention_head_memory(keys, queries, beta=1.3, n_patterns=[30])
+    logs, spreads, signals = [], [], []
+    for scores in (1.3 * queries @ keys.T).numpy():
+        best = scores.argmax()
+        rest = np.delete(scores, best)
+        signal, variance = scores[best] - rest.mean(), rest.var()
+        freezes = signal < variance
+        logs.append(signal**2 / (2 * variance) if freezes else signal - variance / 2)
+        spreads.append(variance**0.5)
+        signals.append(signal)
+    row = found.position().iloc[0]
+    assert row.predicted_capacity == pytest.approx(math.exp(np.median(logs)))
+    assert row.spread == pytest.approx(np.mean(spreads)) and row.signal == pytest.approx(
+        np.mean(signals)
+    )
+
+
 def test_capacity_is_exponential_in_beta():
     keys = gaussian(512, 32)
     beta = torch.tensor([0.08, 0.12, 0.16], dtype=torch.float64)

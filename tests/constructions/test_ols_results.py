@@ -104,8 +104,8 @@ def test_heads_of_the_real_model():
 @pytest.mark.parametrize(("name", "tokens"), [("head", "random rows twice"), ("real-head", None)])
 def test_the_dial_on_trained_heads(name, tokens):
     dial, regimes = table(f"{name}-dial"), table(f"{name}-regimes")
-    if tokens:
-        dial, regimes = (frame[frame["tokens"] == tokens] for frame in (dial, regimes))
+    column, part = ("tokens", tokens) if tokens else ("skip", 0)
+    dial, regimes = (frame[frame[column] == part] for frame in (dial, regimes))
     own, other = (
         regimes[regimes["geometry"] == g].set_index("head") for g in ("own", "least squares")
     )
@@ -147,6 +147,38 @@ def test_the_dial_on_trained_heads(name, tokens):
         assert f"are {sharp.min():.1f} to {sharp.max():.1f} times as sharp" in page
         nearest, second = own["ols_error"].nsmallest(2)
         assert f"({nearest:.2f}), the other seven keep {second:.2f}" in page
+
+
+def test_the_real_heads_without_the_sink():
+    page = " ".join(PAGE.read_text().split())
+    regimes = table("real-head-regimes").query("geometry == 'own'")
+    dial = table("real-head-dial").query("geometry == 'own' and beta == 1")
+    place, starts, least = (
+        regimes.pivot(index="head", columns="skip", values=name)
+        for name in ("trained", "retrieval_starts", "ols_error")
+    )
+    assert (place[0] == place[1]).all()
+    moved = (starts[1] / starts[0] - 1).abs().max()
+    assert f"start of retrieval moves by {100 * moved:.0f} % at most" in page
+    nearest, second = least[1].nsmallest(2)
+    assert f"{nearest:.2f} for L1H5 and {second:.2f} or more for the other seven" in page
+    kernel = dial.pivot(index="head", columns="skip", values="kernel_error")
+    for head in ("L16H0", "L16H2", "L19H4"):
+        assert f"{head} ({kernel[0][head]:.2f} to {kernel[1][head]:.2f})" in page
+    assert (kernel[1] - kernel[0]).drop(["L16H0", "L16H2", "L19H4"]).abs().max() < 0.08
+
+
+def test_the_loss_along_the_dial_of_real_heads():
+    said = {}
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("| loss of "):
+            name, *cells = line.strip("| ").split("|")
+            said[name.split()[-1]] = [cell.strip() for cell in cells]
+    frame = table("real-head-losses").sort_values(["skip", "beta"])
+    assert set(said) == set(frame["head"])
+    for head, found in frame.groupby("head"):
+        want = [f"{a:.2f} ± {b:.2f}" for a, b in zip(found.loss, found.loss_se, strict=True)]
+        assert said[head] == want
 
 
 @pytest.mark.parametrize(

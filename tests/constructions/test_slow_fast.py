@@ -329,6 +329,17 @@ def test_shift_errors_are_those_of_the_modules():
     ]
     errors = [float((a.predict(new) - want).norm() / want.norm()) for a in answers]
     np.testing.assert_allclose(errors, [got[1], *got[5:]], rtol=1e-6)
+    base = task._draw("base rows", 200, 4) @ task.base
+    gram = base.T @ base / 200
+
+    def miss(rate):  # of one step, averaged over all slopes
+        return float((torch.eye(4) - rate * gram).norm())
+
+    assert miss(task.rate) < min(miss(0.999 * task.rate), miss(1.001 * task.rate))
+    slopes = torch.zeros_like(x.T @ y)
+    for error in got[2:5]:  # gradient descent in context
+        slopes = slopes + x.T @ (y - x @ slopes) / (x.T @ x).norm()
+        assert error == pytest.approx(float((new @ slopes - want).norm() / want.norm()))
 
 
 def test_bad_arguments_say_what_to_do():

@@ -387,8 +387,9 @@ cost[cost.method.str.startswith("Newton")].pivot(
 )
 
 # %% [markdown]
-# **What you should see.** Layers needed to come within one hundredth of least squares. Starting from the slow
-# memory $L$ saves layers, most of all when the shift is small: the weights hold a good first guess.
+# **What you should see.** Layers needed to come within one hundredth of least squares. A larger shift costs more of
+# them. Starting from the slow memory $L$ saves one layer at most: its guess is a better one, but each layer brings any
+# small singular value forward by half, so a head start is soon made up.
 #
 # ## Memory: how much fits in?
 #
@@ -564,8 +565,9 @@ heads.to_dataframe()[columns].round(2).replace(-0.0, 0.0)
 # %% [markdown]
 # **What you should see.** The previous-token head L0H0 and the induction heads L1H1 and L1H3 retrieve: the value of
 # one key explains nearly all they read, and putting that value alone in place of the softmax costs almost nothing,
-# while linear attention costs much more (column `loss_linear`). L0H1 is the nearest to regression: there it is the other way round. In
-# the heads that matter both memories are needed: without its geometry a head finds nothing, without its context it
+# while linear attention costs much more (column `loss_linear`). L0H1 is the nearest to regression: there it is the other
+# way round. Explaining what a head reads is not the same as serving the loss: L0H3 counts as retrieval, yet its best key alone
+# costs more than linear attention does. In the heads that matter both memories are needed: without its geometry a head finds nothing, without its context it
 # has nothing to find.
 #
 # Last, turn the dial itself on a trained head: one factor $\beta$ on its own scores, 1 as trained. The dotted line puts
