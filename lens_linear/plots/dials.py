@@ -116,8 +116,10 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     titles = ["regression or retrieval", "rise of the loss (nats a token)"]
     fig, places = panels(titles[: 1 + bool(ran)], across=1)
     sink = (frame["first_share"] >= 0.3).astype(int)
-    for i, kind in enumerate(kind for kind in _KINDS if (frame["kind"] == kind).any()):
+    for i, kind in enumerate(_KINDS):  # one colour and mark a kind, in every figure
         part = frame[frame["kind"] == kind]
+        if part.empty:
+            continue
         fig.add_scatter(
             x=part["regression_r2"], y=part["retrieval_r2"], text=part["head"], name=kind,
             mode="markers+text" if len(frame) <= 24 else "markers",
@@ -131,11 +133,11 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
             frame[list(ran.values())].dropna().max(axis=1).sort_values(ascending=False).index[:12]
         )
         shown = frame.loc[sorted(most)]
-        for i, (name, column) in enumerate(ran.items()):
+        for name, column in ran.items():
             fig.add_bar(
                 x=shown["head"], y=shown[column], name=_INSTEAD.get(name, name), row=2, col=1,
                 error_y={"array": shown[f"{column}_se"], "thickness": 1, "width": 2},
-                marker_color=colour(i + 4),
+                marker_color=colour(list(names).index(name) + 4),
             )  # fmt: skip
     fig.update_xaxes(title_text="share explained by linear attention", row=1, col=1)
     fig.update_yaxes(title_text="share explained by the best key alone", row=1, col=1)

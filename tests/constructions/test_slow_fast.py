@@ -159,16 +159,16 @@ def test_numbers_of_rows_are_no_geometry(few, many):
         assert 0.2 * order < found.geometry_distance < 3 * order
 
 
-def test_geometry_that_the_weights_never_saw_is_infinitely_far():
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_geometry_that_the_weights_never_saw_is_infinitely_far(size):
     r = np.random.default_rng(0)
-    x, y = r.normal(size=(9, 2)), r.normal(size=9)
-    line = x * [1.0, 0.0]
+    x, y = size * r.normal(size=(9, 2)), r.normal(size=9)
+    line = x[:, :1] * [1.0, 0.3]
     assert swap_memories((line, y), (x, y)).geometry_distance == np.inf
     back = swap_memories((x, y), (line, y)).geometry_distance
     assert back < np.inf  # here a direction is merely absent
-    assert (
-        swap_memories((line, y), (np.tile(line, (7, 1)), np.tile(y, 7))).geometry_distance < 1e-12
-    )
+    again = swap_memories((line, y), (np.tile(line, (7, 1)), np.tile(y, 7)))
+    assert again.geometry_distance < 1e-12
 
 
 def test_results_say_what_they_are_now():
