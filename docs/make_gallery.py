@@ -87,6 +87,13 @@ rows = ll.evaluation_tokens(model)
                 "Linearity of gpt-nano by layer, held out, with its null.",
                 "ll.linearity_profile(model, rows).plot()",
             ),
+            "difference": (
+                "What training changes: one checkpoint minus another, paired by sequence, with 95% bands.",
+                """
+profiles = {step: ll.linearity_profile(ll.load(f"gpt-micro@{step}"), rows) for step in (100, 1000)}
+ll.compare({str(step): profile for step, profile in profiles.items()}).difference("1000", "100").plot()
+""",
+            ),
             "layer-map": (
                 "The best affine map from any layer to any later one.",
                 "ll.layer_map(model, rows).plot()",

@@ -1,7 +1,8 @@
 """Exceptions a caller may want to catch. Every message says: argument, rule, value, next step.
 
 All of them are :class:`LensLinearError`. Those that speak of an argument are also
-:class:`ValueError`, so ``except ValueError`` keeps working.
+:class:`ValueError`, so ``except ValueError`` keeps working. Warnings are :class:`LensLinearWarning`; commands
+print them as notes.
 """
 
 
@@ -39,6 +40,10 @@ class FigureTooLargeError(InvalidArgumentError):
 
 class InsufficientMemoryError(LensLinearError, MemoryError):
     """Memory does not hold what was asked for; the message says how much, and which argument helps."""
+
+
+class LensLinearWarning(UserWarning):
+    """Every warning of this package: the answer stands, and the message says what to know about it."""
 
 
 class OfflineError(LensLinearError, OSError):

@@ -39,7 +39,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import require_bool, require_callable, require_instance, shown
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, LensLinearWarning
+
+__all__ = ["GROUP", "Added", "Extension", "HeadScore", "added", "installed", "problems"]
 
 GROUP = "lens_linear.extensions"
 Part = Literal["statistics", "bases", "head_scores", "sections"]
@@ -109,6 +111,10 @@ class Extension:
     def __repr__(self) -> str:
         parts = [f"{part} {', '.join(named)}" for part in PARTS if (named := getattr(self, part))]
         return f"Extension: {'; '.join(parts) or 'adds nothing'}"
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 PARTS: tuple[Part, ...] = tuple(one.name for one in fields(Extension))  # type: ignore[misc]
@@ -213,4 +219,4 @@ def _loaded(entry: metadata.EntryPoint, package: str) -> Extension | str:
 @cache
 def _say(words: str) -> None:
     """Warn once a process."""
-    warnings.warn(words, stacklevel=3)
+    warnings.warn(words, LensLinearWarning, stacklevel=3)

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from lens_linear.errors import LensLinearError
+from lens_linear.errors import LensLinearError, LensLinearWarning
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings and log lines of libraries; afterwards both are as they were."""
+    """Hide warnings and log lines of libraries, say our own as notes; afterwards both are as they were."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", LensLinearWarning)
+        warnings.showwarning = _notes()
         logging.disable(max(before, logging.WARNING))
         try:
             yield
         finally:
             logging.disable(before)
+
+
+def _notes() -> Callable[..., None]:
+    """What writes a warning as one line; those that differ in numbers alone are said once."""
+    said: set[str] = set()
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        words = " ".join(str(message).split())
+        kind = re.sub(r"\d+", "", words)
+        if kind not in said and sys.stderr is not None and not sys.stderr.closed:
+            said.add(kind)
+            sys.stderr.write(f"note: {words}\n")
+
+    return note
 
 
 @contextmanager

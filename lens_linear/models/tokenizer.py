@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,20 @@ from lens_linear.checks import (
     require_ints,
     require_list,
 )
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    LensLinearWarning,
+    NotEnoughDataError,
+    UnsupportedModelError,
+)
 from lens_linear.files import write_text
 from lens_linear.models.hooks import require_bridge
 
 END_OF_TEXT = "<|endoftext|>"
 _SPACE = "▁"  # how SentencePiece writes a space inside its pieces
 ROW_LENGTH = 256  # tokens a row where nobody says otherwise
+_ONE_TOKEN = 0.5  # share of one token above which text says nothing about a model
+_ENOUGH = 16  # tokens from which that is said of any token
 _UNDECODED = "\ufffd"  # what decoders put for bytes that are no whole character
 
 
@@ -114,7 +123,25 @@ def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
             f"the tokenizer of {model.cfg.model_name!r} gives id {highest} but the model has "
             f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model"
         )
+    _warn_of_one_token(model, rows)
     return rows
+
+
+def _warn_of_one_token(model: TransformerBridge, rows: list[list[int]]) -> None:
+    """Say so where most of a text is unknown, or one and the same token: its numbers mean little."""
+    counts = Counter(token for row in rows for token in row)
+    if not counts or model.cfg.d_vocab <= 2:
+        return
+    (common, count), n = counts.most_common(1)[0], counts.total()
+    unknown = common == getattr(model.tokenizer, "unk_token_id", None)
+    if count > _ONE_TOKEN * n and (unknown or n >= _ENOUGH):
+        warnings.warn(
+            f"{count / n:.0%} of the text is token {common} to this model's tokenizer"
+            f"{', which stands for what it does not know' if unknown else ''}, so little that is measured on "
+            "it would mean much; pass text that the model knows, or token ids",
+            LensLinearWarning,
+            stacklevel=4,
+        )
 
 
 def tokenize(

@@ -353,6 +353,7 @@ def circuit_graph(
     strong = np.argwhere(z >= min_z)
     order = np.argsort(-z[tuple(strong.T)], kind="stable")[: chosen("max_edges", max_edges)]
     edges = [tuple(edge) for edge in strong[order].tolist()]
+    widest = max((abs(float(z[edge])) for edge in edges), default=0.0) or 1.0
     fig, named = go.Figure(), set()
     for kind, writer, i, reader, j in edges:
         # Kinds of one pair of heads leave a little beside each other.
@@ -360,7 +361,7 @@ def circuit_graph(
         at = (kind, writer, i, reader, j)
         fig.add_scatter(
             x=[i + shift, j + shift], y=[writer, reader], mode="lines", opacity=0.7, name=name,
-            line={"color": colour(kind), "width": 1 + 4 * abs(float(z[at] / z[edges[0]]))},
+            line={"color": colour(kind), "width": 1 + 4 * abs(float(z[at])) / widest},
             legendgroup=name, showlegend=name not in named, hovertext=_pair(composition, at),
             hoverinfo="text",
         )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import require_int
+from lens_linear.checks import require_head, require_int
 from lens_linear.circuits.attention.patterns import AttentionPattern
 from lens_linear.circuits.heads.circuit_window import CircuitMap
 from lens_linear.circuits.heads.factored import TopPairs
@@ -21,6 +21,7 @@ from lens_linear.circuits.heads.svd import CircuitSVD
 from lens_linear.circuits.paths.bigrams import BigramComparison, BigramTable, NextTokens
 from lens_linear.circuits.paths.skip_trigrams import SkipTrigrams
 from lens_linear.circuits.paths.trigram_bugs import SkipTrigramBugs
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._kinds import (
     bars,
     bars_height,
@@ -80,10 +81,24 @@ def attention_heads(pattern: AttentionPattern, *, height: int = 700) -> Notebook
     return NotebookView(view, height=height)
 
 
+def _head(pattern: AttentionPattern, head: int | str) -> int:
+    """Index of a head of the pattern's layer."""
+    n_heads = len(pattern.pattern)
+    if not isinstance(head, str):
+        return require_int("head", head, minimum=0, maximum=n_heads - 1)
+    layer, which = require_head("head", head, n_layers=10**9, n_heads=n_heads)
+    if layer != pattern.layer:
+        raise InvalidArgumentError(
+            f"head must be one of layer {pattern.layer}, which the pattern is of, got {head!r}; call "
+            f"circuits.attention_pattern(model, tokens, {layer}) for its layer"
+        )
+    return which
+
+
 @figure
 def attention_pattern(
     pattern: AttentionPattern,
-    head: int = 0,
+    head: int | str = 0,
     *,
     first_token: bool | None = None,
     max_cells: int = MAX_CELLS,
@@ -97,7 +112,7 @@ def attention_pattern(
 
     Args:
         pattern: what ``circuits.attention_pattern`` returned.
-        head: which head.
+        head: which head: its index, or its name such as ``"L1H3"``.
         first_token: True draws the first token's column, False leaves it out; None decides by its share.
         max_cells: refuse more cells than this.
 
@@ -116,7 +131,7 @@ def attention_pattern(
         >>> figure.layout.title.text, bool(abs(figure.data[0].z[3, :4].sum() - 1) < 1e-6)
         ('Attention of L1H2', True)
     """
-    head = require_int("head", head, minimum=0, maximum=len(pattern.pattern) - 1)
+    head = _head(pattern, head)
     labels = list(pattern.token_text)
     share = float(pattern.pattern[head][1:, 0].mean()) if len(labels) > 1 else 0.0
     shown = share <= _SINK if first_token is None else first_token
@@ -371,6 +386,7 @@ def bigram_table(
     vocab = table.n_tokens or table.matrix.shape[-2]
     if tokens is None:
         tokens = sorted({round(i * (vocab - 1) / 11) for i in range(12)})
+    k = min(k, table.matrix.shape[-1])
     rows = [table.top(int(token), k) for token in tokens]
     first = [
         tick_label(f"#{t}" if table.labels is None else table.labels[t]) for t in map(int, tokens)

@@ -13,7 +13,12 @@ from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import InvalidArgumentError, LensLinearError, UnsupportedModelError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    LensLinearError,
+    LensLinearWarning,
+    UnsupportedModelError,
+)
 from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
@@ -39,14 +44,13 @@ from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.task import Task
 
-_ONE_TOKEN = 0.5  # share of one token above which text says nothing about a model
-
 
 def report(
     model: TransformerBridge,
     path: str | Path,
     task: str | Task | Tensor | None = None,
     *,
+    text: str | None = None,
     n_sequences: int | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
@@ -65,6 +69,7 @@ def report(
         path: file to write, whole or not at all.
         task: what to measure on: text, token ids [row, position], or a Task; the package's own stories by
             default.
+        text: the same as ``task``, by the name that text has elsewhere; one of the two.
         n_sequences: use only the first rows of tokens.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
@@ -87,6 +92,12 @@ def report(
     model = require_bridge(model)
     path = require_target("path", path)  # before the work, not after it
     seed = require_seed(seed)
+    if text is not None:
+        if task is not None:
+            raise InvalidArgumentError(
+                "task and text are both given, but a page measures on one; leave one out"
+            )
+        task = require_instance("text", text, str, advice="pass token ids or a Task as task")
     asked = _asked(model, task, n_sequences)
     tokens = asked.tokens
     name = Path(str(model.cfg.model_name)).name
@@ -141,16 +152,12 @@ def _asked(
 ) -> Task:
     """What to measure on, as a task that fits the model."""
     if task is None or isinstance(task, str):
-        tokens = evaluation_tokens(model, task, n_sequences=n_sequences)
-        # Of running text no token is near half; with another language's words most are "unknown".
-        common, count = tokens.flatten().mode().values, tokens.numel()
-        share = float((tokens == common).sum()) / count
-        if share > _ONE_TOKEN and model.cfg.d_vocab > 2:
-            raise InvalidArgumentError(
-                f"task is text of which {share:.0%} is token {int(common)} to this model's tokenizer, so "
-                "nothing measured on it would mean much; pass text that it knows, or token ids"
-            )
-        return Task(tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", LensLinearWarning)
+            try:
+                return Task(evaluation_tokens(model, task, n_sequences=n_sequences))
+            except LensLinearWarning as reason:  # most of it is one token
+                raise InvalidArgumentError(f"task is no text for this model: {reason}") from None
     asked = require_task(model, task)
     if n_sequences is not None:
         require_int("n_sequences", n_sequences, minimum=1, maximum=len(asked))
@@ -201,7 +208,7 @@ def model_sections(
         except LensLinearError as reason:
             sections.append(Section(f"{title}: not measured", str(reason)))
         except Exception as reason:  # one part must not take the page with it
-            warnings.warn(f"report: {title} failed: {reason!r}", stacklevel=2)
+            warnings.warn(f"report: {title} failed: {reason!r}", LensLinearWarning, stacklevel=2)
             sections.append(Section(f"{title}: failed", f"{type(reason).__name__}: {reason}"))
     return sections
 

@@ -43,7 +43,13 @@ class PassState:
 def fingerprint(model: TransformerBridge, rows: RowView, **knobs: Any) -> str:
     """Hash of configuration, weights, tokens and knobs: equal only when a pass asks the same question."""
     words = json.dumps(knobs, sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{model_fingerprint(model)} {words} {len(rows)}".encode())
+    question = f"{model_fingerprint(model)} {words} {len(rows)} {tokens_sha256(rows)}"
+    return hashlib.sha256(question.encode()).hexdigest()
+
+
+def tokens_sha256(rows: RowView) -> str:
+    """Hash of token ids, row by row: equal only for the same sequences in the same order."""
+    digest = hashlib.sha256()
     for start in range(0, len(rows), 1024):
         digest.update(rows[start : start + 1024].long().contiguous().numpy().tobytes())
     return digest.hexdigest()

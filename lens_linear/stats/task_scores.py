@@ -26,6 +26,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import shown
 from lens_linear.errors import (
     InvalidArgumentError,
+    LensLinearWarning,
     NonFiniteError,
     NotEnoughDataError,
     UnsupportedModelError,
@@ -188,6 +189,7 @@ def warn_if_worse_than_a_guess(
             f"the next-token loss of {name!r} is {loss:.3f} nats, worse than a uniform guess over its "
             f"{n_outputs} outputs ({guess:.3f}); if it was trained to answer something else, say what "
             "is right: lens_linear.Task(tokens, labels=..., positions=...)",
+            LensLinearWarning,
             stacklevel=stacklevel,
         )
 

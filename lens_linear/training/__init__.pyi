@@ -5,12 +5,14 @@ from .loop import TrainingRun as TrainingRun
 from .loop import train as train
 from .loop import validation_loss as validation_loss
 from .recipes import RECIPES as RECIPES
+from .recipes import ModelSpec as ModelSpec
 from .recipes import Phase as Phase
 from .recipes import Recipe as Recipe
 
 __all__ = [
     "BOS",
     "RECIPES",
+    "ModelSpec",
     "Phase",
     "Recipe",
     "TrainingRun",

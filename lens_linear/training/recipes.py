@@ -16,7 +16,7 @@ from lens_linear.checks import (
     require_name,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.native import ModelSpec
+from lens_linear.models.native import ModelSpec as ModelSpec
 
 VOCABULARY = 1024
 

@@ -123,6 +123,8 @@ def test_adapter_feeds_the_models_own_scores():
     want = entropy.exp().median(dim=1).values.mean()
     assert float(result.effective_patterns[0]) == pytest.approx(float(want), rel=1e-4)
     assert result.beta == pytest.approx(model.cfg.d_head**-0.5)
+    named = trained_head_memory(model, tokens, layer="L1H0", n_patterns=[2, 8])
+    assert torch.equal(named.effective_patterns, result.effective_patterns)
 
 
 def test_bad_shapes_say_what_to_do():

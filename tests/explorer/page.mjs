@@ -48,6 +48,15 @@ const checks = {
     await context.close();
     return found;
   },
+  async score({ file, words }) {
+    const { page, seen, context } = await open(file);
+    await page.getByLabel("Colour heads by").selectOption({ label: words });
+    await page.waitForTimeout(200);
+    const cells = await page.locator('#map [title^="L"]').evaluateAll((all) => all.map((one) => one.title));
+    const found = { ...seen, cells, address: page.url() };
+    await context.close();
+    return found;
+  },
   async point({ file, width }) {
     const { page, context } = await open(file, { width });
     await page.waitForTimeout(600);

@@ -1,7 +1,9 @@
 """A package of somebody else's, installed by pip: its parts work, and a broken one costs only itself."""
 
 import importlib
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import lens_linear as ll
 from lens_linear import extensions
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.extensions import Extension, HeadScore
+from tests.conftest import ROOT, absent
 
 pytest.importorskip("hatchling")
 OUTSIDE = Path(__file__).parent / "outside"
@@ -107,6 +110,28 @@ def test_the_score_and_the_section_on_their_pages(outside, tmp_path):
     assert re.search(r"<h2[^>]*>\s*How large the heads are", page)
     assert "L0H" in page and "36 rows were asked" in page and "lens-head-sizes 0.3" in page
     assert "How large the heads are" in steps and len(steps) == ll.reports.report_steps(model)
+
+
+def test_the_score_is_chosen_on_the_map_in_a_browser(outside, tmp_path):
+    chromium, frontend = shutil.which("chromium"), ROOT / "frontend"
+    if not (chromium and shutil.which("node") and (frontend / "node_modules").is_dir()):
+        absent("no chromium, node or frontend/node_modules: the map is not looked at in a browser")
+    model = ll.load("attn-2l")
+    page = ll.explore(model, ["Once upon a time"]).save(tmp_path / "page.html")
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps([{"check": "score", "file": str(page), "words": "size of OV"}]))
+    command = ["node", ROOT / "tests/explorer/page.mjs", frontend, chromium, job]
+    (seen,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    attention = ll.models.read_weights(model).attention
+    norms = torch.linalg.matrix_norm(attention.W_V @ attention.W_O).flatten()
+    heads = [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    shown = [cell.partition(",")[0] for cell in seen["cells"]]
+    assert shown == [
+        f"{head}: {norm:.2f}" for head, norm in zip(heads, norms.tolist(), strict=True)
+    ]
+    assert (
+        "score=ov_norm" in seen["address"] and seen["errors"] == [] and len(seen["requests"]) == 1
+    )
 
 
 BROKEN = """

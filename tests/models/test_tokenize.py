@@ -1,10 +1,17 @@
 """Tokens as text: each its own, also those that hold only part of a character."""
 
+import warnings
+
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.cli import main
+from lens_linear.errors import InvalidArgumentError, LensLinearWarning
 from lens_linear.models.tokenizer import token_strings, vocabulary
 
 
@@ -61,3 +68,38 @@ def test_half_a_character_is_refused_in_a_sentence(text):
     for call in (lambda: ll.tokenize(model, text), lambda: ll.tokenize_prompts(model, ["a", text])):
         with pytest.raises(InvalidArgumentError, match="half a character"):
             call()
+
+
+@pytest.fixture
+def words_model():
+    """A model whose tokenizer knows five words."""
+    vocabulary = {
+        "<unk>": 0,
+        **{word: i + 1 for i, word in enumerate("the cat sat on mat".split())},
+    }
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    model = ll.toy_model(n_layers=2, d_vocab=6, n_ctx=16)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    return model
+
+
+def test_text_that_is_mostly_unknown_or_one_token_is_said(words_model, tmp_path, capsys):
+    known = "the cat sat on the mat " * 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ll.tokenize(words_model, known)
+        ll.tokenize_prompts(words_model, ["the cat", "the the the"])
+    for text in ("zebras quack", "the old zebra quacks"):  # two of two, three of four
+        with pytest.warns(LensLinearWarning, match="token 0 .*what it does not know.*token ids"):
+            ll.tokenize_prompts(words_model, [text])
+    with pytest.warns(LensLinearWarning, match="95% of the text is token 2"):
+        ll.tokenize(words_model, "cat " * 19 + "mat")
+    with pytest.warns(LensLinearWarning, match="token 0"):
+        ll.evaluation_tokens(words_model)
+    with pytest.raises(InvalidArgumentError, match=r"task is no text for this model: \d+% of"):
+        ll.report(words_model, tmp_path / "page.html", text="zebras quack loudly " * 50)
+    folder = ll.save_model(words_model, tmp_path / "words", tokenizer=words_model.tokenizer)
+    assert main(["dynamics", str(folder)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1 and "of the text is token 0" in said

@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import re
 
@@ -114,6 +115,12 @@ def test_circuit_graph_draws_the_circuit(built):
     assert nodes["L0H0"] == "previous-token" and nodes["L1H1"] == "induction"
     empty = plots.circuit_graph(composition, min_z=1e9)
     assert not [trace for trace in empty.data if trace.mode == "lines"]
+    # z is (score - mean) / sd: with the score as its mean the strongest edge has a z of 0, then below 0
+    for shift, widths in [(0.0, {1.0}), (composition.baseline_sd, {1.0, 5.0})]:
+        level = dataclasses.replace(composition, baseline_mean=composition.scores + shift)
+        figure = plots.circuit_graph(level, min_z=-2)
+        drawn = [trace.line.width for trace in figure.data if trace.mode == "lines"]
+        assert set(np.round(drawn, 9)) == widths
 
 
 def test_maps_of_a_circuit(view):
@@ -259,3 +266,7 @@ def test_attention_in_a_notebook_runs_no_token_and_asks_no_network(view):
     assert len(figure.layout.xaxis.tickvals) == 10  # equal tokens keep their columns
     with pytest.raises(InvalidArgumentError, match="head must be at most 3"):
         plots.attention_pattern(pattern, 4)
+    assert plots.attention_pattern(pattern, "L1H2").data[0].z.shape == figure.data[0].z.shape
+    assert plots.attention_pattern(pattern, "L1H2").layout.title.text == "Attention of L1H2"
+    with pytest.raises(InvalidArgumentError, match=r"of layer 1.*got 'L0H2'.*tokens, 0\)"):
+        plots.attention_pattern(pattern, "L0H2")

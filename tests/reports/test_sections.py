@@ -130,7 +130,7 @@ def test_tokens_of_ones_own_are_what_is_measured(tmp_path):
     with torch.no_grad():
         loss = float(model(tokens, return_type="loss"))
     assert f"its loss is {loss:.3f} nats" in page
-    with pytest.raises(InvalidArgumentError, match="99% is token 65"):
+    with pytest.raises(InvalidArgumentError, match="100% of the text is token 65"):
         report(model, tmp_path / "page.html", "a" * 40_000)
 
 

@@ -104,7 +104,9 @@ def circuit_map(
         >>> circuit_map(head_circuit(toy_model(n_layers=1), 0, 0), k=10, blocks=16)
         CircuitMap of L0H0 OV: 64 × 64 tokens as a 10 × 10 window and (16, 16) blocks
     """
-    require_instance("head", head, HeadCircuit, advice="take it from head_circuit(...)")
+    require_instance(
+        "head", head, HeadCircuit, advice="take it from lens_linear.head(model, 'L1H3')"
+    )
     matrix = head.circuit(circuit)
     row_name, column_name = SIDES[circuit]
     return map_of(

@@ -169,7 +169,9 @@ def _value(head: HeadCircuit) -> Tensor:
 
 def _require_order(writer: HeadCircuit, reader: HeadCircuit) -> None:
     for name, head in (("writer", writer), ("reader", reader)):
-        require_instance(name, head, HeadCircuit, advice="take it from head_circuit(...)")
+        require_instance(
+            name, head, HeadCircuit, advice="take it from lens_linear.head(model, 'L1H3')"
+        )
     if writer.layer >= reader.layer:
         raise InvalidArgumentError(
             f"reader must stand in a later layer than writer, got {writer.name} and {reader.name}; "

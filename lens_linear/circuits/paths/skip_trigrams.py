@@ -116,7 +116,8 @@ class HeadEffects:
     def __init__(self, head: HeadCircuit, context: int, offset: int = 0) -> None:
         if not hasattr(head, "qk_at"):
             raise InvalidArgumentError(
-                f"head must be a HeadCircuit, got {type(head).__name__}; use head_circuit(...)"
+                f"head must be a HeadCircuit, got {type(head).__name__}; take it from "
+                "lens_linear.head(model, 'L1H3')"
             )
         self.context = require_int("context", context, minimum=2)
         scales = token_scales(head.weights)[: head.weights.n_tokens, None]

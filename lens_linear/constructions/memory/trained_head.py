@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
+from lens_linear.checks import require_head
 from lens_linear.constructions.memory.head_memory import HeadMemory, attention_head_memory
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_tokens, run
@@ -24,8 +24,8 @@ def trained_head_memory(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch position"],
     *,
-    layer: int,
-    head: int,
+    layer: int | str | tuple[int, int],
+    head: int | None = None,
     energies: str | Sequence[str] = ("exponential", "quadratic", "polynomial-3"),
     n_patterns: Sequence[int] | None = None,
     draws: int = 2,
@@ -39,8 +39,8 @@ def trained_head_memory(
     Args:
         model: a bridge.
         tokens: ``[batch, position]`` ids.
-        layer: index of the layer.
-        head: index of the query head.
+        layer: the head as ``"L1H3"`` or (1, 3), or the index of its layer.
+        head: index of the query head in that layer; left out with a name.
         energies: see :func:`~lens_linear.constructions.memory.head_memory.attention_head_memory`.
         n_patterns: numbers of stored keys; None takes powers of two up to the number of positions.
         draws: random subsets a query and number of keys.
@@ -63,10 +63,10 @@ def trained_head_memory(
         16
     """
     tokens = require_model_tokens(model, tokens)
-    layer = require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
-    head = require_int("head", head, minimum=0, maximum=model.cfg.n_heads - 1)
-    reads = head_reads(model, tokens, [layer])[layer]
-    q, k, _ = reads.of(head)
+    named = layer if head is None else (layer, head)
+    at, which = require_head("head", named, n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads)
+    reads = head_reads(model, tokens, [at])[at]
+    q, k, _ = reads.of(which)
     return attention_head_memory(
         k,
         q,

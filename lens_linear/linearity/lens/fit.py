@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_seed
+from lens_linear.errors import LensLinearWarning
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.lens.lens import FEW, Lens
@@ -91,6 +92,7 @@ def fit_lens(
             f"tokens has {rows.n_tokens():,} rows for {width} inputs, {rows.n_tokens() / width:.1f} an "
             "input; "
             f"a lens needs {FEW} ({FEW * width:,} tokens) to read other text as well as this",
+            LensLinearWarning,
             stacklevel=2,
         )
     readout, n_layers = Readout.of(model), model_shape(model).n_layers

@@ -80,7 +80,16 @@ class ProfileComparison(Result):
         one, other = (
             self.profiles[require_choice("name", n, self.profiles)] for n in (first, second)
         )
-        for what in ("fit", "n_layers", "n_sequences", "n_tokens", "skip", "seed", "confidence"):
+        for what in (
+            "fit",
+            "n_layers",
+            "n_sequences",
+            "n_tokens",
+            "skip",
+            "seed",
+            "confidence",
+            "tokens_sha256",
+        ):
             here, there = getattr(one, what), getattr(other, what)
             if here != there:
                 raise InvalidArgumentError(

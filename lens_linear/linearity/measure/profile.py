@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments
 from lens_linear.linalg.memory import groups
@@ -61,7 +61,7 @@ from lens_linear.stats.collect import (
     common_sites,
     require_rows_for_fit,
 )
-from lens_linear.stats.resume import Checkpoint, fingerprint
+from lens_linear.stats.resume import Checkpoint, fingerprint, tokens_sha256
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.text.task import Task
 
@@ -180,6 +180,7 @@ def linearity_profile(
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
+        tokens_sha256=tokens_sha256(test),
         d_model=width,
         skip=skip,
         ridge=ridge,
@@ -274,7 +275,7 @@ def _guarded(name: str, part: Added) -> Statistic:
         try:
             return float(part.value(moments))
         except Exception as reason:
-            warnings.warn(part.failed(name, reason), stacklevel=2)
+            warnings.warn(part.failed(name, reason), LensLinearWarning, stacklevel=2)
             return math.nan
 
     return statistic

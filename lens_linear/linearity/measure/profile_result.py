@@ -74,6 +74,7 @@ class LinearityProfile(Result):
         n_tokens: rows the score was taken on.
         n_fit: rows the maps were fitted on.
         n_sequences: sequences scored.
+        tokens_sha256: of their token ids.
         d_model: inputs of each map.
         skip: leading positions left out.
         ridge: penalty of the fits, or "loo".
@@ -109,6 +110,7 @@ class LinearityProfile(Result):
     n_tokens: int
     n_fit: int
     n_sequences: int
+    tokens_sha256: str
     d_model: int
     skip: int
     ridge: float | Literal["loo"]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.errors import LensLinearWarning, UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.hooks import Spot, What, has_spot
 from lens_linear.models.tokenizer import n_known_tokens
@@ -138,6 +138,7 @@ def warn_of_clipping(model: TransformerBridge, probe: Probe) -> None:
         f"{probe.name!r} clips queries, keys and values at {bound:g}. None of {len(probe.tokens)} tokens of "
         f"its vocabulary reaches that (largest entry {largest:.3g}), so its circuits are those of the "
         "weights there; where a text goes beyond it they are not",
+        LensLinearWarning,
         stacklevel=4,
     )
 

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 
-from lens_linear.errors import CorruptedFileError, OfflineError, UnsupportedModelError
+from lens_linear.errors import (
+    CorruptedFileError,
+    LensLinearWarning,
+    OfflineError,
+    UnsupportedModelError,
+)
 from lens_linear.models.native import quiet_transformer_lens
 
 _GGUF = b"GGUF"
@@ -156,6 +161,7 @@ def _checked(tokenizer: Any, fields: dict[str, Any], path: Path) -> Any | None:
     warnings.warn(
         f"{path.name!r} cuts text by the rule {rule!r}, which is not known here, so its tokenizer is left "
         "out; pass token tensors, or load the model's own Hugging Face folder",
+        LensLinearWarning,
         stacklevel=2,
     )
     return None
