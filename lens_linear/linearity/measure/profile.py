@@ -153,13 +153,12 @@ def linearity_profile(
     sites = _usable(model, sites)
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
-    knobs: dict[str, object] = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge}
-    knobs |= {"seed": seed, "own": sorted(own)}
+    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
     each = layer_bytes(width, len(sites), len(train), own=bool(own))
     cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")
     parts: list[ProfilePart] = []
     for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):
-        keeper = _keeper(path, save_every, model, rows, knobs)
+        keeper = _keeper(path, save_every, model, rows, {**knobs, "own": sorted(own)})
         run = ProfilePass(model, sites, layers, skip, batch_size, progress, keeper, own)
         parts.append(run.part(train, test, ridge=ridge, held_out=held_out))
     found = found_scores(n_layers, parts, confidence, seed)
