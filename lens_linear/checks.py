@@ -106,7 +106,7 @@ def require_iterable(name: str, value: Any, *, of: str) -> Iterable[Any]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise InvalidArgumentError(
             f"{name} must be a list of {of}, got {shown(value)} ({type(value).__name__}); "
-            "wrap it in []"
+            f"{'wrap it in []' if isinstance(value, (str, bytes)) else 'pass a list of them'}"
         )
     return value
 

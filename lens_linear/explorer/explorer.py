@@ -37,6 +37,7 @@ from lens_linear.explorer.runs import run_payload
 from lens_linear.files import require_target, write_text
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
+from lens_linear.text.concepts import Concept, ConceptSplit
 
 PROMPTS = (
     "Zabriskie met Quillfeather by the old mill. Then Zabriskie met Quillfeather again.",
@@ -146,7 +147,7 @@ class Explorer:
 
 def explore(
     model: TransformerBridge,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | Concept | ConceptSplit | None = None,
     *,
     max_bytes: int = MAX_BYTES,
     precision: Literal["float16", "float32"] = "float16",
@@ -162,7 +163,8 @@ def explore(
 
     Args:
         model: a bridge with a tokenizer.
-        prompts: texts to begin with; three short ones by default.
+        prompts: texts to begin with; three short ones by default. Of a concept its texts, of a split those of
+            its evaluation part.
         max_bytes: largest page. Prompts that do not fit are named in the page.
         precision: of the weights in the page.
         text: text for linearity and the linear lens; the package's stories by default.
@@ -191,6 +193,10 @@ def explore(
         require_callable("on_step", on_step, advice="pass a function of one word")
     seed = require_seed(seed)
     require_choice("precision", precision, ("float16", "float32"))
+    if isinstance(prompts, ConceptSplit):
+        prompts = prompts.evaluation
+    if isinstance(prompts, Concept):
+        prompts = prompts.texts
     given = list(PROMPTS) if prompts is None else require_list("prompts", prompts, of="str")
     if not given:
         raise NotEnoughDataError("prompts is empty; pass at least one text, or leave prompts out")

@@ -52,7 +52,8 @@ def dense(
     if rows * columns > max_cells:
         raise FigureTooLargeError(
             f"{what} would have {rows} x {columns} = {rows * columns} entries but max_cells is "
-            f"{max_cells}; ask for its top_pairs, for single rows, or pass a larger max_cells"
+            f"{max_cells}; take its largest entries, circuits.top_pairs(matrix, k), single rows, "
+            "matrix.A[rows] @ matrix.B, or all of it where memory holds that, matrix.AB"
         )
     return matrix.A @ matrix.B
 
