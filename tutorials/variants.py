@@ -71,8 +71,10 @@ def judge(exercise: str, kind: str, what: str, expected: bool | None, answer: An
 # Right answers in other forms.
 
 
-def _tensors(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
+def _tensors(change: Callable[[Tensor], Any], *, numbers: bool = False) -> Callable[[Any], Any]:
     def form(value: Any) -> Any:
+        if numbers and isinstance(value, float):
+            value = torch.tensor(value)
         if isinstance(value, Tensor):
             return change(value)
         pair = isinstance(value, (tuple, list)) and len(value) == 2
@@ -86,8 +88,8 @@ FORMS = {
     "a list": _tensors(lambda t: t.detach().tolist()),
     "a list of rows": _tensors(lambda t: list(t) if t.ndim else t),
     "float64": _tensors(lambda t: t.double()),
-    "float16": _tensors(lambda t: t.half()),
-    "bfloat16": _tensors(lambda t: t.bfloat16()),
+    "float16": _tensors(lambda t: t.half(), numbers=True),
+    "bfloat16": _tensors(lambda t: t.bfloat16(), numbers=True),
     "a number as a tensor": lambda v: torch.tensor(v) if isinstance(v, float) else v,
     "a number of NumPy": lambda v: np.float64(v) if isinstance(v, float) else v,
     "a number in a list": lambda v: [v] if isinstance(v, float) else v,

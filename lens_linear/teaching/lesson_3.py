@@ -162,6 +162,8 @@ def _k_composition(answer: Any) -> str:
     require_close(got, want, "The score is not right on a case made of unit vectors.")
     W_V, W_O = random_tensor(9, 3, seed=3), random_tensor(3, 9, seed=4)
     W_Q, W_K = random_tensor(9, 3, seed=5), random_tensor(9, 3, seed=6)
+    uneven = torch.tensor([4.0, 1.0, 0.2])  # both factors of a product count
+    W_V, W_Q = W_V * uneven, W_Q * uneven
     got = number(call(answer, W_V, W_O, W_Q, W_K, case="with random weights"), what="The score")
     writes, reads = W_V @ W_O, W_K @ W_Q.T
     swapped = W_Q @ W_K.T

@@ -124,6 +124,10 @@ def _times_fewer(answer: Any) -> str:
             "A map of rank r is two thin matrices, [d, r] and [r, d]; you count only one of them."
         )
     require_close(got, 850 / 50, "The ratio for a map of rank 2 is not right.")
+    got = number(call(answer, 2, 3, None, case="for a tiny FFN"), what="The ratio")
+    require_close(
+        got, 17 / 6, "The ratio for d_model 2, d_mlp 3 is not right: 12 + 3 + 2 over 4 + 2."
+    )
     return "Correct. A full map saves a factor of about eight; a thin one far more."
 
 
