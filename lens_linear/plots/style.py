@@ -426,7 +426,7 @@ def matrix(
         colorbar={"title": {"text": value_name, "side": "right"}, "thickness": 12, "xpad": 4},
     )
     figure = go.Figure(heatmap)
-    if numbers and z.shape[1] <= 7 and z.shape[0] <= 20:
+    if require_bool("numbers", numbers) and z.shape[1] <= 7 and z.shape[0] <= 20:
         figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
     return as_matrix(figure, rows=names[0], columns=names[1], square=square)
 
