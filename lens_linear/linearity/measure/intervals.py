@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_seed
@@ -109,7 +109,7 @@ def jackknife(
         others = [*groups[:i], *groups[i + 1 :]]
         left.append(float(function(sum(others[1:], others[0]))))
     spread = torch.tensor(left, dtype=torch.float64).var(correction=0) * (g - 1)
-    step = float(student_t.ppf((1 + confidence) / 2, g - 1)) * float(spread) ** 0.5
+    step = float(stdtrit(g - 1, (1 + confidence) / 2)) * float(spread) ** 0.5
     return torch.tensor([whole, whole - step, whole + step], dtype=torch.float64)
 
 
