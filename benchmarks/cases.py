@@ -6,14 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import linearity_profile
+import numpy as np
 import torch
 from meter import HERE, Row, in_process, medians, wall
 from reference import (
+    MINI,
     SMALL,
     bare_forward,
+    body,
+    microscope,
     path_by_path,
     random_model,
     random_tokens,
@@ -23,13 +29,16 @@ import lens_linear as ll
 from lens_linear.dynamics.gains.directions import random_directions
 from lens_linear.models.capture import run
 from lens_linear.models.native import ModelSpec
+from lens_linear.stats.evaluation import evaluation_tokens
 
 TINY = ModelSpec(n_layers=3, d_model=48, n_heads=4, d_vocab=200, n_ctx=256)
 
 NOTES = """
-- *Bare forward*: the same model on the same tokens in the same batches, logits computed.
-- Times are medians of three runs taken in turn after one that is not counted. What takes minutes (top
-  pairs of 50,000 × 50,000, the tour) runs once.
+- *Body*: the same model on the same tokens in the same batches, stopped after the last block: what every
+  pass of a profile runs. No logits are computed. *Bare forward* has them.
+- Times are processor seconds, medians of two or three runs taken in turn after one that is not counted;
+  whole commands are timed by the clock. What takes minutes (top pairs of 50,000 × 50,000, the tour) runs
+  once.
 - *Reference*: keep every activation in memory, one singular value decomposition of [tokens, width] for
   every layer and site (the method of `llm-microscope`, written here as the obvious loop in
   `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
@@ -41,35 +50,127 @@ NOTES = """
 
 
 def profile_time(quick: bool, _folder: Path) -> list[Row]:
+    """The default profile against the body of the forward pass, at few and at many rows an input."""
     rows = []
-    for name, spec, n, length, batch, budget in (
-        ("GPT-2-small shape", SMALL, 8, 512, 2, 1.5),
-        ("gpt-mini shape", ModelSpec(8, 192, 6, 1024, 128), 64, 128, 16, None),
+    shapes = [
+        ("GPT-2-small shape", lambda: random_model(SMALL), 4, 512, 1.45),
+        ("GPT-2-small shape", lambda: random_model(SMALL), 8, 512, 1.45),
+        ("gpt-mini shape", lambda: random_model(MINI), 64, 128, None),
+        ("SmolLM2-135M", lambda: ll.load("smollm2-135m"), 6, 256, 1.5),
+        ("SmolLM2-135M", lambda: ll.load("smollm2-135m"), 24, 256, 1.5),
+    ]
+    for name, opened, n, length, budget in (
+        [("tiny", lambda: random_model(TINY), 16, 64, None)] if quick else shapes
     ):
-        if quick:
-            spec, n, length, batch, budget = TINY, 16, 64, 8, None
-        model = random_model(spec)
-        tokens = random_tokens(spec, n, length)
-        taken = _bare_and_profile(model, tokens, batch, repeats=1 if quick else 3)
+        value, measured = (
+            None,
+            "the model is not on this machine: lens-linear models --get smollm2-135m",
+        )
+        try:
+            model = opened()
+        except ll.errors.UnknownModelError:
+            pass
+        else:
+            tokens = _rows_of_text(model, n, length)
+            taken = medians(
+                1 if quick else 2,
+                body=partial(body, model, tokens, 2),
+                ours=partial(ll.linearity_profile, model, tokens, batch_size=2),
+            )
+            value = taken["ours"] / taken["body"]
+            measured = f"{taken['ours']:.2f} s against {taken['body']:.2f} s body"
         rows.append(
             Row(
-                "linearity_profile, block + FFN, all layers",
+                "linearity_profile, default sites, all layers",
                 f"{name}, {n} × {length} tokens",
-                f"{taken['ours']:.2f} s against {taken['bare']:.2f} s bare forward",
-                taken["ours"] / taken["bare"],
-                "× bare forward",
+                measured,
+                value,
+                "× body of the forward pass",
                 budget,
             )
         )
     return rows
 
 
-def _bare_and_profile(model, tokens, batch: int, *, repeats: int) -> dict[str, float]:
-    return medians(
-        repeats,
-        bare=lambda: bare_forward(model, tokens, batch),
-        ours=lambda: ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=batch),
+def _rows_of_text(model, n: int, length: int) -> torch.Tensor:
+    """The package's own stories where the model reads text, else random ids."""
+    if model.tokenizer is None:
+        ids = torch.Generator().manual_seed(0)
+        return torch.randint(model.cfg.d_vocab, (n, length), generator=ids)
+    return evaluation_tokens(model, n_sequences=n, length=length)
+
+
+def matrices(quick: bool, _folder: Path) -> list[Row]:
+    """One pair of matrices: the same number from ours and from what others use."""
+    from sklearn.linear_model import Ridge
+
+    n, d = (400, 64) if quick else (4096, 768)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=g)
+    y = 0.8 * x + 0.3 * torch.randn(n, d, generator=g)
+    centred = [(t - t.mean(0)).double().numpy() for t in (x, y)]
+    ours: dict[str, Callable[[], float]] = {
+        "procrustes_similarity": lambda: float(ll.procrustes_similarity(x, y)),
+        "fit_linear": lambda: ll.linalg.fit_linear(x, y).r_squared,
+        "fit_linear, ridge 1": lambda: ll.linalg.fit_linear(x, y, ridge=1.0).r_squared,
+    }
+
+    def lstsq() -> float:
+        weight = np.linalg.lstsq(*centred, rcond=None)[0]
+        return 1 - np.square(centred[1] - centred[0] @ weight).sum() / np.square(centred[1]).sum()
+
+    def ridge() -> float:
+        found = Ridge(alpha=1.0).fit(x.numpy(), y.numpy()).predict(x.numpy())
+        left = np.square(y.numpy() - found).sum(dtype=float)
+        return 1 - left / np.square(centred[1]).sum()
+
+    peers = {
+        "procrustes_similarity": ("llm-microscope's float32 SVD", partial(microscope, x, y), 0.7),
+        "fit_linear": ("numpy.linalg.lstsq, float64", lstsq, 1.0),
+        "fit_linear, ridge 1": ("scikit-learn's Ridge, float32", ridge, 1.0),
+    }
+    rows = []
+    for name, (words, other, budget) in peers.items():
+        apart = abs(ours[name]() - other())
+        taken = medians(1 if quick else 3, ours=ours[name], other=other)
+        rows.append(
+            Row(
+                f"{name} against {words}",
+                f"{n:,} × {d}, R² apart by {apart:.1e}",
+                f"{taken['ours']:.3f} s against {taken['other']:.3f} s",
+                taken["ours"] / taken["other"],
+                "×",
+                None if quick else budget,
+            )
+        )
+    return rows
+
+
+def composition(quick: bool, _folder: Path) -> list[Row]:
+    """All pairs of heads, against TransformerLens' own scores, which multiply every circuit out."""
+    layers, heads, width = (2, 4, 64) if quick else (6, 12, 768)
+    model = ll.toy_model(n_layers=layers, n_heads=heads, d_model=width)
+    theirs = {kind: model.all_composition_scores(kind) for kind in "QKV"}
+    apart = 0.0
+    for row in ll.composition_scores(model, n_random=2).to_dataframe().itertuples():
+        ends = [ll.head(model, name) for name in (row.writer, row.reader)]
+        place = tuple(number for end in ends for number in (end.layer, end.head))
+        apart = max(apart, abs(float(theirs[row.kind][place]) - row.score))
+    taken = medians(
+        1 if quick else 3,
+        ours=partial(ll.composition_scores, model, n_random=2),
+        theirs=lambda: [model.all_composition_scores(kind) for kind in "QKV"],
     )
+    return [
+        Row(
+            "composition_scores, two draws of a baseline, against all_composition_scores of TransformerLens",
+            f"{layers} × {heads} heads, width {width}, scores apart by {apart:.1e}",
+            f"{taken['ours']:.2f} s against {taken['theirs']:.2f} s",
+            taken["ours"] / taken["theirs"],
+            "×",
+            None if quick else 1.0,
+        )
+    ]
 
 
 def profile_memory(quick: bool, _folder: Path) -> list[Row]:
@@ -288,6 +389,7 @@ def start(quick: bool, _folder: Path) -> list[Row]:
     imported = wall([sys.executable, "-c", "import lens_linear"], repeats)
     command = [sys.executable, "-m", "lens_linear", "--help"]
     helped = wall(command, repeats)
+    listed = wall([sys.executable, "-m", "lens_linear", "models"], repeats)
     return [
         Row(
             "import lens_linear",
@@ -304,6 +406,14 @@ def start(quick: bool, _folder: Path) -> list[Row]:
             helped,
             "s",
             None if quick else 0.25,
+        ),
+        Row(
+            "lens-linear models",
+            "whole command",
+            f"{listed:.3f} s",
+            listed,
+            "s",
+            None if quick else 0.8,
         ),
     ]
 
@@ -371,6 +481,8 @@ def tests(_quick: bool, _folder: Path) -> list[Row]:
 CASES = {
     "start": start,
     "profile time": profile_time,
+    "matrices": matrices,
+    "composition": composition,
     "profile memory": profile_memory,
     "profile reference": profile_reference,
     "dynamics": dynamics,

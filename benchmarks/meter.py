@@ -1,4 +1,4 @@
-"""How things are measured here: medians of elapsed time taken in turn, peaks of processes of their own."""
+"""How things are measured here: medians of processor time taken in turn, peaks of own processes."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Row:
 
 
 def medians(repeats: int, **jobs: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each job; the jobs take turns, so that a busy machine slows all of them."""
+    """Median processor seconds of each job; the jobs take turns, so that what slows one slows all."""
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         job()  # first calls pay for caches and lazy imports
     for _ in range(repeats):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             job()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -66,12 +66,12 @@ def peak_mib() -> float:
 
 
 def median_seconds(repeats: int, job: Callable[[], Any]) -> tuple[float, Any]:
-    """Median seconds of several calls, and what the last one returned."""
+    """Median processor seconds of several calls, and what the last one returned."""
     taken, found = [], None
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         found = job()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return statistics.median(taken), found
 
 

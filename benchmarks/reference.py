@@ -33,6 +33,22 @@ def random_tokens(spec, n, length):
     return torch.randint(spec.d_vocab, (n, length), generator=torch.Generator().manual_seed(0))
 
 
+def body(model, tokens, batch_size):
+    """The forward pass without logits: what every pass of a profile runs, with nothing measured."""
+    last = model.cfg.n_layers - 1
+    visit_sites(
+        model, tokens, lambda *_: None, sites=("block",), layers=[last], batch_size=batch_size
+    )
+
+
+def microscope(x, y):
+    """The score of llm-microscope: both matrices centred and of norm one, a float32 SVD of x."""
+    x, y = (t - t.mean(0, keepdim=True) for t in (x, y))
+    x, y = x / x.norm(), y / y.norm()
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    return float(1 - (x @ ((vt.T / s) @ (u.T @ y)) - y).norm() ** 2)
+
+
 def cached_activations(model, tokens):
     """Every site's input and output over all tokens, kept in memory as float32."""
     kept = {}

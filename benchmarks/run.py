@@ -1,13 +1,13 @@
 """One command, one table: what the package costs beside the obvious way, all taken in this run.
 
-    python benchmarks/run.py                 # the whole table: about 6 minutes on two quiet cores
+    python benchmarks/run.py                 # the whole table: about 10 minutes
     python benchmarks/run.py --quick         # small shapes, to see that it runs; no budgets
     python benchmarks/run.py --only dynamics # some cases
 
 The whole table is printed and written to docs/results/benchmarks.json and docs/results/benchmarks.md; other
 runs write only where --out says. How long the run took stands on the page. The exit status is 1 where a
-budget is missed. Times are medians over repeats, taken in turn; peak memory is that of processes of their
-own. What needs a GPU says "not run" where there is none; LENS_LINEAR_BENCHMARK_TESTS=1 times the test command
+budget is missed. Times are processor seconds, medians over repeats taken in turn; peak memory is that of
+processes of their own. What needs a GPU says "not run" where there is none; LENS_LINEAR_BENCHMARK_TESTS=1 times the test command
 too.
 """
 
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
     parser.add_argument("--only", metavar="WORD", help="cases whose name holds this word")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the two files")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started, rows = time.monotonic(), []
