@@ -51,7 +51,7 @@ def tokens_sha256(rows: RowView) -> str:
     """Hash of token ids, row by row: equal only for the same sequences in the same order."""
     digest = hashlib.sha256()
     for start in range(0, len(rows), 1024):
-        digest.update(rows[start : start + 1024].long().contiguous().numpy().tobytes())
+        digest.update(rows[start : start + 1024].cpu().long().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
