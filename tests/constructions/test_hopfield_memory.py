@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -191,6 +192,9 @@ def test_curves_rise_and_cross_at_the_capacity(capacity):
     frame = capacity.to_dataframe()
     assert set(frame.columns) >= {"energy", "d", "n_patterns", "seed", "bit_error", "recall"}
     for curve in capacity.curves:
+        octaves = [math.log2(count / curve.expected) for count in curve.n_patterns]
+        assert octaves[-1] == pytest.approx(1.75, abs=0.04)  # below, counts are rounded more
+        assert np.diff(octaves)[-6:] == pytest.approx(0.25, abs=0.1)
         mean = curve.bit_error.mean(1)
         assert float(mean[0]) < 0.0036 < float(mean[-1])
         below = [k for k, e in zip(curve.n_patterns, mean.tolist(), strict=True) if e < 0.0036]
