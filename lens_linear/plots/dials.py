@@ -71,7 +71,9 @@ def attention_dial(dial: AttentionDial) -> go.Figure:
     ):
         add_level(fig, value, f"{name} to the truth", x=betas, dash=dash, at=above)
     marks = dial.regimes().set_index("regime")["beta"].to_dict()
-    for i, (regime, beta) in enumerate((n, b) for n, b in marks.items() if math.isfinite(b)):
+    for i, (regime, beta) in enumerate(
+        (n, b) for n, b in marks.items() if b > 0 and math.isfinite(b)
+    ):
         fig.add_vline(x=beta, line={"dash": "dash", "width": 1, "color": GREY})
         fig.add_annotation(  # annotations take the exponent on a log axis
             text=escape(regime), x=math.log10(beta), y=1 - 0.09 * i, yref="y domain", xanchor="right",

@@ -79,18 +79,34 @@ def test_tilting_a_gaussian_is_least_squares_until_the_rows_run_out():
 
 
 def test_regimes_follow_in_order_and_capacity_grows():
-    dial = attention_dial(betas=(0.01, 0.1, 0.3, 1.0, 3.0, 10.0), orders=(), seeds=4)
+    dial = attention_dial(betas=tuple(0.05 * 1.8**k for k in range(10)), orders=(), seeds=4)
     ends = dial.regimes().set_index("regime")
     assert ends.beta["regression ends"] < 1 < ends.beta["retrieval starts"]
     assert ends.beta_low["retrieval starts"] <= ends.beta["retrieval starts"]
     capacity = dial.summary().capacity.to_numpy()
-    assert capacity[0] < 4 < 10 < capacity[-1]
+    assert capacity[0] < 4 < 9 < capacity[-1]
     share = dial.summary().best_share.to_numpy()
     assert (np.diff(share) > 0).all()
     assert f"up to β = {ends.beta['regression ends']:.3g}" in repr(dial)
     curves = torch.tensor([[0.0, 0.0, 0.4], [0.2, 0.0, 0.5], [0.4, 0.0, 0.6]]).double()
-    found = crossings([1.0, 10.0, 100.0], curves, 0.3)
-    assert found.tolist() == [pytest.approx(10**1.5), math.inf, 1.0]
+    found = crossings([1.0, 1.8, 3.24], curves, 0.3)
+    assert found.tolist() == [pytest.approx(1.8**1.5), math.inf, 0.0]
+
+
+@pytest.mark.parametrize(
+    "betas, said",
+    [
+        ((5, 10), "a β below"),
+        ((0.01, 10), "do not tell"),
+        ((0.01, 0.015), "a β beyond"),
+        ((), "do not tell"),
+    ],
+)
+def test_a_regime_that_was_not_turned_to_is_not_given_a_number(betas, said):
+    dial = attention_dial(betas=betas, orders=(2,), seeds=2)
+    assert said in repr(dial).partition("up to ")[2].partition(" and ")[0]
+    assert not dial.regimes().beta[:2].between(1e-9, 1e9).any()
+    assert dial.plot() is not None
 
 
 def test_numbers_do_not_depend_on_what_else_was_asked():

@@ -177,6 +177,15 @@ def test_regimes_read_the_curves():
     own = frame[frame.geometry == "own"].set_index("head")
     assert (own.trained == own.apply(lambda r: place(r), axis=1)).all()
     assert "as trained: " in repr(dial)
+    for betas in (
+        (0.9, 1.1),
+        (50, 100),
+        (0.01, 0.02),
+        (0.001, 100),
+    ):  # the label stays, or is not known
+        other = head_dial(loud(), tokens(rows=4), heads=["L1H2", "L0H1"], betas=betas).regimes()
+        found = other[other.geometry == "own"].set_index("head").trained
+        assert (found == (own.trained if betas == (0.9, 1.1) else "not known")).all()
 
 
 def place(row):

@@ -89,8 +89,9 @@ class AttentionDial(Result):
         ends = self.regimes().set_index("regime")["beta"]
         return (
             f"AttentionDial: {len(self.setting)} settings, n = {self.n} rows, d = {self.d}, "
-            f"{self.values.shape[2]} seeds; softmax is regression (with a gain) up to β = "
-            f"{ends['regression ends']:.3g} and retrieval from β = {ends['retrieval starts']:.3g}"
+            f"{self.values.shape[2]} seeds; softmax is regression (with a gain) up to "
+            f"{_place_text(ends['regression ends'])} and retrieval from "
+            f"{_place_text(ends['retrieval starts'])}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -119,7 +120,8 @@ class AttentionDial(Result):
         """Where softmax stops being regression and starts being retrieval.
 
         Columns: ``regime``, ``beta`` (median over seeds), ``beta_low``, ``beta_high`` (95 % of them),
-        ``rule``. Infinite where the dial was not turned that far.
+        ``rule``. Infinite where the dial was not turned that far, 0 where it lies below the β asked, NaN
+        where these are more than a factor of 2 apart there.
         """
         warm = [i for i, dial in enumerate(self.dial) if dial == "temperature"]
         betas = [self.setting[i] for i in warm]
@@ -297,16 +299,31 @@ def _distance(got: Tensor, want: Tensor, mean: Tensor) -> float:
 def crossings(
     betas: Sequence[float], values: Float[Tensor, "setting seed"], level: float
 ) -> Float[Tensor, " seed"]:
-    """The β at which each seed's curve first passes the level, interpolated in logarithm; inf if never."""
+    """The β at which each seed's curve first passes the level, interpolated in logarithm.
+
+    Infinite where it never does, 0 where it lies above it from the first β on, NaN where the two β around it
+    are more than a factor of 2 apart, or there are none: no number then depends on which β were asked.
+    """
     found = []
     for curve in values.T.tolist():
         above = next((i for i, v in enumerate(curve) if v > level), None)
         if above is None:
-            found.append(math.inf)
+            found.append(math.inf if betas else math.nan)
         elif above == 0:
-            found.append(betas[0])
+            found.append(0.0)
+        elif betas[above] > 2 * betas[above - 1]:
+            found.append(math.nan)
         else:
             before, after = curve[above - 1], curve[above]
             part = (level - before) / (after - before)
             found.append(betas[above - 1] * (betas[above] / betas[above - 1]) ** part)
     return torch.tensor(found, dtype=torch.float64)
+
+
+def _place_text(beta: float) -> str:
+    """A crossing in words."""
+    if math.isnan(beta):
+        return "a β that these settings do not tell"
+    if beta == 0:
+        return "a β below those asked"
+    return "a β beyond those asked" if math.isinf(beta) else f"β = {beta:.3g}"

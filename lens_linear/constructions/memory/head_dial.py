@@ -140,9 +140,10 @@ class HeadDial(Result):
 
         Columns: ``regression_ends`` (β where ``linear_error`` passes 0.1), ``retrieval_starts`` (β where
         ``best_share`` passes one half), each with ``_low`` and ``_high`` (95 % of the rows; infinite where
-        the dial was not turned that far); ``ols_error`` (the least median along the dial) and ``ols_beta``
+        the dial was not turned that far, 0 where it lies below the β asked, NaN where these are more than a
+        factor of 2 apart there); ``ols_error`` (the least median along the dial) and ``ols_beta``
         (where); ``spread`` of the scores at β = 1; and for the own geometry ``trained``: "regression",
-        "between" or "retrieval", by where β = 1 lies.
+        "between" or "retrieval" by the medians at β = 1, "not known" where the β asked do not tell.
         """
         error, share, least, spread = (
             self.values[MEASURES.index(name)]
@@ -163,16 +164,24 @@ class HeadDial(Result):
                 best = int(middle.nan_to_num(math.inf).argmin())
                 row["ols_error"], row["ols_beta"] = float(middle[best]), self.betas[best]
                 row["spread"] = float((spread[h, g, 0] / self.betas[0]).quantile(0.5))
-                row["trained"] = _place(row) if geometry == "own" else ""
+                medians = [m[h, g].nanquantile(0.5, dim=-1).tolist() for m in (error, share)]
+                row["trained"] = _place(self.betas, *medians) if geometry == "own" else ""
                 rows.append(row)
         return pd.DataFrame(rows)
 
 
-def _place(row: dict[str, str | float]) -> str:
-    """Where β = 1 lies between the two crossings."""
-    if float(row["retrieval_starts"]) <= 1:
-        return "retrieval"
-    return "regression" if float(row["regression_ends"]) > 1 else "between"
+def _place(betas: Sequence[float], error: list[float], share: list[float]) -> str:
+    """What the curves say at β = 1: at that setting, or at both of its neighbours alike."""
+    kinds = [
+        "retrieval" if held > HELD else "regression" if missed <= ENOUGH else "between"
+        for missed, held in zip(error, share, strict=True)
+    ]
+    at = [kind for beta, kind in zip(betas, kinds, strict=True) if math.isclose(beta, 1)]
+    below = [kind for beta, kind in zip(betas, kinds, strict=True) if beta <= 1][-1:]
+    above = [kind for beta, kind in zip(betas, kinds, strict=True) if beta >= 1][:1]
+    if at:
+        return at[0]
+    return below[0] if below and below == above else "not known"
 
 
 def head_dial(
