@@ -433,3 +433,11 @@ def test_a_module_moves_where_its_numbers_fit(dtype, size):
         layer = ll.OLSAttention.from_data(x, y).to(dtype)
         want = np.linalg.lstsq(x.numpy(), np.array(y), rcond=None)[0] @ [size, size]
         assert layer.predict([[size, size]]).item() == pytest.approx(want, rel=3e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e300])
+def test_the_hat_of_rows_of_any_size_is_that_of_rows_of_size_one(scale):
+    x = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hat = ll.OLSAttention.from_data(x * scale, x.sum(1)).hat()
+    torch.testing.assert_close(hat.values, x @ torch.linalg.pinv(x), rtol=1e-9, atol=1e-12)
+    assert hat.rank == 3

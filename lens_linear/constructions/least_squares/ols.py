@@ -447,7 +447,7 @@ class OLSAttention(RangedModule):
                 "the rows"
             )
         values, solution = self._hat_values(rows), self.solution
-        rank = int(torch.linalg.matrix_rank((self.W_Q @ self.W_K.T).detach().double()))
+        rank = _product_rank(self.W_Q, self.W_K)
         own = self._own() if solution in ("unique", "minimum-norm", "ridge") else None
         if own is not None and own[0].spectrum is not None:
             # Compared as a matrix: labels along a few directions can be met by weights of other rows.
@@ -570,3 +570,13 @@ def _onto(keys: Float[Tensor, "n r"], y: Float[Tensor, "n m"]) -> Float[Tensor, 
     scale = keys.norm(dim=0)
     slopes: Tensor = torch.linalg.lstsq(keys / scale, y).solution / scale[:, None]
     return slopes
+
+
+def _product_rank(w_q: Tensor, w_k: Tensor) -> int:
+    """Rank of ``W_Q W_Kᵀ``, each brought to size one first: the product of extreme scales has no number."""
+    if not w_q.numel():
+        return 0
+    tiny = torch.finfo(torch.float64).tiny
+    both = (w_q.detach().double(), w_k.detach().double())
+    q, k = (w / w.abs().amax().clamp(min=tiny) for w in both)
+    return int(torch.linalg.matrix_rank(q @ k.T))
