@@ -81,7 +81,7 @@ function Tokens(context: Context) {
         })}
       </div>
       <p class="note">
-        Coloured: attention of {selection.head} from token {position} <Token text={text(run!.ids[position]!)} />, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Point at a token and all views follow; choose it to stay there. Bars under the tokens: loss, 10 nats wide; mean {number(run!.meanLoss, 3)} nats a token over n = {run!.ids.length - 1} tokens, null (a uniform guess) {number(Math.log(payload.model.n_tokens), 2)}
+        Coloured: attention of {selection.head} from token {position} <Token text={text(run!.ids[position]!)} />, 0 to {number(scale.high, 2)}{full ? "" : " (not on this page)"}. Point at a token and all views follow; choose it to stay there. Bars under the tokens: loss, 10 nats wide; mean {run!.ids.length > 1 ? number(run!.meanLoss, 3) : "–"} nats a token over n = {Math.max(0, run!.ids.length - 1)} tokens, null (a uniform guess) {number(Math.log(payload.model.n_tokens), 2)}
         {context.whole ? `, ${number(context.whole.meanLoss, 3)} with all heads` : ""}.
         {run!.cut > 0 && ` ${run!.cut} tokens beyond the context of ${payload.model.n_ctx} are left out.`}
       </p>
@@ -157,7 +157,7 @@ function Terms({ terms, logit, error, what, select }: {
   );
 }
 
-function Ablation({ payload, selection, select }: Context) {
+function Ablation({ payload, selection, select, run, whole }: Context) {
   const { n_layers, n_heads } = payload.model;
   if (!n_layers) return null;
   const toggle = (name: string) => select({
@@ -175,6 +175,7 @@ function Ablation({ payload, selection, select }: Context) {
         ))}
       </div></div>
       <p class="note">What the head gathers is replaced by its mean over all positions of {String(payload.made["text"])}.
+        {selection.ablated.length > 0 && run && whole && ` Loss ${number(run.meanLoss, 3)} nats a token, ${number(whole.meanLoss, 3)} with all heads.`}
         {selection.ablated.length > 0 && <> <button type="button" class="link" onClick={() => select({ ablated: [] })}>Put all back</button></>}</p>
     </details>
   );
