@@ -144,9 +144,8 @@ def collect_moments(
         InsufficientMemoryError: the statistics would not fit in what is free.
     """
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
-    matrices = (
-        2 + keep_yy + 2 * first_apart
-    )  # products or a factor, the first position's beside them
+    # Products or a factor, and those of the first position beside them.
+    matrices = 2 + keep_yy + 2 * first_apart
     require_room(
         8.0 * len(chosen) * len(sites) * matrices * model.cfg.d_model**2,
         model_device(model),
