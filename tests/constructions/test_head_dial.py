@@ -226,3 +226,18 @@ def test_heads_of_attn_2l_are_far_from_the_least_squares_of_their_context():
     assert own.ols_error.min() > 0.7
     ideal = frame[(frame.geometry == "least squares") & (frame.beta == 0.001)]
     assert ideal.ols_error.max() < 0.05
+
+
+def test_keys_that_are_collinear_but_for_rounding_are_so_in_float32_too():
+    exact = loud()
+    with torch.no_grad():
+        for block in exact.blocks:
+            keys = block.attn.W_K
+            keys[..., -1] = keys[..., 0] + keys[..., 1]
+    rounded = loud().float()
+    rounded.load_state_dict(exact.state_dict())
+    want, got = (
+        head_dial(model, tokens(), heads=["L1H2"], betas=(0.7,), queries=5).values
+        for model in (exact, rounded)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)

@@ -89,6 +89,10 @@ def test_linear_and_cubic_shares():
         weights = scores.abs() ** power
         want = (weights / weights.sum(1, keepdim=True)).gather(1, target).mean()
         assert float(result.weight[0, e, 0, 0]) == pytest.approx(float(want))
+        values = keys - keys.mean(0)
+        readout = scores**power @ values  # a linear memory subtracts, a cubic one does not
+        cosine = torch.cosine_similarity(readout, values[target[:, 0]], dim=1)
+        assert float(result.similarity[0, e, 0, 0]) == pytest.approx(float(cosine.mean()))
 
 
 def test_causal_mask_hides_later_keys():

@@ -136,3 +136,19 @@ def test_training_works_where_gradients_are_switched_off():
     with torch.inference_mode():
         again = ll.train_ols_attention(run.x.clone(), run.y.clone(), epochs=5, seeds=1)
     torch.testing.assert_close(again.loss, run.loss)
+
+
+@pytest.mark.parametrize("form", ["paper", "in-context"])
+def test_geometry_error_is_the_formula_and_only_the_papers_form_has_a_free_scale(form):
+    run = ll.train_ols_attention(form=form, d=3, epochs=4, seeds=2)
+    for seed in range(2):
+        product = (run.weights[0][seed] @ run.weights[1][seed].T @ run.x.T @ run.x).numpy()
+        scale = np.trace(product) / (product**2).sum() if form == "paper" else 1.0
+        want = np.linalg.norm(scale * product - np.eye(3)) / 3**0.5
+        assert float(run.geometry_error[-1, seed]) == pytest.approx(want)
+
+
+def test_the_rate_grows_with_the_inputs_of_the_in_context_form():
+    for d, rate in ((1, 0.2), (4, 0.2), (8, 0.4)):
+        run = ll.train_ols_attention(form="in-context", d=d, epochs=1, seeds=1)
+        assert run.learning_rate == pytest.approx(rate)

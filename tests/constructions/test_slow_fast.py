@@ -68,6 +68,15 @@ def test_newton_schulz_flops_are_those_of_its_products():
     products += [(3, n, 3), (n, 3, 3), (q, 3, 3)] * 2  # memory, keys, queries
     products += [(3, n, m), (q, 3, m)]  # Kᵀ Y, q (Kᵀ Y)
     assert stack.flops(n, q, m) == sum(2 * a * b * c for a, b, c in products)
+    curve = covariance_shift(conditions=(1,), layers=2, d=3, n=n, queries=q, base_rows=9, seeds=1)
+    flops = curve.to_dataframe().set_index(["method", "layers"]).flops
+    assert flops["Newton-Schulz from L", 3] == stack.flops(n, q, 1)
+    inputs = 2 * (n + q) * 3 * 3  # W_in is the identity: no product
+    assert flops["Newton-Schulz from I", 3] == stack.flops(n, q, 1) - inputs
+    readout = 2 * 3 * (n + q)  # Kᵀ y, q (Kᵀ y)
+    assert flops["fixed weights", 1] == inputs + readout and flops["gradient step", 1] == readout
+    step = 2 * n * 3 + 2 * n * 3  # the residual, and its product with the inputs
+    assert flops["gradient descent", 2] == 2 * n * 3 * 3 + 2 * step + 2 * q * 3
 
 
 def test_gradient_step_is_one_step_of_autograd():

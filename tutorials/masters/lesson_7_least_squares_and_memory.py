@@ -499,7 +499,7 @@ capacity.slopes().round(2)
 # $(1 + \beta(s_j - \bar s))/n$: their mean, plus $\beta$ times least squares. For large $\beta$ one row takes all.
 
 # %%
-dial = attention_dial(betas=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), seeds=4)
+dial = attention_dial(betas=[10 ** (i / 4) for i in range(-8, 7)], seeds=4)
 print(dial)
 ll.plots.attention_dial(dial)
 
