@@ -260,6 +260,11 @@ def test_memory_capacity_is_reproducible_and_refuses_the_impossible():
     a = ll.memory_capacity(energies="quadratic", dims=[64], seeds=2, queries=32)
     b = ll.memory_capacity(energies="quadratic", dims=[64], seeds=2, queries=32)
     torch.testing.assert_close(a.curves[0].bit_error, b.curves[0].bit_error)
+    assert a.capacity().sd[0] == pytest.approx(float(a.curves[0].capacity.std()))
+    assert math.isnan(a.slopes().expected[0])  # one size has no slope
+    two = ll.memory_capacity(energies="quadratic", dims=[64, 96], seeds=2, queries=32)
+    small, large = (curve.expected for curve in two.curves)
+    assert two.slopes().expected[0] == pytest.approx(math.log(large / small) / math.log(96 / 64))
     with pytest.raises(InvalidArgumentError, match="smaller d or more noise"):
         ll.memory_capacity(energies="exponential", dims=[64])
     with pytest.raises(InvalidArgumentError, match="at least one size"):

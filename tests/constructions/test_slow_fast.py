@@ -338,6 +338,10 @@ def test_shift_errors_are_those_of_the_modules():
     ]
     errors = [float((a.predict(new) - want).norm() / want.norm()) for a in answers]
     np.testing.assert_allclose(errors, [got[1], *got[5:]], rtol=1e-6)
+    shift = torch.linalg.eigvalsh(task._spread(9.0, "axes")).square()
+    assert float(shift[-1] / shift[0]) == pytest.approx(9) and float(shift.prod()) == pytest.approx(
+        1
+    )
     base = task._draw("base rows", 200, 4) @ task.base
     gram = base.T @ base / 200
 
