@@ -50,7 +50,6 @@ def report(
     path: str | Path,
     task: str | Task | Tensor | None = None,
     *,
-    text: str | None = None,
     n_sequences: int | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
@@ -69,7 +68,6 @@ def report(
         path: file to write, whole or not at all.
         task: what to measure on: text, token ids [row, position], or a Task; the package's own stories by
             default.
-        text: the same as ``task``, by the name that text has elsewhere; one of the two.
         n_sequences: use only the first rows of tokens.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
@@ -92,12 +90,6 @@ def report(
     model = require_bridge(model)
     path = require_target("path", path)  # before the work, not after it
     seed = require_seed(seed)
-    if text is not None:
-        if task is not None:
-            raise InvalidArgumentError(
-                "task and text are both given, but a page measures on one; leave one out"
-            )
-        task = require_instance("text", text, str, advice="pass token ids or a Task as task")
     asked = _asked(model, task, n_sequences)
     tokens = asked.tokens
     name = Path(str(model.cfg.model_name)).name

@@ -182,10 +182,10 @@ def _direction(row: Any, up: str, down: str) -> str:
     # 4.30 is the two-sided 5 % point of t with 2 degrees of freedom; larger studies need less.
     degrees = int(row["n_seeds"]) - 1
     limit = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}.get(degrees, 2.6)
-    if degrees < 1:
-        return f"not known ({row['difference']:+.4f} at one seed has no spread)"
     if not math.isfinite(row["difference"]):
         return "not known (a run has no finite value)"
+    if degrees < 1:
+        return f"not known ({row['difference']:+.4f} at one seed has no spread)"
     size = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
     # A difference that its own digits print as zero is no verdict, however small its error.
     if not abs(row["t"]) > limit or not float(f"{row['difference']:.4f}"):

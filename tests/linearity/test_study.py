@@ -153,6 +153,11 @@ def test_the_verdict_with_no_spread_at_all():
     rows = tuple(row for row in alone.rows if row["seed"] == 1)
     alone = StudyResult(alone.study, rows, 100, 100, 0.0)
     assert alone.verdict().count("not known (-0.2000 at one seed has no spread)") == 3
+    for lost in (float("nan"), float("inf")):
+        assert (
+            made(effect=lost, noise=0.0).verdict().count("not known (a run has no finite value)")
+            == 3
+        )
 
 
 def test_a_study_is_scaled_as_its_recipes_are():

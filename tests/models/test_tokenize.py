@@ -98,7 +98,7 @@ def test_text_that_is_mostly_unknown_or_one_token_is_said(words_model, tmp_path,
     with pytest.warns(LensLinearWarning, match="token 0"):
         ll.evaluation_tokens(words_model)
     with pytest.raises(InvalidArgumentError, match=r"task is no text for this model: \d+% of"):
-        ll.report(words_model, tmp_path / "page.html", text="zebras quack loudly " * 50)
+        ll.report(words_model, tmp_path / "page.html", "zebras quack loudly " * 50)
     folder = ll.save_model(words_model, tmp_path / "words", tokenizer=words_model.tokenizer)
     assert main(["dynamics", str(folder)]) == 0
     said = capsys.readouterr().err

@@ -505,11 +505,6 @@ ADVICE = [
         "must be one of 'prefix_matching'",
         lambda: plots.head_scores(ll.induction_scores(toy(), **PROBE), column="prefix_matching"),
     ),
-    (
-        lambda: ll.report(toy(), "advice.html", IDS, text="a"),
-        "leave one out",
-        lambda: ll.report(toy(), "advice.html", IDS),
-    ),
 ]
 
 

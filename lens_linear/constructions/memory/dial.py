@@ -302,7 +302,7 @@ def crossings(
     """The β at which each seed's curve first passes the level, interpolated in logarithm.
 
     Infinite where it never does, 0 where it lies above it from the first β on, NaN where the two β around it
-    are more than a factor of 2 apart, or there are none: no number then depends on which β were asked.
+    are more than a factor of 2 apart, or there are none: interpolated wider, it would follow the β asked.
     """
     found = []
     for curve in values.T.tolist():

@@ -32,6 +32,7 @@ from lens_linear.linalg.memory import groups
 from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
+from lens_linear.linearity.measure.pooled_scores import joined
 from lens_linear.linearity.measure.profile_result import Fit
 from lens_linear.models.capture import Site, TokenRows, model_device, visit_sites
 from lens_linear.progress import sequence_bar
@@ -202,7 +203,7 @@ def layer_map(
         rows_of = _held_out(walk, test, sources, readings) if held_out else None
         parts.append(rows_of or [_in_sample(n, sources, fits) for fits in readings])
         del readings
-    found = [_upper(_joined(both)) for both in zip(*parts, strict=False)]
+    found = [_upper(joined(both)) for both in zip(*parts, strict=False)]
     return LayerMap(
         values=found[0],
         without_first=found[-1],
@@ -349,14 +350,6 @@ def _in_sample(n: int, sources: range, fits: list[LinearFit]) -> Tensor:
         for j, part in enumerate(_targets(fit), start=i + 1):
             out[i, j] = explained[part].sum() / fit.scatter_y[part].sum()
     return out
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The rows of each part: what is NaN in one stands in another."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = torch.where(whole.isnan(), part, whole)
-    return whole
 
 
 def _upper(values: Tensor) -> Float[Tensor, "boundary boundary"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -32,6 +34,11 @@ class Scores:
     values: dict[str, Float[Tensor, " layer"]]
     intervals: dict[str, Float[Tensor, "layer 2"]]
     sums: dict[str, Float[Tensor, "2 layer sequence"]]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor from parts that each know some entries: what is NaN in one stands in another."""
+    return reduce(lambda whole, part: torch.where(whole.isnan(), part, whole), parts)
 
 
 def held_out_scores(

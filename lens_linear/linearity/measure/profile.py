@@ -38,6 +38,7 @@ from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.measure.pooled_scores import (
+    joined,
     nulls,
     ranks,
     solvers,
@@ -174,7 +175,7 @@ def linearity_profile(
         ranks=ranks(n_layers, fits),
         solvers=solvers(n_layers, fits),
         null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
-        update_ratio=filled([{"": part.update_ratio} for part in parts])[""],
+        update_ratio=joined([part.update_ratio for part in parts]),
         statistics=own_by_layer(parts),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),

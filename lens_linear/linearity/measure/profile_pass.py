@@ -20,6 +20,7 @@ from lens_linear.linearity.measure.pooled_scores import (
     first_shares,
     held_out_scores,
     in_sample_scores,
+    joined,
 )
 from lens_linear.linearity.measure.profile_result import LayerStatistic
 from lens_linear.models.capture import Site
@@ -90,11 +91,8 @@ class ProfilePart:
 
 
 def filled(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Each tensor from the parts that know it: what is NaN in one stands in another."""
-    whole = dict(parts[0])
-    for part in parts[1:]:
-        whole = {name: torch.where(t.isnan(), part[name], t) for name, t in whole.items()}
-    return whole
+    """Each tensor :func:`joined` from all parts."""
+    return {name: joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def own_by_layer(parts: list[ProfilePart]) -> dict[str, LayerStatistic]:
