@@ -36,8 +36,8 @@ TINY = ModelSpec(n_layers=3, d_model=48, n_heads=4, d_vocab=200, n_ctx=256)
 NOTES = """
 - *Body*: the same model on the same tokens in the same batches, stopped after the last block: what every
   pass of a profile runs. No logits are computed. *Bare forward* has them.
-- Times are processor seconds, medians of two or three runs taken in turn after one that is not counted;
-  whole commands are timed by the clock. What takes minutes (top pairs of 50,000 × 50,000, the tour) runs
+- Times are processor seconds, medians of three runs taken in turn after one that is not counted (profiles
+  against their body: one run); whole commands are timed by the clock. What takes minutes (top pairs of 50,000 × 50,000, the tour) runs
   once.
 - *Reference*: keep every activation in memory, one singular value decomposition of [tokens, width] for
   every layer and site (the method of `llm-microscope`, written here as the obvious loop in
@@ -73,7 +73,7 @@ def profile_time(quick: bool, _folder: Path) -> list[Row]:
         else:
             tokens = _rows_of_text(model, n, length)
             taken = medians(
-                1 if quick else 2,
+                1,
                 body=partial(body, model, tokens, 2),
                 ours=partial(ll.linearity_profile, model, tokens, batch_size=2),
             )
@@ -148,9 +148,10 @@ def matrices(quick: bool, _folder: Path) -> list[Row]:
 
 def composition(quick: bool, _folder: Path) -> list[Row]:
     """All pairs of heads, against TransformerLens' own scores, which multiply every circuit out."""
-    layers, heads, width = (2, 4, 64) if quick else (6, 12, 768)
+    layers, heads, width = (2, 4, 64) if quick else (4, 8, 256)
     model = ll.toy_model(n_layers=layers, n_heads=heads, d_model=width)
-    theirs = {kind: model.all_composition_scores(kind) for kind in "QKV"}
+    with torch.no_grad():
+        theirs = {kind: model.all_composition_scores(kind) for kind in "QKV"}
     apart = 0.0
     for row in ll.composition_scores(model, n_random=2).to_dataframe().itertuples():
         ends = [ll.head(model, name) for name in (row.writer, row.reader)]
