@@ -24,9 +24,11 @@ from lens_linear.checks import (
     require_list,
     require_seed,
 )
+from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.explorer.page import bundle, frame, page
 from lens_linear.explorer.payload import (
+    PARTS,
     Subject,
     build_payload,
     named_tokens,
@@ -35,6 +37,7 @@ from lens_linear.explorer.payload import (
 from lens_linear.explorer.picture import map_picture
 from lens_linear.explorer.runs import run_payload
 from lens_linear.files import require_target, write_text
+from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.text.concepts import Concept, ConceptSplit
@@ -45,6 +48,7 @@ PROMPTS = (
     "Once upon a time there was a little girl who lived in a house by the wood.",
 )
 MAX_BYTES = 10_000_000
+Part = Literal["linearity", "lens", "circuits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +156,8 @@ def explore(
     max_bytes: int = MAX_BYTES,
     precision: Literal["float16", "float32"] = "float16",
     text: str | None = None,
+    induction: InductionScores | None = None,
+    parts: Sequence[Part] = ("linearity", "lens", "circuits"),
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
 ) -> Explorer:
@@ -168,6 +174,9 @@ def explore(
         max_bytes: largest page. Prompts that do not fit are named in the page.
         precision: of the weights in the page.
         text: text for linearity and the linear lens; the package's stories by default.
+        induction: :func:`~lens_linear.circuits.induction_scores` of this model, measured here by default.
+        parts: of the page beside texts and heads' scores. Each takes most of a minute for a model of 135M:
+            with ``parts=()`` and ``induction`` at hand its page takes ten seconds.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
 
@@ -192,6 +201,11 @@ def explore(
     if on_step is not None:
         require_callable("on_step", on_step, advice="pass a function of one word")
     seed = require_seed(seed)
+    chosen = frozenset(
+        require_choice("parts", x, PARTS) for x in require_list("parts", parts, of="str")
+    )
+    if induction is not None:
+        _require_scores_of(model, induction)
     require_choice("precision", precision, ("float16", "float32"))
     if isinstance(prompts, ConceptSplit):
         prompts = prompts.evaluation
@@ -200,7 +214,7 @@ def explore(
     given = list(PROMPTS) if prompts is None else require_list("prompts", prompts, of="str")
     if not given:
         raise NotEnoughDataError("prompts is empty; pass at least one text, or leave prompts out")
-    subject = read_subject(model, given)
+    subject = read_subject(model, given, induction, chosen)
     payload, subject = build_payload(
         subject,
         precision=precision,
@@ -217,3 +231,15 @@ def explore(
             f"with {len(payload['runs'])} prompts; pass max_bytes={size * 11 // 10}"
         )
     return explorer
+
+
+def _require_scores_of(model: TransformerBridge, induction: InductionScores) -> None:
+    """Accept scores of as many layers and heads as the model has."""
+    advice = "pass what ll.induction_scores(model) returns"
+    require_instance("induction", induction, InductionScores, advice=advice)
+    shape = model_shape(model)
+    got, want = tuple(induction.copying.shape), (shape.n_layers, shape.n_heads)
+    if got != want:
+        raise InvalidArgumentError(
+            f"induction has scores of [layer, head] = {got} but the model has {want}; {advice}"
+        )

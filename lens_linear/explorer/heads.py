@@ -13,7 +13,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import KINDS, composition_scores
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attention
 from lens_linear.circuits.induction.ablation import ablation_scores
-from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.induction.scores import InductionScores, induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import InvalidArgumentError, LensLinearError
 from lens_linear.explorer.packing import pack
@@ -43,12 +43,17 @@ _COLUMNS = (
 
 
 def head_rows(
-    model: TransformerBridge, shape: ModelShape, *, ablate: bool, seed: int
+    model: TransformerBridge,
+    shape: ModelShape,
+    scores: InductionScores | None = None,
+    *,
+    ablate: bool,
+    seed: int,
 ) -> tuple[list[dict[str, Any]], str]:
-    """One row a head: scores with their controls, the verdict, the loss of copying without it."""
+    """One row a head: scores (measured here unless given), the verdict, the loss of copying without it."""
     if not shape.n_layers:
         return [], "The model has no layers, so it has no heads."
-    scores = induction_scores(model, seed=seed)
+    scores = induction_scores(model, seed=seed) if scores is None else scores
     frame = scores.to_dataframe()
     stats = scores.stats
     frame["prev_control"] = stats.neighbours[[0, 2]].mean(0).flatten().numpy()

@@ -19,6 +19,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.circuits.induction.ablation import StandIns, stand_ins
+from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.heads import (
@@ -56,12 +57,14 @@ DETAILED = (
 )
 TABLED = 48  # tokens of the prompts whose QK and OV rows are kept of a large model
 LARGE = 20_000_000  # parameters above which a pass over all stories takes minutes
+#: What of a page may be left out, and the view that then says so.
+PARTS = {"linearity": "map", "lens": "lens", "circuits": "head"}
 _LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with what was read of it once."""
+    """A model with what was read of it once, and what is asked about it."""
 
     model: TransformerBridge
     shape: ModelShape
@@ -70,6 +73,8 @@ class Subject:
     reference: Tensor | None  # rows whose mean stands in place of heads that are taken away
     prompts: tuple[str, ...]
     rows: tuple[Tensor, ...]
+    induction: InductionScores | None
+    parts: frozenset[str]
 
     @cached_property
     def means(self) -> StandIns:
@@ -79,7 +84,12 @@ class Subject:
         return stand_ins(self.model, "pooled", require_task(self.model, self.reference))
 
 
-def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
+def read_subject(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    induction: InductionScores | None,
+    parts: frozenset[str],
+) -> Subject:
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
     try:
         weights = read_weights(model, fold=True)
@@ -87,7 +97,8 @@ def read_subject(model: TransformerBridge, prompts: Sequence[str]) -> Subject:
         weights = None
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
     shape = model_shape(model)
-    return Subject(model, shape, weights, None, None, tuple(prompts), tuple(rows))
+    texts = tuple(prompts), tuple(rows)
+    return Subject(model, shape, weights, None, None, *texts, induction, parts)
 
 
 def build_payload(
@@ -105,12 +116,15 @@ def build_payload(
     why = why_not_live(model, shape, subject.weights)
     live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
     room = max(0, max_bytes - live * _live_bytes(subject, precision)) // PART
+    for part in PARTS.keys() - subject.parts:
+        missing[PARTS[part]].append(f"Not asked for when this page was made: {part}.")
     scores = _scores(subject, missing, room, seed, say)
     tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
-    say("linearity")
-    linearity = [] if tokens is None else _linearity(model, tokens, missing["map"], seed)
-    say("lens")
-    subject = _with_references(subject, tokens, missing)
+    linearity = []
+    if tokens is not None and "linearity" in subject.parts:
+        say("linearity")
+        linearity = _linearity(model, tokens, missing["map"], seed)
+    subject = _with_references(subject, tokens, missing, say)
     lens = subject.lens
     payload: dict[str, Any] = {
         "schema": SCHEMA,
@@ -160,7 +174,9 @@ def _scores(
     n_heads = shape.n_layers * shape.n_heads
     say("heads")
     heads, scored = _attempt(
-        lambda: head_rows(model, shape, ablate=n_heads <= 64, seed=seed), missing["map"], ([], "")
+        lambda: head_rows(model, shape, subject.induction, ablate=n_heads <= 64, seed=seed),
+        missing["map"],
+        ([], ""),
     )
     own = added_scores(model, shape, heads, missing["map"])
     if heads and "lost" not in heads[0]:
@@ -179,14 +195,18 @@ def _scores(
 
 
 def _with_references(
-    subject: Subject, tokens: Tensor | None, missing: dict[str, list[str]]
+    subject: Subject,
+    tokens: Tensor | None,
+    missing: dict[str, list[str]],
+    say: Callable[[str], None],
 ) -> Subject:
     """Fit the linear lens on the tokens, and remember those over which heads' means are taken."""
     model = subject.model
     if tokens is None or not subject.shape.n_layers:
         return subject
     lens = None
-    if subject.weights is not None:
+    if subject.weights is not None and "lens" in subject.parts:
+        say("lens")
         with warnings.catch_warnings():  # that the tokens are few for the width: the page says so
             warnings.simplefilter("ignore", UserWarning)
             lens = _attempt(lambda: fit_lens(model, tokens), missing["lens"], None)
@@ -332,9 +352,13 @@ def _circuits(
     weights, shape = subject.weights, subject.shape
     if weights is None or not shape.n_layers:
         return empty
-    say("circuits")
     scales = token_scales(weights)
     found: dict[str, Any] = {**empty, "mean_scale": float(scales.mean())}
+    if live:
+        found["scales"] = pack(scales, "float32")
+    if "circuits" not in subject.parts:
+        return found
+    say("circuits")
     if live:
         verified: set[int] = set()
         all_heads = [(i, j) for i in range(shape.n_layers) for j in range(shape.n_heads)]
@@ -350,7 +374,7 @@ def _circuits(
                 "circuits.head_circuit(model, layer, head) gives the others."
             )
         details, reason = copied_details(heads, AttentionOnly(subject.model), directions=4)
-        found |= {"head_details": details, "scales": pack(scales, "float32")}
+        found["head_details"] = details
         missing.extend([] if reason is None else [reason])
         return found
     named = list(dict.fromkeys(int(one) for row in subject.rows for one in row))

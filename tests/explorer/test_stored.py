@@ -76,6 +76,36 @@ def test_what_does_not_fit_is_said_where_it_is_missing(nano):
         ll.explore(model, ["A cat."], max_bytes=50_000)
 
 
+def test_scores_at_hand_are_shown_and_parts_not_asked_for_are_named(nano):
+    model, explorer = nano
+    other = ll.induction_scores(model, rows_per_period=2, seed=7)
+    small = ll.explore(model, ["A cat."], induction=other, parts=())
+    shown = [row["prefix_matching"] for row in small.payload["heads"]]
+    want = other.to_dataframe()["prefix_matching"]
+    np.testing.assert_allclose(shown, want, rtol=1e-4)
+    measured = [row["prefix_matching"] for row in explorer.payload["heads"]]
+    assert not np.allclose(shown, measured, rtol=1e-3)
+    assert small.payload["linearity"] == [] and small.payload["runs"][0]["lens"]["linear"] is None
+    assert small.payload["head_tables"] is None
+    for view, part in {"map": "linearity", "lens": "lens", "head": "circuits"}.items():
+        said = f"Not asked for when this page was made: {part}."
+        assert said in small.payload["missing"][view]
+        assert said not in explorer.payload["missing"][view]
+    with pytest.raises(InvalidArgumentError, match="the model has"):
+        ll.explore(model, induction=ll.induction_scores(ll.load("attn-2l")))
+    with pytest.raises(InvalidArgumentError, match="did you mean 'lens'"):
+        ll.explore(model, parts=["lenses"])
+
+
+def test_a_page_without_its_circuits_still_divides_by_typical_scales():
+    model = ll.load("attn-1l")
+    whole, small = ll.explore(model, ["A cat."]), ll.explore(model, ["A cat."], parts=("lens",))
+    assert (
+        small.payload["head_details"] == {} and small.payload["scales"] == whole.payload["scales"]
+    )
+    assert small.payload["linear_lens"] is not None
+
+
 def test_of_many_heads_the_strongest_pairs_are_kept_and_it_is_said():
     model = ll.toy_model(n_layers=4, n_heads=4, seed=0)
     shape = model_shape(model)
