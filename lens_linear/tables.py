@@ -36,8 +36,11 @@ class Result:
 
     #: Name of the figure in ``lens_linear.plots`` that draws this result.
     _figure: ClassVar[str] = "overview"
-    #: Columns that the notebook view shows; all of them when empty.
-    _columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Columns that matter, which the notebook view shows; all of them when empty."""
+        return ()
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table as a DataFrame of its own."""

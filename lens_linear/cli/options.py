@@ -107,6 +107,14 @@ def _basis(flag: str, value: str) -> None:
         )
 
 
+def _statistic(flag: str, values: list[str]) -> None:
+    if not metadata.entry_points(group="lens_linear.extensions"):
+        raise InvalidArgumentError(
+            f"{flag} must name a statistic of an installed package, but none adds any; got {values[0]!r}; "
+            "from Python, pass statistics={name: function}"
+        )
+
+
 def _concept(flag: str, value: str) -> None:
     from lens_linear.text.presets import PRESETS
 
@@ -169,6 +177,13 @@ BASIS = option(
     check=_basis,
     help=f"of the surrogate: {', '.join(BASIS_NAMES)}, or one that an installed "
     "package adds (default krylov)",
+)
+STATISTIC = option(
+    "--statistic",
+    action="append",
+    metavar="NAME",
+    check=_statistic,
+    help="also measure a statistic that an installed package adds; may be repeated",
 )
 CONCEPT = option(
     "--concept",

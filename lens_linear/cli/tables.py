@@ -11,7 +11,6 @@ from lens_linear.cli.opening import given_text, model_name, open_model
 from lens_linear.cli.output import Answer, Table, result_table, steps
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.linearity.measure.profile import linearity_profile
-from lens_linear.models.capture import available_sites
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.studies.published import published_beside_measured
 
@@ -55,13 +54,14 @@ def linearity(options: argparse.Namespace) -> Answer:
         tokens,
         fit=options.fit,
         skip=options.skip,
+        statistics=options.statistic,
         seed=options.seed,
-        sites=available_sites(model, 0),
         progress=not options.quiet,
     )
     settings: dict[str, object] = {
         "fit": options.fit,
         "skip": options.skip,
+        "statistics": options.statistic or [],
         "text": options.text or "own stories",
         "sequences": options.sequences,
         "device": options.device,

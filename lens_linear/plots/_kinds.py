@@ -243,14 +243,21 @@ def add_level(
     return add_line(fig, x, values, name, ink=GREY, dash=dash, at=at, width=1.5, mode="lines")
 
 
-def window(fig: go.Figure, *, lowest: float, highest: float | None = None) -> go.Figure:
-    """Set the y axis so that all that is drawn is inside, but not below ``lowest``."""
+def window(
+    fig: go.Figure,
+    *,
+    lowest: float,
+    highest: float | None = None,
+    at: tuple[int, int] | None = None,
+) -> go.Figure:
+    """Set the y axis (of a panel) so that all that is drawn so far is inside, but not below ``lowest``."""
     values = [np.asarray(t.y, dtype=float) for t in fig.data if t.y is not None]
     drawn = np.concatenate([v[np.isfinite(v)] for v in values] or [np.zeros(1)])
     low, high = max(float(drawn.min()), lowest), float(drawn.max())
     high = high if highest is None else max(highest, high)
     room = 0.04 * max(high - low, 1e-3)
-    return fig.update_yaxes(range=[low - room, high + room])
+    row, col = at or (None, None)
+    return fig.update_yaxes(range=[low - room, high + room], row=row, col=col)
 
 
 def layer_axis(fig: go.Figure, count: int, *, room: int = 13) -> go.Figure:

@@ -34,6 +34,7 @@ from lens_linear.plots._kinds import (
 )
 from lens_linear.plots.style import escape, matrix, styled
 
+_SITES = {"block": "block", "ffn": "FFN", "attn": "attention"}
 _LABELS = {
     "block_r2": "block",
     "block_r2_no_residual": "block, without residual",
@@ -51,17 +52,21 @@ COLUMN_NAMES = {
 
 
 @figure
-def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Figure:
+def linearity_profile(
+    profile: LinearityProfile, *, scores: Sequence[str] | None = None, bands: bool = True
+) -> go.Figure:
     """R² by layer for blocks (with and without residual), FFNs and attention, with the null.
 
     The x axis is the layer, the y axis the fraction of variance explained, at most 1. Bands are bootstrap
     intervals over test sequences; an in-sample profile has none. The grey line is what an output
     independent of its input would score. Scores below −0.1 are cut off; the hover shows them. Thin lines,
     where the profile has them, are the same scores without the first position, whose outlier can carry
-    most of the variance.
+    most of the variance. Statistics of one's own stand beside it, each in a panel of its own.
 
     Args:
         profile: what ``ll.linearity_profile`` returned.
+        scores: columns to draw: block_r2, block_r2_no_residual, ffn_r2, attn_r2 share a panel, any other,
+            such as a statistic of one's own, has its own. By default these four and all statistics.
         bands: draw the intervals.
 
     Returns:
@@ -76,34 +81,66 @@ def linearity_profile(profile: LinearityProfile, *, bands: bool = True) -> go.Fi
         ['block', 'block, without residual', 'FFN']
     """
     frame = profile.to_dataframe().reset_index()
-    layers, fig = frame["layer"].tolist(), go.Figure()
-    for index, (score, label) in enumerate(_LABELS.items()):
-        if score not in frame or bool(frame[score].isna().all()):
-            continue
-        ends = [frame.get(f"{score}_{end}") for end in ("low", "high")]
-        band = (
-            (ends[0], ends[1]) if bands and ends[0] is not None and ends[0].notna().any() else None
-        )
+    asked = [*_LABELS, *profile.statistics] if scores is None else scores
+    shown = drawn_columns("scores", asked, frame)
+    shares = [score for score in _LABELS if score in shown]
+    own = {
+        name: f"{words} ({_SITES[profile.statistics[name].site]})" if name in profile.statistics else words
+        for name, words in shown.items()
+        if name not in _LABELS
+    }  # fmt: skip
+    titles = ["R²"] * bool(shares) + list(own.values())
+    fig, places = panels(titles) if len(titles) > 1 else (go.Figure(), [])
+    if shares:
+        _r2_lines(fig, profile, frame, shares, bands=bands, at=places[0] if places else None)
+    for index, name in enumerate(own, start=bool(shares)):
+        at = places[index] if places else None
+        add_line(
+            fig, frame["layer"], frame[name], name, index=index, dash="solid", at=at, legend=at is None,
+            band=_band(frame, name) if bands else None, hover="layer %{x}: %{y:.4g}",
+        )  # fmt: skip
+    skipped = f", first {profile.skip} positions left out" if profile.skip else ""
+    fitted = f", fitted on {profile.n_fit:,}" if profile.fit == "held-out" else ""
+    measure = f"{profile.fit} R² of the best affine map; " if shares else ""
+    return styled(
+        layer_axis(fig, profile.n_layers), title=f"Linearity by layer: {escape(profile.model_name)}",
+        subtitle=f"{measure}n = {profile.n_tokens:,} tokens{fitted}{skipped}", panels=bool(places),
+        x="layer", y=None if places else "R² (fraction of variance explained)" if shares else titles[0],
+        height=130 + 340 * places[-1][0] if places else 480,
+    )  # fmt: skip
+
+
+def _r2_lines(
+    fig: go.Figure,
+    profile: LinearityProfile,
+    frame: pd.DataFrame,
+    scores: Sequence[str],
+    *,
+    bands: bool,
+    at: tuple[int, int] | None,
+) -> None:
+    """Shares of variance: with and without the first position, and the null."""
+    layers = frame["layer"].tolist()
+    known = [
+        (index, score, _LABELS[score])
+        for index, score in enumerate(_LABELS)
+        if score in scores and frame[score].notna().any()
+    ]
+    for index, score, label in known:
+        band = _band(frame, score) if bands else None
         hover = "layer %{x}: R² %{y:.4f}"
-        add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover)
-    for index, (score, label) in enumerate(_LABELS.items()):
+        add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover, at=at)
+    for index, score, label in known:
         later = frame[f"{score}_without_first"]
         if not profile.skip and later.notna().any():
             hover = f"{label}<br>layer %{{x}}: R² %{{y:.4f}}"
             add_line(fig, layers, later, "thin: without the first position", index=index, width=1,
-                     hover=hover, mode="lines", legend=index == 0)  # fmt: skip
+                     hover=hover, mode="lines", legend=index == known[0][0], at=at)  # fmt: skip
     null = frame["null_r2"]
     lowest = float(null.min())
     outside = f" ({lowest:.2g}, off the axis)" if lowest < -1 else ""
-    add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers)
-    window(fig, lowest=max(-1.0, min(-0.1, lowest)) if not outside else -0.1, highest=1.0)
-    skipped = f", first {profile.skip} positions left out" if profile.skip else ""
-    fitted = f", fitted on {profile.n_fit:,}" if profile.fit == "held-out" else ""
-    return styled(
-        layer_axis(fig, profile.n_layers), title=f"Linearity by layer: {escape(profile.model_name)}",
-        subtitle=f"{profile.fit} R² of the best affine map; n = {profile.n_tokens:,} tokens{fitted}{skipped}",
-        x="layer", y="R² (fraction of variance explained)",
-    )  # fmt: skip
+    add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers, at=at)
+    window(fig, lowest=max(-1.0, min(-0.1, lowest)) if not outside else -0.1, highest=1.0, at=at)
 
 
 @figure
@@ -148,7 +185,7 @@ def layer_map(result: LayerMap) -> go.Figure:
 def profile_comparison(
     comparison: ProfileComparison,
     *,
-    scores: Sequence[str] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
+    scores: Sequence[str] | None = None,
     ordered: bool = False,
     bands: bool = True,
 ) -> go.Figure:
@@ -161,7 +198,7 @@ def profile_comparison(
     Args:
         comparison: what ``compare_profiles`` returned.
         scores: columns of the profiles to show: block_r2, block_r2_no_residual, ffn_r2, attn_r2,
-            update_ratio, or statistics of one's own.
+            update_ratio, or statistics of one's own. By default the first three and all statistics.
         ordered: the names have an order (training steps, sizes): colours run from light to dark.
         bands: draw the intervals of columns that have them.
 
@@ -179,7 +216,7 @@ def profile_comparison(
         (['block R²', '‖update‖ / ‖stream‖'], 6)
     """
     frame = comparison.to_dataframe()
-    shown = drawn_columns("scores", scores, frame)
+    shown = drawn_columns("scores", _or_known(scores, frame, comparison.statistics), frame)
     fig, places = panels(list(shown.values()))
     names = list(comparison.profiles)
     for index, (name, ink) in enumerate(zip(names, inks(len(names), ordered=ordered), strict=True)):
@@ -205,15 +242,16 @@ def profile_comparison(
 def profile_difference(
     difference: ProfileDifference,
     *,
-    scores: Sequence[str] = ("block_r2", "block_r2_no_residual", "ffn_r2"),
+    scores: Sequence[str] | None = None,
 ) -> go.Figure:
     """One panel per score: one profile minus another, layer by layer, with its paired interval.
 
-    R² (at most 2 apart); 0 is no difference.
+    R², or the unit of a statistic of one's own; 0 is no difference.
 
     Args:
         difference: what ``ll.compare(profiles).difference(first, second)`` returned.
-        scores: some of block_r2, block_r2_no_residual, ffn_r2, attn_r2.
+        scores: some of block_r2, block_r2_no_residual, ffn_r2, attn_r2 and statistics of one's own that both
+            have. By default the first three and all statistics.
 
     Returns:
         Figure with one panel a score.
@@ -228,7 +266,7 @@ def profile_difference(
         [0.0, 0.0]
     """
     frame = difference.to_dataframe().reset_index()
-    shown = drawn_columns("scores", scores, frame)
+    shown = drawn_columns("scores", _or_known(scores, frame, difference.statistics), frame)
     fig, places = panels(list(shown.values()))
     name, layers = f"{difference.first} minus {difference.second}", frame["layer"].tolist()
     for (score, words), at in zip(shown.items(), places, strict=True):
@@ -242,11 +280,19 @@ def profile_difference(
     return styled(
         fig, title="Difference of two linearity profiles", panels=True, x="layer",
         subtitle=f"{escape(difference.first)} minus {escape(difference.second)}; "
-        f"n = {difference.n_sequences:,} sequences, paired; 95 % bands"
-        if difference.confidence == 0.95
-        else f"n = {difference.n_sequences:,} sequences, paired; {difference.confidence:.0%} bands",
+        f"n = {difference.n_sequences:,} sequences, paired; {100 * difference.confidence:.4g} % bands",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip
+
+
+def _or_known(
+    scores: Sequence[str] | None, frame: pd.DataFrame, own: Sequence[str]
+) -> Sequence[str]:
+    """Columns that were asked for, or what these profiles know of R² and one's own."""
+    if scores is not None:
+        return scores
+    usual = ("block_r2", "block_r2_no_residual", "ffn_r2")
+    return [name for name in usual if frame[name].notna().any()] + list(own) or ["attn_r2"]
 
 
 def drawn_columns(name: str, asked: Sequence[str], frame: pd.DataFrame) -> dict[str, str]:

@@ -22,7 +22,6 @@ from lens_linear.errors import (
 from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
-from lens_linear.models.capture import available_sites
 from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
@@ -244,7 +243,7 @@ def measured_linearity(
     model: TransformerBridge, tokens: Tensor | Task, name: str, *, seed: int
 ) -> Section:
     """Profile a model, with and without the first position, in one pass."""
-    profile = linearity_profile(model, tokens, sites=available_sites(model, 0), seed=seed)
+    profile = linearity_profile(model, tokens, seed=seed)
     return linearity_section(profile, name=name)
 
 

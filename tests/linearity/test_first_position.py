@@ -121,6 +121,8 @@ def test_a_statistic_of_ones_own_on_both_halves_with_an_interval(tmp_path):
     left = np.full(10, 27 * 16.0)
     spread = math.sqrt(9 * left.var())
     assert frame.rows_high[0] - frame.rows[0] == pytest.approx(spread * 2.2621571628, abs=1e-9)
+    wider = ll.linearity_profile(model, ids, statistics=own, confidence=0.99).to_dataframe()
+    assert wider.rows_high[0] - wider.rows[0] == pytest.approx(spread * 3.2498355, abs=1e-6)
     with pytest.raises(InvalidArgumentError, match="statistics must map names"):
         ll.linearity_profile(model, ids, statistics={"a b": erank})
 
@@ -194,6 +196,36 @@ def test_a_paired_difference_is_narrower_than_two_intervals_and_right():
     inside = ll.linearity_profile(models["a"], ids, fit="in-sample")
     with pytest.raises(InvalidArgumentError, match="held-out"):
         compare_profiles({"a": inside}).difference("a", "a")
+
+
+def test_own_statistics_are_paired_by_the_same_tenths():
+    ids, own = tokens(70), {"first": lambda m: float(m.mean_y[0])}
+    models = {"a": small(2), "b": small(2, seed=5)}
+    found = compare_profiles(
+        {
+            name: ll.linearity_profile(model, ids, statistics=own, confidence=0.9)
+            for name, model in models.items()
+        }
+    )
+    difference = found.difference("a", "b")
+    _, test = split(ids)
+    y = [activations(m, test, 1, "block")[1][..., 0].mean(1) for m in models.values()]
+    apart = y[0] - y[1]  # by sequence
+    left = np.array([np.delete(apart, np.s_[g::10]).mean() for g in range(10)])
+    error = math.sqrt(9 * left.var()) * 1.8331129  # Student's t with 9 degrees of freedom
+    row = difference.to_dataframe().loc[1]
+    assert row["first"] == pytest.approx(float(apart.mean()), abs=1e-6)
+    assert row.first_high - row["first"] == pytest.approx(error, rel=1e-4)
+    assert row["first"] - row.first_low == pytest.approx(error, rel=1e-4)
+    assert difference.statistics == ["first"] == found.statistics
+    assert found.summary().first_max["b"] == pytest.approx(found.profiles["b"]["first"].max())
+    other = ll.linearity_profile(
+        models["a"], ids, statistics=own, sites=("ffn", "attn"), confidence=0.9
+    )
+    with pytest.raises(InvalidArgumentError, match="of the ffn in 'a' and of the block in 'b'"):
+        compare_profiles({"a": other, "b": found.profiles["b"]}).difference("a", "b")
+    without = ll.linearity_profile(models["a"], ids, confidence=0.9)
+    assert not compare_profiles({"a": without, "b": other}).difference("a", "b").statistics
 
 
 def test_the_reading_is_that_of_numpy_without_the_first_position():

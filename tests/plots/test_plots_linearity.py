@@ -71,6 +71,29 @@ def test_profile_lines_bands_and_null(model, ids):
     assert "FFN" not in traces(only)
 
 
+def test_own_statistics_have_panels_with_bands(model, ids):
+    own = {"spread": lambda m: float(m.scatter_y.sum() / m.n), "rows": lambda m: m.n}
+    profile = ll.linearity_profile(model, ids, statistics=own, sites=("ffn",))
+    figure = whole(profile.plot())
+    assert [panel.text for panel in figure.layout.annotations] == [
+        "R²", "spread (FFN)", "rows (FFN)"
+    ]  # fmt: skip
+    line = traces(figure)["spread"]
+    assert line.xaxis == "x2" and list(line.y) == profile["spread"].tolist()
+    low, high = profile["spread_low"].tolist(), profile["spread_high"].tolist()
+    assert [list(t.y) for t in figure.data if t.fill and t.xaxis == "x2"] == [[*high, *low[::-1]]]
+    assert figure.layout.yaxis.range[1] < 1.1 and figure.layout.yaxis2.range is None
+    alone = whole(profile.plot(scores=["spread"], bands=False))
+    assert [trace.name for trace in alone.data] == ["spread"]
+    assert alone.layout.yaxis.title.text == "spread (FFN)"
+    both = compare_profiles({"one": profile, "again": profile})
+    assert [p.text for p in whole(both.plot()).layout.annotations] == ["FFN R²", "spread", "rows"]
+    apart = traces(whole(both.difference("one", "again").plot(scores=["spread"])))
+    assert list(apart["one minus again"].y) == [0.0] * 3
+    with pytest.raises(InvalidArgumentError, match="scores must be one of"):
+        profile.plot(scores=["erank"])
+
+
 def test_model_names_are_text_and_never_markup(ids):
     model = toy_model(n_layers=1)
     model.cfg.model_name = "<b>x</b></script>"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lens_linear.checks import require_choice
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linearity.measure.intervals import percentiles, resampled
+from lens_linear.linearity.measure.intervals import jackknife, percentiles, resampled
 from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
 from lens_linear.tables import Result
 
@@ -38,6 +38,11 @@ class ProfileComparison(Result):
 
     profiles: Mapping[str, LinearityProfile]
 
+    @property
+    def statistics(self) -> list[str]:
+        """Names of the statistics of one's own that any of the profiles has."""
+        return list(dict.fromkeys(own for p in self.profiles.values() for own in p.statistics))
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per name and layer: name, layer, depth (0 first to 1 last), then the profile's columns."""
         frames = []
@@ -50,8 +55,8 @@ class ProfileComparison(Result):
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> pd.DataFrame:
-        """One row per name: mean, minimum and maximum over layers of each score."""
-        names = ["block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2", "update_ratio"]
+        """One row per name: mean, minimum and maximum over layers of each score and statistic."""
+        names = [*SCORE_COLUMNS.values(), "update_ratio", *self.statistics]
         grouped = self.to_dataframe().groupby("name", sort=False)[names].agg(["mean", "min", "max"])
         grouped.columns = pd.Index(["_".join(pair) for pair in grouped.columns.to_flat_index()])
         return grouped
@@ -62,7 +67,8 @@ class ProfileComparison(Result):
         """Score of ``first`` minus that of ``second``, layer by layer, paired by sequence.
 
         Both profiles must come from the same sequences: these are drawn with replacement, the same draw for
-        both, so what makes a text hard for both drops out of the interval.
+        both, so what makes a text hard for both drops out of the interval. Statistics of one's own that both
+        have are paired by leaving the same tenth of the sequences out of both.
 
         Args:
             first: name of one profile.
@@ -71,11 +77,12 @@ class ProfileComparison(Result):
             seed: of the draws.
 
         Returns:
-            ProfileDifference: one row a layer, each score with ``_low`` and ``_high``, the interval at the
-            profiles' confidence; ``.plot()`` draws the bands.
+            ProfileDifference: one row a layer, each score and statistic with ``_low`` and ``_high``, the
+            interval at the profiles' confidence; ``.plot()`` draws the bands.
 
         Raises:
-            InvalidArgumentError: an unknown name, in-sample profiles, or profiles of other sequences.
+            InvalidArgumentError: an unknown name, in-sample profiles, profiles of other sequences, or a
+                statistic taken of another site.
         """
         one, other = (
             self.profiles[require_choice("name", n, self.profiles)] for n in (first, second)
@@ -109,6 +116,18 @@ class ProfileComparison(Result):
             ends = percentiles(drawn[0] - drawn[1], one.confidence)
             columns[name] = one.scores[score] - other.scores[score]
             columns[f"{name}_low"], columns[f"{name}_high"] = ends.unbind(1)
+        for name, here in one.statistics.items():
+            there = other.statistics.get(name)
+            if there is None:
+                continue
+            if here.site != there.site:
+                raise InvalidArgumentError(
+                    f"statistic {name!r} was taken of the {here.site} in {first!r} and of the {there.site} "
+                    f"in {second!r}; profile both with the same first of sites"
+                )
+            columns[name] = here.values - there.values
+            ends = jackknife(columns[name], here.left_out - there.left_out, one.confidence)
+            columns[f"{name}_low"], columns[f"{name}_high"] = ends.unbind(1)
         return ProfileDifference(
             first, second, columns, one.n_sequences, n_resamples, seed, one.confidence
         )
@@ -130,7 +149,8 @@ class ProfileDifference(Result):
     Attributes:
         first: name of the one.
         second: name of the other, which is taken away.
-        columns: by layer, each score of ``first`` minus that of ``second``, and its ``_low`` and ``_high``.
+        columns: by layer, each score and statistic of ``first`` minus that of ``second``, and its ``_low``
+            and ``_high``.
         n_sequences: sequences that were drawn from.
         n_resamples: bootstrap samples.
         seed: of the draws.
@@ -147,8 +167,17 @@ class ProfileDifference(Result):
     seed: int
     confidence: float
 
+    @property
+    def statistics(self) -> list[str]:
+        """Names of the statistics of one's own that both profiles have."""
+        known = [name.removesuffix("_low") for name in self.columns if name.endswith("_low")]
+        return [name for name in known if name not in SCORE_COLUMNS.values()]
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a layer: block_r2, block_r2_no_residual, ffn_r2, attn_r2, with ``_low`` and ``_high``."""
+        """One row a layer: block_r2, block_r2_no_residual, ffn_r2, attn_r2 and statistics of one's own.
+
+        Each has its ``_low`` and ``_high``.
+        """
         columns = {name: values.numpy() for name, values in self.columns.items()}
         return pd.DataFrame(columns).rename_axis("layer")
 
@@ -157,7 +186,7 @@ class ProfileDifference(Result):
             name: int(
                 ((self.columns[f"{name}_low"] > 0) | (self.columns[f"{name}_high"] < 0)).sum()
             )
-            for name in SCORE_COLUMNS.values()
+            for name in (*SCORE_COLUMNS.values(), *self.statistics)
         }
         n_layers = len(self.columns["block_r2"])
         parts = ", ".join(f"{name} in {count}" for name, count in clear.items() if count)

@@ -90,27 +90,31 @@ def percentiles(
     return torch.quantile(values, ends, dim=1).T
 
 
-def jackknife(
-    groups: Sequence[Moments], function: Callable[[Moments], float], confidence: float = 0.95
-) -> Float[Tensor, "3"]:
-    """A number of all groups together, and the ends of its interval from leaving out one at a time.
+def left_out(
+    groups: Sequence[Moments], function: Callable[[Moments], float]
+) -> Float[Tensor, " group"]:
+    """A number of all groups but one, for each; NaN for a single group."""
+    values = []
+    for i in range(len(groups)):
+        others = [*groups[:i], *groups[i + 1 :]]
+        values.append(float(function(sum(others[1:], others[0]))) if others else torch.nan)
+    return torch.tensor(values, dtype=torch.float64)
 
-    ``se² = (g − 1) / g · Σ (θ₋ᵢ − mean)²``, times Student's t with g − 1 degrees of freedom; NaN ends for
-    fewer than two groups.
+
+def jackknife(
+    whole: Float[Tensor, " layer"], left: Float[Tensor, "layer group"], confidence: float
+) -> Float[Tensor, "layer 2"]:
+    """Ends of the interval of a number from what it is without one group of sequences at a time.
+
+    ``se² = (g − 1) / g · Σ (θ₋ᵢ − mean)²``, times Student's t with g − 1 degrees of freedom; NaN where a
+    number is, as for fewer than two groups. Numbers of two models less one another are paired.
 
     Source: Efron & Tibshirani 1993, *An Introduction to the Bootstrap*, 11.1 (grouped jackknife).
     """
-    whole = float(function(sum(groups[1:], groups[0])))
-    g = len(groups)
-    if g < 2:
-        return torch.tensor([whole, torch.nan, torch.nan], dtype=torch.float64)
-    left = []
-    for i in range(g):
-        others = [*groups[:i], *groups[i + 1 :]]
-        left.append(float(function(sum(others[1:], others[0]))))
-    spread = torch.tensor(left, dtype=torch.float64).var(correction=0) * (g - 1)
-    step = float(stdtrit(g - 1, (1 + confidence) / 2)) * float(spread) ** 0.5
-    return torch.tensor([whole, whole - step, whole + step], dtype=torch.float64)
+    g = left.shape[1]
+    error = (left.var(1, correction=0) * (g - 1)).sqrt()
+    step = float(stdtrit(max(g - 1, 1), (1 + confidence) / 2)) * error
+    return torch.stack([whole - step, whole + step], dim=1)
 
 
 FEW = 3

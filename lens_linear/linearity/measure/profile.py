@@ -176,7 +176,7 @@ def linearity_profile(
         solvers=solvers(n_layers, fits),
         null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
         update_ratio=joined([part.update_ratio for part in parts]),
-        statistics=own_by_layer(parts),
+        statistics=own_by_layer(parts, sites[0], confidence),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
@@ -220,11 +220,13 @@ def _own_statistics(statistics: Any) -> dict[str, Statistic]:
     if statistics is None:
         return {}
     if not isinstance(statistics, Mapping):
-        installed = added("statistics")
-        names = [
-            require_choice("statistics", name, installed)
-            for name in require_list("statistics", statistics, of="names")
-        ]
+        asked, installed = require_list("statistics", statistics, of="names"), added("statistics")
+        if asked and not installed:
+            raise InvalidArgumentError(
+                "statistics must be functions by name, as no installed package adds any, got "
+                f'{shown(statistics)}; e.g. {{"variance": lambda m: float(m.scatter_y.sum() / m.n)}}'
+            )
+        names = [require_choice("statistics", name, installed) for name in asked]
         return _columns_apart({name: _guarded(name, installed[name]) for name in names})
     if not all(
         isinstance(name, str) and name.isidentifier() and callable(function)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
 from lens_linear.linalg.more_rows import solve_both
-from lens_linear.linearity.measure.intervals import jackknife
+from lens_linear.linearity.measure.intervals import left_out
 from lens_linear.linearity.measure.pooled_scores import (
     Scores,
     first_shares,
@@ -78,7 +78,8 @@ def layer_bytes(width: int, n_sites: int, n_rows: int, *, own: bool) -> float:
 class ProfilePart:
     """What a group of layers leaves behind when its statistics are gone; NaN at all other layers.
 
-    ``sums`` (held out) or ``scores`` (in sample) hold one entry a reading; ``own`` is [4, layer] by name.
+    ``sums`` (held out) or ``scores`` (in sample) hold one entry a reading; ``own`` is [layer, 2 + group] by
+    name: on the rows scored, on those fitted, and without each group.
     """
 
     keeper: Checkpoint
@@ -95,10 +96,15 @@ def filled(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: joined([part[name] for part in parts]) for name in parts[0]}
 
 
-def own_by_layer(parts: list[ProfilePart]) -> dict[str, LayerStatistic]:
+def own_by_layer(
+    parts: list[ProfilePart], site: Site, confidence: float
+) -> dict[str, LayerStatistic]:
     """One's own statistics of all layers, by name."""
     whole = filled([part.own for part in parts])
-    return {name: LayerStatistic(t[0], t[1:3].T, t[3]) for name, t in whole.items()}
+    return {
+        name: LayerStatistic(t[:, 0], t[:, 2:], t[:, 1], site, confidence)
+        for name, t in whole.items()
+    }
 
 
 def found_scores(
@@ -202,7 +208,7 @@ class ProfilePass:
             scores=scores,
             first_share=shares,
             update_ratio=self.update_ratio(),
-            own=self.own_statistics(kept),
+            own=self.own_statistics(kept, min(_GROUPS, len(test))),
         )
 
     def sums(self, rows: RowView, readings: list[Reading]) -> list[dict[Key, SequenceSums]]:
@@ -217,21 +223,21 @@ class ProfilePass:
         total, count = all_reduce_sum(sums).unbind(1)
         return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
 
-    def own_statistics(self, fitted: dict[Key, Moments]) -> dict[str, Tensor]:
+    def own_statistics(self, fitted: dict[Key, Moments], n_groups: int) -> dict[str, Tensor]:
         """The user's functions on the rows scored, on those fitted, and without each group."""
-        n_layers = self.model.cfg.n_layers
-        found = {name: torch.full((4, n_layers), torch.nan).double() for name in self.own}
+        shape = (self.model.cfg.n_layers, 2 + n_groups)
+        found = {name: torch.full(shape, torch.nan).double() for name in self.own}
         for layer in self.layers if self.own else ():
             tenths = [
                 self.state.moments.get(_group(layer, g), Moments(keep_yy=True)).copy().all_reduce_()
-                for g in range(_GROUPS)
+                for g in range(n_groups)
             ]
-            tenths = [part for part in tenths if part.n]
-            if not tenths:
+            if not all(part.n for part in tenths):
                 continue
             for name, function in self.own.items():
-                found[name][:3, layer] = jackknife(tenths, function)
-                found[name][3, layer] = float(function(fitted[layer, self.sites[0]]))
+                found[name][layer, 0] = float(function(sum(tenths[1:], tenths[0])))
+                found[name][layer, 1] = float(function(fitted[layer, self.sites[0]]))
+                found[name][layer, 2:] = left_out(tenths, function)
         return found
 
 

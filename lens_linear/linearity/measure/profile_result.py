@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear.checks import require_choice
-from lens_linear.linearity.measure.intervals import few_rows
+from lens_linear.linearity.measure.intervals import few_rows, jackknife
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
-from lens_linear.models.capture import SITES
+from lens_linear.models.capture import SITES, Site
 from lens_linear.tables import Result
 
 Fit = Literal["held-out", "in-sample"]
@@ -41,13 +41,22 @@ class LayerStatistic:
 
     Attributes:
         values: [layer], on the rows scored.
-        intervals: [layer, 2], from leaving out one tenth of the sequences at a time.
+        left_out: [layer, group], on these without one tenth of the sequences at a time.
         fit_values: [layer], on the rows the maps were fitted on.
+        site: whose input and output it was taken of.
+        confidence: coverage of the intervals.
     """
 
     values: Float[Tensor, " layer"]
-    intervals: Float[Tensor, "layer 2"]
+    left_out: Float[Tensor, "layer group"]
     fit_values: Float[Tensor, " layer"]
+    site: Site
+    confidence: float
+
+    @property
+    def intervals(self) -> Float[Tensor, "layer 2"]:
+        """Ends by layer, from leaving out one tenth of the sequences at a time."""
+        return jackknife(self.values, self.left_out, self.confidence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +92,6 @@ class LinearityProfile(Result):
     """
 
     _figure = "linearity_profile"
-    _columns = (
-        "block_r2",
-        "block_r2_without_first",
-        "block_first_share",
-        "block_r2_no_residual",
-        "ffn_r2",
-        "attn_r2",
-        "null_r2",
-        "update_ratio",
-        "n_tokens",
-    )
 
     model_name: str
     fit: Fit
@@ -116,6 +114,13 @@ class LinearityProfile(Result):
     ridge: float | Literal["loo"]
     seed: int
     confidence: float
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (
+            *("block_r2", "block_r2_without_first", "block_first_share", "block_r2_no_residual"),
+            *("ffn_r2", "attn_r2", "null_r2", "update_ratio", *self.statistics, "n_tokens"),
+        )
 
     @property
     def n_layers(self) -> int:
@@ -186,16 +191,22 @@ class LinearityProfile(Result):
         return f"; the first position{share}: median R² {', '.join(parts)}"
 
     def __repr__(self) -> str:
-        def spread(score: str) -> str:
-            values = self.scores[score]
-            values = values[~values.isnan()]
-            return f"{values.min():.3f} to {values.max():.3f}" if len(values) else "none"
+        def reach(values: Tensor, digits: str) -> str:
+            known = sorted(values[~values.isnan()].tolist())
+            return f"{known[0]:{digits}} to {known[-1]:{digits}}" if known else "none"
 
+        def spread(score: str) -> str:
+            return reach(self.scores[score], ".3f")
+
+        own = "".join(
+            f", {name} ({found.site}) {reach(found.values, '.4g')}"
+            for name, found in self.statistics.items()
+        )
         fitted = f", fitted on {self.n_fit:,}" if self.fit == "held-out" else ""
         return (
             f"LinearityProfile of {self.model_name}: {self.n_layers} layers, {self.fit} R² of blocks "
             f"{spread('block')} (without residual {spread('block_no_residual')}), FFN {spread('ffn')}, "
-            f"attention {spread('attn')}; n = {self.n_tokens:,} tokens in {self.n_sequences} "
+            f"attention {spread('attn')}{own}; n = {self.n_tokens:,} tokens in {self.n_sequences} "
             f"sequences{fitted}, skip {self.skip}, null about {float(self.null_r2.mean()):.2g}"
             f"{self._first_clause()}{few_rows(self.n_fit, self.d_model)}"
         )
