@@ -18,23 +18,10 @@ _ROWS = 20
 _DIGITS = 4
 
 
-class Result:
-    """What every analysis returns.
+class View:
+    """What shows itself: a sentence, a rounded table, a figure. Tensors with notes inherit this alone."""
 
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True, eq=False)
-        ... class Squares(Result):
-        ...     n: int
-        ...     def __repr__(self):
-        ...         return f"Squares of the first {self.n} numbers"
-        ...     def to_dataframe(self):
-        ...         return pd.DataFrame({"x": range(self.n), "y": [i * i for i in range(self.n)]})
-        >>> int(Squares(4)["y"].sum())
-        14
-    """
-
-    #: Name of the figure in ``lens_linear.plots`` that draws this result.
+    #: Name of the figure in ``lens_linear.plots`` that draws this.
     _figure: ClassVar[str] = "overview"
 
     @property
@@ -45,28 +32,6 @@ class Result:
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table as a DataFrame of its own."""
         raise NotImplementedError
-
-    def __getitem__(self, column: Any) -> Any:
-        """One column of the table, or several: ``result["r2"]``, ``result[["layer", "r2"]]``."""
-        frame = self.to_dataframe()
-        asked = column if isinstance(column, list) else [column]
-        unknown = [name for name in asked if isinstance(name, str) and name not in frame.columns]
-        if unknown:
-            raise KeyError(
-                f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}"
-            )
-        return frame[column]
-
-    def __len__(self) -> int:
-        """Rows of the table."""
-        return len(self.to_dataframe())
-
-    def __bool__(self) -> bool:
-        # A result is a thing, also when its table is empty.
-        return True
-
-    # Without this, Python would iterate by asking for column 0, 1, 2 …
-    __iter__ = None
 
     def plot(self, **options: Any) -> Any:
         """Draw the result; the same as ``lens_linear.plots.<figure>(result, **options)``.
@@ -96,6 +61,45 @@ class Result:
         shown = table.head(_ROWS).to_html(notebook=True, border=0, max_cols=20)
         note = f"<p><small>{'; '.join(notes)}.</small></p>"
         return f"<p>{html.escape(repr(self))}</p>{shown}{note}"
+
+
+class Result(View):
+    """What every analysis returns.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Squares(Result):
+        ...     n: int
+        ...     def __repr__(self):
+        ...         return f"Squares of the first {self.n} numbers"
+        ...     def to_dataframe(self):
+        ...         return pd.DataFrame({"x": range(self.n), "y": [i * i for i in range(self.n)]})
+        >>> int(Squares(4)["y"].sum())
+        14
+    """
+
+    def __getitem__(self, column: Any) -> Any:
+        """One column of the table, or several: ``result["r2"]``, ``result[["layer", "r2"]]``."""
+        frame = self.to_dataframe()
+        asked = column if isinstance(column, list) else [column]
+        unknown = [name for name in asked if isinstance(name, str) and name not in frame.columns]
+        if unknown:
+            raise KeyError(
+                f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}"
+            )
+        return frame[column]
+
+    def __len__(self) -> int:
+        """Rows of the table."""
+        return len(self.to_dataframe())
+
+    def __bool__(self) -> bool:
+        # A result is a thing, also when its table is empty.
+        return True
+
+    # Without this, Python would iterate by asking for column 0, 1, 2 …
+    __iter__ = None
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:

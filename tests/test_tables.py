@@ -1,6 +1,7 @@
 """A result has its fields, a table, one column at a time, a figure, a sentence and a view for notebooks."""
 
 import copy
+import html
 import importlib
 import inspect
 import pickle
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pytest
+import torch
 
 import lens_linear
 from lens_linear import plots
@@ -91,3 +93,21 @@ def test_every_result_names_a_figure_that_exists_and_says_a_sentence(kind):
         return
     assert callable(getattr(plots, kind._figure))
     assert kind.__repr__ is not object.__repr__ and kind.to_dataframe is not Result.to_dataframe
+
+
+def test_tensors_matrices_and_fits_with_notes_show_and_draw_themselves():
+    model = lens_linear.toy_model()
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    shown = {
+        "Where the concept can be read": lens_linear.concept_directions(
+            lens_linear.load("gpt-nano"), lens_linear.load_concept("mood", limit=40)
+        ),
+        "Schedules over layers": lens_linear.min_energy(torch.tensor([1.0, 2.0]), 5.0),
+        "Positional attention of L1H2": lens_linear.head(model, "L1H2").positional_qk(6),
+        "LinearFit": lens_linear.linalg.fit_linear(x, x.cumsum(1)),
+    }
+    for title, result in shown.items():
+        assert result.plot().layout.title.text == title
+        page = result._repr_html_()
+        assert page.startswith(f"<p>{html.escape(repr(result))}</p>") and ".plot()" in page
+        assert f"<th>{result.to_dataframe().columns[0]}</th>" in page

@@ -31,6 +31,7 @@ from lens_linear.linalg.precision import (
     to_compute,
 )
 from lens_linear.linalg.scatter import Factor, Products, Scatter, summarise
+from lens_linear.tables import Result
 
 if TYPE_CHECKING:
     from lens_linear.linalg.moments import Moments
@@ -39,7 +40,7 @@ Solver = Literal["svd", "cholesky", "eigh"]
 
 
 @dataclass(frozen=True, eq=False)
-class LinearFit:
+class LinearFit(Result):
     """Affine map ``y = x @ weight + bias`` with the knobs that produced it (tensors in float64).
 
     Attributes:

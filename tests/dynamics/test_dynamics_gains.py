@@ -273,3 +273,18 @@ def test_concepts_splits_and_tasks_are_prompts():
     by_task = ll.gain_profile(model, task, directions)
     assert by_task.key == ll.gain_profile(model, rows, directions).key
     assert len(ll.evaluate_schedules(model, split, directions, target=0.1).baseline) == 5
+
+
+def test_a_batch_of_prompts_is_bounded_by_memory(monkeypatch):
+    from lens_linear.dynamics.gains import prompts as room
+
+    model = ll.toy_model(n_layers=4)
+    prompts = room.as_prompts(model, [torch.arange(9)] * 100)
+    assert prompts.a_pass(model, 7) == 7 and prompts.a_pass(model, None) == 64
+    monkeypatch.setattr(room, "sequences_a_pass", lambda *_, **__: 12)
+    maps = ll.dynamics.block_jacobians(
+        model, prompts
+    )  # four recorded blocks share what one could take
+    assert maps.batch_size == 3 and maps.n_batches == 34
+    monkeypatch.setattr(room, "sequences_a_pass", lambda *_, **__: 1)
+    assert ll.dynamics.block_jacobians(model, prompts).batch_size == 1

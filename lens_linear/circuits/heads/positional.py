@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
 from lens_linear.circuits.heads.factored import MAX_CELLS, dense
+from lens_linear.tables import View
 
 PositionSource = Literal["position rows", "mean content, rotated"]
 
 
-class PositionalQK(FactoredMatrix):
+class PositionalQK(View, FactoredMatrix):
     """Scores [query position, key position] that positions give, as a factored matrix.
 
     With learnt positions: ``W_pos W_Q W_Kᵀ W_posᵀ · scale`` (norms folded, their scale not). With rotary
@@ -28,6 +29,8 @@ class PositionalQK(FactoredMatrix):
         scales: typical norm scale of each position at layer 0, used by :attr:`pattern`; ones without norm.
         causal: whether a query sees positions up to its own only.
     """
+
+    _figure = "positional_qk"
 
     def __init__(
         self,

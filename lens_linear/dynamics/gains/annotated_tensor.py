@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from lens_linear.tables import View
 
-class MadeTensor(Tensor):
+
+class MadeTensor(View, Tensor):
     """A tensor with read-only notes beside its values; arithmetic on it gives plain tensors.
 
     Directions and schedules are used as tensors everywhere (``d @ x``, ``d[3]``, ``u.sum()``), and still

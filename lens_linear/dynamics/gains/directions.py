@@ -37,6 +37,9 @@ class ConceptDirections(MadeTensor):
     ``d_prime`` (difference of class means in pooled standard deviations), both [layers + 1].
     """
 
+    _figure = "concept_separation"
+    _columns = ("auc", "d_prime", "cosine_to_last")
+
     concept: str
     method: str
     n_texts: int
@@ -82,7 +85,7 @@ def concept_directions(
     method: DirectionMethod = "mean-difference",
     shrinkage: float = 0.5,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> ConceptDirections:
     """One unit direction for each layer boundary, from class 0 to class 1 of a concept.
@@ -105,7 +108,7 @@ def concept_directions(
             weights of standardised states, a multiple of d_model + 1 beside the summed loss
             (scikit-learn's ``C = 1 / (shrinkage (d_model + 1))``). 0 to 1.
         truncate: keep the last tokens of texts longer than the context.
-        batch_size: texts a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
         seed: of the folds.
 
     Returns:
@@ -191,7 +194,7 @@ def last_states(
     *,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "boundary prompt d_model"]:
     """Return x_0 ... x_L of the last real token of every prompt, float64.
 
@@ -202,7 +205,7 @@ def last_states(
         prompts: texts, rows of ids, or a padded tensor.
         attention_mask: for a padded tensor, 1 for real tokens, 0 for padding.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
 
     Returns:
         States [boundary, prompt, d_model], prompts in the order given.

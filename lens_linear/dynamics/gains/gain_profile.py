@@ -31,7 +31,6 @@ from lens_linear.checks import (
     require_float,
     require_float_tensor,
     require_instance,
-    require_int,
 )
 from lens_linear.dynamics.gains.agreement import Agreement, compare_gains
 from lens_linear.dynamics.gains.jacobian_products import (
@@ -134,7 +133,7 @@ def gain_profile(
     readout: Float[Tensor, " d_model"] | None = None,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> GainProfile:
     """Gain of every layer at every prompt: ``g_k = ∂(C·x_L)/∂x_k · v_k``.
 
@@ -157,7 +156,8 @@ def gain_profile(
         readout: C; the last row of ``directions`` by default.
         attention_mask: 1 for real tokens; padding on either side gives the same answer.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: rows a forward pass; one batch is in memory at a time.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default; one batch is
+            in memory at a time.
 
     Returns:
         GainProfile with ``.gains`` [prompt, layer].
@@ -182,9 +182,9 @@ def gain_profile(
     """
     require_choice("method", method, ("adjoint", "empirical"))
     eps = require_float("eps", eps, minimum=1e-12)
-    require_int("batch_size", batch_size, minimum=1)
     directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
+    batch_size = prompts.a_pass(model, batch_size)
     if method == "adjoint":
         return adjoint_profile(
             block_jacobians(model, prompts, batch_size=batch_size), directions, readout

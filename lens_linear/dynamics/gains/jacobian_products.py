@@ -26,7 +26,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import to_compute
@@ -209,12 +208,11 @@ def require_finite_gains(gains: Float[Tensor, "prompt layer"]) -> Tensor:
 
 
 def frozen_batches(
-    model: TransformerBridge, prompts: Prompts, *, batch_size: int, whole: bool = False
+    model: TransformerBridge, prompts: Prompts, *, batch_size: int | None, whole: bool = False
 ) -> Iterator[tuple[Int[Tensor, " row"], FrozenContext]]:
     """Yield batches of prompts with their recorded forward pass (``whole=True`` reruns whole prompts)."""
-    require_int("batch_size", batch_size, minimum=1)
-    n_batches = -(-len(prompts) // batch_size)
-    for rows in watched(prompts.batches(batch_size), n_batches):
+    size = prompts.a_pass(model, batch_size)
+    for rows in watched(prompts.batches(size), -(-len(prompts) // size)):
         tokens, lengths = prompts.rows(rows)
         yield rows, freeze_context(model, tokens, lengths, path="full" if whole else None)
 
@@ -225,7 +223,7 @@ def block_jacobians(
     *,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> BlockJacobians:
     """Every block's Jacobian at the last tokens of some prompts, as products: ``A_l v`` and ``A_lᵀ w``.
 
@@ -234,7 +232,8 @@ def block_jacobians(
         prompts: texts, rows of ids, a concept, or a padded tensor with ``attention_mask``.
         attention_mask: see :func:`~lens_linear.dynamics.gains.prompts.as_prompts`.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass, and alive at a time.
+        batch_size: prompts a forward pass, and alive at a time; as many as memory allows (at most 64) by
+            default.
 
     Returns:
         BlockJacobians; its memory does not grow with the number of prompts.
@@ -253,6 +252,5 @@ def block_jacobians(
         BlockJacobians: 3 blocks of width 32 at 2 prompts
     """
     model = require_bridge(model)
-    batch_size = require_int("batch_size", batch_size, minimum=1)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    return BlockJacobians(model, prompts, batch_size)
+    return BlockJacobians(model, prompts, prompts.a_pass(model, batch_size))

@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import tokenize_prompts
@@ -27,6 +28,9 @@ from lens_linear.text.task import Task
 
 PromptsLike = Sequence[str] | Sequence[Tensor] | Tensor | Concept | ConceptSplit | Task
 Part = Literal["operating", "evaluation"]
+
+
+_PROMPTS = 64  # at most, in a batch of short ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,15 @@ class Prompts:
     def batches(self, size: int) -> Iterator[Int[Tensor, " row"]]:
         """Yield row indices, rows of similar length together (less padding is run)."""
         order = torch.argsort(self.lengths, stable=True)
-        yield from order.split(require_int("batch_size", size, minimum=1))
+        yield from order.split(size)
+
+    def a_pass(self, model: TransformerBridge, batch_size: int | None) -> int:
+        """Prompts of a batch: ``batch_size``, or at most 64 and what memory holds, all blocks recorded."""
+        if batch_size is not None:
+            return require_int("batch_size", batch_size, minimum=1)
+        length = int(self.lengths.max())
+        blocks = max(1, int(model.cfg.n_layers))
+        return min(_PROMPTS, max(1, sequences_a_pass(model, length, logits=False) // blocks))
 
 
 def as_prompts(

@@ -74,7 +74,7 @@ def step_size_table(
     readout: Float[Tensor, " d_model"] | None = None,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> StepSizeTable:
     """Compare central differences of several steps with the exact derivatives.
 
@@ -88,7 +88,7 @@ def step_size_table(
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: rows a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
 
     Returns:
         StepSizeTable: agreement with the exact gains, one row a step; acts as a table.

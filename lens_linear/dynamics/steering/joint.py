@@ -84,7 +84,7 @@ def steer_concepts(
     corrections: int = 20,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> JointSteering:
     """Least-norm schedule that moves several concepts' readouts to their targets; 0 holds one still.
 
@@ -101,7 +101,7 @@ def steer_concepts(
         corrections: Newton steps at most.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
 
     Returns:
         JointSteering: ``.vectors`` [layer, d_model] to add, ``.achieved`` beside ``.targets``, ``.energy``.

@@ -37,6 +37,8 @@ Gains = GainProfile | Surrogate | Tensor
 class Schedule(MadeTensor):
     """Amplitudes u_l over layers (or [prompt, layer]); usable as a tensor. Notes: ``target``, ``gains``."""
 
+    _figure = "schedule_shapes"
+
     target: Tensor
     gains: Tensor
 

@@ -51,7 +51,7 @@ def refined_min_energy(
     readout: Float[Tensor, " d_model"] | None = None,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Schedule:
     """Each prompt's smallest schedule on the nonlinear model, started from ``min_energy(gains, target)``.
 
@@ -67,7 +67,7 @@ def refined_min_energy(
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
 
     Returns:
         Schedule [prompt, layer] whose ``gains`` are those at the schedule itself.

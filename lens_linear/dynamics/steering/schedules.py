@@ -144,7 +144,7 @@ def evaluate_schedules(
     tolerance: float = 1e-3,
     refine_steps: int = 20,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> ScheduleComparison:
     """Energy that each schedule needs to move the readout of each prompt by ``target`` on the full model.
 
@@ -173,7 +173,7 @@ def evaluate_schedules(
         tolerance: relative miss of the target at which the search stops.
         refine_steps: iterations of ``refined minimum energy``.
         seed: of the random layers.
-        batch_size: rows a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
 
     Returns:
         ScheduleComparison.
@@ -196,7 +196,6 @@ def evaluate_schedules(
     """
     model = require_bridge(model)
     seed = require_seed(seed)
-    require_int("batch_size", batch_size, minimum=1)
     require_int("refine_steps", refine_steps, minimum=1)
     schedules = {} if schedules is None else schedules
     require_instance("schedules", schedules, Mapping, advice="pass {name: shape over layers}")
@@ -204,6 +203,7 @@ def evaluate_schedules(
     tolerance = require_float("tolerance", tolerance, minimum=1e-9, maximum=0.5)
     directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
+    batch_size = prompts.a_pass(model, batch_size)
     maps = block_jacobians(model, prompts, batch_size=batch_size)
     exact, baseline = maps.gains(directions, readout), maps.baseline(readout)
     goal = _target(target, baseline)

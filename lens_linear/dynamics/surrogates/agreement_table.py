@@ -198,7 +198,7 @@ def agreement_table(
     n_concept: int = 200,
     n_operating: int = 100,
     n_evaluation: int = 200,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     seed: int = 0,
     on_model: Callable[[str], None] | None = None,
 ) -> AgreementTable:
@@ -221,7 +221,7 @@ def agreement_table(
         n_concept: texts for the directions.
         n_operating: prompts for the surrogates.
         n_evaluation: prompts for the scores.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, as many as memory allows (at most 64) by default.
         seed: of the split and of random columns.
         on_model: called with each model's name before it is run.
 
@@ -297,7 +297,7 @@ def _score(
     jacobians: Sequence[JacobianKind],
     reference: Literal["adjoint", "empirical"],
     eps: float,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
 ) -> list[AgreementRow]:
     """Score one model; both sets of prompts are linearised once for all surrogates."""

@@ -134,7 +134,7 @@ class Surrogate(Result):
         *,
         attention_mask: Tensor | None = None,
         truncate: bool = False,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> GainProfile:
         """Predict the gains of other prompts in the same reduced coordinates.
 
@@ -206,7 +206,7 @@ def fit_surrogate(
     readout: Float[Tensor, " d_model"] | None = None,
     attention_mask: Tensor | None = None,
     truncate: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Surrogate:
     """Identify a linear surrogate of the depth dynamics on operating prompts.
@@ -234,8 +234,9 @@ def fit_surrogate(
         readout: C; v_L by default.
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
-        batch_size: prompts a forward pass, and in memory at a time. Prompts of more than one batch are
-            run again for each layer's product (half of the layers' number of passes in all).
+        batch_size: prompts a forward pass, and in memory at a time; as many as memory allows (at most 64) by
+            default. Prompts of more than one batch are run again for each layer's product (half of the
+            layers' number of passes in all).
         seed: of random columns.
 
     Returns:

@@ -123,7 +123,7 @@ def adam_baseline(
     skip: int = 0,
     max_rows: int = 20_000,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> AdamBaseline:
     """Train one affine layer by Adam to imitate an FFN, and compare with least squares.
 
@@ -144,7 +144,7 @@ def adam_baseline(
         skip: leading positions left out.
         max_rows: rows kept per half.
         seed: of the halves, rows and batches.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
         AdamBaseline; acts as a DataFrame with one row per scored step.

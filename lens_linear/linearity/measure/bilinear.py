@@ -142,7 +142,7 @@ def bilinear_probe(
     max_rows: int = 20_000,
     iterations: int = 60,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> BilinearProbe:
     """Gain of a low-rank bilinear term over the affine fit of one FFN (or block), held out.
 
@@ -163,7 +163,7 @@ def bilinear_probe(
         max_rows: rows kept per half, drawn with the seed; this probe needs its data in memory.
         iterations: L-BFGS steps after each addition.
         seed: of the halves, the draw and the starts.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
         BilinearProbe; acts as a DataFrame with one row per rank, rank 0 first.

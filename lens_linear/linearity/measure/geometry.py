@@ -104,7 +104,7 @@ def layer_geometry(
     skip: int = 0,
     max_rows: int = 4096,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> LayerGeometry:
     """Intrinsic dimension, anisotropy, effective rank and mean norm of the residual stream by layer.
 
@@ -117,7 +117,7 @@ def layer_geometry(
         skip: leading positions left out; the first position's outlier raises anisotropy.
         max_rows: states kept per boundary, drawn with the seed.
         seed: of the draw.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
         LayerGeometry; acts as a DataFrame indexed by boundary.
@@ -139,14 +139,13 @@ def layer_geometry(
     """
     rows = as_rows(model, tokens, skip=skip)
     require_int("max_rows", max_rows, minimum=20)
-    require_int("batch_size", batch_size, minimum=1)
     seed = require_seed(seed)
     total = rows.n_tokens(skip)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     kept = torch.zeros(total, dtype=torch.bool)
     kept[order[:max_rows]] = True
     parts, places, seen = [], [], 0
-    for _, batch in batched(rows, batch_size):
+    for _, batch in batched(rows, batch_size, model=model):
         states = residual_stream(model, batch.long())[:, :, skip:]
         first = torch.zeros(states.shape[1:3], dtype=torch.bool)
         first[:, : int(skip == 0)] = True

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float, require_int, require_layers
+from lens_linear.checks import require_choice, require_float, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.memory import groups
@@ -132,7 +132,7 @@ def layer_map(
     skip: int = 0,
     ridge: float = 0.0,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = False,
     max_memory: int | None = None,
 ) -> LayerMap:
@@ -153,7 +153,8 @@ def layer_map(
         skip: leading positions left out.
         ridge: penalty of the fits.
         seed: of the halves.
-        batch_size: sequences a forward pass; all boundaries of one batch are held at once.
+        batch_size: sequences a forward pass; as many as memory allows by default;
+            all boundaries of one batch are held at once.
         progress: show a bar.
         max_memory: bytes that statistics and maps may add, half of what is free by default.
 
@@ -228,7 +229,7 @@ class _Walk:
     model: TransformerBridge
     boundaries: list[int]
     skip: int
-    batch_size: int
+    batch_size: int | None
     progress: bool
 
     def __call__(self, rows: RowView, what: str, use: Callable[[list[Tensor]], None]) -> None:
@@ -258,7 +259,7 @@ class _Walk:
                 visit,
                 sites=("block",),
                 layers=list(range(last + 1)),
-                batch_size=require_int("batch_size", self.batch_size, minimum=1),
+                batch_size=self.batch_size,
                 on_batch=bar,
             )
 

@@ -78,7 +78,7 @@ def linearity_profile(
     statistics: Mapping[str, Statistic] | Sequence[str] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
     save_every: int = 256,
@@ -118,7 +118,8 @@ def linearity_profile(
             (:mod:`lens_linear.extensions`); one of these that fails gives NaN and a warning.
         seed: of the halves and of the resampling.
         confidence: coverage of the bootstrap intervals (held-out only).
-        batch_size: sequences a forward pass; the result does not depend on it.
+        batch_size: sequences a forward pass; as many as memory allows by default;
+            the result does not depend on it.
         progress: show a bar with the time left.
         checkpoint: file that keeps the statistics on the way; if the process is killed, the same call
             goes on from it. Removed at the end.

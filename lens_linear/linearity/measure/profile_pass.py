@@ -133,7 +133,7 @@ class ProfilePass:
         sites: tuple[Site, ...],
         layers: range,
         skip: int,
-        batch_size: int,
+        batch_size: int | None,
         progress: bool,
         keeper: Checkpoint,
         own: dict[str, Statistic],
