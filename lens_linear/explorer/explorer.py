@@ -75,7 +75,9 @@ class Explorer:
             )
         left_out = sum(map(len, self.payload["missing"].values()))
         said = f", {left_out} notes on what is left out" if left_out else ""
-        return f"Explorer of {facts['name']}: {what}, {heads} heads, schema {self.payload['schema']}{said}"
+        note = self._subject.mark.note(self._subject.model)
+        schema = self.payload["schema"]
+        return f"Explorer of {facts['name']}: {what}, {heads} heads, schema {schema}{said}{note}"
 
     def save(self, path: str | Path) -> Path:
         """Write one page that opens offline, in any browser of the last three years.
@@ -114,6 +116,7 @@ class Explorer:
             A run as in ``payload["runs"]``, with the texts of its tokens under ``"vocabulary"``.
         """
         subject = self._subject
+        subject.mark.warn(subject.model, "the explorer", "explore the model anew")
         ids = tokenize_prompts(subject.model, [text], truncate=True)[0]
         shape = subject.shape
         heads = require_heads(

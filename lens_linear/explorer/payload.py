@@ -43,6 +43,7 @@ from lens_linear.models.capture import available_sites
 from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import ModelWeights, read_weights
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.stats.evaluation import evaluation_tokens
@@ -75,6 +76,7 @@ class Subject:
     rows: tuple[Tensor, ...]
     induction: InductionScores | None
     parts: frozenset[str]
+    mark: WeightsMark
 
     @cached_property
     def means(self) -> StandIns:
@@ -98,7 +100,7 @@ def read_subject(
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
     shape = model_shape(model)
     texts = tuple(prompts), tuple(rows)
-    return Subject(model, shape, weights, None, None, *texts, induction, parts)
+    return Subject(model, shape, weights, None, None, *texts, induction, parts, WeightsMark(model))
 
 
 def build_payload(

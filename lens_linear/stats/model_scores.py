@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import per_block, row_ranges, run
@@ -78,16 +76,10 @@ def score_model(
             )
         losses.append(score_answers(task, logits, metric="loss"))
         metrics.append(losses[-1] if task.metric == "loss" else score_answers(task, logits))
-    loss = _joined(losses)
+    loss = RowScores.joined(losses)
     if warn and not edits:
         warn_if_not_next_token(task, loss.mean, model)
-    return ModelScores(loss, _joined(metrics))
-
-
-def _joined(parts: Sequence[RowScores]) -> RowScores:
-    return RowScores(
-        torch.cat([part.values for part in parts]), torch.cat([part.counts for part in parts])
-    )
+    return ModelScores(loss, RowScores.joined(metrics))
 
 
 def perplexity(loss: float) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -51,6 +51,11 @@ class RowScores:
 
     values: Float[Tensor, " row"]
     counts: Int[Tensor, " row"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowScores]) -> RowScores:
+        """The scores of several groups of rows, one after the other."""
+        return cls(torch.cat([p.values for p in parts]), torch.cat([p.counts for p in parts]))
 
     @property
     def mean(self) -> float:

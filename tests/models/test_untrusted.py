@@ -34,7 +34,12 @@ def opened(request, tmp_path, monkeypatch):
     def run(folder, **arguments):
         if request.param == "folder":
             return ll.load(folder, **arguments)
-        return ll.load(as_hub_name(tmp_path / "hub", folder, "model", monkeypatch), **arguments)
+        name = as_hub_name(tmp_path / "hub", folder, "model", monkeypatch)
+        try:
+            return ll.load(name, **arguments)
+        except LensLinearError as error:
+            assert name in str(error) and str(tmp_path) not in str(error), error
+            raise
 
     return run
 

@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_answers(answers, unseen):
 
 def test_without_a_task_it_is_said_that_the_next_token_is_not_what_it_answers(answers):
     ids = torch.randint(CLASSES, (40, 6), generator=torch.Generator().manual_seed(2))
-    view = ll.AttentionOnly(answers)
+    view, lens = ll.AttentionOnly(answers), ll.fit_lens(answers, ids.repeat(5, 1))
     for ask in (
         lambda: ll.replacement_curve(answers, ids, "remove"),
         lambda: view.paths(ids).loss,
@@ -85,10 +85,21 @@ def test_without_a_task_it_is_said_that_the_next_token_is_not_what_it_answers(an
         lambda: ll.circuits.ablation_scores(answers, ids),
         lambda: ll.direct_logit_attribution(answers, ids),
         lambda: ll.patch(answers, ids[:4], ids[4:8]),
+        lambda: ll.path_patch(answers, ids[:4], ids[4:8], senders=[(0, 0)], receivers="L1H0"),
         lambda: ll.circuits.in_context_loss(answers, ids),
+        lambda: lens.score(ids),
+        lambda: ll.dynamics.steering_cost(answers, ids, torch.eye(24)[:3], torch.ones(2)),
     ):
         with pytest.warns(UserWarning, match=r"worse than a uniform guess.*Task\(tokens, labels="):
             ask()
+
+
+def test_a_lens_reads_the_answers_of_a_task(answers, unseen):
+    """The last row of the scores is the model itself: its loss is that of the rows run alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ll.fit_lens(answers, unseen).score(unseen)
+    assert found["loss"].tolist()[-1] == pytest.approx(by_hand(answers, unseen), abs=1e-5)
 
 
 def test_removing_blocks_costs_what_the_answers_lose(answers, unseen):

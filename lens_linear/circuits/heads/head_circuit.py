@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Self, TypeVar, overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -63,6 +63,27 @@ Circuit = Literal["qk", "ov"]
 SIDES: dict[Circuit, tuple[str, str]] = {"qk": ("query", "key"), "ov": ("source", "output")}
 
 
+T = TypeVar("T")
+
+
+class Held(cached_property[T]):
+    """A cached property of a head that warns when the model's weights have changed since."""
+
+    @overload
+    def __get__(self, head: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, head: object, owner: type[Any] | None = None) -> T: ...
+    def __get__(self, head: Any, owner: type[Any] | None = None) -> Any:
+        if head is not None:
+            head.warn_if_changed()
+        return super().__get__(head, owner)
+
+    def __set__(
+        self, head: object, value: object
+    ) -> None:  # or the cached value would hide __get__
+        raise AttributeError("a head cannot be changed")
+
+
 class QKCircuit(FactoredMatrix):
     """A QK circuit without rotation (content only); called with an offset, at that offset."""
 
@@ -79,6 +100,8 @@ class QKCircuit(FactoredMatrix):
 @dataclass(frozen=True, eq=False)
 class HeadCircuit:
     """The QK and OV circuits of one head, in token space.
+
+    It keeps the weights it was made with; once the model's have changed, its ``repr`` and a warning say so.
 
     Attributes:
         layer, head: which head.
@@ -101,11 +124,16 @@ class HeadCircuit:
         return head_name(self.layer, self.head)
 
     def __repr__(self) -> str:
-        rows, columns = self.ov.shape
+        rows, columns = self.weights.n_tokens, self.weights.n_outputs
         sizes = f"QK {rows} × {rows} and OV {rows} × {columns} tokens"
-        return f"HeadCircuit {self.name}: {sizes}{self.weights.padding_note}"
+        note = self.weights.mark.note(self.model)
+        return f"HeadCircuit {self.name}: {sizes}{self.weights.padding_note}{note}"
 
-    @cached_property
+    def warn_if_changed(self) -> None:
+        """Say it when the model no longer has the weights of this head."""
+        self.weights.mark.warn(self.model, f"head {self.name}", "take the head anew", stacklevel=4)
+
+    @Held
     def qk(self) -> QKCircuit:
         """``W_E W_Q W_Kᵀ W_Eᵀ · scale``, [query token, key token], at offset 0; see :meth:`qk_at`."""
         return QKCircuit(self)
@@ -135,19 +163,19 @@ class HeadCircuit:
             queries = queries @ rotary.relative(offset, queries.shape[1]).to(queries.dtype)
         return FactoredMatrix(queries * self._attention.scale[self.layer], keys.T)
 
-    @cached_property
+    @Held
     def ov(self) -> FactoredMatrix:
         """``W_E W_V W_O W_U``, [source token, output token]; W_U class-centred, so rows sum to 0."""
         at = self._attention
         values = self.weights.token_rows @ at.W_V[self.layer, self.head]
         return FactoredMatrix(values, at.W_O[self.layer, self.head] @ self.weights.token_outputs)
 
-    @cached_property
+    @Held
     def copying_score(self) -> float:
         """``Σ Re λ / Σ |λ|`` of the OV circuit: 1 copies, -1 suppresses what it reads."""
         return copying_score(self.ov)
 
-    @cached_property
+    @Held
     def qk_copying_score(self) -> float:
         """The same of the QK circuit: near 1 when tokens look for themselves."""
         return copying_score(self.qk)
@@ -252,6 +280,7 @@ class HeadCircuit:
         return require_attention(self.weights)
 
     def _verify(self) -> None:
+        self.warn_if_changed()
         if self.layer not in self.verified:
             attention_scores(self.model, sample_tokens(self.model)[None], self.layer)
             self.verified.add(self.layer)

@@ -13,7 +13,6 @@ Source: Elhage et al. 2021, "Virtual Attention Heads" and "How induction heads w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import require_choice, require_instance
 from lens_linear.circuits.heads.factored import copying_score
-from lens_linear.circuits.heads.head_circuit import SIDES, HeadCircuit, require_attention
+from lens_linear.circuits.heads.head_circuit import SIDES, HeadCircuit, Held, require_attention
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
@@ -47,15 +46,21 @@ class VirtualHead:
         return f"{self.writer.name}→{self.reader.name}"
 
     def __repr__(self) -> str:
-        return f"VirtualHead {self.name}: OV {self.ov.ldim} × {self.ov.rdim} tokens"
+        weights = self.reader.weights
+        sizes = f"OV {self.writer.weights.n_tokens} × {weights.n_outputs} tokens"
+        return f"VirtualHead {self.name}: {sizes}{weights.mark.note(self.reader.model)}"
 
-    @cached_property
+    def warn_if_changed(self) -> None:
+        """Say it when the model no longer has the weights of the two heads."""
+        self.reader.warn_if_changed()
+
+    @Held
     def ov(self) -> FactoredMatrix:
         """``W_E W_OV(writer) W_OV(reader) W_U``, [source token, output token]; norm scales left out."""
         between = _out(self.writer) @ _value(self.reader)
         return FactoredMatrix(self.writer.ov.A, between @ self.reader.ov.B)
 
-    @cached_property
+    @Held
     def copying_score(self) -> float:
         """``Σ Re λ / Σ |λ|`` of the virtual OV circuit."""
         return copying_score(self.ov)

@@ -385,4 +385,4 @@ def score_task(
         if logits is None:
             raise UnsupportedModelError("the model returned no logits")
         parts.append(score_answers(part, logits))
-    return RowScores(torch.cat([p.values for p in parts]), torch.cat([p.counts for p in parts]))
+    return RowScores.joined(parts)

@@ -304,7 +304,7 @@ def _patched(
                     raise UnsupportedModelError("the model returned no logits")
                 for i, part in zip(group, logits.split(len(here)), strict=True):
                     found[i].append(score_answers(here, part))
-    return [_joined(parts) for parts in found]
+    return [RowScores.joined(parts) for parts in found]
 
 
 def _write(
@@ -325,10 +325,6 @@ def _write(
         return split.reshape(x.shape)
 
     return edit
-
-
-def _joined(parts: Sequence[RowScores]) -> RowScores:
-    return RowScores(torch.cat([p.values for p in parts]), torch.cat([p.counts for p in parts]))
 
 
 def _paths(

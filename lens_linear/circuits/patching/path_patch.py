@@ -258,10 +258,7 @@ def path_patch(
             if logits is None:
                 raise UnsupportedModelError("the model returned no logits")
             parts[i].append(score_answers(here, logits))
-    scores = [
-        RowScores(torch.cat([p.values for p in each]), torch.cat([p.counts for p in each]))
-        for each in parts
-    ]
+    scores = [RowScores.joined(each) for each in parts]
     return PathPatchEffects(
         tuple(writers),
         tuple(readers),

@@ -81,7 +81,7 @@ class AttentionOnly:
         self.model = model
         self.fold = fold
         self._verified: set[int] = set()
-        self._read: tuple[dict[str, torch.Tensor], ModelWeights] | None = None
+        self._read: ModelWeights | None = None
         self.labels = require_labels(labels, model, self.shape.d_vocab)
 
     def __repr__(self) -> str:
@@ -95,15 +95,13 @@ class AttentionOnly:
     def weights(self) -> ModelWeights:
         """The weights in float64, norms folded unless ``fold=False``.
 
-        Read again when the model's were changed, in whatever way: they are compared with a copy at every use.
-        Heads and tables taken before keep the weights that they were made with.
+        Read again when the model's were changed, in whatever way: their checksum is taken at every use.
+        Tables taken before keep the weights that they were made with; heads do too, and say so.
         """
-        state = self.model.state_dict()
-        if self._read is None or not _same(state, self._read[0]):
+        if self._read is None or not self._read.mark.fits(self.model):
             self._verified = set()
-            kept = {name: value.clone() for name, value in state.items()}
-            self._read = (kept, read_weights(self.model, fold=self.fold))
-        return self._read[1]
+            self._read = read_weights(self.model, fold=self.fold)
+        return self._read
 
     def bigrams(self) -> BigramTable:
         """Return the direct path ``W_E W_U`` as a table of bigrams."""
@@ -205,11 +203,3 @@ class AttentionOnly:
             require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
         model = in_double(self.model) if dtype == torch.float64 else self.model
         return freeze_attention(model, tokens, dtype=dtype or torch.float64)
-
-
-def _same(state: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> bool:
-    """Whether weights are those that were kept; edits through ``.data`` leave no other trace."""
-    return state.keys() == kept.keys() and all(
-        value.device == kept[name].device and torch.equal(value, kept[name])
-        for name, value in state.items()
-    )

@@ -19,6 +19,7 @@ from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import model_device, residual_stream, row_ranges
 from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_blocks, require_causal
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
@@ -120,6 +121,7 @@ def fit_lens(
         seed=seed,
         model_name=str(model.cfg.model_name),
         readout=readout,
+        mark=WeightsMark(model),
     )
     return _polished(lens, rows) if polish else lens
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -18,10 +18,11 @@ from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_causal
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.stats.split import as_rows
-from lens_linear.stats.task_scores import score_answers
+from lens_linear.stats.task_scores import RowScores, score_answers, warn_if_not_next_token
 from lens_linear.tables import Result
 
 FEW = 20  # rows an input below which a fitted lens is far from that of enough text
@@ -119,6 +120,7 @@ class Lens(Result):
     seed: int
     model_name: str
     readout: Readout
+    mark: WeightsMark = field(repr=False)
 
     @property
     def model(self) -> TransformerBridge:
@@ -136,6 +138,7 @@ class Lens(Result):
         return (
             f"Lens of {self.model_name}: {len(self.r2)} layers{how}, in-sample R² "
             f"{float(self.r2.min()):.3f} to {float(self.r2.max()):.3f}; n = {self.n:,} rows{few}"
+            f"{self.mark.note(self.model)}"
         )
 
     def normed(
@@ -207,15 +210,19 @@ class Lens(Result):
         Raises:
             InvalidArgumentError: tokens or layers that the model does not have.
         """
+        self.mark.warn(self.model, "the lens", "fit it anew")
         rows = as_rows(self.model, tokens, skip=1)
         chosen = _layers(layers, len(self.weight))
         sums: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
+        own: list[RowScores] = []
         for start, stop in row_ranges(rows, batch_size, model=self.model):
             task = rows.asked(slice(start, stop))
             streams, logits = self._run(rows[start:stop])
+            own.append(score_answers(task, logits, metric="loss"))
             for layer in chosen:
                 parts = [self._sums(streams[layer], layer, logits, task, r) for r in READINGS]
                 sums[layer].append(torch.cat(parts))
+        warn_if_not_next_token(task, RowScores.joined(own).mean, self.model)
         whole = {layer: torch.cat(parts, dim=1) for layer, parts in sums.items()}
         table = _score_table(whole, seed)
         return LensScore(table, self.model_name, len(rows))
@@ -271,6 +278,7 @@ class Lens(Result):
         if not text:
             raise InvalidArgumentError("text must hold something to read, got ''; pass a sentence")
         k = require_int("k", k, minimum=1, maximum=int(self.model.W_U.shape[1]))
+        self.mark.warn(self.model, "the lens", "fit it anew")
         ids = _prompt(self.model, text)
         streams, _ = self._run(ids)
         words = token_strings(self.model, ids[0])

@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from lens_linear.errors import (
 from lens_linear.files import read_json, require_folder, write_tensors, write_text
 from lens_linear.linearity.replace.affine_map import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load, origin
@@ -61,6 +62,7 @@ class LinearizedModel:
 
     model: TransformerBridge
     linearization: Linearization
+    mark: WeightsMark = field(repr=False)
 
     @property
     def n_parameters(self) -> int:
@@ -71,6 +73,7 @@ class LinearizedModel:
         self, tokens: Int[Tensor, "batch position"]
     ) -> Float[Tensor, "batch position vocab"]:
         """Logits of the linearised model."""
+        self.mark.warn(self.model, "the linearised model", "fit its maps anew")
         out = run(self.model, tokens, edits=self.linearization.edits()).logits
         if out is None:
             raise InvalidArgumentError("the model returned no logits; use a causal language model")
@@ -79,11 +82,12 @@ class LinearizedModel:
     @contextmanager
     def active(self) -> Iterator[TransformerBridge]:
         """Make ``model`` itself behave as the linearised one while the block lasts."""
+        self.mark.warn(self.model, "the linearised model", "fit its maps anew", stacklevel=5)
         with self.linearization.applied(self.model):
             yield self.model
 
     def __repr__(self) -> str:
-        return f"LinearizedModel on {self.linearization!r}"
+        return f"LinearizedModel on {self.linearization!r}{self.mark.note(self.model)}"
 
 
 def save_linearized(
@@ -221,6 +225,7 @@ def load_linearized(
             card["parameters_before"],
             card["parameters_replaced"],
         ),
+        WeightsMark(base),
     )
 
 

@@ -30,6 +30,7 @@ from lens_linear.models.describe.verify_weights import (
     require_attention_matrices,
     warn_of_clipping,
 )
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.tokenizer import n_known_tokens
@@ -57,6 +58,7 @@ class ModelWeights:
     folded: bool
     final_norm: NormKind  # the last norm's kind: TransformerLens' ``final_rms`` lets it differ
     n_tokens: int  # rows of the vocabulary that stand for tokens
+    mark: WeightsMark  # of the model they were read from
 
     @property
     def token_rows(self) -> Float[Tensor, "token d_model"]:
@@ -197,6 +199,7 @@ def read_weights(
         fold,
         final_norm_kind(model),
         min(n_known_tokens(model), len(embedding)),
+        WeightsMark(model),
     )
 
 

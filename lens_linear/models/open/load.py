@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,20 +170,38 @@ def _open_local(text: str, folder: Path, is_dir: bool, where: _Where) -> Transfo
 
 
 def _from_folder(folder: Path, label: str | None, where: _Where) -> TransformerBridge:
-    refuse_adapter(folder)
-    if not (folder / CONFIG).is_file():
-        raise UnknownModelError(
-            f"folder {str(folder)!r} holds neither {CONFIG} (a Hugging Face model) nor {CARD} (a model "
-            "trained with `lens-linear train`); pass the folder that does"
+    with _called(folder, label):
+        refuse_adapter(folder)
+        if not (folder / CONFIG).is_file():
+            raise UnknownModelError(
+                f"folder {str(folder)!r} holds neither {CONFIG} (a Hugging Face model) nor {CARD} (a model "
+                "trained with `lens-linear train`); pass the folder that does"
+            )
+        return load_hugging_face_folder(
+            folder,
+            name=label,
+            device=where.device,
+            dtype=where.dtype,
+            device_map=where.device_map,
+            n_ctx=where.n_ctx,
+        ).eval()
+
+
+@contextmanager
+def _called(folder: Path, label: str | None) -> Iterator[None]:
+    """Call a folder of the cache by the name that the caller knows, in every error."""
+    try:
+        yield
+    except LensLinearError as error:
+        if label is None:
+            raise
+        said = str(error)
+        for words in (f"folder {str(folder)!r}", repr(str(folder))):
+            said = said.replace(words, repr(label))
+        said = said.replace(str(folder), label).replace(
+            "copy the folder again", "remove it from the local cache and get it again"
         )
-    return load_hugging_face_folder(
-        folder,
-        name=label,
-        device=where.device,
-        dtype=where.dtype,
-        device_map=where.device_map,
-        n_ctx=where.n_ctx,
-    ).eval()
+        raise type(error)(said) from error
 
 
 def _hooked_state(
