@@ -1,8 +1,8 @@
 from .induction_model import InductionConstruction as InductionConstruction
 from .induction_model import build_induction as build_induction
+from .least_squares.hat import HatMatrix as HatMatrix
 from .least_squares.newton_schulz import NewtonSchulzAttention as NewtonSchulzAttention
 from .least_squares.newton_schulz import gradient_step_attention as gradient_step_attention
-from .least_squares.ols import HatMatrix as HatMatrix
 from .least_squares.ols import OLSAttention as OLSAttention
 from .least_squares.ols_training import OLSTraining as OLSTraining
 from .least_squares.ols_training import regression_data as regression_data

@@ -197,14 +197,14 @@ def add_line(
     width: float = 2.5,
     mode: str | None = None,
 ) -> go.Figure:
-    """Add a line with its markers; ``band`` and ``bars`` are the low and high ends around it.
+    """Add a line with its markers; ``band`` and ``bars`` are the low and high ends around it, if known.
 
     ``at`` is the panel (row, column); panels after the first repeat no legend.
     """
     x, y = list(x), list(y)
     row, col = at or (None, None)
     ink = ink or colour(index)
-    if band is not None:
+    if band is not None and not np.isnan(np.asarray(band, dtype=float)).all():
         low, high = map(list, band)
         fig.add_scatter(
             x=[*x, *reversed(x)], y=[*high, *reversed(low)], mode="lines", fill="toself",
@@ -212,7 +212,7 @@ def add_line(
             hoverinfo="skip", showlegend=False, row=row, col=col,
         )  # fmt: skip
     error = None
-    if bars is not None:
+    if bars is not None and not np.isnan(np.asarray(bars, dtype=float)).all():
         least, middle, most = (np.asarray(part, dtype=float) for part in (bars[0], y, bars[1]))
         error = {"array": most - middle, "arrayminus": middle - least, "symmetric": False}
         error |= {"thickness": 1, "width": 3}

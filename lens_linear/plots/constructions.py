@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.constructions.least_squares.ols import HatMatrix
+from lens_linear.constructions.least_squares.hat import HatMatrix
 from lens_linear.constructions.least_squares.ols_training import OLSTraining
 from lens_linear.constructions.least_squares.slow_fast import MemorySwap, ShiftCurve
 from lens_linear.errors import InvalidArgumentError
@@ -78,10 +78,12 @@ def ols_convergence(
     """
     frame = run.summary().query("quantity == @quantity")
     seeds, epochs = run.loss.shape[1], list(frame["epoch"])
-    floor = FLOOR * (float(frame["high"].iloc[0]) if quantity == "loss" else 1.0)
+    start = frame["high"].fillna(frame["median"]).iloc[0]
+    floor = FLOOR * (float(start) if quantity == "loss" else 1.0)
     low, middle, high = (frame[column].clip(lower=floor) for column in ("low", "median", "high"))
+    name = "median (band: best to worst seed)" if seeds > 1 else "the only seed"
     fig = add_line(
-        go.Figure(), epochs, middle, "median (band: best to worst seed)", band=(low, high), mode="lines",
+        go.Figure(), epochs, middle, name, band=(low, high), mode="lines",
         hover="epoch %{x}<br>%{y:.3g}",
     )  # fmt: skip
     if quantity == "prediction_error" and run.tolerance > 0:

@@ -70,11 +70,14 @@ class SiteScorer:
         x: Float[Tensor, "sequence position d_in"],
         y: Float[Tensor, "sequence position d_out"],
     ) -> Float[Tensor, "reading 3 sequence"]:
-        """Residual, total and total of the update (0 where widths differ), by sequence."""
+        """Residual, total, total of the update (0: widths differ, or y − x is rounding), by sequence."""
         first = min(skip for skip, *_ in self.maps)
         xc = x.detach().to(self.device, self.dtype) - self.x0
         yc = y.detach().to(self.device, self.dtype) - self.y0
         added = yc - xc if x.shape == y.shape else None
+        # y − x carries the rounding of y: what lies below it is no update, and has no variance to explain.
+        eps = torch.finfo(torch.promote_types(y.dtype, torch.float32)).eps
+        noise = 4 * eps * torch.linalg.vector_norm(y.detach().to(self.device, self.dtype), dim=-1)
         base = yc - xc @ self.maps[-1][1]
         out = torch.zeros(len(self.maps), 3, len(x), dtype=torch.float64)
         for (skip, one, two, shift, centre, update), sums in zip(self.maps, out, strict=True):
@@ -88,7 +91,9 @@ class SiteScorer:
             sums[0] = _by_sequence(left - shift).cpu()
             sums[1] = _by_sequence(yc[:, cut] - centre).cpu()
             if added is not None:
-                sums[2] = _by_sequence(added[:, cut] - update).cpu()
+                moved = _by_sequence(added[:, cut] - update)
+                lost = moved <= to_compute(noise[:, cut]).square().sum(1)
+                sums[2] = torch.where(lost, torch.zeros_like(moved), moved).cpu()
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from lens_linear.checks import require_float, require_float_tensor, require_list
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 
-_MAX_LOSS = 0.01  # relative, of a gradient in float16; rounding alone loses 0.0003
+# Relative, of a gradient in float16; rounding alone loses 0.0003.
+_MAX_LOSS = 0.01
+_MAX_TOKEN_LOSS = 0.05  # of one token's
 
 
 class CosineRegularizer:
@@ -33,7 +36,8 @@ class CosineRegularizer:
     Raises:
         InvalidArgumentError: fewer than two states, or states of different shapes.
         NonFiniteError: (when gradients are taken) float16 states, and float16 would round more than 1 %
-            of their gradient away.
+            of their gradient away, or more than 5 % of one token's (large states have small gradients), or
+            cannot hold it. Tokens that turn a hundred times less than the rest do not count.
 
     Source: Razzhigaev et al. 2024, arXiv 2405.12250, section 5 (regularisation during pretraining).
 
@@ -76,7 +80,8 @@ def _unit(state: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_mod
     # In bfloat16 1 - cos comes in steps of 0.004 near cos = 1: float32 at least.
     x = state.to(torch.promote_types(state.dtype, torch.float32))
     if state.dtype == torch.float16 and x.requires_grad:
-        x.register_hook(_require_no_underflow)
+        sizes = state.detach().float().norm(dim=-1)
+        x.register_hook(lambda gradient: _require_kept(gradient, sizes))
     size = x.detach().abs().amax(-1, keepdim=True)  # squares of 1e-30 underflow, of 1e30 overflow
     empty = size == 0
     # The gradient of a row goes with 1 / size, which would leave the range.
@@ -91,14 +96,32 @@ def _turn(before: Tensor, after: Tensor) -> Float[Tensor, "*token"]:
     return torch.where(empty, 1.0, (before - after).square().sum(-1) / 2)
 
 
-def _require_no_underflow(gradient: Tensor) -> None:
-    """Refuse a gradient that float16 would round away: its smallest number is 6e-8."""
-    kept = gradient.to(torch.float16).to(gradient.dtype)
-    size = float(gradient.norm())
-    lost = float((kept - gradient).norm()) / size if size else 0.0
-    if not lost <= _MAX_LOSS:
+def _require_kept(
+    gradient: Float[Tensor, "*token d_model"], sizes: Float[Tensor, "*token"]
+) -> None:
+    """Refuse a gradient that float16 would round away or cannot hold: its numbers are 6e-8 to 65504.
+
+    A token's gradient goes with the angle over the size of its state, so tokens are weighed by the product
+    of gradient and size: the norm over all tokens would be that of the smallest states alone.
+    """
+    advice = "use bfloat16 or float32 states, or scale the loss"
+    largest = float(gradient.abs().amax()) if gradient.numel() else 0.0
+    if not largest <= torch.finfo(torch.float16).max:
         raise NonFiniteError(
-            f"states are float16, which rounds {lost:.0%} of this penalty's gradient away (a mean over "
-            "tokens makes entries below 6e-8, or above 65504); use bfloat16 or float32 states, or scale "
-            "the loss (torch.amp.GradScaler)"
+            f"states are float16, and this penalty's gradient reaches {largest:.3g}, more than its 65504; "
+            f"{advice} by less"
+            if math.isfinite(largest)
+            else "the gradient that reaches this penalty is NaN or infinite; look at the loss and its scale"
+        )
+    off = (gradient.half().to(gradient.dtype) - gradient).norm(dim=-1)
+    whole = gradient.norm(dim=-1)
+    turn = whole * sizes
+    counts = turn >= _MAX_LOSS * turn.square().mean().sqrt()
+    lost = float(off.norm() / whole.norm()) if largest else 0.0
+    tokens = int((counts & (off > _MAX_TOKEN_LOSS * whole)).sum())
+    if lost > _MAX_LOSS or tokens:
+        raise NonFiniteError(
+            f"states are float16, which rounds {lost:.1%} of this penalty's gradient away, and more than "
+            f"{_MAX_TOKEN_LOSS:.0%} of it for {tokens} of {whole.numel()} tokens (a mean over tokens and "
+            f"large states make entries below 6e-8); {advice} by more (torch.amp.GradScaler)"
         )

@@ -197,3 +197,12 @@ def test_bad_arguments_say_what_to_do(trained):
     assert (
         len(trained_heads(model, tokens[:, :4], heads=[(0, 1)], exchanges=()).to_dataframe()) == 1
     )
+
+
+def test_one_seed_has_no_interval():
+    one = attention_dial(betas=(0.1, 0.2, 1.0, 2.0), orders=(), n=32, queries=8, seeds=1)
+    frame, ends = one.summary(), one.regimes()
+    spread = [name for name in frame if name.endswith(("_low", "_high"))]
+    assert len(spread) > 4 and frame[spread].isna().all(None) and frame["ols_error"].notna().all()
+    assert ends[["beta_low", "beta_high"]].isna().all(None)
+    assert float(ends.set_index("regime").beta["freezing (theory)"]) > 0

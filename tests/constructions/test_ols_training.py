@@ -152,3 +152,43 @@ def test_the_rate_grows_with_the_inputs_of_the_in_context_form():
     for d, rate in ((1, 0.2), (4, 0.2), (8, 0.4)):
         run = ll.train_ols_attention(form="in-context", d=d, epochs=1, seeds=1)
         assert run.learning_rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("form", ["paper", "in-context"])
+@pytest.mark.parametrize(("inputs", "labels"), [(1e-280, 1e140), (1e250, 1e-140), (1e-9, 1.0)])
+def test_training_has_no_units_over_the_range_of_float64(form, inputs, labels):
+    x, y = regression_data(n=30, d=2, outputs=4, seed=1)
+    plain = ll.train_ols_attention(x, y, form=form, epochs=20, seeds=2)
+    scaled = ll.train_ols_attention(inputs * x, labels * y, form=form, epochs=20, seeds=2)
+    torch.testing.assert_close(scaled.prediction_error, plain.prediction_error)
+    torch.testing.assert_close(scaled.geometry_error, plain.geometry_error)
+    torch.testing.assert_close(scaled.loss / labels / labels, plain.loss)
+    assert scaled.ols_loss / labels / labels == pytest.approx(plain.ols_loss)
+    want = labels * plain.model(1).predict(x)
+    torch.testing.assert_close(scaled.model(1).predict(inputs * x), want)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "words"),
+    [
+        (1.0, 1e150, "y must have a root mean square .* the loss is its square"),
+        (1.0, 1e-200, "y must have a root mean square .* the loss is its square"),
+        (1e-300, 1.0, "x must have a root mean square .* weights are its inverse"),
+        (torch.tensor([1.0, 1e-20]), 1.0, "columns of like size"),
+        (torch.tensor([1e160, 1e-160], dtype=torch.float64), 1.0, "columns of like size"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_for_its_own_reason(inputs, labels, words):
+    x, y = regression_data(n=30, d=2, outputs=2, seed=1)
+    with pytest.raises(InvalidArgumentError, match=words):
+        ll.train_ols_attention(inputs * x, labels * y, epochs=2)
+    q = torch.linalg.svd(x).U
+    for size in (1.0, 1e-30):
+        with pytest.raises(InvalidArgumentError, match="prediction is zero everywhere"):
+            ll.train_ols_attention(x, size * q[:, 2:3], epochs=2)
+
+
+def test_one_seed_has_no_extremes():
+    table = ll.train_ols_attention(epochs=3, seeds=1).summary()
+    assert table["median"].notna().all() and table[["low", "high"]].isna().all(None)
+    assert "the only seed" in str(ll.train_ols_attention(epochs=3, seeds=1).plot())

@@ -128,3 +128,19 @@ def test_what_does_not_fit_is_refused():
         ols_transformer(ll.OLSAttention.from_data(x, y, form="paper"), new, layers=2)
     with pytest.raises(InvalidArgumentError, match="must have 3 columns"):
         ols_transformer(ll.OLSAttention.from_data(x, y), new[:, :2])
+
+
+@pytest.mark.parametrize("fit", ["held-out", "in-sample"])
+def test_layers_that_find_nothing_more_have_no_share_of_variance(fit):
+    """What the second layer adds is rounding: R² of it was -1,060 to -5,761."""
+    x, y, _ = data(n=20)
+    queries = np.random.default_rng(1).normal(size=(40, 3))
+    whole = ols_transformer(ll.OLSAttention.from_data(x, y), queries, layers=3)
+    profile = ll.linearity_profile(whole.model, whole.tokens, fit=fit)
+    frame = profile.to_dataframe()
+    assert float(frame["update_ratio"][1:].max()) < 1e-15
+    columns = ["block_r2_no_residual", "ffn_r2", "attn_r2"]
+    assert frame[columns][1:].isna().all(None) and frame[columns].iloc[0].between(0.5, 1.0001).all()
+    if fit == "held-out":
+        assert "layers that add nothing have no R² without residual: 1, 2" in repr(profile)
+        assert frame["block_r2"].between(0.99, 1).all()

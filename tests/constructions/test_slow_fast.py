@@ -454,3 +454,53 @@ def test_the_hat_of_rows_of_any_size_is_that_of_rows_of_size_one(scale):
     hat = ll.OLSAttention.from_data(x * scale, x.sum(1)).hat()
     torch.testing.assert_close(hat.values, x @ torch.linalg.pinv(x), rtol=1e-9, atol=1e-12)
     assert hat.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        (torch.float64, [1e200, 1.0, 1e-200]),
+        (torch.float64, [1e-290, 1e-160, 1e290]),
+        (torch.float32, [1e25, 1e-25, 1.0]),
+        (torch.float32, [1e35, 1e30, 1e-30]),
+    ],
+)
+def test_newton_schulz_undoes_the_scale_of_every_column_by_itself(dtype, sizes):
+    x, y, new = data(9, n=30)
+    want = new @ np.linalg.lstsq(x, y, rcond=None)[0]
+    mix = np.random.default_rng(1).normal(size=(3, 3)) + 2 * np.eye(3)
+    for w_in in (np.diag(1 / np.array(sizes)), mix / np.array(sizes)[:, None]):
+        deep = NewtonSchulzAttention(3, layers=25, w_in=w_in).to(dtype).with_context(x * sizes, y)
+        got = deep.predict(new * sizes)
+        np.testing.assert_allclose(got, want, rtol=1e-9 if dtype is torch.float64 else 1e-3)
+    blank = NewtonSchulzAttention(3, layers=25).to(dtype).with_context(x * [1, 0, 1], y)
+    assert bool(blank.predict(new).isfinite().all())  # a column of zeros has no scale
+    with pytest.raises(NonFiniteError, match="differ in size by more than"):
+        NewtonSchulzAttention(3, layers=25).to(dtype).with_context(x * sizes, y).predict(new)
+
+
+def test_swaps_say_which_data_do_not_fit():
+    x, y, _ = data(0)
+    zero = np.linalg.svd(x)[0][:, 5:6]  # orthogonal to every column, up to rounding
+    cases = [
+        ((x, y), (x[:, :2], y), "second must have 3 inputs and 1 outputs like first, got 2 and 1"),
+        ((x, 0 * y), (x[:, :2], y), "second must have 3 inputs"),
+        ((x, zero), (x, y), "first must have labels that x explains in part"),
+        ((x, y), (x, 1e-200 * zero), "second must have labels that x explains in part"),
+        ((x, y), (x, y[:5]), r"second\[1\] must have one row"),
+    ]
+    for first, second, words in cases:
+        with pytest.raises(InvalidArgumentError, match=words):
+            swap_memories(first, second)
+    for size in (1e-200, 1e200):
+        far = swap_memories((x, size * y), (2 * x, size * y))
+        near = swap_memories((x, y), (2 * x, y))
+        torch.testing.assert_close(far.to_context_ols, near.to_context_ols)
+
+
+def test_one_seed_of_a_shift_has_no_interval():
+    one = covariance_shift(conditions=(1, 4), layers=9, seeds=1)
+    assert one.summary()[["error_low", "error_high"]].isna().all(None)
+    cost = one.cost()
+    assert cost[["layers_low", "layers_high"]].isna().all(None) and cost.layers.notna().any()
+    assert all(line.error_y.array is None for line in one.plot().data)

@@ -162,3 +162,33 @@ def test_half_precision_gradients_are_right_or_refused(tokens):
     else:
         assert error(1.0) < 0.01
     assert error(1024.0) < 1e-3  # the advice: scale the loss
+
+
+@pytest.mark.parametrize(("size", "share"), [(3e3, 0.5), (1e4, 0.1), (3e3, 1 / 128)])
+def test_tokens_of_large_states_are_not_lost_behind_the_others(size, share):
+    """Their gradient is small in the norm over all tokens, and all they have."""
+    states = [normal(128, 8, seed=s) for s in range(2)]
+    for state in states:
+        state[: round(128 * share)] *= size
+    wide = [state.half().double().requires_grad_() for state in states]
+    CosineRegularizer()(wide).backward()
+    half = [state.half().requires_grad_() for state in states]
+    gaps = [(w.grad - w.grad.half().double()).norm() / w.grad.norm() for w in wide]
+    assert max(gaps) < 0.01  # of all
+    tokens = r"more than 5% of it for \d+ of 128 tokens"
+    with pytest.raises(NonFiniteError, match=tokens):
+        CosineRegularizer()(half).backward()
+    half = [state.half().requires_grad_() for state in states]
+    (4096 * CosineRegularizer()(half)).backward()  # the advice
+    for h, w in zip(half, wide, strict=True):
+        off = (h.grad.double() / 4096 - w.grad).norm(dim=-1)
+        assert float((off / w.grad.norm(dim=-1)).max()) < 0.05
+
+
+def test_gradients_that_half_precision_cannot_hold_are_said():
+    x = torch.tensor([[1e-3, 0.0]]).half().requires_grad_()
+    y = torch.tensor([[0.0, 1.0]]).half()
+    with pytest.raises(NonFiniteError, match=r"reaches 1e[+]06, more than its 65504"):
+        (1000 * CosineRegularizer()([x, y])).backward()
+    with pytest.raises(NonFiniteError, match="NaN or infinite; look at the loss"):
+        (math.nan * CosineRegularizer()([x, y])).backward()

@@ -48,7 +48,7 @@ from lens_linear.constructions.least_squares.spectral import (
     require_result,
     within_range,
 )
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
 
 
 class NewtonSchulzLayer(nn.Module):
@@ -86,6 +86,7 @@ class NewtonSchulzAttention(RangedModule):
     context_x: Tensor
     context_y: Tensor
     _whole = ("context_x", "context_y", "W_in")
+    _fixed = ("number of layers",)
 
     @torch.inference_mode(False)  # what is made in inference mode can never be trained
     def __init__(self, inputs: int, *, layers: int, w_in: Any = None) -> None:
@@ -107,6 +108,9 @@ class NewtonSchulzAttention(RangedModule):
         self.register_buffer("context_y", weight.new_zeros(0, 0))
         self.vector_output = False
         self.setup()  # type: ignore[no-untyped-call]
+
+    def _settings(self) -> dict[str, float]:
+        return {"number of layers": len(self.layers)}
 
     @torch.inference_mode(False)
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:
@@ -138,8 +142,8 @@ class NewtonSchulzAttention(RangedModule):
         # Sums of squares of a long context leave half precision: float32 at least, rounded at the end.
         wide = torch.promote_types(self.W_in.dtype, torch.float32)
         queries, keys, weight = queries.to(wide), self.context_x.to(wide), self.W_in.to(wide)
-        size = power_of_two(keys)
-        q, k = (queries / size) @ weight, (keys / size) @ weight
+        weight, inputs = _matched(keys, weight)
+        q, k = (queries / inputs) @ weight, (keys / inputs) @ weight
         size = power_of_two(k)  # W_in may be the L of very small or large inputs
         q, k = q / size, k / size
         size = torch.linalg.matrix_norm(k.T @ k).sqrt()
@@ -175,6 +179,33 @@ class NewtonSchulzAttention(RangedModule):
             f"NewtonSchulzAttention: {len(self.layers)} layers, p = {p} inputs, width {r}, "
             f"context of n = {len(self.context_x)} rows"
         )
+
+
+def _matched(
+    keys: Float[Tensor, "n p"], weight: Float[Tensor, "p r"]
+) -> tuple[Float[Tensor, "p r"], Float[Tensor, " p"]]:
+    """``X W`` up to one factor as ``(X / inputs) @ weight``, both near size one.
+
+    W_in may undo the scales of the columns of x one by one, over the whole range of the dtype: neither
+    factor may be divided by a number that serves all columns.
+    """
+    inputs, rows = power_of_two(keys, dim=0), power_of_two(weight, dim=1)
+    power = torch.frexp(inputs).exponent + torch.frexp(rows).exponent
+    used = keys.ne(0).any(0) & weight.detach().ne(0).any(1)
+    power = power - (power[used].max() if bool(used.any()) else 0)
+    half = power // 2  # 2^power alone may have no number
+    one = torch.ones_like(rows)
+    scaled = weight / rows[:, None]
+    for part in (half, power - half):
+        scaled = scaled * torch.ldexp(one, part)[:, None]
+    limit = torch.finfo(weight.dtype)
+    reached = scaled.detach()[used].abs().sum(0) * limit.eps < limit.tiny
+    if bool((reached & weight.detach()[used].ne(0).any(0)).any()):
+        raise NonFiniteError(
+            f"the columns of x @ W_in differ in size by more than {weight.dtype} can hold; pass a w_in that "
+            "brings them to one size (W_Q of an OLSAttention), or use module.double()"
+        )
+    return scaled, inputs
 
 
 def gradient_step_attention(x: Any, y: Any, *, learning_rate: float) -> OLSAttention:

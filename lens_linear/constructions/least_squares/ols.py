@@ -19,8 +19,8 @@ is rebuilt, or Newton-Schulz layers come before it (``newton_schulz.py``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -29,6 +29,19 @@ from torch import Tensor, nn
 
 from lens_linear._tl import HookPoint
 from lens_linear.checks import require_bool, require_choice
+from lens_linear.constructions.least_squares.effect import (
+    Allowance,
+    Units,
+    distance,
+    effect,
+    keys_of,
+    reduced,
+    same_scores,
+    slopes_of,
+    units_of,
+    without_units,
+)
+from lens_linear.constructions.least_squares.hat import HOW, LEAST_SQUARES, HatMatrix
 from lens_linear.constructions.least_squares.spectral import (
     RangedModule,
     SpectralRoot,
@@ -37,14 +50,12 @@ from lens_linear.constructions.least_squares.spectral import (
     centred,
     float_rows,
     minus,
-    power_of_two,
     require_result,
     rounding,
     spectral_root,
     within_range,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
 
 Form = Literal["in-context", "paper"]
 Origin = Literal["data", "given", "trained", "edited"]
@@ -52,64 +63,12 @@ FORMS = ("in-context", "paper")
 _MAX_SCORES = 50_000_000  # 400 MB
 
 
-@dataclass(frozen=True, eq=False)
-class HatMatrix(Result):
-    """What the labels of the context are multiplied by: ``prediction = values @ Y``.
-
-    On the context's own rows the diagonal is the *leverage*, and its sum the *effective degrees of
-    freedom*. Least squares of those rows is a projection: leverage lies in [0, 1] and sums to the
-    rank (plus 1 with an intercept). A ridge shrinks both: they sum to ``Σ λ / (λ + ridge)``. Weights
-    made for another covariance bound neither; ``solution`` says which it is.
-    """
-
-    _figure = "hat_matrix"
-
-    values: Float[Tensor, "q n"]
-    on_training_rows: bool  # the queries are the context's own rows
-    rank: int  # directions of x that the scores depend on, without the intercept
-    intercept: bool
-    solution: str  # as ``OLSAttention.solution`` says it
-
-    @property
-    def leverage(self) -> Float[Tensor, " n"]:
-        """How far the prediction at each row follows its own label.
-
-        Raises:
-            InvalidArgumentError: the queries are other rows, which have no label in the context.
-        """
-        if not self.on_training_rows:
-            raise InvalidArgumentError(
-                "leverage belongs to the context's own rows, and this matrix was taken at others; "
-                "call hat() without x_new"
-            )
-        return self.values.diagonal()
-
-    @property
-    def degrees_of_freedom(self) -> float:
-        """Sum of the leverage: the rank (plus an intercept) for least squares, less with a ridge."""
-        return float(self.leverage.sum())
-
-    def __repr__(self) -> str:
-        q, n = self.values.shape
-        text = f"HatMatrix ({self.solution}): {q} queries × {n} context rows, rank {self.rank}"
-        if not self.on_training_rows:
-            return text
-        low, high = float(self.leverage.min()), float(self.leverage.max())
-        return (
-            f"{text}; leverage {low:.3g} to {high:.3g}, {self.degrees_of_freedom:.4g} effective "
-            "degrees of freedom"
-        )
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a cell: ``query``, ``context``, ``weight`` (labels' unit per labels' unit)."""
-        q, n = self.values.shape
-        return pd.DataFrame(
-            {
-                "query": torch.arange(q).repeat_interleave(n).numpy(),
-                "context": torch.arange(n).repeat(q).numpy(),
-                "weight": self.values.reshape(-1).cpu().numpy(),
-            }
-        )
+class _Standing(NamedTuple):
+    solution: str  # as OLSAttention.solution
+    distance: float  # of its slopes from least squares, relative
+    answers: bool  # with the least squares of its context, up to rounding
+    alike: bool  # it weighs the rows of the context as that does, whatever their labels
+    spectrum: SpectralRoot | None  # of the context
 
 
 class OLSAttention(RangedModule):
@@ -209,6 +168,24 @@ class OLSAttention(RangedModule):
         self.hook_z, self.hook_out = HookPoint(), HookPoint()
         self._trained = [w.detach().clone() for w in self.parameters() if origin == "trained"]
         self.setup()  # type: ignore[no-untyped-call]
+
+    _fixed = ("form", "intercept")
+
+    def _settings(self) -> dict[str, float]:
+        built = self.spectrum
+        return {
+            "geometry_rows": self.geometry_rows,
+            "form": FORMS.index(self.form),
+            "intercept": self.intercept,
+            "ridge": built.ridge if built else math.nan,
+            "rtol": built.rtol if built else math.nan,
+        }
+
+    def _adopt(self, settings: dict[str, float]) -> None:
+        self.geometry_rows = int(settings["geometry_rows"])
+        if self.spectrum is not None and not math.isnan(settings["ridge"]):
+            ridge, rtol = settings["ridge"], settings["rtol"]
+            self.spectrum = replace(self.spectrum, ridge=ridge, rtol=rtol)
 
     @classmethod
     def from_data(
@@ -364,7 +341,7 @@ class OLSAttention(RangedModule):
         have changed since :meth:`from_data` so that it is not; ``"trained"``, ``"edited"`` for trained
         weights that were changed since; ``"given"`` for weights set by hand.
         """
-        return self._origin() if self.spectrum is None else self._present()[0]
+        return self._origin() if self.spectrum is None else self._standing().solution
 
     def _origin(self) -> Origin:
         """Where the weights come from, as they stand now."""
@@ -374,31 +351,26 @@ class OLSAttention(RangedModule):
         same = all(torch.equal(now.detach(), then.to(now)) for now, then in pairs)
         return "trained" if same else "edited"
 
-    def _present(self) -> tuple[str, float]:
-        """The solution as it is now, and the distance of its predictions from least squares."""
-        own = self._own()
-        if own is None:
-            return "other data" if self.spectrum else self._origin(), math.nan
-        fit, tolerance, spread = own
-        want, got = fit._slopes(torch.float64) * spread, self._slopes(torch.float64) * spread
-        constant = fit.b_O.detach()
-        moved = self.b_O.detach().cpu().double() - constant
-        distance = _relative(
-            torch.cat([got - want, moved[None]]), torch.cat([want, constant[None]])
-        )
-        if self.spectrum is None or fit.spectrum is None:
-            return self._origin(), distance
-        return fit.spectrum.solution if distance <= tolerance else "other data", distance
-
-    def _own(self) -> tuple[OLSAttention, float, Float[Tensor, "p 1"]] | None:
-        """Least squares of the present context, what rounding may move its slopes by, and the inputs' units.
-
-        None where weights or context hold NaN or infinity.
-        """
+    def _standing(self) -> _Standing:
+        """How the layer stands to the least squares of its present context."""
+        origin: str = "other data" if self.spectrum else self._origin()
         held = (self.context_x, self.context_y, *(w.detach() for w in self.parameters()))
         if not all(bool(torch.isfinite(part).all()) for part in held):
-            return None
-        x, y = as_design("context_x", self.context_x), self.context_y.detach().cpu().double()
+            return _Standing(origin, math.nan, False, False, None)
+        units = units_of(self)
+        fit, allowed = self._own(units)
+        rows = reduced(keys_of(self, units))
+        want, got = effect(fit, units, rows), effect(self, units, rows)
+        off = distance(got, want, rows, allowed)
+        answers = off <= allowed.relative
+        alike = same_scores(got, want, rows, allowed.relative)
+        if self.spectrum is not None and fit.spectrum is not None and answers:
+            origin = fit.spectrum.solution
+        return _Standing(origin, off, answers, alike, fit.spectrum)
+
+    def _own(self, units: Units) -> tuple[OLSAttention, Allowance]:
+        """Least squares of the present context, and what rounding may move it by."""
+        x, y = self.context_x.detach().cpu().double(), self.context_y.detach().cpu().double()
         exact = self.context_x.dtype == torch.float64
         # Columns that were collinear before they were moved to another dtype are so up to its rounding.
         noise = None if exact and not self.intercept else rounding(self.context_x.detach().cpu())
@@ -410,34 +382,41 @@ class OLSAttention(RangedModule):
             noise=noise,
         )
         own = OLSAttention._of(x, y, spectrum, form=self.form, intercept=self.intercept)
-        # In units of each input, so that no column counts for its scale. A dtype rounds weights and
-        # context by its eps of their size; over the smallest singular value, that is of the slopes.
-        spread = x.abs().amax(0).clamp(min=torch.finfo(x.dtype).tiny)[:, None]
-        reach = (x / spread.T).norm() * torch.linalg.matrix_norm(spectrum.root * spread, 2)
-        eps = torch.finfo(self.W_Q.dtype).eps
-        return own, min(0.1, max(1e-6, 10 * eps * float(reach))), spread
+        # A dtype rounds weights and context by its eps of their size; over the smallest singular value,
+        # that is of the slopes. Labels that x does not explain leave what rounding leaves of them.
+        root = torch.linalg.matrix_norm(spectrum.root * units.inputs[:, None], 2)
+        reach = float((x / units.inputs).norm() * root)
+        eps, wide = torch.finfo(self.W_Q.dtype).eps, torch.finfo(torch.float64).eps
+        labels = y / units.outputs
+        left = (10 * wide * reach + 2 * eps * (self.form == "paper")) * labels.norm(dim=0)
+        return own, Allowance(
+            relative=min(0.1, max(1e-6, 10 * eps * reach)),
+            slopes=left * root,
+            fitted=left,
+            constant=10 * eps * labels.abs().amax(0),
+            spread=labels.std(0, correction=0),
+        )
 
     @property
     def coefficients(self) -> Float[Tensor, "p m"]:
-        """The slopes the forward pass amounts to: prediction = x* @ coefficients (+ constant)."""
-        return self._slopes(self.W_Q.dtype)
-
-    def _slopes(self, dtype: torch.dtype) -> Float[Tensor, "p m"]:
-        """:attr:`coefficients` multiplied out in a dtype: long sums in float32 add an error of their own."""
-        w_q, w_k, w_v, w_o, x, y = (
-            part.detach().to(dtype)
-            for part in (self.W_Q, self.W_K, self.W_V, self.W_O, self.context_x, self.context_y)
-        )
-        keys = centred(x)[0] if self.intercept else x
-        values = (keys if self.form == "paper" else y) @ w_v
-        slopes: Tensor = w_q @ ((keys @ w_k).T @ values) @ w_o * self.share
-        return slopes.cpu() if dtype != self.W_Q.dtype else slopes
-
-    def hat(self, x_new: Any = None) -> HatMatrix:
-        """The hat matrix of ``x_new``, or of the context's own rows when it is None.
+        """The slopes the forward pass amounts to: prediction = x* @ coefficients (+ constant).
 
         Raises:
-            InvalidArgumentError: it would hold more than 50 million weights (400 MB).
+            NonFiniteError: they leave the range of the module's dtype, or NaN stands in the module.
+        """
+        units = units_of(self)
+        return without_units(slopes_of(self, units, keys_of(self, units)), units, self.W_Q.detach())
+
+    def hat(self, x_new: Any = None) -> HatMatrix:
+        """The matrix that multiplies the labels, at ``x_new`` or at the context's own rows (None).
+
+        The hat matrix where the layer is the least squares of its context, which is checked for every
+        query and label, not only for those at hand. Otherwise, in the in-context form, the smoother
+        matrix of the weights as they are, which is not bound to a projection; ``solution`` says so.
+
+        Raises:
+            InvalidArgumentError: no matrix multiplies the labels (in the paper's form they stand in the
+                weights), or it would hold more than 50 million entries (400 MB).
         """
         rows = self.context_x if x_new is None else self._as_queries(x_new)
         if len(rows) * len(self.context_x) > _MAX_SCORES:
@@ -446,21 +425,43 @@ class OLSAttention(RangedModule):
                 f"matrix over {len(self.context_x)} context rows, got {len(rows)}; pass some of "
                 "the rows"
             )
-        values, solution = self._hat_values(rows), self.solution
-        rank = _product_rank(self.W_Q, self.W_K)
-        own = self._own() if solution in ("unique", "minimum-norm", "ridge") else None
-        if own is not None and own[0].spectrum is not None:
-            # Compared as a matrix: labels along a few directions can be met by weights of other rows.
-            rank, want = own[0].spectrum.rank, own[0]._hat_values(rows.detach().cpu().double())
-            if not _relative(values.cpu().double() - want, want) <= own[1]:
-                solution = "other data"
+        values, standing = self._hat_values(rows), self._standing()
+        solution, rank = standing.solution, _product_rank(self.W_Q, self.W_K)
+        if standing.answers and standing.alike and standing.spectrum is not None:
+            rank = standing.spectrum.rank
+        else:
+            # Labels along a few directions can be met by weights of other rows.
+            solution = "other data" if solution in LEAST_SQUARES else solution
+            if self.form == "paper":
+                raise InvalidArgumentError(
+                    "hat() of the paper's form needs a layer that is the least squares of its context: "
+                    f"labels stand in W_O and no matrix multiplies those of the context ({HOW[solution]}); "
+                    "read hook_scores with run_with_cache, or build the layer with from_data(x, y)"
+                )
         return HatMatrix(
-            values=values,
+            values=values * self._label_factor(),
             on_training_rows=x_new is None,
             rank=rank,
             intercept=self.intercept,
             solution=solution,
         )
+
+    def _label_factor(self) -> float:
+        """The factor that the in-context readout ``W_V W_O`` puts on all labels; it may not mix them."""
+        if self.form == "paper":
+            return 1.0
+        read = self.W_V.detach().cpu().double() @ self.W_O.detach().cpu().double()
+        factor = float(read.diagonal().mean())
+        mixed = float((read - factor * torch.eye(len(read))).norm()) > 1e-6 * float(read.norm())
+        added = self.b_O.detach().abs() > 1e-6 * self.context_y.abs().amax(0)
+        if mixed or bool(added.any()):
+            raise InvalidArgumentError(
+                "hat() needs a layer that multiplies its labels by one matrix, but here "
+                + ("W_V @ W_O mixes or weighs outputs" if mixed else "b_O is added to them")
+                + "; make W_V @ W_O a multiple of the identity and b_O zero, or read hook_hat with "
+                "run_with_cache"
+            )
+        return factor
 
     def _hat_values(self, rows: Float[Tensor, "q p"]) -> Float[Tensor, "q n"]:
         with torch.no_grad():
@@ -484,14 +485,9 @@ class OLSAttention(RangedModule):
         n, p, m = len(self.context_x), self.W_Q.shape[0], self.context_y.shape[1]
         text = f"OLSAttention ({self.form} form): n = {n} context rows, "
         text += f"p = {p} inputs, m = {m} outputs"
-        solution, distance = self._present()
+        solution, distance = self._standing()[:2]
         if self.spectrum is None:
-            how = {
-                "given": "given by hand",
-                "trained": "trained by gradient descent",
-                "edited": "trained by gradient descent and edited since",
-            }
-            text += f"; weights {how[solution]}; beside this context's least squares {_how_far(distance)}"
+            text += f"; {HOW[solution]}; beside this context's least squares {_how_far(distance)}"
         elif solution == "other data":
             text += (
                 f"; weights made from {self.geometry_rows} rows, not (or no longer) the least squares "
@@ -545,13 +541,6 @@ class OLSAttention(RangedModule):
         keys, centre = centred(self.context_x)
         # The same two subtractions for both, so that a query that is a key stands where it stands.
         return minus(x, centre), keys
-
-
-def _relative(difference: Tensor, size: Tensor) -> float:
-    """A difference in units of what it is measured against; 0 where both are zero."""
-    unit = power_of_two(size)  # squares of 1e-200 or 1e200 leave the range
-    off, whole = float((difference / unit).norm()), float((size / unit).norm())
-    return off / whole if whole else (math.inf if off else 0.0)
 
 
 def _how_far(distance: float) -> str:

@@ -43,8 +43,14 @@ from lens_linear.checks import (
     require_seed,
 )
 from lens_linear.constructions.least_squares.ols import FORMS, Form, OLSAttention
-from lens_linear.constructions.least_squares.spectral import as_design, as_outputs, spectral_root
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.constructions.least_squares.spectral import (
+    as_design,
+    as_outputs,
+    explains_nothing,
+    power_of_two,
+    spectral_root,
+)
+from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.tables import Result
 
 Optimizer = Literal["gd", "adam"]
@@ -53,6 +59,7 @@ Optimizer = Literal["gd", "adam"]
 _PAPER_RATE = 0.02
 _IN_CONTEXT_RATE = 0.05  # an input, from four on: the gradient of G shrinks as 1/p
 _ADAM_RATE = 0.01
+_LEAST_COLUMN = 1e-7  # of the largest: its square is the rounding of a product
 _TASKS_PER_INPUT = 8  # few tasks leave directions of G that the loss hardly sees
 
 
@@ -113,7 +120,7 @@ class OLSTraining(Result):
     def summary(self) -> pd.DataFrame:
         """One row a quantity and epoch: ``median``, ``low`` and ``high`` (extremes over seeds).
 
-        Seeds that diverged are left out from the epoch at which they did.
+        Seeds that diverged are left out from the epoch at which they did. One seed has no extremes (NaN).
         """
         frames = []
         for name in ("loss", "prediction_error", "geometry_error"):
@@ -122,6 +129,8 @@ class OLSTraining(Result):
             low, median, high = curve.nanquantile(
                 curve.new_tensor([0.0, 0.5, 1.0]), dim=1, interpolation="lower"
             )
+            several = curve.isfinite().sum(1) > 1
+            low, high = (end.where(several, torch.nan) for end in (low, high))
             columns = {
                 "quantity": name,
                 "epoch": range(len(curve)),
@@ -235,7 +244,9 @@ def train_ols_attention(
 
     Raises:
         NotEnoughDataError: fewer rows than inputs.
-        InvalidArgumentError: inputs without full column rank, or every seed diverged.
+        InvalidArgumentError: inputs without full column rank or with columns 1e7 times as large as
+            others, labels that x explains nothing of, or every seed diverged.
+        NonFiniteError: x or y so large or small that weights or loss would leave float64.
 
     Source: Tan & Zhao 2026, arXiv 2604.13656. Step size, start and noise level are ours.
 
@@ -248,12 +259,12 @@ def train_ols_attention(
     require_choice("optimizer", optimizer, ("gd", "adam"))
     epochs, seeds = require_int("epochs", epochs, minimum=1), require_int("seeds", seeds, minimum=1)
     tolerance = require_float("tolerance", tolerance, minimum=0.0)
-    x, y = _data(x, y, form, n=n, d=d, noise=noise, seed=seed)
+    x, y, keys = _data(x, y, form, n=n, d=d, noise=noise, seed=seed)
     if learning_rate is None:
         rate = _default_rate(form, optimizer, x.shape[1])
     else:
         rate = require_float("learning_rate", learning_rate, minimum=0.0)
-    x_scale, y_scale = x.square().mean().sqrt(), y.square().mean().sqrt()
+    x_scale, y_scale = _scale("x", x, power=1), _scale("y", y, power=2)
     seed = require_seed(seed)
     start = _random_weights(form, x.shape[1], y.shape[1], seeds=seeds, seed=seed)
     weights, curves = _descend(x / x_scale, y / y_scale, start, epochs, rate, optimizer)
@@ -266,13 +277,12 @@ def train_ols_attention(
     back = [weights[0] / per_input, weights[1] / per_input]
     if form == "paper":
         back += [weights[2] / x_scale, weights[3] * y_scale]
-    root = spectral_root(x).root
     return OLSTraining(
         loss=loss * y_scale**2,
         prediction_error=prediction_error,
         geometry_error=geometry_error,
         epochs_to_converge=_first_stay_below(prediction_error, tolerance),
-        ols_loss=float((y - x @ (root @ ((x @ root).T @ y))).square().mean()),
+        ols_loss=float((y - keys @ (keys.T @ y)).square().mean()),
         tolerance=tolerance,
         form=form,
         optimizer=optimizer,
@@ -292,7 +302,8 @@ def _default_rate(form: Form, optimizer: Optimizer, p: int) -> float:
 
 def _data(
     x: Any, y: Any, form: Form, *, n: int, d: int, noise: float, seed: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n m"], Float[Tensor, "n p"]]:
+    """Data that can be learned from, and their orthonormal keys."""
     if (x is None) != (y is None):
         raise InvalidArgumentError("x and y must be given together; pass both or neither")
     if x is None:
@@ -301,15 +312,40 @@ def _data(
     x = as_design("x", x)
     y, _ = as_outputs("y", y, len(x))
     require_rows("x", len(x), minimum=x.shape[1], why="one for each input")
-    rank = spectral_root(x).rank
-    if rank < x.shape[1]:
+    columns = power_of_two(x, dim=0)
+    fit = spectral_root(x / columns)
+    if fit.rank < x.shape[1]:
         raise InvalidArgumentError(
-            f"x must have full column rank, got rank {rank} of {x.shape[1]} columns; "
+            f"x must have full column rank, got rank {fit.rank} of {x.shape[1]} columns; "
             "drop the columns that others determine"
         )
-    if not bool(y.any()):
-        raise InvalidArgumentError("y must not be all zeros: there is nothing to learn")
-    return x, y
+    if (least := float((columns / columns.max()).min())) < _LEAST_COLUMN:
+        raise InvalidArgumentError(
+            f"x must have columns of like size, but one is {least:.0e} of the largest: products of "
+            "columns, which gradients are made of, hold no digit of it; divide each column by its size"
+        )
+    keys = x / columns @ fit.root
+    if explains_nothing(keys @ (keys.T @ y), y):
+        raise InvalidArgumentError(
+            "y must be explained by x in part, but its least-squares prediction is zero everywhere: there "
+            "is nothing to learn; pass other labels"
+        )
+    return x, y, keys
+
+
+def _scale(name: str, rows: Float[Tensor, "n k"], *, power: int) -> Tensor:
+    """Root mean square, refused where its power would leave the range of float64."""
+    unit = power_of_two(rows)
+    scale = (rows / unit).square().mean().sqrt() * unit
+    limit = torch.finfo(rows.dtype)
+    low, high = ((end) ** (1 / power) for end in (limit.tiny / limit.eps, limit.max * limit.eps))
+    if not low <= float(scale) <= high:
+        raise NonFiniteError(
+            f"{name} must have a root mean square of {low:.0e} to {high:.0e}, got {float(scale):.3g}: "
+            + ("the loss is its square" if power == 2 else "weights are its inverse")
+            + f", which float64 cannot hold; divide {name} by its size"
+        )
+    return scale
 
 
 def _random_weights(form: Form, p: int, m: int, *, seeds: int, seed: int) -> list[Tensor]:

@@ -41,7 +41,13 @@ from lens_linear.checks import (
 )
 from lens_linear.constructions.least_squares.newton_schulz import NewtonSchulzAttention
 from lens_linear.constructions.least_squares.ols import FORMS, Form, OLSAttention
-from lens_linear.constructions.least_squares.spectral import spectral_root
+from lens_linear.constructions.least_squares.spectral import (
+    as_design,
+    as_outputs,
+    explains_nothing,
+    power_of_two,
+    spectral_root,
+)
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
@@ -114,7 +120,7 @@ def swap_memories(
 
     Raises:
         InvalidArgumentError: shapes that do not fit, or predictions of least squares that are all
-            zero, so that no relative error exists.
+            zero (up to rounding), so that no relative error exists.
 
     Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory).
 
@@ -130,7 +136,22 @@ def swap_memories(
             raise InvalidArgumentError(
                 f"{name} must be a pair (x, y), got {type(data).__name__}; pass two tensors"
             )
-    models = [OLSAttention.from_data(*data, form=form) for data in (first, second)]
+    models = []
+    for name, data in (("first", first), ("second", second)):
+        x, y = as_design(f"{name}[0]", data[0]), data[1]
+        models.append(OLSAttention.from_data(x, as_outputs(f"{name}[1]", y, len(x))[0], form=form))
+    shapes = [(len(model.W_Q), model.context_y.shape[1]) for model in models]
+    if shapes[0] != shapes[1]:
+        raise InvalidArgumentError(
+            f"second must have {shapes[0][0]} inputs and {shapes[0][1]} outputs like first, got "
+            f"{shapes[1][0]} and {shapes[1][1]}; pass data with the same columns"
+        )
+    for name, model in zip(("first", "second"), models, strict=True):
+        if explains_nothing(model.forward(model.context_x).detach(), model.context_y):
+            raise InvalidArgumentError(
+                f"{name} must have labels that x explains in part, but its least-squares prediction is zero "
+                "everywhere, so no relative error exists; pass other labels"
+            )
     to_context, to_weights = torch.zeros(2, 2, 2, dtype=torch.float64)
     for c, context in enumerate(models):
         x, y = context.context_x, context.context_y
@@ -214,21 +235,23 @@ class ShiftCurve(Result):
         """Per method, depth and shift the median over seeds, with its spread.
 
         Columns: ``method``, ``layers``, ``flops``, ``condition``, ``error`` (median), ``error_low``
-        and ``error_high`` (95 % of the seeds lie between them), ``n_seeds``.
+        and ``error_high`` (95 % of the seeds lie between them; NaN for one seed), ``n_seeds``.
         """
         keys = ["method", "layers", "flops", "condition"]
         groups = self.to_dataframe().groupby(keys, sort=False)["error"]
         spread = groups.quantile(np.array([0.5, 0.025, 0.975])).unstack()
         spread = spread[[0.5, 0.025, 0.975]].set_axis(["error", "error_low", "error_high"], axis=1)
+        if self.errors.shape[2] == 1:
+            spread[["error_low", "error_high"]] = math.nan
         return spread.assign(n_seeds=groups.size()).reset_index()
 
     def cost(self, *, tolerance: float = 1e-6) -> pd.DataFrame:
         """The fewest layers that bring the median error over seeds below ``tolerance``.
 
         Columns: ``method``, ``condition``, ``layers``, ``layers_low`` and ``layers_high`` (fewest
-        and most that any seed needs), ``reached`` (share of seeds that get there at all), ``flops``,
-        ``ratio`` (flops over those of the fixed layer). Depths that were run and do not suffice give
-        missing values.
+        and most that any seed needs; missing for one seed), ``reached`` (share of seeds that get there at
+        all), ``flops``, ``ratio`` (flops over those of the fixed layer). Depths that were run and do not
+        suffice give missing values.
         """
         require_float("tolerance", tolerance, minimum=0.0)
         fixed = self.flops[self.methods.index("fixed weights")]
@@ -241,15 +264,18 @@ class ShiftCurve(Result):
                 first = int(middle.int().argmax()) if bool(middle.any()) else None
                 got = enough.any(0)
                 each = enough.int().argmax(0)[got]
+                several = len(got) > 1
                 cost = None if first is None else self.flops[at[first]]
                 rows.append(
                     {
                         "method": method,
                         "condition": condition,
                         "layers": None if first is None else self.layers[at[first]],
-                        "layers_low": self.layers[at[int(each.min())]] if len(each) else None,
+                        "layers_low": self.layers[at[int(each.min())]]
+                        if several and len(each)
+                        else None,
                         "layers_high": self.layers[at[int(each.max())]]
-                        if bool(got.all())
+                        if several and bool(got.all())
                         else None,
                         "reached": float(got.double().mean()),
                         "flops": cost,
@@ -432,10 +458,5 @@ def _newton_schulz(k: Tensor, y: Tensor, q: Tensor, layers: int) -> list[Tensor]
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
-    size = float(want.norm())
-    if size == 0:
-        raise InvalidArgumentError(
-            "the least-squares prediction is zero everywhere, so no relative error exists; "
-            "pass labels that x explains in part"
-        )
-    return float((got - want).norm()) / size
+    unit = power_of_two(want)  # squares of 1e-200 or 1e200 leave the range
+    return float(((got - want) / unit).norm() / (want / unit).norm())

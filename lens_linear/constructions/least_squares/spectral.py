@@ -152,15 +152,17 @@ def minus(x: Float[Tensor, "n p"], centre: Float[Tensor, "2 p"]) -> Float[Tensor
     return x - centre[0] - centre[1]
 
 
-def power_of_two(x: Tensor) -> Tensor:
+def power_of_two(x: Tensor, dim: int | None = None) -> Tensor:
     """The power of two just above the largest entry of x, so that dividing by it rounds nothing.
 
     Products of rows of 1e170 overflow in float64; of rows divided by this they do not. 1 for zeros.
+    ``dim``: one for each of the other axis's places.
     """
-    _, exponent = torch.frexp(x.abs().amax())
+    largest = x.detach().abs().amax() if dim is None else x.detach().abs().amax(dim)
+    _, exponent = torch.frexp(largest)
     limit = torch.finfo(x.dtype)
-    exponent = exponent.clamp(math.ceil(math.log2(limit.tiny)), math.floor(math.log2(limit.max)))
-    return torch.ldexp(torch.ones((), dtype=x.dtype, device=x.device), exponent)
+    exponent = exponent.clamp(math.frexp(limit.tiny)[1] - 1, math.frexp(limit.max)[1] - 1)
+    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def within_range(name: str, value: Tensor, like: Tensor, *, whole: bool = False) -> Tensor:
@@ -206,6 +208,41 @@ class RangedModule(HookedRootModule):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    #: Settings that a loaded state must share, because they say which computation it is.
+    _fixed: ClassVar[tuple[str, ...]] = ()
+
+    def _settings(self) -> dict[str, float]:
+        """What the prediction depends on beside weights and context; the ``state_dict`` carries it."""
+        raise NotImplementedError
+
+    def _adopt(self, settings: dict[str, float]) -> None:
+        """Take over those settings of a loaded state that may differ."""
+
+    def get_extra_state(self) -> Tensor:
+        """The settings as one tensor, as whatever maps the tensors of a state expects."""
+        return torch.tensor(list(self._settings().values()), dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the settings over from a loaded state."""
+        self._adopt(dict(zip(self._settings(), state.tolist(), strict=True)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Refuse, before anything is copied, a state that this module would answer wrongly with."""
+        if (carried := state_dict.get(f"{prefix}_extra_state")) is not None:
+            here = self._settings()
+            theirs = dict(zip(here, carried.tolist(), strict=True))
+            for name in self._fixed:
+                if theirs[name] != here[name]:
+                    raise InvalidArgumentError(
+                        f"the state was saved by a module with another {name}; load it into one that is "
+                        f"built with the same {name}"
+                    )
+        for name, held in (*self.named_buffers(), *self.named_parameters()):
+            loaded = state_dict.get(prefix + name)
+            if loaded is not None and loaded.dtype != held.dtype and loaded.numel():
+                within_range(name, loaded, held.detach(), whole=name in self._whole)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
 
 def require_result(out: Tensor) -> Tensor:
     """A prediction, unless a product on the way to it left the range of its dtype."""
@@ -215,6 +252,13 @@ def require_result(out: Tensor) -> Tensor:
             "infinity; bring x_new, context and labels to one scale, or use module.double()"
         )
     return out
+
+
+def explains_nothing(prediction: Float[Tensor, "n m"], y: Float[Tensor, "n m"]) -> bool:
+    """Whether a least-squares prediction is zero, or what rounding left of labels orthogonal to x."""
+    unit = power_of_two(y)
+    size, whole = float((prediction / unit).norm()), float((y / unit).norm())
+    return size <= 1e-13 * math.sqrt(len(y)) * whole
 
 
 def rounding(x: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:

@@ -98,8 +98,8 @@ class MemoryCapacity(Result):
 
     def __repr__(self) -> str:
         parts = [
-            f"{row.energy} {row.slope:.2f} ± {row.se:.2f}"
-            for row in self.slopes().itertuples(index=False)
+            f"{energy} {slope:.2f}" + (" (no spread known)" if math.isnan(se) else f" ± {se:.2f}")
+            for energy, slope, se in self.slopes()[["energy", "slope", "se"]].to_numpy().tolist()
         ]
         return (
             f"MemoryCapacity: {len(self.curves)} curves, {self.queries} queries × {self.seeds} "

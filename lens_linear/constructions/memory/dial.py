@@ -109,19 +109,24 @@ class AttentionDial(Result):
         return frame
 
     def summary(self) -> pd.DataFrame:
-        """One row a setting: the median of each measure, and ``_low`` and ``_high`` (95 % of the seeds)."""
+        """One row a setting: the median of each measure, and ``_low`` and ``_high`` (95 % of the seeds).
+
+        One seed has no spread (NaN).
+        """
         groups = self.to_dataframe().groupby(["dial", "setting"], sort=False)[list(MEASURES)]
         frame = groups.median()
         for end, level in (("low", 0.025), ("high", 0.975)):
-            frame = frame.join(groups.quantile(level).add_suffix(f"_{end}"))
+            frame = frame.join(
+                groups.quantile(level).where(groups.count() > 1).add_suffix(f"_{end}")
+            )
         return frame.assign(n_seeds=self.values.shape[2]).reset_index()
 
     def regimes(self) -> pd.DataFrame:
         """Where softmax stops being regression and starts being retrieval.
 
-        Columns: ``regime``, ``beta`` (median over seeds), ``beta_low``, ``beta_high`` (95 % of them),
-        ``rule``. Infinite where the dial was not turned that far, 0 where it lies below the β asked, NaN
-        where these are more than a factor of 2 apart there.
+        Columns: ``regime``, ``beta`` (median over seeds), ``beta_low``, ``beta_high`` (95 % of them;
+        NaN for one seed), ``rule``. Infinite where the dial was not turned that far, 0 where it lies
+        below the β asked, NaN where these are more than a factor of 2 apart there.
         """
         warm = [i for i, dial in enumerate(self.dial) if dial == "temperature"]
         betas = [self.setting[i] for i in warm]
@@ -135,8 +140,9 @@ class AttentionDial(Result):
         rows = []
         for regime, found, rule in cases:
             ordered = found.sort().values
-            ends = [ordered[round(q * (len(ordered) - 1))] for q in (0.5, 0.025, 0.975)]
-            rows.append((regime, *(float(end) for end in ends), rule))
+            ends = [float(ordered[round(q * (len(ordered) - 1))]) for q in (0.5, 0.025, 0.975)]
+            ends[1:] = ends[1:] if len(ordered) > 1 else [math.nan, math.nan]
+            rows.append((regime, *ends, rule))
         return pd.DataFrame(rows, columns=["regime", "beta", "beta_low", "beta_high", "rule"])
 
 

@@ -124,13 +124,15 @@ class HeadDial(Result):
     def summary(self) -> pd.DataFrame:
         """One row a head, geometry and setting.
 
-        The median of each measure over the rows of tokens, ``_low`` and ``_high`` (95 % of them); ``loss`` is
-        a mean, with its standard error ``loss_se``.
+        The median of each measure over the rows of tokens, ``_low`` and ``_high`` (95 % of them; NaN
+        for one row); ``loss`` is a mean, with its standard error ``loss_se``.
         """
         groups = self.to_dataframe().groupby(["head", "geometry", "beta"], sort=False)
         frame = groups[list(MEASURES)].median()
         for end, level in (("low", 0.025), ("high", 0.975)):
-            frame = frame.join(groups[list(MEASURES)].quantile(level).add_suffix(f"_{end}"))
+            quantile = groups[list(MEASURES)].quantile(level)
+            known = quantile.where(groups[list(MEASURES)].count() > 1)
+            frame = frame.join(known.add_suffix(f"_{end}"))
         loss = groups["loss"]
         frame = frame.assign(loss=loss.mean(), loss_se=loss.sem(), n_rows=groups.size())
         return frame.reset_index()
@@ -139,11 +141,12 @@ class HeadDial(Result):
         """One row a head and geometry: where it stops being regression and starts being retrieval.
 
         Columns: ``regression_ends`` (β where ``linear_error`` passes 0.1), ``retrieval_starts`` (β where
-        ``best_share`` passes one half), each with ``_low`` and ``_high`` (95 % of the rows; infinite where
-        the dial was not turned that far, 0 where it lies below the β asked, NaN where these are more than a
-        factor of 2 apart there); ``ols_error`` (the least median along the dial) and ``ols_beta``
-        (where); ``spread`` of the scores at β = 1; and for the own geometry ``trained``: "regression",
-        "between" or "retrieval" by the medians at β = 1, "not known" where the β asked do not tell.
+        ``best_share`` passes one half), each with ``_low`` and ``_high`` (95 % of the rows, NaN for one;
+        infinite where the dial was not turned that far, 0 where it lies below the β asked, NaN where these
+        are more than a factor of 2 apart there); ``ols_error`` (the least median along the dial) and
+        ``ols_beta`` (where); ``spread`` of the scores at β = 1; and for the own geometry ``trained``:
+        "regression", "between" or "retrieval" by the medians at β = 1, "not known" where the β asked do not
+        tell.
         """
         error, share, least, spread = (
             self.values[MEASURES.index(name)]
@@ -159,7 +162,9 @@ class HeadDial(Result):
                 ):
                     found = crossings(self.betas, curve, level).sort().values
                     for end, q in (("", 0.5), ("_low", 0.025), ("_high", 0.975)):
-                        row[name + end] = float(found[round(q * (len(found) - 1))])
+                        known = len(found) > 1 or not end
+                        at = float(found[round(q * (len(found) - 1))])
+                        row[name + end] = at if known else math.nan
                 middle = least[h, g].nanquantile(0.5, dim=-1)
                 best = int(middle.nan_to_num(math.inf).argmin())
                 row["ols_error"], row["ols_beta"] = float(middle[best]), self.betas[best]

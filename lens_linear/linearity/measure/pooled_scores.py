@@ -54,6 +54,8 @@ def held_out_scores(
         if site == "block":
             update = torch.stack([here.residual, here.total_update])
             parts["block_no_residual"][:, layer] = update
+        elif _rounding_alone(here, sums.get((layer, "block"))):
+            parts[site][:, layer] = torch.nan
     both = torch.stack(list(parts.values()), 1)  # [2, score, layer, sequence]
     both[:, ~(both[1].sum(-1) > 0)] = torch.nan
     parts = dict(zip(SCORES, both.unbind(1), strict=True))
@@ -71,6 +73,13 @@ def held_out_scores(
     )
 
 
+def _rounding_alone(here: SequenceSums, block: SequenceSums | None) -> bool:
+    """A site inside a block that adds nothing, and which itself writes nothing that the stream could hold."""
+    if block is None or bool(block.total_update.any()):
+        return False
+    return float(here.total.sum()) <= 1e-12 * float(block.total.sum())
+
+
 def in_sample_scores(n_layers: int, moments: dict[Key, Moments], reading: Reading) -> Scores:
     """R² of maps on the rows they were fitted on."""
     nan = torch.full((n_layers,), torch.nan, dtype=torch.float64)
@@ -79,6 +88,12 @@ def in_sample_scores(n_layers: int, moments: dict[Key, Moments], reading: Readin
         values[site][layer] = fit.r_squared
         if site == "block":
             values["block_no_residual"][layer] = _without_residual(moments[layer, site], fit)
+    for layer, site in reading.fits:
+        block = moments.get((layer, "block"))
+        if block is not None and bool(values["block_no_residual"][layer].isnan()):
+            own = moments[layer, site].scatter_y.sum()
+            if float(own) <= 1e-12 * float(block.scatter_y.sum()):
+                values[site][layer] = torch.nan
     return Scores(values, {score: torch.stack([nan, nan], 1) for score in SCORES}, {})
 
 
@@ -106,7 +121,9 @@ def first_shares(
 def _without_residual(moments: Moments, fit: LinearFit) -> float:
     """In-sample R² of x → y − x: the best map is ``A − 1``, so the residual is the same."""
     update = moments.without_input()
-    if not update.varies:
+    # The scatter of y − x is a difference of scatters of y and x, and carries their rounding.
+    lost = float(update.scatter_y.sum()) <= 1e-15 * float(moments.scatter_y.sum())
+    if lost or not update.varies:
         return float("nan")
     residual = (1 - fit.r_squared) * moments.scatter_y.sum()
     return float(1 - residual / update.scatter_y.sum())

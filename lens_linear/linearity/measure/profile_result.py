@@ -190,6 +190,12 @@ class LinearityProfile(Result):
         )
         return f"; the first position{share}: median R² {', '.join(parts)}"
 
+    def _silent_clause(self) -> str:
+        """Blocks whose output is their input up to rounding."""
+        silent = self.scores["block_no_residual"].isnan() & ~self.scores["block"].isnan()
+        layers = ", ".join(str(layer) for layer in silent.nonzero()[:, 0].tolist())
+        return f"; layers that add nothing have no R² without residual: {layers}" if layers else ""
+
     def __repr__(self) -> str:
         def reach(values: Tensor, digits: str) -> str:
             known = sorted(values[~values.isnan()].tolist())
@@ -208,5 +214,5 @@ class LinearityProfile(Result):
             f"{spread('block')} (without residual {spread('block_no_residual')}), FFN {spread('ffn')}, "
             f"attention {spread('attn')}{own}; n = {self.n_tokens:,} tokens in {self.n_sequences} "
             f"sequences{fitted}, skip {self.skip}, null about {float(self.null_r2.mean()):.2g}"
-            f"{self._first_clause()}{few_rows(self.n_fit, self.d_model)}"
+            f"{self._silent_clause()}{self._first_clause()}{few_rows(self.n_fit, self.d_model)}"
         )
