@@ -25,7 +25,7 @@ def require_int(
     """Accept a whole number in ``[minimum, maximum]`` (bool is refused)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidArgumentError(
-            f"{name} must be a whole number, got {value!r} ({type(value).__name__}); pass an int"
+            f"{name} must be a whole number, got {shown(value)} ({type(value).__name__}); pass an int"
         )
     return int(_in_range(name, int(value), minimum, maximum))
 
@@ -50,10 +50,10 @@ def require_float(
     """Accept a finite real number in ``[minimum, maximum]``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidArgumentError(
-            f"{name} must be a number, got {value!r} ({type(value).__name__}); pass a float"
+            f"{name} must be a number, got {shown(value)} ({type(value).__name__}); pass a float"
         )
     if not math.isfinite(float(value)):
-        raise NonFiniteError(f"{name} must be finite, got {value!r}; pass a finite number")
+        raise NonFiniteError(f"{name} must be finite, got {shown(value)}; pass a finite number")
     return float(_in_range(name, float(value), minimum, maximum))
 
 
@@ -76,7 +76,7 @@ def require_choice(name: str, value: Any, options: Iterable[Choice]) -> Choice:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InvalidArgumentError(
-            f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}{hint}"
+            f"{name} must be one of {', '.join(map(repr, options))}, got {shown(value)}{hint}"
         )
     chosen: Any = value
     return chosen  # type: ignore[no-any-return]
@@ -129,7 +129,7 @@ def require_floats(
 
 def shown(value: Any) -> str:
     """Return a ``repr`` that fits into a message."""
-    text = repr(value)
+    text = repr(value).replace("\n", " ")
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -173,7 +173,7 @@ def require_layers(name: str, value: Any, n_layers: int) -> list[int]:
         value = [value]
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, range, set, frozenset)):
         raise InvalidArgumentError(
-            f"{name} must be a layer index or a list of them, got {value!r}; pass e.g. [0, 1]"
+            f"{name} must be a layer index or a list of them, got {shown(value)}; pass e.g. [0, 1]"
         )
     layers = [require_int(name, v, minimum=0, maximum=n_layers - 1) for v in value]
     if len(set(layers)) != len(layers):
@@ -284,13 +284,13 @@ def require_path(name: str, value: Any) -> Path:
     """Accept a non-empty path."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise InvalidArgumentError(
-            f"{name} must be a path, got {value!r}; pass a str or pathlib.Path"
+            f"{name} must be a path, got {shown(value)}; pass a str or pathlib.Path"
         )
     try:
         parts = [os.fsencode(part) for part in Path(value).parts]
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"{name} must be a path, got {value!r}, which holds half a character; write it anew"
+            f"{name} must be a path, got {shown(value)}, which holds half a character; write it anew"
         ) from error
     if any(len(part) > 255 for part in parts) or sum(map(len, parts)) > 4000:
         raise InvalidArgumentError(

@@ -20,7 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_float_tensor, require_int, require_rows
+from lens_linear.checks import (
+    require_float,
+    require_float_tensor,
+    require_instance,
+    require_int,
+    require_rows,
+)
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.conditioning import smallest_directions
 from lens_linear.linalg.precision import (
@@ -471,10 +477,9 @@ def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFi
         >>> round(reduced_rank(moments, 1).r_squared, 6)
         0.9
     """
-    if not hasattr(moments, "fit"):  # Moments lies above this file and cannot be named here
-        raise InvalidArgumentError(
-            f"moments must be Moments, got {type(moments).__name__}; fill them with .update(x, y)"
-        )
+    from lens_linear.linalg.moments import Moments  # which is built on this file
+
+    require_instance("moments", moments, Moments, advice="fill them with .update(x, y)")
     return moments.fit(ridge=ridge).truncate(rank)
 
 

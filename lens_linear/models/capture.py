@@ -473,7 +473,7 @@ def is_row_stream(tokens: Any) -> bool:
 def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequence[int]) -> None:
     for site in sites:
         for layer in layers:
-            if site not in available_sites(model, layer):
+            if not isinstance(site, str) or site not in available_sites(model, layer):
                 raise UnsupportedModelError(
                     f"layer {layer} of {model.cfg.model_name!r} has no {site!r} site; "
                     f"choose among {available_sites(model, layer)}"

@@ -40,10 +40,22 @@ _ENOUGH = 16  # tokens from which that is said of any token
 _UNDECODED = "\ufffd"  # what decoders put for bytes that are no whole character
 
 
+def require_characters(name: str, text: str) -> str:
+    """Accept text without lone surrogates, which have no bytes."""
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise InvalidArgumentError(
+            f"{name} holds half a character ({half[0]!r} at {half.start()}), which no tokenizer takes; "
+            "decode the file with errors='replace'"
+        )
+    return text
+
+
 def train_tokenizer(text: str, *, n_vocab: int = 1024) -> Tokenizer:
     """Train a byte-level BPE tokenizer with ``n_vocab`` tokens; token 0 is ``<|endoftext|>``."""
     require_instance("text", text, str, advice="read a file with lens_linear.text.read_text")
     require_int("n_vocab", n_vocab, minimum=258)
+    require_characters("text", text)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -64,6 +76,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> Path:
 
 def encode_stream(tokenizer: Tokenizer, text: str) -> Int[Tensor, " token"]:
     """Encode a long text as one row of ids, line by line (newlines kept, no special tokens)."""
+    require_characters("text", text)
     pieces = tokenizer.encode_batch(text.splitlines(keepends=True), add_special_tokens=False)
     return torch.tensor([token for piece in pieces for token in piece.ids], dtype=torch.int32)
 
@@ -73,8 +86,8 @@ def require_tokenizer(model: TransformerBridge) -> Any:
     tokenizer = getattr(require_bridge(model), "tokenizer", None)
     if tokenizer is None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer; pass token tensors instead of text, or "
-            "put the tokenizer's files into the model's folder"
+            f"model {model.cfg.model_name!r} has no tokenizer, which text needs; set model.tokenizer, put "
+            "the tokenizer's files into the model's folder, or pass token ids where they are taken"
         )
     return tokenizer
 
@@ -110,12 +123,7 @@ def bos_token(model: TransformerBridge) -> int | None:
 def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
     tokenizer = require_tokenizer(model)
     for index, text in enumerate(texts):
-        half = re.search("[\ud800-\udfff]", text)
-        if half:
-            raise InvalidArgumentError(
-                f"text {index} holds half a character ({half[0]!r} at {half.start()}), which no tokenizer "
-                "takes; decode the file with errors='replace'"
-            )
+        require_characters(f"text {index}", text)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     highest = max((max(row) for row in rows if row), default=0)
     if highest >= model.cfg.d_vocab:

@@ -34,7 +34,8 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
         >>> [float(x) for x in overview(frame).data[0].x]
         [1.0, 2.0]
     """
-    frame = frame_of(result)
+    frame = frame_of(result).rename(columns=str)
+    frame = frame.loc[:, ~frame.columns.duplicated()]
     title = (
         "A table, column by column" if isinstance(result, pd.DataFrame) else type(result).__name__
     )
@@ -78,7 +79,7 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
 def _numbers(frame: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
     """Columns of numbers that vary or are alone, those that matter first."""
     names = [
-        str(name)
+        name
         for name in frame.columns
         if pd.api.types.is_numeric_dtype(frame[name])
         and not pd.api.types.is_bool_dtype(frame[name])

@@ -428,7 +428,7 @@ def matrix(
     figure = go.Figure(heatmap)
     if require_bool("numbers", numbers) and z.shape[1] <= 7 and z.shape[0] <= 20:
         figure.update_traces(texttemplate="%{z:.2f}", textfont={"size": 11})
-    return as_matrix(figure, rows=names[0], columns=names[1], square=square)
+    return as_matrix(figure, rows=names[0], columns=names[1], square=require_bool("square", square))
 
 
 def as_matrix(

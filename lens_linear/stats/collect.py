@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_seed
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.checks import require_choice, require_int, require_seed
+from lens_linear.errors import NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process
 from lens_linear.linalg.memory import require_room
 from lens_linear.linalg.more_rows import Step
@@ -328,11 +328,7 @@ def gather_rows(
     Raises:
         InvalidArgumentError: the layer has no such site.
     """
-    if site not in available_sites(model, layer):
-        raise InvalidArgumentError(
-            f"site must be one that layer {layer} has, got {site!r}; it has "
-            f"{available_sites(model, layer)}"
-        )
+    site = require_choice("site", site, available_sites(model, layer))
     seed = require_seed(seed)
     if max_rows is not None:
         require_int("max_rows", max_rows, minimum=1)

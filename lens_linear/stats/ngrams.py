@@ -33,6 +33,7 @@ from lens_linear.checks import (
     require_float_tensor,
     require_instance,
     require_int,
+    shown,
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
@@ -314,7 +315,13 @@ def _log_rows(
     log_probs: LogProbs, ids: Int[Tensor, " n"], n_vocab: int
 ) -> Float[Tensor, "n vocab"]:
     if callable(log_probs):
-        rows = log_probs(ids)
+        try:
+            rows = log_probs(ids)
+        except Exception as reason:
+            raise InvalidArgumentError(
+                f"log_probs must give rows for ids [n], but {shown(log_probs)} failed "
+                f"({type(reason).__name__}: {reason}); mend it"
+            ) from reason
     elif not isinstance(log_probs, Tensor):
         raise InvalidArgumentError(
             "log_probs must be a table [vocab, vocab] or a function from ids to rows, got "

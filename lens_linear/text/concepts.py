@@ -20,6 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -89,7 +90,7 @@ class Concept:
                 raise InvalidArgumentError(
                     f"texts must be strings that are not blank, got {text!r} at {index}; drop it"
                 )
-            if label not in (0, 1):
+            if not isinstance(label, (bool, int, float, np.generic)) or label not in (0, 1):
                 raise InvalidArgumentError(
                     f"labels must be 0 or 1, got {label!r} at {index}; map the classes first"
                 )

@@ -87,7 +87,9 @@ class Task:
             raise InvalidArgumentError(
                 "tokens is a Task already; use it as it is, or dataclasses.replace(task, metric=...)"
             )
-        if not callable(self.metric) and self.metric not in METRICS:
+        if not callable(self.metric) and not (
+            isinstance(self.metric, str) and self.metric in METRICS
+        ):
             raise InvalidArgumentError(
                 f"metric must be one of {', '.join(map(repr, METRICS))} or a function of (logits, labels), "
                 f"got {shown(self.metric)}"

@@ -131,14 +131,14 @@ class TokenStream:
             rows = self._rows[index]
         except IndexError as error:
             raise RowIndexError(
-                f"index must name rows of {len(self)}, got {shown(index)} ({error})"
+                f"index must name rows of {len(self)}, got {shown(index)} ({error}); pass a row, a slice, or "
+                "a list of rows"
             ) from error
         except (TypeError, ValueError):
             rows = None
         if rows is None or index is None:
             raise InvalidArgumentError(
-                f"index must be a row, a slice, or a list of rows, got {shown(index)}; "
-                "use it as a token tensor [row, position]"
+                f"index must be a row, a slice, or a list of rows, got {shown(index)}; pass e.g. 0 or [0, 1]"
             )
         return torch.from_numpy(np.asarray(rows).astype(np.int64))
 

@@ -328,13 +328,13 @@ class _Batches:
     def _mask(self, tokens: Tensor, shifted: bool) -> Tensor | None:
         if self.loss_mask is None:
             return None
-        mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
         try:
+            mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
             mask = torch.as_tensor(mask).bool().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidArgumentError(
-                f"loss_mask must be a mask of the shape of the tokens, got {shown(mask)}; "
-                "pass a tensor of True and False, or a function that returns one"
+                f"loss_mask must be a mask of the shape of the tokens, got {shown(self.loss_mask)} "
+                f"({error}); pass a tensor of True and False, or a function that returns one"
             ) from error
         if mask.shape not in (tokens.shape, tokens.shape[1:]):
             raise InvalidArgumentError(

@@ -12,6 +12,7 @@ from lens_linear.circuits.induction.in_context import in_context_loss, row_losse
 from lens_linear.circuits.induction.interventions import Lab, induction_keys
 from lens_linear.circuits.induction.mechanism import verify_induction
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
+from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import run
@@ -321,8 +322,22 @@ def test_loss_along_text_and_along_copies(attn_2l):
 
 
 def test_models_without_induction_are_refused():
-    with pytest.raises(UnsupportedModelError, match="no induction head"):
+    with pytest.raises(UnsupportedModelError, match="nothing to explain; use a model that does"):
         verify_induction(native(d_vocab=40, n_ctx=30))
+
+
+def test_heads_that_the_scores_miss_can_be_named(attn_2l, monkeypatch):
+    """Advised only where the model gains from its context: then the call that is advised succeeds."""
+    monkeypatch.setattr(InductionScores, "heads", lambda self, verdict: [])
+    with pytest.raises(UnsupportedModelError, match=r"pass induction=\[\(layer, head\)\]"):
+        verify_induction(attn_2l, rows_per_period=1, n_controls=1)
+    assert (
+        verify_induction(attn_2l, induction=[(1, 0)], rows_per_period=1, n_controls=1).before.gain
+        > 0.1
+    )
+
+
+def test_one_vocabulary_is_needed():
     with pytest.raises(UnsupportedModelError, match="needs one vocabulary"):
         in_context_loss(native(d_vocab_out=17))
     assert ll.circuits.verify_induction is verify_induction

@@ -488,7 +488,7 @@ def _circuits() -> None:
         "skip_trigram_bugs",
         ll.circuits.skip_trigram_bugs,
         heads=other,
-        wanted=Lazy(lambda: view().skip_trigrams(0, 1, 4)),
+        wanted=Lazy(lambda: view().skip_trigrams(0, 1, 40)),
     )
     call("virtual_head", ll.circuits.virtual_head, writer=other, reader=head)
     call("composed_qk", ll.circuits.composed_qk, writer=other, reader=head)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,11 @@ _GARBAGE: tuple[Mutation, ...] = (
     ("a dict", {"a": 1}),
     ("bytes", b"\x00"),
     ("a number", 3.5),
+    ("an empty array", np.array([])),
+    ("a table", pd.DataFrame({"layer": [0, None], "x": ["a", 1]})),
+    ("a tensor of no axis", torch.tensor(2.0)),
+    ("half a character", "a \ud800"),
+    ("a class", float),
 )
 
 

@@ -34,7 +34,7 @@ REFUSED = {
     "Moments.load", "Moments.save", "SyntheticLanguage.encode", "TokenStream", "TokenStream.write",
     "load", "load_linearized", "load_study", "load_tables", "run_study", "read_text", "read_documents",
     "huggingface_text", "stream_huggingface_text", "AttentionOnly(gpt)", "save_tables",
-    "skip_trigram_bugs", "verify_induction", "report", "explore", "copy_tutorials",
+    "verify_induction", "report", "explore", "copy_tutorials",
     "downstream_scores",
 }  # fmt: skip
 

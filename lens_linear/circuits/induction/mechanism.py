@@ -41,7 +41,7 @@ from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.circuits.induction.scores import induction_scores
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.tables import Result
 
@@ -219,21 +219,27 @@ def verify_induction(
         top = max((layer for layer, _ in named), default=0)
         previous = [at for at in scores.heads("previous-token") if at[0] < top]
     writers = require_heads("previous", previous, **sizes)
-    if not named:
-        raise UnsupportedModelError(
-            f"model {shape.name!r} has no induction head, so there is no mechanism to verify; pass "
-            "induction=[(layer, head)] to test heads of your own choice"
+    if induction is not None and not named:
+        raise InvalidArgumentError(
+            "induction must name at least one head, got none; leave it out to take those that "
+            "induction_scores finds"
         )
     first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
     rows = draw_repeated(
         shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
     ).repeating()
-    lab = Lab(model, rows, named, batch_size)
+    lab = Lab(model, rows, named or [(0, 0)], batch_size)  # the gain is the same whatever is named
     before = lab.outcome()
     if before.gain < MIN_GAIN:
         raise UnsupportedModelError(
             f"model {shape.name!r} gains {before.gain:.3f} nats a token from its context on random repeats, "
-            f"less than {MIN_GAIN}, so there is nothing to explain"
+            f"less than {MIN_GAIN}, so there is nothing to explain; use a model that does, such as "
+            "load('attn-2l')"
+        )
+    if not named:
+        raise UnsupportedModelError(
+            f"model {shape.name!r} has no induction head, so there is no mechanism to verify; pass "
+            "induction=[(layer, head)] to test heads of your own choice"
         )
     bench = _Bench(lab, named, writers, require_int("n_controls", n_controls, minimum=0), seed)
     steps = tuple(bench.steps())

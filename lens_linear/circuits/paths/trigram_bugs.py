@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lens_linear.checks import require_instance, require_int, require_list
 from lens_linear.circuits.heads.head_circuit import HeadCircuit
-from lens_linear.circuits.paths.skip_trigrams import HeadEffects
+from lens_linear.circuits.paths.skip_trigrams import HeadEffects, SkipTrigrams
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
@@ -127,6 +127,10 @@ def skip_trigram_bugs(
     heads = [heads] if isinstance(heads, HeadCircuit) else require_list("heads", heads, of="heads")
     for head in heads:
         require_instance("heads", head, HeadCircuit, advice="take them from head_circuit(...)")
+    if not heads:
+        raise InvalidArgumentError(
+            "heads must hold at least one head, got none; pass head_circuit(...)"
+        )
     k = require_int("k", k, minimum=1)
     true = _triples(wanted)
     crossed, parents = _cross(true)
@@ -162,6 +166,8 @@ def _triples(wanted: Any) -> Int[Tensor, "n 3"]:
                 f"wanted must be integer triples [n, 3], got {wanted.dtype} {tuple(wanted.shape)}"
             )
         return wanted.long()
+    if isinstance(wanted, SkipTrigrams):
+        return wanted.triples
     if not hasattr(wanted, "columns") or not set(_COLUMNS) <= set(wanted.columns):
         raise InvalidArgumentError(
             f"wanted must be triples [n, 3] or a table with the columns {', '.join(_COLUMNS)}, got "

@@ -123,7 +123,8 @@ def steer_concepts(
     """
     model = require_bridge(model)
     corrections = require_int("corrections", corrections, minimum=0)
-    directions = list(directions) if isinstance(directions, Tensor) else directions
+    if isinstance(directions, Tensor) and directions.ndim:
+        directions = list(directions)
     directions = require_list("directions", directions, of="directions, one set a concept")
     targets = require_floats("targets", targets)
     if len(directions) != len(targets) or not targets:

@@ -220,7 +220,7 @@ def _refuse(where: str, text: str, **given: object) -> None:
     for word, value in given.items():
         if value is not None:
             raise InvalidArgumentError(
-                f"{word} is not {where}, got {word}={shown(value)} and {text!r}; leave it out"
+                f"{word} does not go {where}, got {word}={shown(value)} and {text!r}; leave it out"
                 if where.startswith("with")
                 else f"{word} is {where}, got {word}={shown(value)} with {text!r}; leave it out"
             )
@@ -233,7 +233,7 @@ def _limited(model: TransformerBridge, n_ctx: int | None) -> TransformerBridge:
     if n_ctx > model.cfg.n_ctx:
         raise InvalidArgumentError(
             f"n_ctx must be at most {model.cfg.n_ctx} for {model.cfg.model_name!r}, whose positions end "
-            f"there; got {n_ctx}"
+            f"there, got {n_ctx}; leave it out, or pass a smaller value"
         )
     model.cfg.n_ctx = n_ctx
     return model
