@@ -322,7 +322,7 @@ def test_loss_along_text_and_along_copies(attn_2l):
 
 
 def test_models_without_induction_are_refused():
-    with pytest.raises(UnsupportedModelError, match="nothing to explain; use a model that does"):
+    with pytest.raises(UnsupportedModelError, match="no induction head"):
         verify_induction(native(d_vocab=40, n_ctx=30))
 
 
