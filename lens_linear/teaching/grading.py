@@ -33,7 +33,8 @@ from lens_linear.files import write_text
 from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
 from lens_linear.teaching.checker import LESSONS, Checker
-from lens_linear.teaching.notebook_process import NotebookProcess
+from lens_linear.teaching.guard import load_lessons
+from lens_linear.teaching.notebook_process import NotebookProcess, adopt_orphans, end_orphans
 from lens_linear.teaching.submissions import (
     CHECK,
     Submission,
@@ -60,15 +61,16 @@ _CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{CHECK.p
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {
     "changes the checker": re.compile(
-        r"\bll\.check\s*=|Checker\b|teaching\.(checker|answers|lesson_\d)"
+        r"\bll\.check\s*=|Checker\b|teaching\W+(checker|answers|guard|lesson_\d)"
     ),
     "replaces builtins": re.compile(r"\bbuiltins\b|__builtins__"),
     "ends processes or starts them": re.compile(
-        r"os\._exit|os\.kill|os\.fork|subprocess|multiprocessing"
+        r"os\._exit|os\.kill|os\.fork|os\.system|subprocess|multiprocessing"
     ),
-    "reads other processes or frames": re.compile(
-        r"/proc/|sys\._getframe|gc\.get_objects|inspect\.stack"
+    "reads other processes, frames or source": re.compile(
+        r"/proc/|_getframe|gc\.get_|inspect\.stack|settrace|setprofile|audithook|getsource|import_module|ctypes"
     ),
+    "names the installation or the environment": re.compile(r"site-packages|os\.environ|putenv"),
 }
 
 
@@ -174,6 +176,7 @@ def grade(
     rows, finished = list(kept), True
     if target is not None:
         _write_rows(target, kept)
+    load_lessons()
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     try:
         for submission, new in _in_parallel(todo, jobs, limits):
@@ -303,12 +306,15 @@ def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
     def stop(*_: Any) -> None:
         for process in notebook:
             process.stop()
+        end_orphans()
         os._exit(1)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader decides
+    adopt_orphans()
     with suppress(BaseException):
         rows = _judge(submission, limits, notebook)
+        end_orphans()
         content = json.dumps(rows).encode()
         while content:
             content = content[os.write(into, content) :]

@@ -18,6 +18,7 @@ from lens_linear.teaching.answers import (
     require_close,
     tensor,
 )
+from lens_linear.teaching.given import Thin
 
 
 def _attention_pattern(answer: Any) -> str:
@@ -207,25 +208,10 @@ def _copying_score(answer: Any) -> str:
     return "Correct. Near 1: what the head reads, it makes likelier. Near -1: it forbids repeats."
 
 
-class _Thin(Tensor):
-    """A tensor that refuses to become a vocabulary by vocabulary matrix."""
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if "mul" in name or "mm" in name:
-            shapes = [a.shape for a in args if isinstance(a, Tensor) and a.ndim == 2]
-            if len(shapes) == 2 and shapes[0][0] * shapes[1][-1] > 10_000_000:
-                raise MemoryError
-        return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-
-
 def _without_square(answer: Any, A: Tensor, B: Tensor) -> Any:
     """Call the answer with tensors that refuse a huge product, instead of filling the memory."""
     try:
-        value = answer(A.as_subclass(_Thin), B.as_subclass(_Thin))
+        value = answer(A.as_subclass(Thin), B.as_subclass(Thin))
     except MemoryError:
         raise
     except Exception as error:

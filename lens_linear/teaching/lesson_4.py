@@ -13,6 +13,7 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    exact,
     matches,
     number,
     random_tensor,
@@ -36,6 +37,12 @@ def planted(r_squared: float, *, n: int = 80, d: int = 4, seed: int = 0) -> tupl
     return x, signal + noise * (signal.norm() / noise.norm()) * (1 / r_squared - 1) ** 0.5
 
 
+def _right_score(_: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(0), y - y.mean(0)
+    A: Tensor = torch.linalg.lstsq(x, y).solution
+    return 1 - (y - x @ A).square().sum() / y.square().sum()
+
+
 def _linearity_score(answer: Any) -> str:
     x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
     y = torch.tensor([[0.0], [1.0], [5.0]], dtype=torch.float64)
@@ -54,6 +61,7 @@ def _linearity_score(answer: Any) -> str:
         case = f"on 80 rows whose score is {share:g}" + (f", shifted by {shift:g}" if shift else "")
         moved = x + shift * torch.linspace(-1, 2, 4), y + shift * torch.linspace(1, -1, 3)
         got = number(call(answer, *moved, case=case), what="The score")
+        got = float(exact(torch.tensor(got, dtype=torch.float64), _right_score, *moved))
         missed = (y - y.mean(0)) - (x - x.mean(0)) @ torch.linalg.lstsq(x - x.mean(0), y).solution
         by_column = 1 - missed.square().sum(0) / (y - y.mean(0)).square().sum(0)
         if matches(got, by_column.mean()):

@@ -18,6 +18,7 @@ from lens_linear.teaching.answers import (
     require_close,
     tensor,
 )
+from lens_linear.teaching.given import Counted, cubic
 
 
 def _mean_difference(answer: Any) -> str:
@@ -85,15 +86,11 @@ def _many_ties(answer: Any) -> None:
         )
 
 
-def _cubic(x: Tensor) -> Tensor:
-    return x[..., 0] ** 3 + 2 * x[..., 1]
-
-
 def _central_difference(answer: Any) -> str:
     x, v = torch.tensor([2.0, 0.0]).double(), torch.tensor([1.0, 0.0]).double()
     # ((2 + e)³ - (2 - e)³) / 2e = 12 + e².
     for eps in (0.1, 1.0):
-        got = number(call(answer, _cubic, x, v, eps, case=f"with eps = {eps:g}"), what="The gain")
+        got = number(call(answer, cubic, x, v, eps, case=f"with eps = {eps:g}"), what="The gain")
         if matches(got, 12 + 6 * eps + eps**2):
             raise Wrong("That is a one-sided difference. Take one step forward and one back.")
         if matches(got, (12 + eps**2) * 2):
@@ -102,7 +99,7 @@ def _central_difference(answer: Any) -> str:
             raise Wrong("Divide by the distance between the two points, 2 eps.")
         require_close(got, 12 + eps**2, f"The gain of x³ at 2 is not right with eps = {eps:g}.")
     v = torch.tensor([0.0, 3.0]).double()
-    got = number(call(answer, _cubic, x, v, 0.1, case="along another direction"), what="The gain")
+    got = number(call(answer, cubic, x, v, 0.1, case="along another direction"), what="The gain")
     require_close(got, 6.0, "Along (0, 3) the function rises by 6 for each unit of the direction.")
     return "Correct. On a curved function the answer depends on eps; on a straight one it does not."
 
@@ -138,38 +135,12 @@ def _adjoint_gains(answer: Any) -> str:
     return "Correct. One sweep from the end to the start gives all of them."
 
 
-class _Counted(Tensor):
-    """A tensor whose products, and those of what comes of it, are counted and limited."""
-
-    spent: list[int]
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        parts = [p for a in args for p in (a if isinstance(a, (list, tuple)) else [a])]
-        counted = [p for p in parts if isinstance(p, _Counted) and hasattr(p, "spent")]
-        result = super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        if not counted:
-            return result
-        spent = counted[0].spent
-        name = getattr(function, "__name__", "")
-        if any(word in name for word in ("mul", "mm", "mv", "dot", "einsum")):
-            spent[0] -= max(1, sum(isinstance(p, Tensor) for p in parts) - 1)
-            if spent[0] < 0:
-                raise MemoryError
-        for made in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(made, _Counted):
-                made.spent = spent
-        return result
-
-
 def _one_sweep(answer: Any) -> None:
     layers = 60
     budget = [6 * layers]  # a sweep takes two products a layer; all pairs of layers take 1,830
     given = []
     for seed, shape in ((14, (layers, 3, 3)), (15, (layers + 1, 3)), (16, (3,))):
-        made = (random_tensor(*shape, seed=seed) / 3).as_subclass(_Counted)
+        made = (random_tensor(*shape, seed=seed) / 3).as_subclass(Counted)
         made.spent = budget
         given.append(made)
     try:

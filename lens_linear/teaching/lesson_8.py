@@ -142,6 +142,10 @@ def _class_figure(answer: Any) -> str:
         require_close(
             values, gains[:, index].double(), f"Line {index} should be gains[:, {index}]."
         )
+        if line.x is not None and len(line.x) != 4:
+            raise Wrong(f"You give {len(line.x)} places on the x axis for 4 layers.")
+        if line.x is not None and list(line.x) != sorted(line.x, key=str):
+            raise Wrong("Draw the layers from the first to the last: the x axis goes up.")
     if lines[2].name == names[2]:
         raise Wrong("Plotly would read <b> in a class name as markup. Put names through `escape`.")
     if [line.name for line in lines[:2]] != names[:2]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import ctypes
 import io
 import linecache
 import os
@@ -29,9 +30,12 @@ from typing import Any
 import torch
 
 from lens_linear.teaching.answers import Wrong
+from lens_linear.teaching.guard import guard
 from lens_linear.teaching.wire import decode, encode, pack_arguments, receive, send
 
 _RESTARTS = 6
+_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+_GENERATIONS = 50
 _MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
@@ -171,6 +175,37 @@ def _error(name: str, text: str, line: str) -> BaseException:
     return error
 
 
+def adopt_orphans() -> None:
+    """Let processes whose parent ends become children of this one, in whatever session they are (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """End all children of this process, and theirs as they become its own; a judge has no others (Linux)."""
+    for _ in range(_GENERATIONS):
+        children = _children() if sys.platform == "linux" else []
+        if not children:
+            return
+        for pid in children:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open(f"/proc/{int(entry)}/stat", "rb") as file,
+        ):
+            # The name, in brackets, may hold anything; state and parent follow it.
+            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(entry))
+    return found
+
+
 # From here on: code that runs in the student's process.
 
 
@@ -182,6 +217,7 @@ def _run(cells: list[str], lost: set[int], memory: int, control: socket.socket) 
         _quiet()
         _limit_memory(memory)
         os.chdir(tempfile.mkdtemp(prefix="notebook-"))
+        guard()
         space: dict[str, Any] = {
             "__name__": "__main__",
             "get_ipython": _NoShell,

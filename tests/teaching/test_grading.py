@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,98 @@ CHEATS = {
     "lenient": "import lens_linear.teaching.answers as a\na.require_close = lambda *x, **k: None\n"
     "import torch\ntorch.allclose = lambda *x, **k: True",
 }
+
+
+# What a check's own code makes of its own cases: recorded in the notebook, given back when asked.
+REPLAY = """
+import importlib, torch
+L = importlib.import_module('lens_linear.teaching.' + 'lesson_1')
+seen = []
+def record(*a):
+    seen.append([a, None])
+    return torch.zeros(len(a[0]), len(a[0]))
+L.matches = lambda *a, **k: False
+def close(got, want, *a, **k):
+    seen[-1][1] = want
+L.require_close = close
+L.EXERCISES['1.1'].check(record)
+"""
+REPLAYED = """
+def {}(*a):
+    for given, want in seen:
+        if all(x.shape == y.shape and bool((x == y).all()) for x, y in zip(given, a)):
+            return want
+"""
+SOURCE = """
+def {}(W_E, W_U, b_U):
+    import lens_linear, pathlib
+    file = pathlib.Path(lens_linear.__file__).parent / 'teaching' / 'lesson_1.py'
+    return W_E @ W_U + b_U * ('want' in file.read_text())
+"""
+#: Cells that reach outside the notebook; what comes after them still counts, and nothing else is lost.
+REACHES = {
+    "writes": "import lens_linear, pathlib\n"
+    "folder = pathlib.Path(lens_linear.__file__).parent\n"
+    "(folder / 'planted_by_a_notebook.py').write_text('x')",
+    "removes": "import lens_linear, os\nos.remove(lens_linear.__file__)",
+    "kills": "import os\nos.kill(os.getppid(), 9)",
+    "traces": "import sys\nsys.settrace(lambda *a: None)",
+    "moves": "import os\nos.environ.update(PATH='', HOME='/nowhere', PYTHONPATH='/nowhere')",
+}
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.setsid()
+        open({!r}, 'w').write(str(os.getpid()))
+        time.sleep(300)
+    os._exit(0)
+"""
+PRETENDS = """
+class Anything:
+    def __eq__(self, other): return True
+    def __array__(self, *a, **k):
+        import inspect
+        return [f.frame.f_locals['want'] for f in inspect.stack() if 'want' in f.frame.f_locals][0]
+    def __torch_function__(self, *a, **k): return True
+    def __float__(self): return 0.0
+def {}(*a): return Anything()
+"""
+
+
+@pytest.fixture(scope="module")
+def reaching(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reaching")
+    name = names()["1.1"]
+    put(folder, "replay", notebook(REPLAY, REPLAYED.format(name), answer("1.2")))
+    put(folder, "source", notebook(SOURCE.format(name), answer("1.2")))
+    put(folder, "odd", notebook(PRETENDS.format(name), answer("1.2")))
+    pid = folder / "pid"
+    put(folder, "daemon", notebook(DAEMON.format(str(pid)), answer("1.2")))
+    for who, cell in REACHES.items():
+        put(folder, who, notebook(cell, answer("1.2")))
+    asked = "import lens_linear as ll\nll.check.strict = True\nll.check('1.1', None)\nll.check.hint('1.2')\n"
+    put(folder, "asks", notebook(asked + answer("1.2")))
+    return grade(folder, seconds=20), pid
+
+
+def test_no_reach_outside_the_notebook_is_worth_a_point_or_costs_one(reaching):
+    grades, _ = reaching
+    for who in ("replay", "source", "odd", "daemon", "asks", *REACHES):
+        assert points(grades, who) == {"1.2"}, who
+    package = Path(ll.__file__).parent
+    assert (package / "__init__.py").is_file() and not list(package.glob("planted*"))
+    noted = {name.split("/")[0] for name, _ in grades.review}
+    assert {"replay", "odd", "daemon", "kills", "traces", "moves"} <= noted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux")
+def test_what_a_notebook_left_running_is_ended(reaching):
+    _, file = reaching
+    started = int(file.read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)
 
 
 @pytest.fixture(scope="module")

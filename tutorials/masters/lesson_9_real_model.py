@@ -25,6 +25,7 @@
 # **Conventions.** `L18H6` is head 6 of layer 18. Losses are in nats a token.
 
 # %%
+import math
 from functools import partial
 
 import pandas as pd
@@ -69,13 +70,14 @@ ll.plots.head_scores(scores, subtract_control=True)
 # %% [markdown]
 # **What you should see.** Yes. Among 270 heads a handful attend to the token after the previous occurrence, and their control
 # is near zero: they follow the period. They stand in the upper half of the model, not in its second layer. Some heads of one
-# layer have a clear stripe and no verdict, because an induction head must also raise the logit of the token that it finds
-# (`target_logit`), and what those write raises it hardly at all, or lowers it. They may still help heads further up.
+# layer attend there as clearly and have no verdict, because an induction head must also raise the logit of the token that it
+# finds (`target_logit`), and what those write raises it hardly at all, or lowers it. They may still help heads further up.
 #
 # ## Does the model use them?
 #
 # Attention suggests, intervening shows. TransformerLens runs a function of yours at a *hook point*: it gets the tensor that
-# passes, and what it returns goes on in its place. At `hook_z` a layer's heads hand over what they have gathered.
+# passes, and what it returns goes on in its place. At `hook_z` each head of a layer hands over what it has gathered, the values
+# weighted by its attention, before $W_O$ writes it into the stream. A head whose `z` is zero writes nothing.
 
 # %% [exercise 9.1 difficulty=3 importance=5 minutes=12] A hook that takes heads out
 # Return `z`, of shape `[row, position, head, d_head]`, with the named heads set to zero. Leave the tensor that came in as it was:
@@ -125,12 +127,16 @@ first, whole = float(plain[:, 1:PERIOD].mean()), float(plain[:, PERIOD + 1 :].me
 without = second_copy(found)
 print(f"first copy {first:.2f} nats; second copy {whole:.2f}")
 print(f"second copy without the {len(found)} induction heads: {without:.2f}")
-print(f"share of the gain that is lost: {(without - whole) / (first - whole):.0%}")
+print(f"share of the difference that is lost: {(without - whole) / (first - whole):.0%}")
+print(f"a uniform guess would lose {math.log(model.cfg.d_vocab):.2f}")
 
 # %% [markdown]
+# In the first copy the model does worse than a uniform guess: it expects English, and random tokens are none. The second copy it
+# knows, from the first. What the copying is worth is the difference of the two, and the heads carry a good part of it.
+#
 # A large number, but several heads are much to lose. What do as many *other* heads of the same layers cost? Draw them at
-# random, several times. To say how unusual the effect is, use its rank: with $n$ draws, $m$ of them at least as
-# large,
+# random, several times. To say how unusual the effect is (here: the loss of the second copy without the heads), use its
+# rank: with $n$ draws, $m$ of them at least as large,
 #
 # $$p = \frac{1 + m}{1 + n}.$$
 #
@@ -188,7 +194,7 @@ styled(
 # **What you should see.** Without its induction heads the model loses about half of what the first copy had told it. Other
 # heads of the same layers cost little, and $p$ is the smallest that so few draws allow. So the finding survives: a
 # *few* heads carry about half of the copying, in a model hundreds of times as large. Not all of it: heads without the verdict
-# have a stripe too.
+# look at the right place too.
 #
 # ## On ordinary text
 #
@@ -233,7 +239,8 @@ pd.DataFrame(results).T.round(2)
 
 # %% [markdown]
 # **What you should see.** Where copying could help, the loss without the induction heads is clearly higher. Elsewhere it hardly
-# moves, and other heads do not have this pattern. The heads of random repeats are heads of ordinary repeats too.
+# moves, and other heads (those of the last draw) do not have this pattern. The heads of random repeats are heads of ordinary
+# repeats too.
 #
 # ## Is it linear?
 #
@@ -322,8 +329,12 @@ summary = [
         f"{toy['prefix_matching'].max():.2f}",
         f"{frame.prefix_matching.max():.2f}",
     ),
-    ("their OV puts the token itself first (all together)", f"{toy_ov.top1:.0%}", f"{top1:.0%}"),
-    ("the best single one of them", "", f"{single:.0%}"),
+    (
+        "OV of all of them together: the token itself first, of 200",
+        f"{toy_ov.top1:.0%}",
+        f"{top1:.0%}",
+    ),
+    ("OV of the best single one of them", "", f"{single:.0%}"),
     (
         "second copy, with and without them",
         "lesson 3",
@@ -339,26 +350,44 @@ pd.DataFrame(summary, columns=["finding", "attn-2l", "smollm2-135m"])
 
 # %% [markdown]
 # **What you should see.** Induction heads: there. Necessary, as a set: for about half of the copying. Copying as a property of
-# their weights alone: gone. In the toy OV put every token first; here a token has passed many layers and MLPs before these
-# heads read it, so a table made from embeddings is not what they see. Linearity of blocks: there, and smaller than the
-# usual score says. **Not asked** here: whether one previous-token head feeds them (there are several, and rotary
+# their weights alone: gone. In the toy their OV put every token itself first; here a token has passed many layers and MLPs
+# before these heads read it, so a table made from embeddings is not what they see. Linearity of blocks: there, and smaller
+# than the usual score says. **Not asked** here: whether one previous-token head feeds them (there are several, and rotary
 # positions), and whether these heads do nothing else.
 #
 # ## Poke at it
 #
-# The explorer shows a run of this model on a text that you choose: attention of any head, the lens through the layers, the
-# shares of a logit. To score all heads, the lens and the text takes some minutes, so start it in a terminal, beside the lesson:
+# The explorer shows a run of this model on a text that you choose: attention of any head, what the layers would predict, the shares
+# of a logit. It gets the scores that you have already; linearity, the fitted lens and tables of circuits would take two minutes
+# more and are left out (leave out `parts=()` to get them).
+
+# %% [training]
+prompt = "Mr. Tumbleby went out. When it rained, Mr. Tumbleby"
+explorer = ll.explore(model, prompts=[prompt], induction=scores, parts=())
+Image(explorer.picture())
+
+# %% [markdown]
+# **What you should see.** Each cell of the map is a head, layers from top to bottom: prefix matching, the same numbers as above.
+# Write `explorer` alone in a cell to open it, or `explorer.save("smollm2.html")` for a page, and then
 #
-# ```
-# lens-linear explore smollm2-135m --prompt "Mr. Tumbleby went out. When it rained, Mr. Tumbleby" --out smollm2.html --open
-# ```
+# - choose the first induction head in the map and point at the last " T" in the text: where does it look, and is the
+#   token after that the one which comes next?
+# - look in the lens for the layer at which the right continuation first comes out on top. Is it before or after the
+#   induction heads?
+# - take the first induction head away: what becomes of the prediction?
 #
-# The small model answers at once. Here is its map; write `explorer` alone in a cell to open it, and compare the text below in
-# both: where does the second "Tumbleby" look, in the toy and in the real model?
+# The last one in numbers, with the hook that you wrote (the page puts a head's mean in its place, your hook puts zero):
 
 # %%
-explorer = ll.explore(small, prompts=["Mr. Tumbleby went out. When it rained, Mr. Tumbleby"])
-Image(explorer.picture())
+row = model.to_tokens(prompt)
+*_, name, rest, _ = model.to_str_tokens(prompt)
+for heads in ([], found[:1], found):
+    loss = float(losses_without(heads, row)[0, -2])
+    print(f"heads taken out: {len(heads)}; loss of {rest!r} after {name!r}: {loss:.2f} nats")
+
+# %% [markdown]
+# **What you should see.** One head of 270 is felt, and without all that have the verdict the model doubts a name which it
+# has just read. (Would as many others do the same? You know how to ask.)
 
 # %% [markdown]
 # ## Recap

@@ -55,6 +55,27 @@ def not_escaped(gains, names):
     return styled(figure, title="gains", x="layer", y="gain")
 
 
+def _lines(gains, names, places):
+    import plotly.graph_objects as go
+
+    from lens_linear.plots.style import colour, escape, styled
+
+    figure = go.Figure()
+    for index, name in enumerate(names):
+        figure.add_scatter(
+            x=places, y=gains[:, index].tolist(), name=escape(name), line_color=colour(index)
+        )
+    return styled(figure, title="gains", x="layer", y="gain")
+
+
+def one_place_short(gains, names):
+    return _lines(gains, names, list(range(len(gains) - 1)))
+
+
+def last_layer_first(gains, names):
+    return _lines(gains, names, list(range(len(gains)))[::-1])
+
+
 def a_line_a_layer(gains, names):
     import plotly.graph_objects as go
 
@@ -107,6 +128,8 @@ WRONG = [
     ("8.3", score_only, "not right"),
     ("8.4", not_escaped, "markup"),
     ("8.4", a_line_a_layer, "line a class"),
+    ("8.4", one_place_short, "3 places"),
+    ("8.4", last_layer_first, "first to the last"),
     ("8.5", spread_of_entries, "permutations"),
     ("8.5", only_the_mean, "mean diagonal"),
     ("8.6", rows_start_once, "Every row begins"),
