@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lens_linear.linalg.moments import Moments
 
 Solver = Literal["svd", "cholesky", "eigh"]
+Ridge = float | Literal["loo"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +307,13 @@ def solve_keeping(
         solver=solution.solver,
     )
     return fit, solution, size
+
+
+def require_ridge(ridge: Ridge) -> Ridge:
+    """A penalty λ ≥ 0, or "loo"."""
+    if isinstance(ridge, str) and ridge == "loo":
+        return "loo"
+    return require_float("ridge", ridge, minimum=0.0)
 
 
 def leave_one_out_ridge(scatter: Scatter) -> float:

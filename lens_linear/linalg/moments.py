@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,6 @@ from lens_linear.checks import (
     require_bool,
     require_device,
     require_file,
-    require_float,
     require_instance,
     require_int,
 )
@@ -45,9 +44,11 @@ from lens_linear.files import write_tensors
 from lens_linear.linalg.distributed import gather_ints, process
 from lens_linear.linalg.least_squares import (
     LinearFit,
+    Ridge,
     leave_one_out_ridge,
     require_overdetermined,
     require_pair,
+    require_ridge,
     solve,
 )
 from lens_linear.linalg.precision import compute_device, constant_columns
@@ -258,7 +259,7 @@ class Moments:
         constant = constant_columns(here.form.scatter_y, here.mean_y, here.n, torch.float64)
         return not bool(constant.all())
 
-    def fit(self, ridge: float | Literal["loo"] = 0.0) -> LinearFit:
+    def fit(self, ridge: Ridge = 0.0) -> LinearFit:
         """Least-squares affine map from x to y.
 
         ``R² = 1 − ‖Yc − Xc W‖² / ‖Yc‖²`` with W = argmin ‖Yc − Xc W‖² + ridge ‖W‖².
@@ -277,12 +278,11 @@ class Moments:
             NotEnoughDataError: ``n <= d_in + 1``.
             InvalidArgumentError: y is constant.
         """
-        chosen = isinstance(ridge, str) and ridge == "loo"
-        penalty = 0.0 if chosen else require_float("ridge", ridge, minimum=0.0)
+        ridge = require_ridge(ridge)
         require_overdetermined(self.scatter.n, len(self.scatter.mean_x))
-        if chosen:
-            penalty = leave_one_out_ridge(self.scatter)
-        return solve(self.scatter, ridge=penalty)
+        if ridge == "loo":
+            ridge = leave_one_out_ridge(self.scatter)
+        return solve(self.scatter, ridge=ridge)
 
     def score(self, fit: LinearFit) -> float:
         """R² of a given map on these rows, without seeing them again.

@@ -244,7 +244,57 @@ def test_other_results_say_few_rows_too():
     assert "only 1.5 rows an input" in repr(few) and "rows an input" not in repr(enough)
     assert few.null_r2 == pytest.approx(-32 / (48 - 32 - 2))
     probe = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2)
-    assert "only 1.5 rows an input" in repr(probe)
+    assert "only 1.5 rows an input (3 at least)" not in repr(few)  # it can be told another ridge
+    assert "of enough text (3 at least)" in repr(probe)  # it cannot
+
+
+def upper(result):
+    return float(result.values[0, 1:].mean())
+
+
+def replaced(model, ids, ridge):
+    with ll.linearize(model, ids, [0, 1], site="ffn", ridge=ridge) as linearization:
+        maps = linearization.maps
+    found = []
+    ll.models.visit_sites(
+        model, tokens(40)[20:], lambda _l, _s, x, y: found.append((x, y)), sites=("ffn",)
+    )
+    return -sum(
+        float((y - x.double() @ m.weight - m.bias).square().mean())
+        for m, (x, y) in zip(maps, found, strict=True)
+    )
+
+
+def held_out_error(score):
+    return score("loo") > score(0.0)
+
+
+def moves(score):  # a loss of a random model need not fall
+    return abs(score("loo") - score(0.0)) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("score", "better"),
+    [
+        (lambda m, i, ridge: upper(ll.layer_map(m, i, ridge=ridge)), held_out_error),
+        (lambda m, i, ridge: ffn_compression(m, i, ridge=ridge)["ffn_r2"].mean(), held_out_error),
+        (replaced, held_out_error),
+        (
+            lambda m, i, ridge: ll.replacement_curve(m, i, "linear", ridge=ridge)["loss"].sum(),
+            moves,
+        ),
+        (
+            lambda m, i, ridge: ll.linearity.run_table(m, i, ridge=ridge)["loss_increase"].sum(),
+            moves,
+        ),
+    ],
+    ids=["layer_map", "ffn_compression", "linearize", "replacement_curve", "run_table"],
+)
+def test_every_fit_takes_the_ridge_that_few_rows_advise(score, better):
+    model = small(2, d_model=32)
+    assert better(lambda ridge: score(model, tokens(6), ridge))
+    with pytest.raises(InvalidArgumentError, match="ridge"):
+        score(model, tokens(6), "cv")
 
 
 def layer_map_values(model, ids, skip):

@@ -106,7 +106,7 @@ class AdamBaseline(Result):
             f"steps of Adam at {self.learning_rate:g} ({float(self.r2_standardized[-1]):.4f} on "
             f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
             f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{self.first_position}{few_rows(self.n_fit, self.d_in)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=False)}"
         )
 
 

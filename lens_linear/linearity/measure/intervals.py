@@ -120,7 +120,7 @@ def jackknife(
 FEW = 3
 
 
-def few_rows(n_fit: int, width: int) -> str:
+def few_rows(n_fit: int, width: int, *, ridge: bool = True) -> str:
     """A clause for a result's sentence when the maps had fewer than three rows an input, else nothing.
 
     Example:
@@ -131,9 +131,10 @@ def few_rows(n_fit: int, width: int) -> str:
     """
     if n_fit >= FEW * width:
         return ""
+    or_ridge = '; or ridge="loo"' if ridge else ""
     return (
         f"; only {n_fit / width:.1f} rows an input: the score is far below that of enough text "
-        f'({FEW} at least; or ridge="loo")'
+        f"({FEW} at least{or_ridge})"
     )
 
 

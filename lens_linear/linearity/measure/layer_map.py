@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float, require_layers
+from lens_linear.checks import require_choice, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
 from lens_linear.linalg.precision import compute_device
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
@@ -56,7 +57,7 @@ class LayerMap(Result):
         d_model: inputs of each map.
         null_r2: R² expected of a boundary that is independent of the other.
         skip: leading positions left out.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         seed: of the halves.
         without_first: [boundary, boundary], fitted and scored without the first position, from the same
             pass; ``values`` again where it is left out.
@@ -74,7 +75,7 @@ class LayerMap(Result):
     d_model: int
     null_r2: float
     skip: int
-    ridge: float
+    ridge: Ridge
     seed: int
     without_first: Float[Tensor, "boundary boundary"]
     first_share: Float[Tensor, " boundary"]
@@ -130,7 +131,7 @@ def layer_map(
     fit: Fit = "held-out",
     boundaries: Sequence[int] | None = None,
     skip: int = 0,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
@@ -151,7 +152,7 @@ def layer_map(
         fit: "held-out" (halves of the sequences) or "in-sample".
         boundaries: layer boundaries to compare, 0 = embedding; all by default.
         skip: leading positions left out.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         seed: of the halves.
         batch_size: sequences a forward pass; as many as memory allows by default;
             all boundaries of one batch are held at once.
@@ -177,7 +178,7 @@ def layer_map(
         (3, 3)
     """
     require_choice("fit", fit, ("held-out", "in-sample"))
-    require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
     chosen = list(range(model.cfg.n_layers + 1))
     if boundaries is not None:
@@ -265,7 +266,7 @@ class _Walk:
 
 
 def _fit_pairs(
-    walk: _Walk, rows: RowView, sources: range, ridge: float, *, keep_core: bool
+    walk: _Walk, rows: RowView, sources: range, ridge: Ridge, *, keep_core: bool
 ) -> tuple[list[list[LinearFit]], Float[Tensor, " boundary"]]:
     """For every one of ``sources``, one fit to all later boundaries side by side.
 

@@ -26,16 +26,17 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float, require_list, require_seed, shown
+from lens_linear.checks import require_choice, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.measure.pooled_scores import (
     joined,
@@ -74,7 +75,7 @@ def linearity_profile(
     fit: Fit = "held-out",
     skip: int = 0,
     sites: Sequence[Site] = SITES,
-    ridge: float | Literal["loo"] = 0.0,
+    ridge: Ridge = 0.0,
     statistics: Mapping[str, Statistic] | Sequence[str] | None = None,
     seed: int = 0,
     confidence: float = 0.95,
@@ -195,8 +196,7 @@ def linearity_profile(
 
 def _require_fit(fit: Any, ridge: Any) -> None:
     require_choice("fit", fit, ("held-out", "in-sample"))
-    if not (isinstance(ridge, str) and ridge == "loo"):
-        require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
 
 
 def _paths(checkpoint: str | Path | None, n: int) -> list[str | Path | None]:

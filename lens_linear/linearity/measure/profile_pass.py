@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
+from lens_linear.linalg.least_squares import Ridge
 from lens_linear.linalg.more_rows import solve_both
 from lens_linear.linearity.measure.intervals import left_out
 from lens_linear.linearity.measure.pooled_scores import (
@@ -36,7 +37,7 @@ def _readings(
     held: list[dict[Key, Moments]],
     first: dict[Key, Moments],
     skip: int,
-    ridge: float | Literal["loo"],
+    ridge: Ridge,
 ) -> list[Reading]:
     """Maps where the output varies and rows suffice; those of all rows by a step from those of the rest."""
     readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(len(held))]
@@ -184,9 +185,7 @@ class ProfilePass:
         first = {key: found[first_key(key)] for key in keys} if apart else {}
         return {key: found[key] for key in keys}, first
 
-    def part(
-        self, train: RowView, test: RowView, *, ridge: float | Literal["loo"], held_out: bool
-    ) -> ProfilePart:
+    def part(self, train: RowView, test: RowView, *, ridge: Ridge, held_out: bool) -> ProfilePart:
         """Both phases; the statistics are let go as soon as nothing asks for them."""
         n_layers = self.model.cfg.n_layers
         moments, first = self.moments(train, scored=not held_out)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear.checks import require_choice
+from lens_linear.linalg.least_squares import Ridge
 from lens_linear.linearity.measure.intervals import few_rows, jackknife
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
 from lens_linear.models.capture import SITES, Site
@@ -111,7 +112,7 @@ class LinearityProfile(Result):
     tokens_sha256: str
     d_model: int
     skip: int
-    ridge: float | Literal["loo"]
+    ridge: Ridge
     seed: int
     confidence: float
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linalg.least_squares import Ridge
 from lens_linear.models.hooks import Edit, edited
 from lens_linear.tables import Result
 
@@ -167,7 +168,7 @@ def fitted_map(
     layer: int,
     *,
     rank: int | None = None,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
 ) -> AffineMap:
     """Fit one layer's map from its statistics; an output that never varies becomes its constant.
 

@@ -14,9 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_int, require_layers, require_list
+from lens_linear.checks import require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
@@ -93,7 +94,7 @@ def ffn_compression(
     *,
     ranks: Sequence[int | None] = (None,),
     layers: Sequence[int] | None = None,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     skip: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -109,7 +110,7 @@ def ffn_compression(
         tokens: ids [sequence, position]; one half fits, the other gives R² and loss.
         ranks: ranks of the map; None is the full affine layer.
         layers: all by default.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit.
         seed: of the halves.
         batch_size: sequences a forward pass; as many as memory allows by default.
@@ -133,7 +134,7 @@ def ffn_compression(
         >>> table["map_parameters"].tolist()  # 16 · 16 + 16, and 2 · 32 + 16
         [272, 80]
     """
-    require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
     n_layers = model.cfg.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
@@ -197,7 +198,7 @@ def _statistics(
     return out
 
 
-def _fits(statistics: Statistics, ridge: float) -> tuple[LinearFit, LinearFit]:
+def _fits(statistics: Statistics, ridge: Ridge) -> tuple[LinearFit, LinearFit]:
     """The map on all rows, and that without the first position (the same where too few rows are left)."""
     whole, rest, _ = statistics
     full = whole.fit(ridge=ridge)

@@ -27,13 +27,13 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     require_choice,
-    require_float,
     require_int,
     require_ints,
     require_seed,
 )
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
@@ -133,7 +133,7 @@ def replacement_curve(
     order: Order | Sequence[int] = "linearity",
     max_replaced: int | None = None,
     distill_steps: int = 0,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     skip: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -158,7 +158,7 @@ def replacement_curve(
             layers.
         max_replaced: stop after so many blocks; all by default.
         distill_steps: Adam steps of the polish (only with "linear+distill").
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fits; the loss counts every position.
         seed: of the halves and of the random order.
         batch_size: sequences a forward pass; as many as memory allows by default.
@@ -185,7 +185,7 @@ def replacement_curve(
     require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
     require_int("distill_steps", distill_steps, minimum=0)
     seed = require_seed(seed)
-    require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
     require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
     if model.cfg.n_layers == 0:
@@ -238,7 +238,7 @@ def _half(bar: Callable[[float], None], done: float, share: float) -> None:
 def _fits(
     model: TransformerBridge,
     rows: RowView,
-    ridge: float,
+    ridge: Ridge,
     skip: int,
     batch_size: int | None,
     progress: bool,
@@ -292,7 +292,7 @@ class _Builder:
         fits: Mapping[int, AffineMap],
         strategy: Strategy,
         distill_steps: int,
-        ridge: float,
+        ridge: Ridge,
         skip: int,
         batch_size: int | None,
     ) -> None:

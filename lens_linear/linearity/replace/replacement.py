@@ -25,13 +25,13 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     require_bool,
     require_choice,
-    require_float,
     require_int,
     require_layers,
     require_list,
 )
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
     Linearization,
@@ -59,7 +59,7 @@ def linearize(
     rank: int | None = None,
     runs: Sequence[Run] = (),
     sequential: bool = False,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     skip: int = 0,
     batch_size: int | None = None,
 ) -> Iterator[Linearization]:
@@ -79,7 +79,7 @@ def linearize(
         runs: pairs (first, last) of blocks that one map replaces together.
         sequential: fit each map on what reaches it *after* the earlier ones are in place (towards the
             original output), instead of on the original activations.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit (they are still replaced).
         batch_size: sequences a forward pass; as many as memory allows by default.
 
@@ -130,7 +130,7 @@ def fit_linearization(
     rank: int | None = None,
     runs: Sequence[Run] = (),
     sequential: bool = False,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     skip: int = 0,
     batch_size: int | None = None,
 ) -> Linearization:
@@ -146,7 +146,7 @@ def fit_linearization(
         rank: rank of each map; full when None.
         runs: pairs (first, last) of blocks that one map replaces together.
         sequential: fit each map on what reaches it *after* the earlier ones are in place.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit.
         batch_size: sequences a forward pass; as many as memory allows by default.
 
@@ -172,7 +172,7 @@ def fit_linearization(
     """
     rows = as_rows(model, tokens, skip=skip)
     require_choice("site", site, ("block", "ffn"))
-    require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
     if rank is not None:
         require_int("rank", rank, minimum=1, maximum=model.cfg.d_model)
     spans = _spans(model, layers, runs, site)

@@ -15,8 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_ints
+from lens_linear.checks import require_ints
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
@@ -74,7 +75,7 @@ def run_table(
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     lengths: Sequence[int] | None = None,
     *,
-    ridge: float = 0.0,
+    ridge: Ridge = 0.0,
     skip: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -90,7 +91,7 @@ def run_table(
         model: a bridge; unchanged.
         tokens: ids [sequence, position].
         lengths: how many blocks a run has; 1 to all by default.
-        ridge: penalty of the fits.
+        ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit.
         seed: of the halves.
         batch_size: sequences a forward pass; as many as memory allows by default.
@@ -114,7 +115,7 @@ def run_table(
         >>> table[table["method"] == "linear"][["first", "last"]].values.tolist()
         [[0, 0], [1, 1], [0, 1]]
     """
-    require_float("ridge", ridge, minimum=0.0)
+    require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
     n_layers = model.cfg.n_layers
     chosen = list(range(1, n_layers + 1))
