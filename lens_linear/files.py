@@ -19,12 +19,8 @@ from typing import TYPE_CHECKING, Any
 from lens_linear.checks import require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from torch import Tensor
 
 
@@ -218,62 +214,48 @@ def read_json(path: Path, *, advice: str) -> dict[str, Any]:
     raise CorruptedFileError(f"{str(path)!r} cannot be read ({reason}); {advice}")
 
 
-_HELD: dict[Path, tuple[int, int]] = {}  # lock file: open handle, thread that holds it
+_HELD: dict[Path, tuple[BaseFileLock, int]] = {}  # lock file: its lock, thread that holds it
 _HELD_GUARD = threading.Lock()
 
 
 def hold(path: Path, *, what: str) -> None:
     """Keep this user's other runs from a file until :func:`release`; a kill lets it go too.
 
-    The thread that holds it may ask again: an earlier pass of its own was broken off. Where the system
-    has no advisory locks (Windows) nothing is held.
+    The thread that holds it may ask again: an earlier pass of its own was broken off. The lock is the
+    system's own (``flock``, or ``msvcrt`` on Windows); without either it is a file that names its process.
 
     Raises:
         WriteError: somebody else uses it, or the folder may not be written to.
     """
-    if fcntl is None:
-        return
-    lock, me = _lock_file(path), threading.get_ident()
+    from filelock import FileLock, Timeout
+
+    place, me = _lock_file(path), threading.get_ident()
     with _HELD_GUARD:
-        if lock in _HELD:
-            handle, thread = _HELD[lock]
+        if place in _HELD:
+            lock, thread = _HELD[place]
             alive = thread in {t.ident for t in threading.enumerate()}
             if thread != me and alive:
                 raise _in_use(path, what)
-            _HELD[lock] = (handle, me)
-            return
-        while True:
+        else:
+            lock = FileLock(place, mode=0o600, thread_local=False)
             try:
-                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            except OSError as error:
-                raise WriteError(
-                    f"cannot lock {str(path)!r} by {str(lock)!r}: {error.strerror}; set TMPDIR to a folder "
-                    "that can be written to"
-                ) from error
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(handle)
+                lock.acquire(timeout=0)
+            except Timeout as error:
                 raise _in_use(path, what) from error
-            # Whoever held it before has deleted the name: then this lock is of a file that is gone.
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(handle), os.stat(lock)):
-                    _HELD[lock] = (handle, me)
-                    return
-            os.close(handle)
+            except (OSError, NotImplementedError) as error:
+                raise WriteError(
+                    f"cannot lock {str(path)!r} by {str(place)!r} ({error}); set TMPDIR to a folder that can "
+                    "be written to"
+                ) from error
+        _HELD[place] = (lock, me)
 
 
 def release(path: Path) -> None:
     """Let go what :func:`hold` took; nothing happens if it was not held."""
-    if fcntl is None:
-        return
-    lock = _lock_file(path)
     with _HELD_GUARD:
-        handle, _ = _HELD.pop(lock, (None, 0))
-        if handle is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(lock)
-            os.close(handle)
+        lock, _ = _HELD.pop(_lock_file(path), (None, 0))
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager
@@ -292,7 +274,10 @@ def held(path: Path | None, *, what: str) -> Iterator[None]:
 def _lock_file(path: Path) -> Path:
     """Where a file's lock lies: apart from it, so that a folder of results holds results only."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
-    return Path(tempfile.gettempdir()) / f"lens_linear-{os.getuid()}-{digest}.lock"
+    user = (
+        os.getuid() if hasattr(os, "getuid") else "user"
+    )  # the folder is the user's own on Windows
+    return Path(tempfile.gettempdir()) / f"lens_linear-{user}-{digest}.lock"
 
 
 def _in_use(path: Path, what: str) -> WriteError:

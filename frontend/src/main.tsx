@@ -9,7 +9,7 @@ import styles from "./styles.css";
 export { unpack } from "./arrays.ts";
 export { Engine } from "./engine.ts";
 export { liveRun } from "./run.ts";
-export { TextTokens } from "./tokens.ts";
+export { TextTokens, label } from "./tokens.ts";
 
 function mount(host: HTMLElement, payload: Payload, hash: string, onSelect: (selection: Selection) => void, kernel: Kernel | null) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });

@@ -61,16 +61,23 @@ export class TextTokens {
   }
 }
 
-const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zs}\p{Zl}\p{Zp}]/u;
+// Default ignorables are fillers, selectors and joiners; the others here have no ink by their names.
+const INVISIBLE =
+  /[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800\u2D7F\u{1107F}\u{16FE4}\u{1BC9D}\u{1D159}]/u;
+const MARK = /\p{M}/u;
 const NAMED: { [character: string]: string } = { " ": "␣", "\n": "↵", "\t": "⇥", "▁": "␣" };
 
 /** A token as printable text on one line; never empty. The same signs as in the figures. */
 export function label(text: string): string {
   if (text === "") return "∅";
   let out = "";
+  let based = false; // a combining mark stays on a character that is shown as itself
   for (const character of text) {
     const code = character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0");
-    out += NAMED[character] ?? (INVISIBLE.test(character) ? `⟨${code}⟩` : character);
+    const hidden = INVISIBLE.test(character) || (MARK.test(character) && !based);
+    const shown: string = NAMED[character] ?? (hidden ? `⟨${code}⟩` : character);
+    based = shown === character;
+    out += shown;
   }
   return out;
 }

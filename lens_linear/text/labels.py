@@ -44,8 +44,8 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
     Spaces (also ``Ġ`` and ``▁``) become ``␣``, newlines (also ``Ċ``) ``↵``, tabs ``⇥``, the empty
     string ``∅``. Anything else that would be invisible or move its neighbours (control characters,
     zero-width and right-to-left marks, lone surrogates, odd spaces, fillers and blanks, variation
-    selectors) becomes its code point, ``⟨200B⟩``; the Unicode pictures of control characters are
-    missing from many fonts. Markup such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
+    selectors, a combining mark with nothing to stand on) becomes its code point, ``⟨200B⟩``; the Unicode
+    pictures of control characters are missing from many fonts. Markup such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
 
     Args:
         token: a vocabulary entry or a decoded token. A real ``Ġ``, ``Ċ`` or ``▁`` in a text is
@@ -66,7 +66,7 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
         raise InvalidArgumentError(
             f"token must be a string, got {token!r} ({type(token).__name__}); decode the id first"
         )
-    return _shortened("".join(map(_visible, token)) or EMPTY, max_length)
+    return _shortened(_visible_text(token) or EMPTY, max_length)
 
 
 def text_label(text: str, *, max_length: int | None = None) -> str:
@@ -188,15 +188,29 @@ def html_label(token: str, *, max_length: int | None = None) -> str:
     return escaped.replace("&quot;", "&#34;").replace("$", "&#36;").replace("%{", "%&#123;")
 
 
+def _visible_text(text: str) -> str:
+    """Every character visible; a combining mark stays on a character that is shown as itself."""
+    shown, based = [], False
+    for character in text:
+        lone = not based and unicodedata.category(character)[0] == "M"
+        shown.append(_code(character) if lone else _visible(character))
+        based = shown[-1] == character
+    return "".join(shown)
+
+
+def _code(character: str) -> str:
+    return f"⟨{ord(character):04X}⟩"
+
+
 def _visible(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]
     if character.isascii() and character.isprintable():
         return character
     # Controls, formats, surrogates, unassigned (C*), every separator (Z*), and letters without ink.
-    blank = unicodedata.category(character)[0] in "CZ"
-    if blank or _NO_INK.search(unicodedata.name(character, "")):
-        return f"⟨{ord(character):04X}⟩"
+    kind = unicodedata.category(character)[0]
+    if kind in "CZ" or (kind != "P" and _NO_INK.search(unicodedata.name(character, ""))):
+        return _code(character)
     return character
 
 

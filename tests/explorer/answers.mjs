@@ -1,6 +1,7 @@
 // What the bundle's engine and tokenizer give on what Python asks; run in node and inside the browser.
-export function answersOf(asked, { Engine, TextTokens, liveRun }) {
+export function answersOf(asked, { Engine, TextTokens, label, liveRun }) {
   const answers = {};
+  if (asked.labels) answers.labels = asked.labels.map(label);
   if (asked.payload) {
     const engine = new Engine(asked.payload);
     const last = (rows) => Array.from(rows.at(-1).logits);

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lens_linear.explorer.packing import pack, unpack_ints
 from lens_linear.explorer.payload import _facts, dumps
 from lens_linear.models import model_shape, read_weights
 from lens_linear.stats.task_scores import require_task
+from lens_linear.text.labels import token_label
 from tests.conftest import ROOT, SHARED, absent
 
 FOLDER = Path(__file__).parent
@@ -281,3 +283,13 @@ def test_appending_a_token_is_fast_because_the_prefix_is_kept(tmp_path):
     ids = ll.evaluation_tokens(model, n_sequences=1)[0].tolist()
     got = ask(tmp_path, payload=live_payload(model, "float16"), timed=ids)
     assert got["append_ms"] < 10  # measured .5 on a quiet machine; the whole text takes 18
+
+
+def test_labels_are_those_of_the_figures(tmp_path):
+    """Every character that Python's Unicode knows, alone and after a letter, has the same sign in both."""
+    known = [
+        chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")
+    ]
+    asked = [text for c in known if c not in "ĠĊ" for text in (c, f"a{c}")]
+    found = ask(tmp_path, labels=asked)["labels"]
+    assert [(t, f) for t, f in zip(asked, found, strict=True) if f != token_label(t)] == []

@@ -128,6 +128,26 @@ def test_another_process_waits_its_turn_and_a_killed_one_lets_go(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_system_without_flock_locks_too(tmp_path):
+    """As on Windows: neither ``fcntl`` nor a user's number; a killed process lets go there too."""
+    bare = "import os, sys; sys.modules['fcntl'] = None; del os.getuid\n"
+    asks = HOLDER.replace("time.sleep(60)", "")
+    path = str(tmp_path / "profile.safetensors")
+    other = subprocess.Popen([sys.executable, "-c", bare + HOLDER, path], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        second = subprocess.run([sys.executable, "-c", bare + asks, path], capture_output=True)
+        assert (
+            b"WriteError: checkpoint" in second.stderr and b"in use by another run" in second.stderr
+        )
+    finally:
+        other.kill()
+        other.wait()
+    third = subprocess.run([sys.executable, "-c", bare + asks, path], capture_output=True)
+    assert third.stdout == b"held\n", third.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @posix
 def test_a_thread_may_take_up_its_own_broken_run_and_another_may_not(tmp_path):
     path, seen = tmp_path / "a", []

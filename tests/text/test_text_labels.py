@@ -60,6 +60,12 @@ ANY_TEXT = st.text(alphabet=st.characters(), max_size=12)  # surrogates and cont
         ("déjà", "déjà"),
         ("日本", "日本"),
         ("<b>", "<b>"),
+        ("e\u0301", "e\u0301"),
+        ("\u0301", "⟨0301⟩"),
+        (" \u0301x", "␣⟨0301⟩x"),
+        ("\u0301\u0327", "⟨0301⟩⟨0327⟩"),
+        ("\u200b\u093e", "⟨200B⟩⟨093E⟩"),
+        ("\u20dd", "⟨20DD⟩"),
     ],
 )
 def test_known_labels(token, label):
