@@ -45,7 +45,8 @@ def token_label(token: str, *, max_length: int | None = None) -> str:
     string ``∅``. Anything else that would be invisible or move its neighbours (control characters,
     zero-width and right-to-left marks, lone surrogates, odd spaces, fillers and blanks, variation
     selectors, a combining mark with nothing to stand on) becomes its code point, ``⟨200B⟩``; the Unicode
-    pictures of control characters are missing from many fonts. Markup such as ``<b>`` is left as it is here: :func:`html_label` makes it safe.
+    pictures of control characters are missing from many fonts. Markup such as ``<b>`` is left as it is
+    here: :func:`html_label` makes it safe.
 
     Args:
         token: a vocabulary entry or a decoded token. A real ``Ġ``, ``Ċ`` or ``▁`` in a text is
