@@ -248,6 +248,18 @@ def _lesson(number: int) -> dict[str, Exercise]:
     return exercises
 
 
+def load_lessons() -> None:
+    """Load every check now, so that no file that a notebook changes later can change a judge."""
+    for lesson in LESSONS:
+        _lesson(lesson)
+
+
+def pass_everything() -> None:
+    """Let every check of this process pass: where a notebook is graded, its answers are judged elsewhere."""
+    passes = Exercise(lambda _: "Judged from outside, not here.", ("No hints while it is graded.",))
+    globals()["_lesson"] = lambda number: {f"{number}.{index}": passes for index in range(1, 30)}
+
+
 def _order(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in name.split("."))
 

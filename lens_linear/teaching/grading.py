@@ -32,8 +32,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
-from lens_linear.teaching.checker import LESSONS, Checker
-from lens_linear.teaching.guard import load_lessons
+from lens_linear.teaching.checker import LESSONS, Checker, load_lessons
 from lens_linear.teaching.notebook_process import NotebookProcess, adopt_orphans, end_orphans
 from lens_linear.teaching.submissions import (
     CHECK,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear.teaching import checker
-from lens_linear.teaching.answers import Exercise
 
 _LESSON_MODULE = re.compile(r"lens_linear\.teaching\.lesson_")
 _LESSON_FILE = re.compile(r"lesson_\d+[a-z]?(\.cpython-[\w.-]+)?\.pyc?$")
@@ -42,7 +41,7 @@ def guard() -> None:
     The answers are judged elsewhere, so nothing that is said here counts; and a cell must not stop at it.
     """
     forget_lessons()
-    checker._lesson = _unjudged
+    checker.pass_everything()
     folders = [str(Path(__file__).parent.parent)]
     folders += [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
     protected = tuple(os.path.realpath(folder) + os.sep for folder in folders)
@@ -65,26 +64,20 @@ def guard() -> None:
             raise PermissionError(f"{event} is refused while notebooks are graded")
 
     sys.addaudithook(refuse)
-
-
-def load_lessons() -> None:
-    """Load every check now, so that no file that a notebook changes later can change a judge."""
-    for number in checker.LESSONS:
-        checker._lesson(number)
+    _forget(__name__)  # so that nobody changes the names which the hook looks up
 
 
 def forget_lessons() -> None:
     """Take the checks out of this process's memory."""
-    package = sys.modules["lens_linear.teaching"]
     for name in [name for name in sys.modules if _LESSON_MODULE.match(name)]:
-        vars(package).pop(name.rpartition(".")[2], None)
-        del sys.modules[name]
+        _forget(name)
     gc.collect()
 
 
-def _unjudged(number: int) -> dict[str, Exercise]:
-    passes = Exercise(lambda _: "Judged from outside, not here.", ("No hints while it is graded.",))
-    return {f"{number}.{index}": passes for index in range(1, 30)}
+def _forget(module: str) -> None:
+    package, _, name = module.rpartition(".")
+    vars(sys.modules[package]).pop(name, None)
+    del sys.modules[module]
 
 
 def _path(value: Any) -> str:

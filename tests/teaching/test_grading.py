@@ -91,6 +91,10 @@ REACHES = {
     "(folder / 'planted_by_a_notebook.py').write_text('x')",
     "removes": "import lens_linear, os\nos.remove(lens_linear.__file__)",
     "kills": "import os\nos.kill(os.getppid(), 9)",
+    "patches": "import lens_linear.teaching.guard as g, re\ng._LESSON_FILE = re.compile('never')\n"
+    "import pathlib\n"
+    "text = pathlib.Path(g.__file__).with_name('lesson_1.py').read_text()\n"
+    "def {}(W_E, W_U, b_U): return W_E @ W_U + b_U",
     "traces": "import sys\nsys.settrace(lambda *a: None)",
     "moves": "import os\nos.environ.update(PATH='', HOME='/nowhere', PYTHONPATH='/nowhere')",
 }
@@ -126,7 +130,7 @@ def reaching(tmp_path_factory):
     pid = folder / "pid"
     put(folder, "daemon", notebook(DAEMON.format(str(pid)), answer("1.2")))
     for who, cell in REACHES.items():
-        put(folder, who, notebook(cell, answer("1.2")))
+        put(folder, who, notebook(cell.replace("{}", name), answer("1.2")))
     asked = "import lens_linear as ll\nll.check.strict = True\nll.check('1.1', None)\nll.check.hint('1.2')\n"
     put(folder, "asks", notebook(asked + answer("1.2")))
     return grade(folder, seconds=20), pid
