@@ -67,9 +67,11 @@ _ODD = {
         r"os\._exit|os\.kill|os\.fork|os\.system|subprocess|multiprocessing"
     ),
     "reads other processes, frames or source": re.compile(
-        r"/proc/|_getframe|gc\.get_|inspect\.stack|settrace|setprofile|audithook|getsource|import_module|ctypes"
+        r"/proc/|_getframe|gc\.get_|inspect\.stack|settrace|setprofile|audithook|getsource|ctypes"
     ),
-    "names the installation or the environment": re.compile(r"site-packages|os\.environ|putenv"),
+    "names the installation or the environment": re.compile(
+        r"site-packages|__file__|os\.environ|putenv"
+    ),
 }
 
 

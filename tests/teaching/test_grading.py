@@ -143,7 +143,7 @@ def test_no_reach_outside_the_notebook_is_worth_a_point_or_costs_one(reaching):
     package = Path(ll.__file__).parent
     assert (package / "__init__.py").is_file() and not list(package.glob("planted*"))
     noted = {name.split("/")[0] for name, _ in grades.review}
-    assert {"replay", "odd", "daemon", "kills", "traces", "moves"} <= noted
+    assert {"replay", "odd", "daemon", "kills", "traces", "moves", "writes"} <= noted
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux")
