@@ -9,6 +9,8 @@ notebook gives it one, from 390 pixels on.
 
 from __future__ import annotations
 
+import html
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -48,6 +50,7 @@ MAX_CELLS = 40_000
 MAX_ROWS = 40  # tick labels beside a matrix; more overlap, and the hover still names every cell
 LABELS_BELOW = 20  # upright tick labels that fit below a matrix
 NAME_LENGTH = 34  # characters of a legend's name
+_LEGEND_LINE = 29  # pixels
 
 _AXIS = {
     "showline": True,
@@ -169,7 +172,7 @@ def styled(
         y: title of every y axis.
         subtitle: smaller lines below the title: n, units, the knobs.
         legend: where the legend stands; at the right it takes room from the figure.
-        height: pixels.
+        height: pixels; a legend of more than two lines at the bottom adds its own.
         width: pixels; None lets the page decide.
         panels: subplots with titles of their own, which need room.
 
@@ -183,6 +186,7 @@ def styled(
         ('Linearity', 'layer')
     """
     lines, small = _wrapped(title, 44), _wrapped(subtitle or "", 60)
+    height += _LEGEND_LINE * max(0, _legend_lines(fig) - 2) if legend == "bottom" else 0
     layout: dict[str, Any] = {"template": TEMPLATE, "height": height, "width": width}
     layout["title"] = {
         "text": "<br>".join(lines),
@@ -213,13 +217,29 @@ def styled(
     return fig
 
 
+def _legend_lines(fig: go.Figure) -> int:
+    """Lines of a legend at the bottom of a page of 700 pixels: plotly gives all names the widest one's room."""
+    names = {trace.name for trace in fig.data if trace.name and trace.showlegend is not False}
+    widest = max((len(html.unescape(name)) for name in names), default=0)
+    return -(-len(names) // max(1, 610 // (45 + 8 * widest)))
+
+
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of like length, at most ``width`` characters; breaks stay, ``n = 3`` is never cut."""
     lines: list[str] = []
     for part in text.replace(" = ", "\0=\0").split("<br>"):
+        part = " ".join(_cut(word, width) for word in part.split(" "))
         even = -(-len(part) // max(1, -(-len(part) // (width - 8)))) + 8
         lines += textwrap.wrap(part, min(width, even), break_long_words=False)
     return [line.replace("\0", " ") for line in lines]
+
+
+def _cut(word: str, width: int) -> str:
+    """A word in pieces of at most ``width`` characters, an entity or a tag counted as one and kept whole."""
+    if len(word) <= width:
+        return word
+    signs = re.findall(r"&#?\w+;|<[^>]*>|.", word, re.DOTALL)
+    return " ".join("".join(signs[i : i + width]) for i in range(0, len(signs), width))
 
 
 def escape(text: object) -> str:

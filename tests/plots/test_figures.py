@@ -1,5 +1,6 @@
 """Every figure: legible at three sizes, a text alternative, one clear error for a wrong argument."""
 
+import html
 import inspect
 import re
 import sys
@@ -12,6 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from sized import SIZES, results
 
+import lens_linear as ll
 from lens_linear import plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
@@ -168,3 +170,24 @@ def test_results_of_components_layers_and_patches():
     by_name = {line.name: line for line in plots.lens_profile(lens).data}
     assert list(by_name["KL to the output"].y) == [2.0, 0.0]
     assert by_name["same favourite"].yaxis == "y2"
+
+
+def test_a_name_without_spaces_does_not_run_out_of_the_title():
+    figure = style.styled(
+        go.Figure(), title=f"Linearity: {style.escape('a' * 50 + '<b>' + 'c' * 50)}"
+    )
+    lines = [html.unescape(line) for line in figure.layout.title.text.split("<br>")]
+    assert max(map(len, lines)) <= 44
+    assert "".join(lines) == f"Linearity:{'a' * 50}<b>{'c' * 50}"
+
+
+def test_a_legend_of_many_long_names_makes_the_figure_higher():
+    """Eight names take eight lines of about 30 pixels, measured in a browser; two short ones take none."""
+    names = [f"{i}{79 * 'K'}" for i in range(8)]
+    profile = robust_figures.FIGURES["linearity_profile"]()
+    two = plots.profile_comparison(ll.compare({"a": profile, "b": profile})).layout.height
+    eight = plots.profile_comparison(ll.compare(dict.fromkeys(names, profile))).layout.height
+    assert eight - two >= 6 * 28
+    lines = go.Figure([go.Scatter(y=[0, 1], name=style.legend_name(name)) for name in names])
+    assert style.styled(lines, title="").layout.height == 480 + 6 * 29
+    assert style.styled(lines, title="", legend="none").layout.height == 480
