@@ -218,7 +218,7 @@ def styled(
 
 
 def _legend_lines(fig: go.Figure) -> int:
-    """Lines of a legend at the bottom of a page of 700 pixels: plotly gives all names the widest one's room."""
+    """Lines of a legend below a figure of 700 pixels: plotly gives all names the widest one's room."""
     names = {trace.name for trace in fig.data if trace.name and trace.showlegend is not False}
     widest = max((len(html.unescape(name)) for name in names), default=0)
     return -(-len(names) // max(1, 610 // (45 + 8 * widest)))

@@ -451,7 +451,7 @@ ROWS = [
     ),
     (
         lambda: constructions.trained_heads(toy(), IDS, exchanges=("no",)),
-        "must be some of other context",
+        "must be one of 'other context'",
         lambda: constructions.trained_heads(
             toy(), IDS, heads=["L0H0"], exchanges=("other context",)
         ),

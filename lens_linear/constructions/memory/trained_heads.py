@@ -35,7 +35,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge, derive_generator
-from lens_linear.checks import require_heads, require_int, require_list, require_rows, require_seed
+from lens_linear.checks import (
+    require_choice,
+    require_heads,
+    require_int,
+    require_list,
+    require_rows,
+    require_seed,
+)
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.models.capture import require_model_tokens, run
@@ -129,10 +136,7 @@ def trained_heads(
         )
     batch_size, seed = require_int("batch_size", batch_size, minimum=1), require_seed(seed)
     exchanges = require_list("exchanges", exchanges, of="names of exchanges")
-    if unknown := [name for name in exchanges if name not in EXCHANGES]:
-        raise InvalidArgumentError(
-            f"exchanges must be some of {', '.join(EXCHANGES)}, got {unknown[0]!r}"
-        )
+    exchanges = [require_choice("exchanges", name, EXCHANGES) for name in exchanges]
     plain = row_losses(model, tokens, batch_size)
     rows = []
     asked = dict(heads_by_layer(model, heads))
