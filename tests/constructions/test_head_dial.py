@@ -160,10 +160,11 @@ def test_regimes_read_the_curves():
     frame, curves = dial.regimes(), dial.to_dataframe()
     for row in frame.itertuples():
         mine = curves[(curves["head"] == row.head) & (curves.geometry == row.geometry)]
-        for at, column, level in (
-            (row.retrieval_starts, "best_share", 0.5),
-            (row.regression_ends, "linear_error", 0.1),
+        for name, column, level in (
+            ("retrieval_starts", "best_share", 0.5),
+            ("regression_ends", "linear_error", 0.1),
         ):
+            at, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
             found = sorted(
                 np.interp(
                     level, part[column].cummax(), np.log(part.beta), left=math.nan, right=math.inf
@@ -171,6 +172,7 @@ def test_regimes_read_the_curves():
                 for _, part in mine.groupby("row")
             )
             assert np.exp(found[1]) <= at * 1.001 and at <= np.exp(found[2]) * 1.001
+            np.testing.assert_allclose((low, high), np.exp([found[0], found[3]]), rtol=1e-3)
         least = mine.groupby("beta").ols_error.median()
         assert row.ols_error <= least.min() + 1e-12 and row.ols_beta in least.index
         assert row.spread == pytest.approx(mine[mine.beta == 1].spread.median())
@@ -192,6 +194,15 @@ def place(row):
     if row.retrieval_starts <= 1:
         return "retrieval"
     return "regression" if row.regression_ends > 1 else "between"
+
+
+def test_one_row_has_no_interval():
+    model, betas = loud(), (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+    one = head_dial(model, tokens(rows=2)[:1], heads=["L1H2"], betas=betas)
+    for frame in (one.summary(), one.regimes()):
+        ends = [name for name in frame if name.endswith(("_low", "_high"))]
+        assert len(ends) >= 4 and frame[ends].isna().all(None)
+    assert one.summary()["best_share"].notna().all()
 
 
 def test_half_precision_keys_have_the_rank_of_their_dtype():

@@ -180,6 +180,7 @@ def test_hooks_reach_every_step():
 def test_keys_are_orthonormal_and_root_is_the_spectral_one():
     x, _, _ = problem("plain", 30, 5, 1, 2)
     root = spectral_root(torch.as_tensor(x))
+    assert root.condition == pytest.approx(np.linalg.cond(x))
     values, vectors = np.linalg.eigh(x.T @ x)
     np.testing.assert_allclose(root.eigenvalues, values[::-1], rtol=1e-12)
     direct = vectors[:, ::-1] / np.sqrt(values[::-1])
