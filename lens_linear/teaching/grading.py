@@ -40,6 +40,7 @@ from lens_linear.teaching.submissions import (
     find_submissions,
     lesson_of,
     printable,
+    read_csv,
     read_notebook,
     read_roster,
 )
@@ -207,14 +208,13 @@ def _kept_rows(target: Path | None, found: Sequence[Submission]) -> list[dict[st
     """Rows of an earlier run that still hold: same notebook, same bytes, graded, no row lost."""
     if target is None or not target.is_file():
         return []
-    with target.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if list(reader.fieldnames or []) != list(COLUMNS):
-            raise InvalidArgumentError(
-                f"out must be a table of grades or a new file, got {str(target)!r} with columns "
-                f"{reader.fieldnames}; choose another name"
-            )
-        rows = [_as_made(row) for row in reader if all(row[name] is not None for name in COLUMNS)]
+    columns, found_rows = read_csv("out", target)
+    if columns != list(COLUMNS):
+        raise InvalidArgumentError(
+            f"out must be a table of grades or a new file, got {str(target)!r} with columns {columns}; "
+            "choose another name"
+        )
+    rows = [_as_made(row) for row in found_rows if all(row[name] is not None for name in COLUMNS)]
     now = {(s.name, s.sha256) for s in found}
     kept = [row for row in rows if (row["notebook"], row["sha256"]) in now]
     whole = []

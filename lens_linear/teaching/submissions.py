@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lens_linear.checks import require_path
+from lens_linear.checks import require_file
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.teaching.checker import LESSONS
 
@@ -34,13 +34,30 @@ def read_roster(path: str | Path | None) -> list[str]:
     """The students of a class, from a CSV file with a column ``student``."""
     if path is None:
         return []
-    with require_path("roster", path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if "student" not in (reader.fieldnames or []):
-            raise InvalidArgumentError(
-                f"roster must have a column 'student', got {reader.fieldnames}; add it to the first line"
-            )
-        return [row["student"].strip() for row in reader if (row["student"] or "").strip()]
+    columns, rows = read_csv("roster", path)
+    if "student" not in columns:
+        raise InvalidArgumentError(
+            f"roster must have a column 'student', got {columns}; add it to the first line"
+        )
+    return [row["student"].strip() for row in rows if (row["student"] or "").strip()]
+
+
+def read_csv(name: str, path: str | Path) -> tuple[list[str], list[dict[str, str | None]]]:
+    """Column names and rows of a small table; short rows lack values.
+
+    Raises:
+        InvalidArgumentError: no regular file, not UTF-8, or no table.
+    """
+    file = require_file(name, path)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            return list(reader.fieldnames or []), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InvalidArgumentError(
+            f"{name} must be a table in CSV, but {str(file)!r} cannot be read ({error}); save it as CSV "
+            "in UTF-8"
+        ) from error
 
 
 def find_submissions(folder: Path, students: Sequence[str]) -> list[Submission]:

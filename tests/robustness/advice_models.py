@@ -106,8 +106,13 @@ def run(**options):
     return ll.train(recipe(), STREAM, progress=False, **options)
 
 
-def course():
-    return folder("course", readme="")
+def graded(out=None, **tables):
+    """Grade one notebook that is of no lesson, with a class or a table of earlier grades."""
+    place = folder("handed", a__ipynb=json.dumps({"cells": [], "nbformat": 4, "metadata": {}}))
+    for name, content in tables.items():
+        Path(name).write_bytes(content)
+    roster = "roster" if "roster" in tables else None
+    return teaching.grade(place, out=out, roster=roster, seconds=20)
 
 
 @functools.cache
@@ -494,9 +499,34 @@ ROWS = [
         lambda: teaching.copy_tutorials("lessons"),
     ),
     (
-        lambda: teaching.grade(course()),
+        lambda: teaching.grade(folder("course")),
         "check the path",
-        lambda: teaching.copy_tutorials("lessons"),
+        lambda: graded(),
+    ),
+    (
+        lambda: graded(roster=b"name\nann\n"),
+        "must have a column 'student'.*add it to the first line",
+        lambda: graded(roster=b"student\nann\n"),
+    ),
+    (
+        lambda: graded(roster="student\nJosé\n".encode("latin-1")),
+        "save it as CSV in UTF-8",
+        lambda: graded(roster="student\nJosé\n".encode()),
+    ),
+    (
+        lambda: graded("table", table=b"a,b\n1,2\n"),
+        "choose another name",
+        lambda: graded("another"),
+    ),
+    (
+        lambda: graded("table", table=b"\xe9,b\n"),
+        "save it as CSV in UTF-8",
+        lambda: graded("another"),
+    ),
+    (
+        lambda: teaching.grade(folder("handed", a__ipynb="{}"), roster="no-roster"),
+        "check the path",
+        lambda: graded(roster=b"student\nann\n"),
     ),
 ]
 

@@ -102,7 +102,7 @@ def _refuse_own_code(config: dict[str, Any], folder: Path) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    if kind in CONFIG_MAPPING:
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return  # opened as transformers' own class; the folder's Python is not looked at
     if "auto_map" in config:
         raise UnsupportedModelError(
