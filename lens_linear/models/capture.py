@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ def run(
     attention_mask: Int[Tensor, "batch position"] | None = None,
     logits: bool = True,
     grad: bool = False,
+    finite: bool = True,
 ) -> Run:
     """Run the model once, record tensors at spots, edit others on the way.
 
@@ -194,6 +196,7 @@ def run(
             of the tokens that were passed.
         logits: False stops as soon as the last recorded spot was seen, and saves the unembedding.
         grad: keep the graph, so that gradients can be taken.
+        finite: refuse NaN and infinity in what is recorded, and in the logits of a run without edits.
 
     Returns:
         Run: ``.logits`` and ``run[(layer, what)]``.
@@ -245,7 +248,45 @@ def run(
         out = forward_logits(model, tokens, **arguments)
     if out is not None:
         _require_seen(model, [*spots, *(spot for spot, _ in pairs)], {*recorded, *fired})
-    return Run(out, recorded)
+    found = Run(out, recorded)
+    if finite and not _is_finite(found, attention_mask, edited=bool(pairs)):
+        _refuse_not_finite(model, tokens, attention_mask, found)
+    return found
+
+
+def _is_finite(found: Run, mask: Tensor | None, *, edited: bool) -> bool:
+    """No NaN or infinity at real tokens; minus infinity in logits is a word that never comes.
+
+    What an edit does to the logits is for its caller to say.
+    """
+
+    def real(value: Tensor) -> Tensor:
+        return value.detach() if mask is None else value.detach()[mask.bool().to(value.device)]
+
+    for (_, what), value in found.recorded.items():
+        if mask is None or what != "pattern":  # what a pad attends to may be anything
+            part = real(value)
+            if not math.isfinite(part.sum(dtype=torch.float32)) and not part.isfinite().all():
+                return False
+    logits = None if found.logits is None or edited else real(found.logits)
+    return logits is None or not logits.numel() or bool(logits.amax() < math.inf)
+
+
+def _refuse_not_finite(
+    model: TransformerBridge, tokens: Tensor, mask: Tensor | None, found: Run
+) -> None:
+    """Say in which layer NaN or infinity stands first: a pass through all of them tells."""
+    last = int(model.cfg.n_layers) - 1
+    streams: list[Spot] = [(layer, "resid_pre") for layer in range(last + 1)]
+    streams += [(last, "resid_post")] if last >= 0 else []
+    every = run(model, tokens, record=streams, attention_mask=mask, logits=False, finite=False)
+    for spot, value in {**every.recorded, **found.recorded}.items():
+        if not _is_finite(Run(None, {spot: value}), mask, edited=False):
+            _require_finite(*spot, value)
+    raise NonFiniteError(
+        f"the logits of {model.cfg.model_name!r} hold NaN or infinity; check the unembedding and the "
+        "final norm, or load the model in a wider precision"
+    )
 
 
 def _with_mask(
@@ -366,16 +407,23 @@ def visit_sites(
     _require_sites(model, kept, chosen)
     outputs: list[Spot] = [(layer, _ENDS[site][1]) for layer in chosen for site in kept]
     watch = _SiteWatch(visit)
-    with _running(model, rows), torch.no_grad(), hooked(model, watch.hooks(model, chosen, kept)):
-        for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
-            watch.start()
-            piece = require_model_tokens(model, rows[start:stop])
-            blocks = per_block(model, on_progress, start, stop)
-            with suppress(Stop), hooked(model, blocks):
+    hooks = watch.hooks(model, chosen, kept)
+    for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
+        watch.start()
+        piece = require_model_tokens(model, rows[start:stop])
+        try:
+            every = [*hooks, *per_block(model, on_progress, start, stop)]
+            with _running(model, rows), torch.no_grad(), hooked(model, every), suppress(Stop):
                 forward_logits(model, piece)
-            _require_seen(model, outputs, watch.left)
-            if on_batch is not None:
-                on_batch(stop)
+        except NonFiniteError:
+            # A layer below that was not asked for may be the one to name.
+            if chosen != list(range(len(chosen))):
+                below: list[Spot] = [(layer, "resid_pre") for layer in range(max(chosen) + 1)]
+                run(model, piece, record=below, logits=False)
+            raise
+        _require_seen(model, outputs, watch.left)
+        if on_batch is not None:
+            on_batch(stop)
 
 
 def per_block(
@@ -526,13 +574,15 @@ def require_model_rows(
     return rows
 
 
-def _require_finite(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
+def _require_finite(layer: int, what: str, *values: Tensor) -> None:
     # One sum each: NaN and infinity both survive it, and it costs little beside the products.
-    total = x.sum(dtype=torch.float32) + y.sum(dtype=torch.float32)
-    if not bool(torch.isfinite(total)) and not bool(
-        torch.isfinite(x).all() and torch.isfinite(y).all()
+    total = sum(value.detach().sum(dtype=torch.float32) for value in values)
+    if not bool(torch.isfinite(torch.as_tensor(total))) and not all(
+        bool(torch.isfinite(value).all()) for value in values
     ):
+        if what == "resid_pre" and layer > 0:  # what a block reads is what the one below gave
+            layer, what = layer - 1, "resid_post"
         raise NonFiniteError(
-            f"the {site} of layer {layer} has NaN or infinite activations; check the weights, or load "
+            f"the {what} of layer {layer} has NaN or infinite activations; check the weights, or load "
             "the model in a wider precision (dtype=torch.float32)"
         )

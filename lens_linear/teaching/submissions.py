@@ -39,7 +39,8 @@ def read_roster(path: str | Path | None) -> list[str]:
         raise InvalidArgumentError(
             f"roster must have a column 'student', got {columns}; add it to the first line"
         )
-    return [row["student"].strip() for row in rows if (row["student"] or "").strip()]
+    names = [(row["student"] or "").strip() for row in rows]
+    return [name for name in names if name]
 
 
 def read_csv(name: str, path: str | Path) -> tuple[list[str], list[dict[str, str | None]]]:

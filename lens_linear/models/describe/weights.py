@@ -23,7 +23,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import require_bool
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.errors import NonFiniteError, UnsupportedModelError
 from lens_linear.models.describe.verify_weights import (
     Probe,
     probe_model,
@@ -226,9 +226,26 @@ def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Ten
             value = getattr(model, name)
         except (AttributeError, ValueError, NotImplementedError):
             return None  # NotImplementedError: latent attention has no such matrices
-        return None if value is None else value.detach().to("cpu", dtype)
+        if not isinstance(value, Tensor):
+            return None
+        value = value.detach().to("cpu", dtype)
+        if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
+            raise _not_finite(str(model.cfg.model_name), name, value, int(model.cfg.n_layers))
+        return value
 
     return get
+
+
+def _not_finite(model_name: str, name: str, value: Tensor, n_layers: int) -> NonFiniteError:
+    """The error that says where a matrix holds NaN or infinity; stacked ones have a layer axis first."""
+    where = ""
+    if value.ndim >= 2 and len(value) == n_layers and name not in ("W_E", "W_U", "W_pos"):
+        bad = [layer for layer in range(n_layers) if not bool(torch.isfinite(value[layer]).all())]
+        where = f" of layer {bad[0]}"
+    return NonFiniteError(
+        f"{name}{where} of {model_name!r} holds NaN or infinity; check the file it came from, or load the "
+        "model in a wider precision"
+    )
 
 
 def _read_attention(

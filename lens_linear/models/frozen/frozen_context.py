@@ -356,7 +356,14 @@ def _recorded(
             ("k", "v", "rot_k") if has_spot(model, (0, "rot_k")) else ("k", "v")
         )
         edits += [whole((layer, what)) for layer in range(n_layers) for what in wanted]
-    run(model, tokens, record=[(n_layers - 1, "resid_post")], edits=edits, logits=False)
+    run(
+        model,
+        tokens,
+        record=[(n_layers - 1, "resid_post")],
+        edits=edits,
+        logits=False,
+        finite=False,
+    )
     spots: list[Spot] = [(layer, "resid_pre") for layer in range(n_layers)]
     device = tokens.device
     states = torch.stack(
