@@ -190,7 +190,7 @@ def test_bad_arguments_say_what_to_do(trained):
     model, tokens = trained
     with pytest.raises(NotEnoughDataError, match="one context to exchange"):
         trained_heads(model, tokens[:1])
-    with pytest.raises(InvalidArgumentError, match="exchanges must be some of"):
+    with pytest.raises(InvalidArgumentError, match="exchanges must be one of"):
         trained_heads(model, tokens, exchanges=("swap",))
     with pytest.raises(InvalidArgumentError, match="head must be at most 3"):
         trained_heads(model, tokens, heads=[(0, 4)])

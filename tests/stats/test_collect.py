@@ -167,7 +167,7 @@ def test_gathered_rows_are_the_rows_that_were_drawn():
     few = gather_rows(bridge, RowView(base), layer=1, site="block", max_rows=20, seed=1)
     assert len(few.x) == 20
     assert bool((few.x[:, None] == stream[1].flatten(0, 1)[None]).all(-1).any(1).all())
-    with pytest.raises(InvalidArgumentError, match="must be one that layer 0 has"):
+    with pytest.raises(InvalidArgumentError, match="must be one of 'block', 'attn'"):
         gather_rows(toy_model(n_layers=1), RowView(ids(4)), layer=0, site="ffn")
 
 
