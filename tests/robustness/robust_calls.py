@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -254,6 +255,7 @@ def _models() -> None:
     from lens_linear.models.describe import parameter_counts as sizes
     from lens_linear.models.describe import rotary, shape, weights
     from lens_linear.models.frozen import attention_scores as scores
+    from lens_linear.models.frozen import frozen_attention, frozen_context
     from lens_linear.models.open.checksum import weights_sha256
 
     call("load", ll.load, name="no-such-model", free="device dtype device_map")
@@ -274,8 +276,8 @@ def _models() -> None:
     call("run", capture.run, model=GPT, tokens=TOKENS, record=[(0, "resid_post")], edits=())
     call(
         "visit_sites",
-        lambda model, tokens, sites, layers, batch_size: capture.visit_sites(
-            model, tokens, lambda *a: None, sites=sites, layers=layers, batch_size=batch_size
+        lambda model, tokens, sites, layers, batch_size: _visited(
+            model, tokens, sites=sites, layers=layers, batch_size=batch_size
         ),
         model=GPT,
         tokens=TOKENS,
@@ -292,6 +294,12 @@ def _models() -> None:
         layer=1,
         free="dtype",
     )
+    call("freeze_attention", frozen_attention.freeze_attention, model=ATTN, tokens=TOKENS)
+    call(
+        "freeze_context",
+        lambda tokens: frozen_context.freeze_context(GPT(), tokens, torch.full((8,), 9)),
+        tokens=TOKENS,
+    )
     call("read_weights", weights.read_weights, model=ATTN, free="fold dtype")
     call("read_rotary", rotary.read_rotary, model=ATTN, layer=0, n_positions=4, free="dtype")
     call("n_parameters", sizes.n_parameters, model=ATTN)
@@ -300,11 +308,27 @@ def _models() -> None:
     call("model_shape", shape.model_shape, model=ATTN)
 
 
+def _visited(model: Any, tokens: Any, **more: Any) -> list[Any]:
+    from lens_linear.models.capture import visit_sites
+
+    seen: list[Any] = []
+    visit_sites(model, tokens, lambda *at: seen.append([x.clone() for x in at[2:]]), **more)
+    return seen
+
+
 def _stats() -> None:
-    from lens_linear.stats import ngrams, split
+    from lens_linear.stats import ngrams, require_task, score_model, split
 
     counts = Lazy(lambda: ngrams.bigram_counts(TOKENS, 20))
-    call("as_rows", split.as_rows, model=ATTN, tokens=TOKENS, skip=0, min_sequences=1)
+
+    @functools.wraps(split.as_rows)
+    def rows_of(**arguments: Any) -> Any:
+        rows = split.as_rows(**arguments)
+        return [(rows[i : i + 1], rows.take([i]).n_tokens()) for i in range(len(rows))]
+
+    call("as_rows", rows_of, model=ATTN, tokens=TOKENS, skip=0, min_sequences=1)
+    call("require_task", lambda tokens: _read(require_task(ATTN(), tokens)), tokens=TOKENS)
+    call("score_model of text", lambda tokens: score_model(ATTN(), tokens), tokens=TOKENS)
     call("bigram_counts", ngrams.bigram_counts, tokens=TOKENS, n_vocab=20)
     call("BigramCounts.rows", lambda tokens: counts().rows(tokens), tokens=ids(4))
     call(
@@ -312,6 +336,10 @@ def _stats() -> None:
     )
     call("bigram_entropy", ngrams.bigram_entropy, tokens=TOKENS, n_vocab=20)
     call("bigram_kl", ngrams.bigram_kl, log_probs=randn(20, 20).log_softmax(-1), counts=counts)
+
+
+def _read(task: ll.Task) -> tuple[torch.Tensor, ...]:
+    return task.tokens, task.targets
 
 
 def _training() -> None:
@@ -385,6 +413,8 @@ def _linearity() -> None:
         model=GPT,
         linearization=fitted,
     )
+    linear = Lazy(lambda: _linearized(GPT(), fitted()))
+    call("LinearizedModel.__call__", lambda tokens: linear()(tokens), tokens=TOKENS)
     call("load_linearized", saved.load_linearized, folder="absent", model=GPT)
     call("load_tables", ll.studies.load_tables, folder="absent", name="cosine")
     call("save_tables", ll.studies.save_tables, result="none", folder="tables", text="none")
@@ -400,11 +430,19 @@ def _linearity() -> None:
     )
 
 
+def _linearized(model: Any, fitted: Any) -> Any:
+    folder = f"{tempfile.mkdtemp()}/x"
+    return ll.linearity.load_linearized(
+        ll.linearity.save_linearized(folder, model, fitted), model=model
+    )
+
+
 def _entered(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def inside(**arguments: Any) -> Any:
         with function(**arguments) as found:
-            return found
+            # What is in place while the block lasts is seen in the logits.
+            return found, arguments["model"](TOKENS)
 
     return inside
 
@@ -521,6 +559,42 @@ def _more_circuits() -> None:
     call("circuit_map", ll.circuits.circuit_map, head=Lazy(lambda: heads()[0]), k=5, blocks=4)
     call("map_of", ll.circuits.map_of, matrix=Lazy(lambda: heads()[0].ov), name="ov", k=5, blocks=4)
     call("in_context_loss", ll.circuits.in_context_loss, model=ATTN, **probe)
+    call("ablation_scores of text", ll.circuits.ablation_scores, model=ATTN, tokens=TOKENS)
+    call(
+        "cut_path of text",
+        _entered(ll.cut_path),
+        model=ATTN,
+        sender=(0, 1),
+        receiver=(1, 1),
+        via=["k"],
+        tokens=TOKENS,
+    )
+    call(
+        "attention_pattern of rows",
+        ll.circuits.attention_pattern,
+        model=ATTN,
+        tokens=TOKENS[:1],
+        layer=1,
+    )
+    call("PathExpansion.loss", lambda tokens: view().paths(tokens).loss, tokens=TOKENS)
+    call("AttentionOnly.frozen", lambda tokens: view().frozen(tokens), tokens=TOKENS)
+    call(
+        "patch of pairs",
+        lambda clean: ll.patch(ATTN(), clean, _other(clean), what="residual"),
+        clean=TOKENS,
+    )
+    call(
+        "path_patch of pairs",
+        lambda clean: ll.path_patch(ATTN(), clean, _other(clean), receivers="L1H1", via="k"),
+        clean=TOKENS,
+    )
+    call(
+        "skip_trigram_bugs of text",
+        lambda tokens: ll.circuits.skip_trigram_bugs(
+            heads()[1], torch.tensor([[5, 1, 2], [5, 3, 4]]), tokens=tokens
+        ),
+        tokens=TOKENS,
+    )
     call("in_context_loss of text", ll.circuits.in_context_loss, model=ATTN, tokens=TOKENS)
     call(
         "verify_induction",
@@ -536,12 +610,29 @@ def _more_circuits() -> None:
     call("summed_qk", ll.circuits.summed_qk, heads=heads)
 
 
+def _other(clean: Any) -> Any:
+    """Rows of the same lengths with other tokens."""
+    rows = clean if isinstance(clean, ll.Task) else ll.Task(clean)
+    return ll.Task((rows.tokens + 1) % 20, mask=rows.mask)
+
+
 def _reports() -> None:
     from lens_linear.teaching.tutorials import copy_tutorials
 
     call("report", ll.report, model=ATTN, path="no/such/folder/page.html")
+    bare = Lazy(lambda: ll.toy_model(n_layers=0, d_vocab=20, n_ctx=16))
+    call(
+        "report of text",
+        lambda task: _loss_said(ll.report(bare(), f"{tempfile.mkdtemp()}/page.html", task)),
+        task=TOKENS,
+    )
     call("explore", ll.explore, model=ATTN, prompts=["a b"], max_bytes=10**6, seed=0, text=None)
     call("copy_tutorials", copy_tutorials, directory="/proc/self/ns/course")
+
+
+def _loss_said(page: Any) -> float:
+    """The loss that a report names."""
+    return float(re.findall(r"its loss is ([0-9.]+) nats", page.read_text())[0])
 
 
 def _optional_circuits() -> None:
@@ -616,6 +707,16 @@ def _dynamics() -> None:
         more.steer_text,
         model=NATURAL,
         prompts=["Once upon"],
+        directions=natural,
+        schedule=torch.ones(1, dtype=torch.float64),
+        n_tokens=1,
+        scales=(0.0, 1.0),
+    )
+    call(
+        "steer_text of rows",
+        more.steer_text,
+        model=NATURAL,
+        prompts=TOKENS,
         directions=natural,
         schedule=torch.ones(1, dtype=torch.float64),
         n_tokens=1,
@@ -736,6 +837,13 @@ def _constructions() -> None:
         n_patterns=[4],
         draws=1,
     )
+    hand = Lazy(lambda: made.build_induction(vocab=20, n_ctx=16))
+    for name in ("logits", "induction_scores", "induction_pattern"):
+        call(
+            f"InductionConstruction.{name}",
+            lambda tokens, name=name: getattr(hand(), name)(tokens),
+            tokens=TOKENS,
+        )
     call("build_induction", made.build_induction, vocab=8, n_ctx=16)
     call("spectral_root", made.spectral_root, x=X)
 

@@ -8,16 +8,16 @@ unpadded by their mask first. Both paddings therefore give the same answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_bool, require_instance, require_int
+from lens_linear.checks import require_bool, require_int
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
@@ -25,8 +25,11 @@ from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import tokenize_prompts
 from lens_linear.text.concepts import Concept, ConceptSplit
 from lens_linear.text.task import Task
+from lens_linear.token_rows import read_token_rows
 
-PromptsLike = Sequence[str] | Sequence[Tensor] | Tensor | Concept | ConceptSplit | Task
+PromptsLike = (
+    Sequence[str] | Sequence[Tensor] | Tensor | Mapping[str, Any] | Concept | ConceptSplit | Task
+)
 Part = Literal["operating", "evaluation"]
 
 
@@ -83,8 +86,9 @@ def as_prompts(
 
     Args:
         model: a bridge; texts need its tokenizer.
-        prompts: list of str; list of 1-D id tensors; ids [prompt, position] (or one row); a Concept (its
-            texts), a ConceptSplit (those of ``part``), or a Task (its real tokens).
+        prompts: list of str; ids of any kind that :mod:`lens_linear.token_rows` reads, also uneven rows,
+            tokenizer output and a Task (its real tokens); a Concept (its texts), or a ConceptSplit (those of
+            ``part``).
         attention_mask: for a padded tensor, 1 (True) for real tokens, 0 for padding on either side.
         truncate: keep only the last ``n_ctx`` tokens of rows that are longer than the context.
         part: of a :class:`~lens_linear.text.concepts.ConceptSplit`, whose texts are the prompts.
@@ -112,78 +116,26 @@ def as_prompts(
         prompts = getattr(prompts, part)
     if isinstance(prompts, Concept):
         prompts = list(prompts.texts)
-    if isinstance(prompts, Task):
-        prompts = [row[real] for row, real in zip(prompts.tokens, prompts.mask, strict=True)]
     if isinstance(prompts, str):
         prompts = [prompts]
-    if attention_mask is not None and not isinstance(prompts, Tensor):
-        raise InvalidArgumentError(
-            "attention_mask belongs to a padded tensor of ids, but prompts is a "
-            f"{type(prompts).__name__}; leave the mask out"
-        )
-    if isinstance(prompts, Tensor):
-        rows = _unpadded(prompts, attention_mask)
-    elif not isinstance(prompts, Sequence):
-        raise InvalidArgumentError(
-            f"prompts must be texts, rows of ids or a tensor, got {type(prompts).__name__}; "
-            "pass a list"
-        )
-    elif not len(prompts):
-        raise NotEnoughDataError("prompts is empty; pass at least one prompt")
-    elif all(isinstance(prompt, str) for prompt in prompts):
+    if attention_mask is None and _are_texts(prompts):
         rows = tokenize_prompts(model, [str(prompt) for prompt in prompts], truncate=truncate)
     else:
-        rows = [_one_row(index, prompt) for index, prompt in enumerate(prompts)]
+        if isinstance(prompts, list | tuple):  # a row may come as [1, position]
+            prompts = [
+                p[0] if isinstance(p, Tensor) and p.ndim == 2 and len(p) == 1 else p
+                for p in prompts
+            ]
+        read = read_token_rows("prompts", prompts, mask=attention_mask)
+        real = torch.ones_like(read.tokens, dtype=torch.bool) if read.mask is None else read.mask
+        rows = [row[keep] for row, keep in zip(read.tokens.cpu(), real.cpu(), strict=True)]
     return _padded(model, rows, truncate)
 
 
-def _one_row(index: int, prompt: Any) -> Int[Tensor, " position"]:
-    row = prompt if isinstance(prompt, Tensor) else _ids(index, prompt)
-    if row.ndim == 2 and len(row) == 1:
-        row = row[0]
-    if row.ndim != 1:
-        raise InvalidArgumentError(
-            f"prompts[{index}] must be one row of ids, got shape {tuple(row.shape)}; "
-            "pass 1-D tensors, or one padded tensor with attention_mask"
-        )
-    return row
-
-
-def _ids(index: int, prompt: Any) -> Tensor:
-    try:
-        return torch.as_tensor(prompt)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(
-            f"prompts[{index}] must be a text or a row of ids, got {type(prompt).__name__}; "
-            "do not mix texts and ids"
-        ) from error
-
-
-def _unpadded(tokens: Tensor, mask: Tensor | None) -> list[Int[Tensor, " position"]]:
-    tokens = tokens[None] if tokens.ndim == 1 else tokens
-    if tokens.ndim != 2 or not tokens.numel():
-        raise InvalidArgumentError(
-            f"prompts must have shape [prompt, position], got {tuple(tokens.shape)}; reshape it"
-        )
-    if mask is None:
-        return list(tokens)
-    require_instance("attention_mask", mask, Tensor, advice="pass one 0 or 1 for each token")
-    mask = mask[None] if mask.ndim == 1 else mask
-    if mask.shape != tokens.shape:
-        raise InvalidArgumentError(
-            f"attention_mask must have the shape of prompts {tuple(tokens.shape)}, got "
-            f"{tuple(mask.shape)}; pass one 0 or 1 for each token"
-        )
-    real: Bool[Tensor, "prompt position"] = mask.to(tokens.device) != 0
-    # A run of real tokens starts where the mask steps up: more than one start is a hole.
-    starts = real[:, :1].long().sum(1) + (real[:, 1:] & ~real[:, :-1]).sum(1)
-    if bool((starts != 1).any()):
-        bad = int((starts != 1).nonzero()[0])
-        raise InvalidArgumentError(
-            f"attention_mask must mark one unbroken run of real tokens in each row, but row {bad} has "
-            f"{int(starts[bad])}; pad on the left or on the right only"
-        )
-    return [row[keep] for row, keep in zip(tokens, real, strict=True)]
+def _are_texts(prompts: Any) -> bool:
+    return (
+        isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(p, str) for p in prompts)
+    )
 
 
 def _padded(model: TransformerBridge, rows: list[Tensor], truncate: bool) -> Prompts:
