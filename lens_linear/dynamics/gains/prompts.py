@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -132,7 +132,7 @@ def as_prompts(
     return _padded(model, rows, truncate)
 
 
-def _are_texts(prompts: Any) -> bool:
+def _are_texts(prompts: Any) -> TypeGuard[Sequence[str]]:
     return (
         isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(p, str) for p in prompts)
     )
