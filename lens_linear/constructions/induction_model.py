@@ -96,7 +96,7 @@ class InductionConstruction:
         return self.strength * self.induction_pattern(tokens) @ onehot
 
     def _tokens(self, tokens: Tensor) -> Int[Tensor, "batch position"]:
-        return require_tokens("tokens", tokens, n_vocab=self.vocab, n_ctx=self.n_ctx)
+        return require_tokens("tokens", tokens, n_vocab=self.vocab, n_ctx=self.n_ctx).cpu()
 
 
 def build_induction(

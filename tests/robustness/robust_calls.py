@@ -294,7 +294,13 @@ def _models() -> None:
         layer=1,
         free="dtype",
     )
-    call("freeze_attention", frozen_attention.freeze_attention, model=ATTN, tokens=TOKENS)
+    call(
+        "freeze_attention",
+        frozen_attention.freeze_attention,
+        model=ATTN,
+        tokens=TOKENS,
+        free="dtype",
+    )
     call(
         "freeze_context",
         lambda tokens: frozen_context.freeze_context(GPT(), tokens, torch.full((8,), 9)),
@@ -437,12 +443,16 @@ def _linearized(model: Any, fitted: Any) -> Any:
     )
 
 
+def _method(made: Lazy, name: str) -> Callable[..., Any]:
+    return lambda tokens: getattr(made(), name)(tokens)
+
+
 def _entered(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def inside(**arguments: Any) -> Any:
         with function(**arguments) as found:
             # What is in place while the block lasts is seen in the logits.
-            return found, arguments["model"](TOKENS)
+            return found, ll.models.run(arguments["model"], TOKENS).logits
 
     return inside
 
@@ -841,7 +851,7 @@ def _constructions() -> None:
     for name in ("logits", "induction_scores", "induction_pattern"):
         call(
             f"InductionConstruction.{name}",
-            lambda tokens, name=name: getattr(hand(), name)(tokens),
+            _method(hand, name),
             tokens=TOKENS,
         )
     call("build_induction", made.build_induction, vocab=8, n_ctx=16)
