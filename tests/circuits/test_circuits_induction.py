@@ -7,7 +7,12 @@ import torch
 from circuit_zoo import HF_KINDS, hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits.induction.repeated_rows import AttentionStats, draw_repeated, measure
+from lens_linear.circuits.induction.repeated_rows import (
+    AttentionStats,
+    RepeatedRows,
+    draw_repeated,
+    measure,
+)
 from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.circuits.induction.verdicts import Thresholds
 from lens_linear.constructions.induction_model import build_induction
@@ -338,3 +343,48 @@ def test_infinite_patterns_are_refused_with_their_layer():
         model.original_model.layers[1].attn.q.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="layer 1"):
         ll.induction_scores(model, rows_per_period=1)
+
+
+def test_standard_errors_are_those_of_rows_taken_one_by_one():
+    """Attention is read with numpy at each relation, row by row; means and spreads are numpy's."""
+    model = native(n_layers=2)
+    periods = [0] * 6 + [4] * 5 + [6] * 5
+    g = torch.Generator().manual_seed(3)
+    tokens = torch.stack(
+        [torch.randperm(30, generator=g)[: p or 16].repeat(16)[:16] for p in periods]
+    )
+    rows = RepeatedRows(tokens, torch.tensor(periods), 0)
+    found = measure(model, rows)
+    _, cache = model.run_with_cache(tokens)
+    pattern = np.stack([cache["pattern", i].double().numpy() for i in range(2)], 1)
+
+    def at(row, offset, queries):
+        return np.stack([pattern[row, :, :, q, q - offset] for q in queries]).mean(0)
+
+    def variance(values):
+        return np.var(values, axis=0, ddof=1) / len(values)
+
+    kinds = np.array(periods)
+    for which, back in enumerate((1, 0)):
+        total = 0
+        for p in (4, 6):
+            offset = p - back
+            own = [at(r, offset, range(p, 2 * p)) for r in np.flatnonzero(kinds == p)]
+            free = [
+                r
+                for r, k in enumerate(kinds)
+                if k != p and (k == 0 or (offset % k and (offset + 1) % k))
+            ]
+            total = total + variance(own) + variance([at(r, offset, range(p, 2 * p)) for r in free])
+        np.testing.assert_allclose(found.excess_se[which], np.sqrt(total) / 2, rtol=1e-6)
+    alone = np.flatnonzero(kinds == 0)
+    peak = [
+        at(r, 1, range(1, 16)) - (at(r, 0, range(16)) + at(r, 2, range(2, 16))) / 2 for r in alone
+    ]
+    np.testing.assert_allclose(found.excess_se[2], np.sqrt(variance(peak)), rtol=1e-6)
+    for offset in (2, 5):
+        band = [
+            at(r, offset, range(offset + 1, min(16, offset + 1 + max(offset + 1, 8))))
+            for r in alone
+        ]
+        np.testing.assert_allclose(found.by_offset_se[offset], np.sqrt(variance(band)), rtol=1e-6)
