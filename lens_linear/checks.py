@@ -103,7 +103,10 @@ def require_list(name: str, value: Any, *, of: str) -> list[Any]:
 
 def require_iterable(name: str, value: Any, *, of: str) -> Iterable[Any]:
     """Accept anything that can be gone through once, generators too, but not one word or a mapping."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    no_axis = (
+        getattr(value, "ndim", 1) == 0
+    )  # a tensor or an array of one number says that it is iterable
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable) or no_axis:
         raise InvalidArgumentError(
             f"{name} must be a list of {of}, got {shown(value)} ({type(value).__name__}); "
             f"{'wrap it in []' if isinstance(value, (str, bytes)) else 'pass a list of them'}"

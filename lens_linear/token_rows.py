@@ -304,7 +304,7 @@ def _numbers(name: str, items: Sequence[Any]) -> Tensor:
 
     try:
         return torch.tensor(list(items))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except Exception as error:  # whatever the items raise when they are asked for a number
         odd = next((i for i in items if not isinstance(i, (int, np.integer))), items[0])
         raise InvalidArgumentError(
             f"{name} must be token ids, e.g. a tensor of token ids [sequence, position] or a list of rows, "

@@ -19,7 +19,7 @@ def token_blocks(
     tokens: Int[Tensor, "sequence position"], n_vocab: int, *, min_length: int
 ) -> Iterator[Int[Tensor, "sequence position"]]:
     """Checked rows of about a million tokens; ``tokens`` may be a stream that reads on slicing."""
-    is_stream = hasattr(tokens, "shape") and hasattr(tokens, "__getitem__")
+    is_stream = all(hasattr(tokens, part) for part in ("shape", "__getitem__", "__len__"))
     if not is_stream or len(tokens.shape) != 2 or len(tokens) == 0:
         tokens = require_tokens("tokens", tokens, n_vocab=n_vocab)
     rows = max(1, CHUNK_TOKENS // max(1, tokens.shape[1]))

@@ -16,6 +16,7 @@ import advice_numbers
 import advice_text
 import numpy as np
 import pytest
+import torch
 from robust_counts import count
 
 import lens_linear
@@ -81,6 +82,6 @@ def test_what_the_message_says_succeeds(wrong, advice, followed, tmp_path, monke
 
 
 def test_a_list_is_asked_for_where_one_is_meant():
-    for given in (3, np.float64(2.0)):
+    for given in (3, np.float64(2.0), torch.tensor(2), np.array(1)):
         with pytest.raises(LensLinearError, match="pass a list of them"):
             text.token_labels(given)

@@ -245,3 +245,26 @@ def test_what_is_accepted_gives_the_same_numbers(what):
         got = function(**{"model": GPT(), "tokens": TOKENS, **changed})
         apart = (got.to_dataframe().select_dtypes("number") - want).abs().max().max()
         assert apart < 1e-6, (function.__name__, what)
+
+
+class Unreadable:
+    """Says that it has rows, and raises what nobody expects when it is read."""
+
+    ndim, shape = 2, (3, 4)
+
+    def __getitem__(self, index):
+        raise KeyError(index)
+
+    def __float__(self):
+        raise KeyError("a number")
+
+
+def test_things_that_only_look_like_tokens_are_refused():
+    directions = ll.dynamics.random_directions(ATTN())
+    for call in (
+        lambda: ll.stats.bigram_counts(Unreadable(), 20),
+        lambda: ll.gain_profile(ATTN(), [[torch.tensor([]), Unreadable()]], directions),
+        lambda: ll.circuits.in_context_loss(ATTN(), [[Unreadable(), 3]]),
+    ):
+        with pytest.raises(InvalidArgumentError, match="token ids|a row of ids"):
+            call()
