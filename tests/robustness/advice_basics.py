@@ -333,12 +333,12 @@ ROWS = [
     ),
     (
         lambda: ll.gain_profile(toy(), [IDS[:2]], directions()),
-        "pass 1-D tensors",
+        "join them with torch.cat, or flatten each",
         lambda: ll.gain_profile(toy(), [IDS[0], IDS[1, :4]], directions()),
     ),
     (
         lambda: ll.gain_profile(toy(), [], directions()),
-        "pass at least one prompt",
+        "pass at least one row of token ids",
         lambda: ll.gain_profile(toy(), IDS[:1], directions()),
     ),
     (
@@ -347,9 +347,9 @@ ROWS = [
         lambda: ll.gain_profile(toy(), [torch.zeros(50).long()], directions(), truncate=True),
     ),
     (
+        lambda: ll.gain_profile(toy(), [IDS[0]], directions(), attention_mask=torch.ones(1, 3)),
+        "pass one 0 or 1 for each token",
         lambda: ll.gain_profile(toy(), [IDS[0]], directions(), attention_mask=torch.ones(1, 16)),
-        "leave the mask out",
-        lambda: ll.gain_profile(toy(), [IDS[0]], directions()),
     ),
     (
         lambda: ll.min_energy(gains(), torch.ones(3)),

@@ -67,16 +67,20 @@ def memory(keys, queries=None, **options):
 
 ROWS = [
     # prompts
-    (lambda: profile(3), "pass a list", lambda: profile(list(PROMPTS))),
+    (
+        lambda: profile(3),
+        r"use torch.tensor\(ids\) or lens_linear.tokenize\(model, text\)",
+        lambda: profile(list(PROMPTS)),
+    ),
     (
         lambda: profile([PROMPTS[0], "text"]),
-        "do not mix texts and ids|has no tokenizer",
+        r"use torch.tensor\(ids\) or lens_linear.tokenize\(model, text\)",
         lambda: (
             profile([PROMPTS[0], PROMPTS[1]]),
             ll.gain_profile(known(), ["a text", "text"], own()),
         ),
     ),
-    (lambda: profile([PROMPTS[0], 3]), "pass 1-D tensors", lambda: profile([PROMPTS[0]])),
+    (lambda: profile([PROMPTS[0], 3]), "or a list of rows", lambda: profile([PROMPTS[0]])),
     (lambda: profile(PROMPTS[None]), "reshape it", lambda: profile(PROMPTS[None].reshape(4, 16))),
     (
         lambda: profile(attention_mask=MASK[:2]),
@@ -85,7 +89,7 @@ ROWS = [
     ),
     (
         lambda: profile(attention_mask=torch.tensor([[1, 0] * 8] * 4)),
-        "pad on the left or on the right only",
+        "pad on one side",
         lambda: (
             profile(attention_mask=torch.tensor([[0] * 8 + [1] * 8] * 4)),
             profile(attention_mask=torch.tensor([[1] * 8 + [0] * 8] * 4)),
@@ -93,7 +97,7 @@ ROWS = [
     ),
     (
         lambda: profile([PROMPTS[0], PROMPTS[1, :0]]),
-        "leave it out",
+        "leave empty rows out",
         lambda: profile([PROMPTS[0]]),
     ),
     # directions and gains

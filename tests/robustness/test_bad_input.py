@@ -266,5 +266,5 @@ def test_things_that_only_look_like_tokens_are_refused():
         lambda: ll.gain_profile(ATTN(), [[torch.tensor([]), Unreadable()]], directions),
         lambda: ll.circuits.in_context_loss(ATTN(), [[Unreadable(), 3]]),
     ):
-        with pytest.raises(InvalidArgumentError, match="token ids|a row of ids"):
+        with pytest.raises(InvalidArgumentError, match=r"token ids|a row of ids"):
             call()
