@@ -1,7 +1,7 @@
 """Build the site offline: ``python -m sphinx -W -b html docs OUT``.
 
-Pages that are made from something else (lessons from the notebooks, the API from the stubs, the gallery from the code of
-every figure) are written into ``docs/made`` before Sphinx reads its sources; that folder is not committed.
+Pages that are made from something else (lessons from the notebooks, the API from the stubs) are written into ``docs/made``
+before Sphinx reads its sources; that folder is not committed. The gallery is run as it is read.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "first_use",
+    "gallery",
 ]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}

@@ -26,7 +26,7 @@ class View:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        """Columns that matter, which the notebook view shows; all of them when empty."""
+        """Columns that matter, which the view shows, all when empty; without labels "x_label" means "x"."""
         return ()
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -48,7 +48,7 @@ class View:
 
     def _repr_html_(self) -> str:
         frame = self.to_dataframe()
-        wanted = [name for name in self._columns if name in frame.columns]
+        wanted = main_columns(self, frame)
         hidden = len(frame.columns) - len(wanted) if wanted else 0
         table = rounded(frame[wanted] if wanted else frame)
         notes = []
@@ -100,6 +100,14 @@ class Result(View):
 
     # Without this, Python would iterate by asking for column 0, 1, 2 …
     __iter__ = None
+
+
+def main_columns(result: View, frame: pd.DataFrame) -> list[str]:
+    """The columns that matter of those that the table has; ids stand in for labels that are not there."""
+    names = (
+        name if name in frame.columns else name.removesuffix("_label") for name in result._columns
+    )
+    return [name for name in names if name in frame.columns]
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:

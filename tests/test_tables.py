@@ -64,6 +64,14 @@ def test_the_view_is_a_sentence_and_the_columns_that_matter():
     assert "1.235" in view and "1.23456" not in view
 
 
+def test_ids_stand_in_for_labels_that_are_not_there():
+    class Unlabelled(Example):
+        _columns = ("x_label", "y", "gone")
+
+    view = Unlabelled(2)._repr_html_()
+    assert "<th>x</th>" in view and "<th>y</th>" in view and "<th>t</th>" not in view
+
+
 def test_rounding_keeps_four_digits_and_everything_else():
     frame = rounded(
         pd.DataFrame({"a": [123456.7, 1.2345678e-9], "b": [10**9, 3], "c": ["x", None]})

@@ -1,4 +1,4 @@
-"""Pages of the site that are made: lessons from notebooks, the API from stubs, the gallery from its code."""
+"""Pages of the site that are made: lessons from notebooks, the API from stubs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Tabular(Protocol):
 
 
 def figure(build: Callable[P, R]) -> Callable[P, R]:
-    """Guard a figure function: arguments as annotated, and a text alternative on what it returns."""
+    """Guard a figure function: arguments as annotated, words and the function's name on the figure."""
     signature = inspect.signature(build)
 
     @functools.cache
@@ -73,7 +73,7 @@ def figure(build: Callable[P, R]) -> Callable[P, R]:
             _require(name, value, hints()[name], build)
         made = build(*args, **kwargs)
         if isinstance(made, go.Figure):
-            made.update_layout(meta={"alt": describe(made)})
+            made.update_layout(meta={"alt": describe(made), "figure": build.__name__})
         return made
 
     return guarded

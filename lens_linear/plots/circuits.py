@@ -7,7 +7,7 @@ Tokens and maps over them: :mod:`~lens_linear.plots.tokens`; paths and attributi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ from lens_linear.plots.style import (
     styled,
 )
 
+_NAMED_EDGES = 10  # edges of a large graph whose heads are named; the hover names every one
 _DETAIL = 24  # heads on a side that are drawn pair by pair; more are drawn layer by layer
 # The column whose size a verdict speaks of, its short name, and its colour.
 _VERDICTS = {
@@ -366,8 +367,7 @@ def circuit_graph(
             hoverinfo="text",
         )  # fmt: skip
         named.add(name)
-    touched = {at for _, w, i, r, j in edges for at in ((w, i), (r, j))}
-    _nodes(fig, n_layers, n_heads, heads, touched)
+    _nodes(fig, n_layers, n_heads, heads, [((w, i), (r, j)) for _, w, i, r, j in edges])
     step = max(1, -(-n_layers // 16))
     fig.update_yaxes(
         tickvals=list(range(0, n_layers, step)), range=[-0.6, n_layers - 0.4], showgrid=False,
@@ -389,10 +389,12 @@ def _nodes(
     n_layers: int,
     n_heads: int,
     heads: InductionScores | None,
-    touched: set[tuple[int, int]],
+    edges: Sequence[tuple[tuple[int, int], tuple[int, int]]],
 ) -> None:
-    """All heads of a small model with their names; of a large one dots, and names where something is."""
+    """All heads of a small model with their names; of a large one dots, and names at the strongest edges."""
     small = n_layers * n_heads <= 40
+    touched = {at for edge in edges for at in edge}
+    told_names = {at for edge in edges[:_NAMED_EDGES] for at in edge}
     every = [(i, j) for i in range(n_layers) for j in range(n_heads)]
     table = None if heads is None else heads.verdicts
     verdicts = {at: "head" if table is None else table[at[0]][at[1]] for at in every}
@@ -407,7 +409,7 @@ def _nodes(
         fig.add_scatter(
             x=[j for _, j in mine], y=[i for i, _ in mine], mode="markers+text",
             marker={"color": "white" if small else ink, **(big if small else dots)},
-            text=[f"L{i}H{j}" if t else "" for (i, j), t in zip(mine, told, strict=True)],
+            text=[f"L{i}H{j}" if small or (i, j) in told_names else "" for i, j in mine],
             textposition="middle center" if small else "top center", textfont={"size": 10},
             hovertext=[f"L{i}H{j}: {name}" for i, j in mine], hoverinfo="text",
             name="no verdict" if name == "none" else name, showlegend=name != "head",

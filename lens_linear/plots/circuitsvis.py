@@ -213,6 +213,6 @@ class NotebookView:
 
     def _repr_html_(self) -> str:
         return (
-            f'<iframe style="width:100%;border:0" height="{self.height}" '
-            f'srcdoc="{html.escape(self.page(), quote=True)}"></iframe>'
+            '<iframe title="Attention, head by head" style="width:100%;border:0;background:white" '
+            f'height="{self.height}" srcdoc="{html.escape(self.page(), quote=True)}"></iframe>'
         )

@@ -142,7 +142,14 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
                 marker_color=colour(list(names).index(name) + 4),
             )  # fmt: skip
     fig.update_xaxes(title_text="share explained by linear attention", row=1, col=1)
-    fig.update_yaxes(title_text="share explained by the best key alone", row=1, col=1)
+    low, high = float(frame["retrieval_r2"].min()), float(frame["retrieval_r2"].max())
+    room = 0.15 * max(high - low, 0.05)  # names stand above and below their marks
+    fig.update_yaxes(
+        title_text="share explained by<br>the best key alone",
+        range=[low - room, high + room],
+        row=1,
+        col=1,
+    )
     says = [f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens"]
     says += ["open: they read the first position"] if sink.any() else []
     says += ["below: slow and fast memories exchanged"] if ran else []

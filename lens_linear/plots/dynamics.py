@@ -40,9 +40,9 @@ _READINGS: Mapping[str, str] = {
     "state": "gains read off each prompt's state",
 }
 _SCORES: Mapping[str, str] = {
-    "spearman": "Spearman over layers, mean of prompts",
+    "spearman": "Spearman over layers,<br>mean of prompts",
     "mean_spearman": "Spearman of the mean profiles",
-    "pearson": "Pearson over layers, mean of prompts",
+    "pearson": "Pearson over layers,<br>mean of prompts",
     "relative_error": "relative error",
 }
 _BASES = ("krylov", "balanced", "pca", "random", "krylov-stationary")

@@ -72,7 +72,12 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
     left = len(numbers) - len(shown)
     more = f"; {left} more columns in the table" if left else ""
     return styled(
-        fig, title=title, subtitle=subtitle + more, legend="none", height=130 + each * rows
+        fig,
+        title=title,
+        subtitle=subtitle + more,
+        legend="none",
+        height=160 + each * rows,
+        panels=True,
     )
 
 
@@ -87,6 +92,7 @@ def _numbers(frame: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
         and name not in ("layer", "head", "index")
         and frame[name].notna().any()
     ]
+    names = [name for name in names if frame[name].nunique() > 1] or names
     first = [name for name in wanted if name in names]
     return [*first, *(name for name in names if name not in first)]
 

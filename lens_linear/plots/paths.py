@@ -325,7 +325,17 @@ def _effects(
         hover="%{x:+.4f}",
     )
     if se is not None:
-        fig.data[0].error_x = {"array": se.to_numpy()[order[:k]], "thickness": 1, "width": 3}
+        spread = [float(e) for e in se.fillna(0.0).to_numpy()[order[:k]]]
+        fig.data[0].error_x = {"array": spread, "thickness": 1, "width": 3}
+        fig.data[0].text = None  # numbers stand beyond the ends of the error bars
+        ends = [v + (e if v >= 0 else -e) for v, e in zip(shown, [*spread, 0.0], strict=False)]
+        fig.add_scatter(
+            x=ends, y=list(range(len(ends))), text=[f"{v:+.2f}" for v in shown], mode="text",
+            textposition=["middle right" if v >= 0 else "middle left" for v in shown],
+            hoverinfo="skip", showlegend=False, cliponaxis=False,
+        )  # fmt: skip
+        reach = [*fig.layout.xaxis.range, *(1.25 * end for end in ends)]
+        fig.update_xaxes(range=[min(reach), max(reach)])
     return fig
 
 

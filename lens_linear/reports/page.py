@@ -128,14 +128,14 @@ def render_page(
         explorer: the link to the explorer beside the page, shown under the lead.
         go_on: sentences on what to do next, each with the code for it (or "").
     """
-    figures: dict[str, Any] = {}
+    traces: set[str] = set()
     scripts: list[str] = []
     shown = [
         {
             "title": section.title,
             "paragraphs": [part for part in section.prose.split("\n\n") if part],
             "blocks": [
-                _block(f"s{number}b{index}", block, figures, scripts)
+                _block(f"s{number}b{index}", block, traces, scripts) | {"caption": block.caption}
                 for index, block in enumerate(section.blocks)
             ],
         }
@@ -151,43 +151,45 @@ def render_page(
         explorer=explorer,
         settings=json.dumps(settings, indent=1),
         settings_json=Markup(safe_json(settings)),
-        bundles=Markup(_plotly(figures) + (bundle_script() if scripts else "")),
-        figures=Markup(safe_json(figures)),
+        bundles=Markup(_plotly(traces) + (bundle_script() if scripts else "")),
+        drawing=Markup(f"<script>{_file('figures.js')}</script>" if traces else ""),
         scripts=Markup("".join(scripts)),
     )
 
 
 @functools.cache
 def _template() -> jinja2.Template:
-    source = (resources.files("lens_linear.reports") / "page.html.jinja").read_text("utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
+    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
+        _file("page.html.jinja")
+    )
 
 
-def _plotly(figures: dict[str, Any]) -> str:
-    """The smallest bundle that draws the figures, as one script; nothing without figures."""
-    if not figures:
+def _file(name: str) -> str:
+    return (resources.files("lens_linear.reports") / name).read_text("utf-8")
+
+
+def _plotly(traces: set[str]) -> str:
+    """The smallest bundle that draws traces of these kinds, as one script; nothing without any."""
+    if not traces:
         return ""
-    traces = {trace.get("type", "scatter") for one in figures.values() for trace in one["data"]}
-    if traces <= _SMALL_TRACES:
-        source = (resources.files("lens_linear.reports") / _SMALL_BUNDLE).read_text("utf-8")
-    else:
-        source = get_plotlyjs()
+    source = _file(_SMALL_BUNDLE) if traces <= _SMALL_TRACES else get_plotlyjs()
     return "<script>" + source.replace("</script", "<\\/script") + "</script>"
 
 
-def _block(
-    name: str, block: Block, figures: dict[str, Any], scripts: list[str]
-) -> dict[str, object]:
-    """What the template needs of a block; its data and scripts go to the end of the page."""
+def _block(name: str, block: Block, traces: set[str], scripts: list[str]) -> dict[str, object]:
+    """What the template needs of a block; notes the kinds of its traces, and scripts for the page's end."""
     if isinstance(block, Figure):
-        figures[name] = json.loads(str(block.figure.to_json()))
-        return {"name": name, "caption": block.caption}
+        traces |= {trace.type for trace in block.figure.data}
+        data = Markup(safe_json(json.loads(str(block.figure.to_json()))))
+        meta, height = block.figure.layout.meta, block.figure.layout.height
+        alt = meta["alt"] if meta else block.caption
+        return {"name": name, "figure": data, "alt": alt, "height": height or 450}
     if isinstance(block, Table):
-        return {"table": _table(block), "caption": block.caption}
+        return {"table": _table(block)}
     view = attention_view(block.pattern, block.tokens, element_id=name, head_names=block.head_names)
     element, script = view.split("\n", 1)
     scripts.append(script)
-    return {"attention": Markup(element), "caption": block.caption}
+    return {"attention": Markup(element)}
 
 
 def _table(table: Table) -> dict[str, object]:

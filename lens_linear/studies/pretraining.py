@@ -101,6 +101,16 @@ class StudyResult(Result):
     """
 
     _figure = "study_measures"
+    _columns = (
+        "variant",
+        "seed",
+        "step",
+        "layer",
+        "loss",
+        "block_r2",
+        "block_r2_no_residual",
+        "ffn_r2",
+    )
 
     study: Study
     rows: tuple[Mapping[str, Any], ...]

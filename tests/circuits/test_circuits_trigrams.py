@@ -132,6 +132,9 @@ def test_bugs_are_the_crossings_and_cannot_be_avoided_by_one_head():
         frame["effect"], attention * 4 * (1 - 2 / 8) * (1 - 1 / 8), rtol=1e-5
     )
     assert frame["count"].tolist() == [0, 0]  # never in the corpus
+    strongest = skip_trigrams(head, k=40)  # a result stands where its table does
+    again = skip_trigram_bugs(head, strongest.to_dataframe())
+    assert skip_trigram_bugs(head, strongest).crossed.tolist() == again.crossed.tolist()
     assert frame["wanted_out"].tolist() == [3, 4]
     with pytest.raises(InvalidArgumentError, match="no two share a source"):
         skip_trigram_bugs(head, torch.tensor([[0, 1, 3], [1, 2, 4]]))

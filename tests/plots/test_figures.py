@@ -19,6 +19,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
 from lens_linear.plots._kinds import Tabular, describe
 from lens_linear.plots.pretraining import StudyLike
+from lens_linear.tables import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
 import robust_figures
@@ -91,6 +92,18 @@ def test_every_other_figure_is_legible_too(name):
         assert len(figure.layout.meta["alt"]) > 40 and "<" not in figure.layout.title.text.replace(
             "<br>", ""
         )
+
+
+@pytest.mark.parametrize("name", sorted(robust_figures.FIGURES))
+def test_the_notebook_view_has_a_sentence_with_numbers_and_few_columns(name):
+    made = robust_figures.FIGURES[name]()
+    made = made if type(made) is tuple else (made,)
+    made = [each for one in made for each in (one.values() if isinstance(one, dict) else [one])]
+    for result in made:
+        if isinstance(result, Result):
+            heads = re.findall(r"<th>[^<]", result._repr_html_().split("</thead>")[0])
+            assert 0 < len(heads) <= 10, type(result)
+            assert re.search(r"\d", repr(result)) and "\n" not in repr(result)
 
 
 @pytest.mark.parametrize("name", [n for n in plots.__all__ if n != "style"])

@@ -41,6 +41,7 @@ class CircuitSVD(Result):
     """
 
     _figure = "svd_directions"
+    _columns = ("direction", "singular_value", "side", "rank", "token", "label", "loading")
 
     name: str
     U: Float[Tensor, "row k"]

@@ -86,6 +86,16 @@ class InductionMechanism(Result):
     """
 
     _figure = "mechanism_table"
+    _columns = (
+        "step",
+        "heads",
+        "expected",
+        "gain_before",
+        "gain_after",
+        "removed",
+        "control_removed",
+        "control_worst",
+    )
 
     before: Outcome
     steps: tuple[MechanismStep, ...] = field(repr=False)

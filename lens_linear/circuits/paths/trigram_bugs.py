@@ -43,6 +43,16 @@ class SkipTrigramBugs(Result):
     """
 
     _figure = "skip_trigram_bugs"
+    _columns = (
+        "source_label",
+        "destination_label",
+        "out_label",
+        "effect",
+        "wanted_effect",
+        "wanted_out_label",
+        "count",
+        "lift",
+    )
 
     heads: tuple[str, ...]
     crossed: Int[Tensor, "n 3"]

@@ -70,6 +70,16 @@ class AttentionDial(Result):
     """
 
     _figure = "attention_dial"
+    _columns = (
+        "dial",
+        "setting",
+        "seed",
+        "gain",
+        "ols_error",
+        "kernel_error",
+        "best_share",
+        "capacity",
+    )
 
     values: Float[Tensor, "measure setting seed"]
     dial: tuple[str, ...]  # "order" or "temperature" of each setting

@@ -60,6 +60,16 @@ class TrainedHeads(Result):
     """One row a head: where it reads between regression and retrieval, and what its memories carry."""
 
     _figure = "trained_heads"
+    _columns = (
+        "layer",
+        "head",
+        "effective_keys",
+        "best_share",
+        "regression_r2",
+        "retrieval_r2",
+        "kind",
+        "loss_linear",
+    )
 
     frame: pd.DataFrame
     model: str

@@ -57,6 +57,16 @@ class ScheduleComparison(Result):
     """
 
     _figure = "schedule_energies"
+    _columns = (
+        "schedule",
+        "energy_median",
+        "ratio_median",
+        "ratio_q25",
+        "ratio_q75",
+        "min_energy_wins",
+        "reached",
+        "n_prompts",
+    )
 
     names: tuple[str, ...]
     shapes: Float[Tensor, "schedule prompt layer"]

@@ -73,6 +73,7 @@ class LensReading(Result):
     """
 
     _figure = "lens_grid"
+    _columns = ("layer", "position", "token", "top", "probability", "top_2", "probability_2")
 
     table: pd.DataFrame
     model_name: str

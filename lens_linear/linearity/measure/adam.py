@@ -52,6 +52,7 @@ class AdamBaseline(Result):
     """
 
     _figure = "adam_convergence"
+    _columns = ("step", "r2", "r2_standardized", "closed_form", "shortfall", "null_r2", "n_tokens")
 
     steps: tuple[int, ...]
     r2: Float[Tensor, " step"]

@@ -63,6 +63,16 @@ class BilinearProbe(Result):
     """
 
     _figure = "bilinear_gain"
+    _columns = (
+        "rank",
+        "r2",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "share_of_residual",
+        "null_r2",
+        "n_tokens",
+    )
 
     ranks: tuple[int, ...]
     r2: Float[Tensor, " rank"]

@@ -35,6 +35,16 @@ class ProfileComparison(Result):
     """
 
     _figure = "profile_comparison"
+    _columns = (
+        "name",
+        "layer",
+        "depth",
+        "block_r2",
+        "block_r2_no_residual",
+        "ffn_r2",
+        "attn_r2",
+        "update_ratio",
+    )
 
     profiles: Mapping[str, LinearityProfile]
 
@@ -158,6 +168,15 @@ class ProfileDifference(Result):
     """
 
     _figure = "profile_difference"
+    _columns = (
+        "block_r2",
+        "block_r2_low",
+        "block_r2_high",
+        "ffn_r2",
+        "ffn_r2_low",
+        "ffn_r2_high",
+        "attn_r2",
+    )
 
     first: str
     second: str

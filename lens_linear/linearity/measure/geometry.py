@@ -48,6 +48,15 @@ class LayerGeometry(Result):
     """
 
     _figure = "layer_geometry"
+    _columns = (
+        "intrinsic_dimension",
+        "anisotropy",
+        "effective_rank",
+        "norm",
+        "reference_dimension",
+        "first_share",
+        "n_rows",
+    )
 
     intrinsic_dimension: Float[Tensor, " boundary"]
     reference_dimension: Float[Tensor, " boundary"]

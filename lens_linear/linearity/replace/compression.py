@@ -48,6 +48,16 @@ class CompressionTable(Result):
     """
 
     _figure = "ffn_compression"
+    _columns = (
+        "layer",
+        "rank",
+        "ffn_r2",
+        "null_r2",
+        "times_fewer",
+        "share_saved",
+        "loss_increase",
+        "loss_increase_se",
+    )
 
     rows: tuple[dict[str, Any], ...]
     base_loss: float

@@ -76,6 +76,16 @@ class ReplacementCurve(Result):
     """
 
     _figure = "replacement_curves"
+    _columns = (
+        "n_replaced",
+        "layers",
+        "loss",
+        "loss_increase",
+        "loss_increase_se",
+        "metric",
+        "metric_value",
+        "n_parameters",
+    )
 
     scores: tuple[ModelScores, ...]
     steps: tuple[tuple[int, ...], ...]

@@ -44,6 +44,16 @@ class RunTable(Result):
     """
 
     _figure = "run_table"
+    _columns = (
+        "first",
+        "last",
+        "method",
+        "r2",
+        "loss_increase",
+        "loss_increase_se",
+        "n_parameters",
+        "cosine_distance",
+    )
 
     rows: tuple[dict[str, object], ...]
     base_loss: float

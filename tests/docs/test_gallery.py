@@ -1,0 +1,68 @@
+"""The gallery: every figure has its entry; one that fails, or shows another figure, ends the build."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lens_linear import plots
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+sys.path.insert(0, str(DOCS / "_ext"))
+import gallery  # noqa: E402
+
+TEXT = (DOCS / "gallery.md").read_text(encoding="utf-8")
+TOY = """## Room
+
+```python
+model = ll.toy_model()
+```
+
+### A map.
+
+```python
+ll.composition_scores(model, n_random=3).plot()
+```
+
+![old words](images/gallery-composition-map.png)
+"""
+
+
+def test_every_figure_has_one_entry_a_picture_and_its_words():
+    drawn = [line for line in TEXT.splitlines() if line.startswith("![")]
+    names = [gallery.IMAGE.fullmatch(line)[1] for line in drawn]
+    assert sorted(names) == sorted(n.replace("_", "-") for n in plots.__all__ if n != "style")
+    assert all((DOCS / "images" / f"gallery-{name}.png").is_file() for name in names)
+    assert all(len(line.split("](")[0]) > 30 for line in drawn)  # a text alternative
+    assert TEXT.count("\n### ") == len(names)
+
+
+def test_the_code_asks_for_public_names_only():
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.S):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] != "lens_linear", code
+
+
+def test_a_block_is_run_and_its_picture_becomes_the_figure():
+    page = gallery.run(TOY, gallery.live)
+    assert "![" not in page and page.count("```python") == 2
+    assert 'data-figure="figure-composition-map"' in page and '"heatmap"' in page
+    assert 'aria-label="Composition of heads.' in page
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("n_random=3", "n_random=0", "line 10 failed: InvalidArgumentError: n_random"),
+        ("composition-map", "head-scores", "draws plots.composition_map"),
+        ("n_random=3).plot()", "n_random=3).plot();", "no figure stands above"),
+        ("ll.toy_model()", "ll.toy_model(", "line 4 failed: SyntaxError"),
+    ],
+)
+def test_a_fault_in_an_entry_ends_the_build(old, new, message):
+    text = TOY.replace(old, new).replace(".plot();", "\nx = 1")
+    with pytest.raises(gallery.GalleryError, match=re.escape(message)):
+        gallery.run(text, gallery.live)
