@@ -57,6 +57,7 @@ html_theme = "furo"
 html_title = "lens_linear"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 mathjax_path = "mathjax/tex-chtml.js"
 html_copy_source = False
 html_show_sourcelink = False
