@@ -26,7 +26,7 @@ def circuits(options: argparse.Namespace) -> Answer:
         begin("composition")
         if model.cfg.n_layers > 1:
             scores = composition_scores(model, seed=options.seed)
-            frame = scores.to_dataframe().sort_values("z", ascending=False).head(options.top)
+            frame = scores.to_dataframe().head(options.top)  # largest ratio first
             parts.append(result_table("composition", scores, frame))
         begin("skip-trigrams")
         try:

@@ -10,6 +10,8 @@ from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
 
 # A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
 _TOKENS = 4096
+# Nor over more logits: 67 million and their float32 copy take half a gigabyte.
+_LOGITS = 2**26
 
 
 def sequence_bytes(model: TransformerBridge, length: int, *, logits: bool = True) -> int:
@@ -61,4 +63,7 @@ def sequences_a_pass(
             f"{size_text(free_bytes(device))} are free; pass shorter sequences, e.g. "
             "lens_linear.tokenize(model, text, length=256)"
         )
-    return max(1, min(_TOKENS // max(1, length), usable_bytes(device=device) // max(1, needed)))
+    most = [_TOKENS // max(1, length), usable_bytes(device=device) // max(1, needed)]
+    if logits:
+        most.append(_LOGITS // max(1, length * int(model.cfg.d_vocab)))
+    return max(1, min(most))

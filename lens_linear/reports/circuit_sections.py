@@ -111,26 +111,28 @@ def composition_section(
 ) -> Section:
     """Which heads read what which heads wrote, beside random matrices of the same shape."""
     scores = composition_scores(model)
-    frame = scores.to_dataframe().sort_values("z", ascending=False)
-    best = frame.iloc[0]
+    frame = scores.to_dataframe()  # largest ratio first
+    best, above = frame.iloc[0], scores.above_random()
+    passing = ", ".join(f"{n:,} by {kind}" for kind, n in above.items())
     prose = (
         f"A head of a later layer can read what an earlier head wrote, through its queries (Q), keys (K) "
         f"or values (V). The score compares the product of the two heads' matrices with their sizes. Beside "
         f"it stands what random rotations of the same matrices give. In {name} the strongest is "
         f"{best['kind']}-composition of {best['writer']} into {best['reader']}: {best['score']:.3f} against "
-        f"{best['baseline_mean']:.3f}, {best['z']:.0f} standard deviations above it."
+        f"{best['baseline_mean']:.3f}, {best['ratio']:.1f} times as much. Of {len(frame):,} pairs "
+        f"{sum(above.values()):,} ({passing}) have a larger ratio than the best of as many random pairs."
     )
-    columns = ["kind", "writer", "reader", "score", "baseline_mean", "baseline_sd", "z"]
+    columns = ["kind", "writer", "reader", "score", "baseline_mean", "ratio", "above_random", "z"]
     return Section(
         title,
         prose,
         [
             Figure(
-                figures.composition_map(scores),
+                figures.composition_map(scores, value="excess"),
                 "Rows: heads that write. Columns: heads that read. Blue: the pair composes more than "
-                "random matrices do, red: less; z counts standard deviations.",
+                "random matrices do, red: less; the colour is score minus random mean.",
             ),
-            Table(frame[columns].head(top), "The strongest pairs."),
+            Table(frame[columns].head(top), "The pairs that stand out most from random ones."),
         ],
         finding=(
             f"The strongest composition in {name} is {best['kind']} of {best['writer']} into "

@@ -49,6 +49,8 @@ _WORDS = {
     "out": "raised token",
     "baseline_mean": "random mean",
     "baseline_sd": "random sd",
+    "ratio": "times random",
+    "above_random": "above the best random pair",
     "z": "sd above random",
     "times_fewer": "times fewer parameters",
     "share_saved": "share of the model saved",
