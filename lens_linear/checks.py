@@ -7,9 +7,9 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 Choice = TypeVar("Choice", bound=str)
+
+
+class HasTexts(Protocol):
+    """A concept, or a split of one."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts, none blank."""
+        ...
 
 
 def require_int(
@@ -101,6 +110,56 @@ def require_list(name: str, value: Any, *, of: str) -> list[Any]:
     return list(require_iterable(name, value, of=of))
 
 
+def texts_in(name: str, value: Any) -> list[str] | None:
+    """The texts of a list, an array, a column of a table or data set, or a concept; None where it holds ids.
+
+    One string is one text. What holds them in its ``texts`` (a concept, a split) gives these.
+    """
+    if isinstance(value, (str, bytes)):
+        value = [value]
+    value = getattr(value, "texts", value)
+    named = getattr(value, "column_names", getattr(value, "columns", ()))
+    columns = [str(column) for column in (value if isinstance(value, Mapping) else named)]
+    if columns:
+        if {"input_ids", "tokens"} & {*columns}:
+            return None
+        raise InvalidArgumentError(
+            f"{name} must be one column of texts, got a {type(value).__name__} with "
+            f"{', '.join(map(repr, columns[:8]))}; pass e.g. {name}[{columns[0]!r}]"
+        )
+    if not isinstance(value, Iterable) or isinstance(value, Mapping) or hasattr(value, "is_sparse"):
+        return None
+    listed = next((f for f in ("tolist", "to_pylist") if hasattr(value, f)), None)
+    items = list(getattr(value, listed)() if listed else value)
+    wrong = next((i for i, item in enumerate(items) if not isinstance(item, str)), None)
+    if wrong is None:
+        return [str(item) for item in items] if items else None
+    if any(isinstance(item, (str, bytes)) for item in items):
+        raise InvalidArgumentError(
+            f"{name} must hold texts alone, got {shown(items[wrong])} ({type(items[wrong]).__name__}) at "
+            f"{wrong}; leave it out, decode bytes, or pass ids for all"
+        )
+    return None
+
+
+def require_texts(name: str, value: Any, *, empty: str = "pass at least one text") -> list[str]:
+    """Accept texts as :func:`texts_in` reads them, at least one."""
+    if isinstance(value, str):
+        raise InvalidArgumentError(
+            f"{name} must be a list of str, got one; wrap it in [], or for one long text use tokenize"
+        )
+    found = texts_in(name, value)
+    no_axis = getattr(value, "ndim", 1) == 0  # a tensor of one number says that it has a length
+    if found is None and not no_axis and isinstance(value, Sized) and not len(value):
+        raise NotEnoughDataError(f"{name} is empty; {empty}")
+    if found is None:
+        raise InvalidArgumentError(
+            f"{name} must be a list or a column of str, or a concept, got {shown(value)} "
+            f"({type(value).__name__}); pass text, not ids"
+        )
+    return found
+
+
 def require_iterable(name: str, value: Any, *, of: str) -> Iterable[Any]:
     """Accept anything that can be gone through once, generators too, but not one word or a mapping."""
     no_axis = (
@@ -132,7 +191,7 @@ def require_floats(
 
 def shown(value: Any) -> str:
     """Return a ``repr`` that fits into a message."""
-    text = repr(value).replace("\n", " ")
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -199,7 +199,9 @@ def _read(name: str, value: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _refuse(name: str, value: Any) -> NoReturn:
-    advice = "use torch.tensor(ids) or lens_linear.tokenize(model, text)"
+    advice = (
+        "use torch.tensor(ids), lens_linear.tokenize(model, text) or tokenize_prompts(model, texts)"
+    )
     if hasattr(value, "__iter__") and not isinstance(value, (str, bytes)):
         advice = "take rows out of it first, e.g. list(...) or list(dataset.take(1000))"
     raise InvalidArgumentError(
@@ -235,7 +237,7 @@ def _ids(name: str, value: Tensor) -> Tensor:
 def _read_array(name: str, value: np.ndarray) -> tuple[Tensor, Tensor | None]:
     import torch
 
-    if value.dtype == object:
+    if value.dtype.kind in "OUS":
         return _read_items(name, list(value))
     if value.dtype.kind not in "iu" and value.size:
         raise InvalidArgumentError(

@@ -9,13 +9,14 @@ Explorer of attn-1l: any text runs in the page, 4 heads, ...
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    HasTexts,
     require_callable,
     require_choice,
     require_heads,
@@ -23,9 +24,10 @@ from lens_linear.checks import (
     require_int,
     require_list,
     require_seed,
+    require_texts,
 )
 from lens_linear.circuits.induction.scores import InductionScores
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.explorer.page import bundle, frame, page
 from lens_linear.explorer.payload import (
     PARTS,
@@ -40,7 +42,6 @@ from lens_linear.files import require_target, write_text
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
-from lens_linear.text.concepts import Concept, ConceptSplit
 
 PROMPTS = (
     "Zabriskie met Quillfeather by the old mill. Then Zabriskie met Quillfeather again.",
@@ -154,7 +155,7 @@ class Explorer:
 
 def explore(
     model: TransformerBridge,
-    prompts: Sequence[str] | Concept | ConceptSplit | None = None,
+    prompts: Iterable[str] | HasTexts | None = None,
     *,
     max_bytes: int = MAX_BYTES,
     precision: Literal["float16", "float32"] = "float16",
@@ -210,13 +211,11 @@ def explore(
     if induction is not None:
         _require_scores_of(model, induction)
     require_choice("precision", precision, ("float16", "float32"))
-    if isinstance(prompts, ConceptSplit):
-        prompts = prompts.evaluation
-    if isinstance(prompts, Concept):
-        prompts = prompts.texts
-    given = list(PROMPTS) if prompts is None else require_list("prompts", prompts, of="str")
-    if not given:
-        raise NotEnoughDataError("prompts is empty; pass at least one text, or leave prompts out")
+    given = (
+        list(PROMPTS)
+        if prompts is None
+        else require_texts("prompts", prompts, empty="pass at least one text, or leave prompts out")
+    )
     subject = read_subject(model, given, induction, chosen)
     payload, subject = build_payload(
         subject,

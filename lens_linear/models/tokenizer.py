@@ -6,7 +6,7 @@ import re
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import (
+    HasTexts,
     require_bool,
     require_instance,
     require_int,
     require_ints,
-    require_list,
+    require_texts,
 )
 from lens_linear.errors import (
     InvalidArgumentError,
@@ -209,13 +210,18 @@ def tokenize(
 
 
 def tokenize_prompts(
-    model: TransformerBridge, texts: Sequence[str], *, bos: bool = True, truncate: bool = False
+    model: TransformerBridge,
+    texts: Iterable[str] | HasTexts,
+    *,
+    bos: bool = True,
+    truncate: bool = False,
 ) -> list[Int[Tensor, " position"]]:
     """Encode short texts one by one; rows keep their own lengths.
 
     Args:
         model: a bridge with a tokenizer.
-        texts: the texts, none empty.
+        texts: a list or a column of texts, none empty; a concept, or the evaluation part of a
+            split.
         bos: put the beginning-of-sequence token first when the model has one.
         truncate: keep only the last tokens of a text that is longer than the context.
 
@@ -232,16 +238,12 @@ def tokenize_prompts(
         [True, True]
     """
     model = require_bridge(model)
-    texts = texts if isinstance(texts, str) else require_list("texts", texts, of="str")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InvalidArgumentError("texts must be a list of str; for one long text use tokenize")
-    if not len(texts):
-        raise NotEnoughDataError("texts is empty; pass at least one text")
+    texts = require_texts("texts", texts)
     first = bos_token(model) if require_bool("bos", bos) else None
     start = [] if first is None else [first]
     room = model.cfg.n_ctx - len(start)
     rows = []
-    for index, ids in enumerate(_ids(model, list(texts))):
+    for index, ids in enumerate(_ids(model, texts)):
         if not ids:
             raise NotEnoughDataError(f"texts[{index}] holds no tokens; leave empty texts out")
         if len(ids) > room and not truncate:

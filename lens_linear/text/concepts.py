@@ -52,6 +52,11 @@ class ConceptSplit(NamedTuple):
     operating: Concept
     evaluation: Concept
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of the evaluation part, on which scores are taken."""
+        return self.evaluation.texts
+
 
 @dataclass(frozen=True, eq=False)
 class Concept:

@@ -1,5 +1,9 @@
 """Gains against closed forms, central differences on every architecture, and every way to pass prompts."""
 
+import math
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import CONFIGS, save_random
@@ -9,7 +13,12 @@ from hypothesis import strategies as st
 import lens_linear as ll
 from lens_linear.dynamics import as_prompts, random_directions, step_size_table
 from lens_linear.dynamics.gains.gain_profile import GainProfile
-from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    LensLinearError,
+    NonFiniteError,
+    NotEnoughDataError,
+)
 from lens_linear.models.open.toy import toy_model
 
 
@@ -256,6 +265,51 @@ def test_one_batch_is_alive(smooth, oracle):
         gc.collect()
         most = max(most, sum(ref() is not None for ref in seen))
     assert most == 1 and len(seen) == 4
+
+
+def test_texts_of_any_kind_are_prompts_and_what_is_none_is_said():
+    model = ll.load("gpt-nano")
+    split = ll.load_concept("mood").split(6, 4, 3, seed=0)
+    texts = list(split.evaluation.texts)
+    data = pytest.importorskip("datasets").Dataset.from_dict({"text": texts})
+    plain = as_prompts(model, texts)
+    rows = ll.tokenize_prompts(model, texts)
+    kinds = (tuple(texts), pd.Series(texts, index=[7, 1, 4]), np.array(texts), data["text"], split)
+    for kind in (*kinds, split.evaluation, data.data.column("text"), (text for text in texts)):
+        found = rows if hasattr(kind, "__next__") else ll.tokenize_prompts(model, kind)
+        assert all(map(torch.equal, found, rows)), type(kind)
+        assert as_prompts(model, kind).key == plain.key, type(kind)
+    longest = max(map(len, rows))
+    padded = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+    mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows])
+    ids = {"input_ids": padded.numpy(), "attention_mask": mask.long().numpy()}
+    for kind in (rows, [row.tolist() for row in rows], [row[None] for row in rows], ids):
+        assert as_prompts(model, kind).key == plain.key, type(kind)
+    assert as_prompts(model, padded.numpy(), attention_mask=mask).key == plain.key
+    one = as_prompts(model, texts[0])
+    assert one.key == as_prompts(model, rows[:1]).key != plain.key
+    with pytest.raises(InvalidArgumentError, match="wrap it in"):
+        ll.tokenize_prompts(model, texts[0])
+    wrong = {
+        "one column of texts, got a Dataset with 'text'": data,
+        "one column of texts, got a DataFrame": data.to_pandas(),
+        r"got nan \(float\) at 1": [texts[0], math.nan],
+        r"got b'x' \(bytes\) at 1": [texts[0], b"x"],
+        "is empty": [],
+    }
+    for words, value in wrong.items():
+        for call in (as_prompts, ll.tokenize_prompts):
+            with pytest.raises(LensLinearError, match=words):
+                call(model, value)
+    with pytest.raises(InvalidArgumentError, match=r"a concept, got .*pass text, not ids"):
+        ll.tokenize_prompts(model, rows)
+    with pytest.raises(InvalidArgumentError, match=r"prompts must be token ids.*got int"):
+        as_prompts(model, 3)
+    for value in (texts, np.array(texts), split):
+        with pytest.raises(
+            InvalidArgumentError, match=r"tokenize_prompts\(|lens_linear.tokenize\("
+        ):
+            ll.linearity_profile(model, value)
 
 
 def test_concepts_splits_and_tasks_are_prompts():

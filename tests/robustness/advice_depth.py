@@ -69,12 +69,12 @@ ROWS = [
     # prompts
     (
         lambda: profile(3),
-        r"use torch.tensor\(ids\) or lens_linear.tokenize\(model, text\)",
+        r"use torch.tensor\(ids\), lens_linear.tokenize\(model, text\)",
         lambda: profile(list(PROMPTS)),
     ),
     (
         lambda: profile([PROMPTS[0], "text"]),
-        r"use torch.tensor\(ids\) or lens_linear.tokenize\(model, text\)",
+        "pass ids for all",
         lambda: (
             profile([PROMPTS[0], PROMPTS[1]]),
             ll.gain_profile(known(), ["a text", "text"], own()),

@@ -8,16 +8,16 @@ unpadded by their mask first. Both paddings therefore give the same answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_bool, require_int
+from lens_linear.checks import require_bool, require_int, texts_in
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
@@ -28,7 +28,7 @@ from lens_linear.text.task import Task
 from lens_linear.token_rows import read_token_rows
 
 PromptsLike = (
-    Sequence[str] | Sequence[Tensor] | Tensor | Mapping[str, Any] | Concept | ConceptSplit | Task
+    Iterable[str] | Iterable[Tensor] | Tensor | Mapping[str, Any] | Concept | ConceptSplit | Task
 )
 Part = Literal["operating", "evaluation"]
 
@@ -86,9 +86,9 @@ def as_prompts(
 
     Args:
         model: a bridge; texts need its tokenizer.
-        prompts: list of str; ids of any kind that :mod:`lens_linear.token_rows` reads, also uneven rows,
-            tokenizer output and a Task (its real tokens); a Concept (its texts), or a ConceptSplit (those of
-            ``part``).
+        prompts: a list or a column of texts, or one text; ids of any kind that
+            :mod:`lens_linear.token_rows` reads, also uneven rows, tokenizer output and a Task (its real
+            tokens); a Concept (its texts), or a ConceptSplit (those of ``part``).
         attention_mask: for a padded tensor, 1 (True) for real tokens, 0 for padding on either side.
         truncate: keep only the last ``n_ctx`` tokens of rows that are longer than the context.
         part: of a :class:`~lens_linear.text.concepts.ConceptSplit`, whose texts are the prompts.
@@ -114,12 +114,11 @@ def as_prompts(
     truncate = require_bool("truncate", truncate)
     if isinstance(prompts, ConceptSplit):
         prompts = getattr(prompts, part)
-    if isinstance(prompts, Concept):
-        prompts = list(prompts.texts)
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if attention_mask is None and _are_texts(prompts):
-        rows = tokenize_prompts(model, [str(prompt) for prompt in prompts], truncate=truncate)
+    if isinstance(prompts, Iterator):
+        prompts = list(prompts)
+    texts = texts_in("prompts", prompts) if attention_mask is None else None
+    if texts is not None:
+        rows = tokenize_prompts(model, texts, truncate=truncate)
     else:
         if isinstance(prompts, list | tuple):  # a row may come as [1, position]
             prompts = [
@@ -130,12 +129,6 @@ def as_prompts(
         real = torch.ones_like(read.tokens, dtype=torch.bool) if read.mask is None else read.mask
         rows = [row[keep] for row, keep in zip(read.tokens.cpu(), real.cpu(), strict=True)]
     return _padded(model, rows, truncate)
-
-
-def _are_texts(prompts: Any) -> TypeGuard[Sequence[str]]:
-    return (
-        isinstance(prompts, Sequence) and bool(prompts) and all(isinstance(p, str) for p in prompts)
-    )
 
 
 def _padded(model: TransformerBridge, rows: list[Tensor], truncate: bool) -> Prompts:
