@@ -144,7 +144,7 @@ def hat_matrix(hat: HatMatrix, *, max_cells: int = MAX_CELLS) -> go.Figure:
         same = (
             f", queries are the context's own rows, {hat.degrees_of_freedom:.3g} degrees of freedom"
         )
-    least = hat.solution in ("unique", "minimum-norm", "ridge")
+    least = hat.least_squares
     return styled(
         fig,
         title="Hat matrix: attention scores that are least squares"

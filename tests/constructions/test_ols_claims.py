@@ -49,7 +49,7 @@ def test_every_hat_multiplies_the_labels_to_the_prediction(intercept):
     for layer in (base, trained, other, edited):
         hat = layer.hat(new)
         np.testing.assert_allclose(hat.values @ layer.context_y, layer.predict(new), atol=1e-12)
-        assert ("no least squares" in repr(hat)) == (layer is not base)
+        assert hat.least_squares == ("no least squares" not in repr(hat)) == (layer is base)
     assert other.hat(np.zeros((1, 3))).solution == "other data"  # also where both say nothing
     for name, change in (("W_V", torch.tensor([[1.0, 2.0], [0.0, 1.0]])), ("b_O", torch.ones(2))):
         mixed = copy.deepcopy(base)
@@ -57,6 +57,14 @@ def test_every_hat_multiplies_the_labels_to_the_prediction(intercept):
             getattr(mixed, name).copy_(change)
         with pytest.raises(InvalidArgumentError, match="multiplies its labels by one matrix"):
             mixed.hat()
+
+
+def test_a_trained_layer_that_reached_the_construction_has_its_hat():
+    run = ll.train_ols_attention(form="in-context", d=3, epochs=600, seeds=1)
+    hat = run.model().hat()
+    assert hat.least_squares and "(least squares: weights trained by gradient descent)" in repr(hat)
+    x = run.x.numpy()
+    np.testing.assert_allclose(hat.values, x @ np.linalg.pinv(x), atol=1e-6)
 
 
 def test_no_output_and_no_direction_hides_behind_a_larger_one():
@@ -124,6 +132,24 @@ def test_a_state_carries_the_rows_of_its_geometry(form):
         assert repr(same) == repr(saved)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 90])
+def test_a_state_brings_its_context_whatever_the_rows(rows):
+    x, y, new = data(n=90)
+    layer, deep = ll.OLSAttention.from_data(x, y[:, 0]), NewtonSchulzAttention(3, layers=4)
+    for saved, other in (
+        (layer.with_context(x[:rows], y[:rows, 0]), ll.OLSAttention.from_data(x[:50], y[:50, :1])),
+        (
+            deep.with_context(x[:rows], y[:rows]),
+            NewtonSchulzAttention(3, layers=4),
+        ),
+    ):
+        other.load_state_dict(saved.state_dict())
+        torch.testing.assert_close(other.predict(new), saved.predict(new), rtol=0, atol=0)
+    state = layer.state_dict() | {"context_y": torch.zeros(3, 1)}
+    with pytest.raises(RuntimeError, match="size mismatch for context_y"):
+        layer.load_state_dict(state)
+
+
 def test_a_state_of_another_computation_is_refused_before_it_is_copied():
     x, y, new = data(p=1, m=1)
     state = ll.OLSAttention.from_data(x, y).state_dict()
@@ -133,10 +159,14 @@ def test_a_state_of_another_computation_is_refused_before_it_is_copied():
         with pytest.raises(InvalidArgumentError, match=f"another {word}"):
             layer.load_state_dict(state)
         torch.testing.assert_close(layer.predict(new), before, rtol=0, atol=0)
+    old = {name: held for name, held in state.items() if name != "_extra_state"}
+    for broken in (old, old | {"_extra_state": torch.zeros(2)}):
+        with pytest.raises(InvalidArgumentError, match="must hold _extra_state with geometry_rows"):
+            ll.OLSAttention.from_data(2 * x, y).load_state_dict(broken, strict=False)
     deep = NewtonSchulzAttention(1, layers=9).with_context(x, y)
     with pytest.raises(InvalidArgumentError, match="another number of layers"):
         NewtonSchulzAttention(1, layers=2).with_context(x, y).load_state_dict(deep.state_dict())
     tiny = ll.OLSAttention.from_data(1e-60 * x, y)
     single = ll.OLSAttention.from_data(x, y).float()
-    with pytest.raises(NonFiniteError, match="scale it up"):
+    with pytest.raises(NonFiniteError, match="use a module in float64"):
         single.load_state_dict(tiny.state_dict())

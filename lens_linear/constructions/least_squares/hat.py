@@ -38,6 +38,9 @@ class HatMatrix(Result):
     rank: int  # directions of x that the scores depend on, without the intercept
     intercept: bool
     solution: str  # as ``OLSAttention.solution`` says it
+    least_squares: (
+        bool  # checked: it is the hat matrix of least squares of the context, for all labels
+    )
 
     @property
     def leverage(self) -> Float[Tensor, " n"]:
@@ -62,7 +65,8 @@ class HatMatrix(Result):
         q, n = self.values.shape
         kind = self.solution
         if kind not in LEAST_SQUARES:
-            kind = f"smoother matrix, no least squares: {HOW[kind]}"
+            what = "least squares" if self.least_squares else "smoother matrix, no least squares"
+            kind = f"{what}: {HOW[kind]}"
         text = f"HatMatrix ({kind}): {q} queries × {n} context rows, rank {self.rank}"
         if not self.on_training_rows:
             return text

@@ -110,7 +110,10 @@ class NewtonSchulzAttention(RangedModule):
         self.setup()  # type: ignore[no-untyped-call]
 
     def _settings(self) -> dict[str, float]:
-        return {"number of layers": len(self.layers)}
+        return {"number of layers": len(self.layers), "vector_output": self.vector_output}
+
+    def _adopt(self, settings: dict[str, float]) -> None:
+        self.vector_output = bool(settings["vector_output"])
 
     @torch.inference_mode(False)
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:

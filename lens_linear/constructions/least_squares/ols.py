@@ -179,10 +179,12 @@ class OLSAttention(RangedModule):
             "intercept": self.intercept,
             "ridge": built.ridge if built else math.nan,
             "rtol": built.rtol if built else math.nan,
+            "vector_output": self.vector_output,
         }
 
     def _adopt(self, settings: dict[str, float]) -> None:
         self.geometry_rows = int(settings["geometry_rows"])
+        self.vector_output = bool(settings["vector_output"])
         if self.spectrum is not None and not math.isnan(settings["ridge"]):
             ridge, rtol = settings["ridge"], settings["rtol"]
             self.spectrum = replace(self.spectrum, ridge=ridge, rtol=rtol)
@@ -427,7 +429,8 @@ class OLSAttention(RangedModule):
             )
         values, standing = self._hat_values(rows), self._standing()
         solution, rank = standing.solution, _product_rank(self.W_Q, self.W_K)
-        if standing.answers and standing.alike and standing.spectrum is not None:
+        own = standing.answers and standing.alike
+        if own and standing.spectrum is not None:
             rank = standing.spectrum.rank
         else:
             # Labels along a few directions can be met by weights of other rows.
@@ -444,6 +447,7 @@ class OLSAttention(RangedModule):
             rank=rank,
             intercept=self.intercept,
             solution=solution,
+            least_squares=own,
         )
 
     def _label_factor(self) -> float:

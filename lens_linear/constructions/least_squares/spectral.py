@@ -24,6 +24,7 @@ from lens_linear.checks import require_float, require_float_tensor, shown
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
 Solution = Literal["unique", "minimum-norm", "ridge"]
+_CONTEXT = ("context_x", "context_y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +229,16 @@ class RangedModule(HookedRootModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse, before anything is copied, a state that this module would answer wrongly with."""
-        if (carried := state_dict.get(f"{prefix}_extra_state")) is not None:
-            here = self._settings()
+        held: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        loaded = {name: state_dict[prefix + name] for name in held if prefix + name in state_dict}
+        carried = state_dict.get(f"{prefix}_extra_state")
+        here = self._settings()
+        if (carried is None and loaded) or (carried is not None and carried.numel() != len(here)):
+            raise InvalidArgumentError(
+                f"the state must hold {prefix}_extra_state with {', '.join(here)}, which predictions depend "
+                "on; save it again with module.state_dict(), or build the module from its data"
+            )
+        if carried is not None:
             theirs = dict(zip(here, carried.tolist(), strict=True))
             for name in self._fixed:
                 if theirs[name] != here[name]:
@@ -237,10 +246,15 @@ class RangedModule(HookedRootModule):
                         f"the state was saved by a module with another {name}; load it into one that is "
                         f"built with the same {name}"
                     )
-        for name, held in (*self.named_buffers(), *self.named_parameters()):
-            loaded = state_dict.get(prefix + name)
-            if loaded is not None and loaded.dtype != held.dtype and loaded.numel():
-                within_range(name, loaded, held.detach(), whole=name in self._whole)
+        for name, tensor in loaded.items():
+            if tensor.dtype != held[name].dtype and tensor.numel():
+                within_range(name, tensor, held[name].detach(), whole=name in self._whole)
+        weights_fit = all(loaded[n].shape == held[n].shape for n in loaded if n not in _CONTEXT)
+        if weights_fit and all(name in loaded for name in _CONTEXT):
+            x, y = (loaded[name] for name in _CONTEXT)
+            if x.shape == (len(y), held["context_x"].shape[1]) and y.ndim == 2:
+                for name in _CONTEXT:  # of any number of rows
+                    setattr(self, name, held[name].new_empty(loaded[name].shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -98,7 +98,8 @@ class MemoryCapacity(Result):
 
     def __repr__(self) -> str:
         parts = [
-            f"{energy} {slope:.2f}" + (" (no spread known)" if math.isnan(se) else f" ± {se:.2f}")
+            f"{energy} {'not known' if math.isnan(slope) else f'{slope:.2f}'}"
+            + (" (no spread known)" if math.isnan(se) else f" ± {se:.2f}")
             for energy, slope, se in self.slopes()[["energy", "slope", "se"]].to_numpy().tolist()
         ]
         return (
