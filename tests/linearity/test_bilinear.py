@@ -92,7 +92,9 @@ def test_refusals():
         ll.bilinear_probe(small(1), tokens(), 0, rank=())
     with pytest.raises(InvalidArgumentError, match="layer must be at most 0"):
         ll.bilinear_probe(small(1), tokens(), 1)
-    with pytest.raises(InvalidArgumentError, match="site must be one that layer 0 has"):
+    with pytest.raises(
+        InvalidArgumentError, match="site must be one of 'block', 'attn', got 'ffn'"
+    ):
         ll.bilinear_probe(small(1, attn_only=True), tokens(), 0)
     with pytest.raises(NotEnoughDataError):
         ll.bilinear_probe(small(1), tokens(2), 0)

@@ -111,7 +111,10 @@ def test_a_real_browser_runs_nothing_of_all_figures_on_one_page(tmp_path):
     # Anything that were to run would change the title of the page that holds it.
     frames = "".join(view._repr_html_() for view in notebooks)
     path = tmp_path / "page.html"
-    path.write_text(page.replace("</main>", frames + "</main>"), encoding="utf-8")
+    page = page.replace("</main>", frames + "</main>")
+    # Figures are drawn as they come into view; a printer asks for all of them.
+    ask = "<script>dispatchEvent(new Event('beforeprint'))</script>"
+    path.write_text(page.replace("</body>", ask + "</body>"), encoding="utf-8")
     done = subprocess.run(
         [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
