@@ -24,10 +24,12 @@ class View:
     #: Name of the figure in ``lens_linear.plots`` that draws this.
     _figure: ClassVar[str] = "overview"
 
-    @property
-    def _columns(self) -> tuple[str, ...]:
-        """Columns that matter, which the view shows, all when empty; without labels "x_label" means "x"."""
-        return ()
+    #: Columns that matter, which the view shows, all when empty; without labels "x_label" means "x".
+    _columns: ClassVar[tuple[str, ...]] = ()
+
+    def _that_matter(self) -> tuple[str, ...]:
+        """The columns that matter of this one result."""
+        return self._columns
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table as a DataFrame of its own."""
@@ -105,7 +107,8 @@ class Result(View):
 def main_columns(result: View, frame: pd.DataFrame) -> list[str]:
     """The columns that matter of those that the table has; ids stand in for labels that are not there."""
     names = (
-        name if name in frame.columns else name.removesuffix("_label") for name in result._columns
+        name if name in frame.columns else name.removesuffix("_label")
+        for name in result._that_matter()
     )
     return [name for name in names if name in frame.columns]
 

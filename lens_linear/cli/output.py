@@ -47,7 +47,7 @@ class Table:
 def result_table(name: str, result: Result, frame: pd.DataFrame | None = None) -> Table:
     """The table of a result, its sentence above, the columns that matter first."""
     shown = result.to_dataframe() if frame is None else frame
-    return Table(name, shown, result._columns, repr(result))
+    return Table(name, shown, result._that_matter(), repr(result))
 
 
 @dataclass(frozen=True, eq=False)

@@ -278,7 +278,8 @@ def _refuse_not_finite(
     """Say in which layer NaN or infinity stands first: a pass through all of them tells."""
     last = int(model.cfg.n_layers) - 1
     streams: list[Spot] = [(layer, "resid_pre") for layer in range(last + 1)]
-    streams += [(last, "resid_post")] if last >= 0 else []
+    if last >= 0:
+        streams.append((last, "resid_post"))
     every = run(model, tokens, record=streams, attention_mask=mask, logits=False, finite=False)
     for spot, value in {**every.recorded, **found.recorded}.items():
         if not _is_finite(Run(None, {spot: value}), mask, edited=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -334,7 +336,8 @@ def _effects(
             textposition=["middle right" if v >= 0 else "middle left" for v in shown],
             hoverinfo="skip", showlegend=False, cliponaxis=False,
         )  # fmt: skip
-        reach = [*fig.layout.xaxis.range, *(1.25 * end for end in ends)]
+        layout: Any = fig.layout
+        reach = [*layout.xaxis.range, *(1.25 * end for end in ends)]
         fig.update_xaxes(range=[min(reach), max(reach)])
     return fig
 

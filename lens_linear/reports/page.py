@@ -183,7 +183,8 @@ def _block(name: str, block: Block, traces: set[str], scripts: list[str]) -> dic
     if isinstance(block, Figure):
         traces |= {trace.type for trace in block.figure.data}
         data = Markup(safe_json(json.loads(str(block.figure.to_json()))))
-        meta, height = block.figure.layout.meta, block.figure.layout.height
+        layout: Any = block.figure.layout
+        meta, height = layout.meta, layout.height
         alt = meta["alt"] if meta else block.caption
         return {"name": name, "figure": data, "alt": alt, "height": height or 450}
     if isinstance(block, Table):

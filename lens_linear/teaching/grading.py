@@ -119,11 +119,12 @@ class Grades(Result):
 
 @dataclass(frozen=True)
 class _Limits:
-    """What one notebook may take: seconds a cell, seconds in all, bytes."""
+    """What one notebook may take: seconds a cell, seconds in all, bytes; and what it may not read."""
 
     seconds: float
     whole: float
     memory: int
+    private: tuple[str, ...]
 
 
 def grade(
@@ -174,7 +175,9 @@ def grade(
     kept = _kept_rows(target, found)
     done = {(row["notebook"], row["sha256"]) for row in kept}
     todo = [s for s in found if (s.name, s.sha256) not in done]
-    limits = _Limits(seconds, whole, free_bytes() * 4 // 5 // jobs)
+    private = [submissions, roster, *([] if target is None else [target, _review_of(target)])]
+    hidden = tuple(str(Path(path).resolve()) for path in private if path is not None)
+    limits = _Limits(seconds, whole, free_bytes() * 4 // 5 // jobs, hidden)
     rows, finished = list(kept), True
     if target is not None:
         _write_rows(target, kept)
@@ -200,8 +203,12 @@ def grade(
             _append_rows(target, nothing)
     grades = Grades(tuple(rows), tuple(_review(found, rows)), missing, finished)
     if target is not None:
-        write_text(target.with_name(target.name + ".review.md"), _review_page(grades))
+        write_text(_review_of(target), _review_page(grades))
     return grades
+
+
+def _review_of(target: Path) -> Path:
+    return target.with_name(target.name + ".review.md")
 
 
 def _kept_rows(target: Path | None, found: Sequence[Submission]) -> list[dict[str, Any]]:
@@ -335,7 +342,9 @@ def _judge(
         why = f"This file was not graded: {printable(str(error))}"
         return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
     cells_to_run = [source for source in sources if not _CHECK_CELL.match(source)]
-    process = NotebookProcess(cells_to_run, limits.seconds, limits.whole, limits.memory)
+    process = NotebookProcess(
+        cells_to_run, limits.seconds, limits.whole, limits.memory, limits.private
+    )
     running.append(process)
     ran = process.start()
     rows = []

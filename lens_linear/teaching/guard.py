@@ -1,8 +1,9 @@
-"""What a notebook is refused while it is graded: the checks, the installed files, other processes.
+"""What a notebook is refused while it is graded: checks, installed files, the class's work, other processes.
 
 A notebook runs as the same user as its grader, on the machine where the checks lie. An audit hook, which
-Python cannot take back, refuses what would read them, write into the installation, start programs or end
-processes that are not the notebook's. The cell that tries gets ``PermissionError`` and the next one runs.
+Python cannot take back, refuses what would read them or other notebooks, touch the grades, write into
+the installation, start programs or end processes that are not the notebook's. The cell that tries gets
+``PermissionError`` and the next one runs.
 
 This stops what can be written in a line or two of Python. It is no sandbox: a container is.
 """
@@ -14,6 +15,7 @@ import os
 import re
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,13 @@ _CHANGES = {
 }
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn"}
 _MEMORY = {"gc.get_objects", "gc.get_referrers"}
+_LISTS = {"os.listdir", "os.scandir", "os.chdir"}
 
 
-def guard() -> None:
+def guard(private: Iterable[str] = ()) -> None:
     """Refuse all this from now on, in this process and its forks; ``ll.check`` passes whatever it is given.
+
+    ``private`` are files and folders that are nobody's to read: the submissions, the roster, the grades.
 
     The answers are judged elsewhere, so nothing that is said here counts; and a cell must not stop at it.
     """
@@ -45,6 +50,7 @@ def guard() -> None:
     folders = [str(Path(__file__).parent.parent)]
     folders += [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
     protected = tuple(os.path.realpath(folder) + os.sep for folder in folders)
+    hidden = tuple(os.path.realpath(path) for path in [*private, *_solutions()])
     session = os.getsid(0)
 
     def refuse(event: str, details: tuple[Any, ...]) -> None:
@@ -54,8 +60,14 @@ def guard() -> None:
             path, _, flags = details
             writes = isinstance(flags, int) and bool(flags & _WRITES)
             refused = _is_check(path) or (writes and _within(path, protected))
+            refused = refused or (_is_hidden(path, hidden) and not _within(path, protected))
+        elif event in _LISTS:
+            refused = _is_hidden(details[0], hidden) and not _within(details[0], protected)
         elif event in _CHANGES:
-            refused = any(_is_check(part) or _within(part, protected) for part in details)
+            refused = any(
+                _is_check(part) or _within(part, protected) or _is_hidden(part, hidden, above=True)
+                for part in details
+            )
         elif event in ("os.kill", "os.killpg"):
             refused = not _of_session(details[0], session)
         else:
@@ -91,6 +103,20 @@ def _is_check(value: Any) -> bool:
 def _within(value: Any, folders: tuple[str, ...]) -> bool:
     path = _path(value)
     return bool(path) and os.path.realpath(path).startswith(folders)
+
+
+def _solutions() -> list[str]:
+    """Where the answers lie when the package is used from its checkout."""
+    folder = Path(__file__).parents[2] / "tutorials"
+    return [str(folder)] if (folder / "solutions").is_dir() else []
+
+
+def _is_hidden(value: Any, hidden: tuple[str, ...], *, above: bool = False) -> bool:
+    path = os.path.realpath(_path(value)) if _path(value) else ""
+    return bool(path) and any(
+        path == one or path.startswith(one + os.sep) or (above and one.startswith(path + os.sep))
+        for one in hidden
+    )
 
 
 def _of_session(pid: int, session: int) -> bool:

@@ -48,12 +48,14 @@ class NotebookProcess:
         seconds: how long one cell, and later one call, may take.
         whole: how long all cells together may take.
         memory: bytes that it may take beside what this process has (on Linux).
+        private: files and folders that it may not read.
     """
 
     cells: list[str]
     seconds: float
     whole: float
     memory: int
+    private: tuple[str, ...] = ()
     lost: dict[int, str] = field(default_factory=dict)  # cell -> why it was left out
     _pid: int = 0
     _control: socket.socket | None = None
@@ -67,7 +69,7 @@ class NotebookProcess:
             self._pid = os.fork()
             if self._pid == 0:
                 mine.close()
-                _run(self.cells, set(self.lost), self.memory, theirs)
+                _run(self.cells, set(self.lost), self.memory, self.private, theirs)
             theirs.close()
             self._control = mine
             if self._wait(mine, began):
@@ -209,7 +211,9 @@ def _children() -> list[int]:
 # From here on: code that runs in the student's process.
 
 
-def _run(cells: list[str], lost: set[int], memory: int, control: socket.socket) -> None:
+def _run(
+    cells: list[str], lost: set[int], memory: int, private: tuple[str, ...], control: socket.socket
+) -> None:
     """Run the cells, then fork for every function that is asked for. Never returns."""
     with contextlib.suppress(BaseException):
         os.setsid()
@@ -217,7 +221,7 @@ def _run(cells: list[str], lost: set[int], memory: int, control: socket.socket) 
         _quiet()
         _limit_memory(memory)
         os.chdir(tempfile.mkdtemp(prefix="notebook-"))
-        importlib.import_module("lens_linear.teaching.guard").guard()
+        importlib.import_module("lens_linear.teaching.guard").guard(private)
         space: dict[str, Any] = {
             "__name__": "__main__",
             "get_ipython": _NoShell,

@@ -120,6 +120,26 @@ def {}(*a): return Anything()
 """
 
 
+# Each tries to be worth more by the work of somebody else, or to cost it.
+COPY = """
+import json
+for cell in json.load({reader})["cells"]:
+    exec("".join(cell["source"]) if "def " in "".join(cell["source"]) else "")
+"""
+CLASSMATES = {
+    "copies": "import glob" + COPY.replace("{reader}", "open(glob.glob('{0}/anna*/*.ipynb')[0])"),
+    "walks": "import os" + COPY.replace(
+        "{reader}", "open([os.path.join(d, n) for d, _, f in os.walk('{0}') for n in f if 'anna' in d][0])"
+    ),
+    "changes": "import os\nos.chdir('{0}')"
+    + COPY.replace("{reader}", "open('anna/' + os.listdir('anna')[0])"),
+    "spoils": "import os\nfor d, _, names in os.walk('{0}'):\n"
+    " for n in names: open(os.path.join(d, n), 'w').write('no')",
+    "moves_all": "import os\nos.rename('{0}', '{0}-gone')",
+    "adds": "open('{0}/../grades.csv', 'a').write('adds,1,1.1,1,1,,,,\\n')",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def reaching(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reaching")
@@ -127,19 +147,23 @@ def reaching(tmp_path_factory):
     put(folder, "replay", notebook(REPLAY, REPLAYED.format(name), answer("1.2")))
     put(folder, "source", notebook(SOURCE.format(name), answer("1.2")))
     put(folder, "odd", notebook(PRETENDS.format(name), answer("1.2")))
-    pid = folder / "pid"
+    pid = tmp_path_factory.mktemp("elsewhere") / "pid"
+    put(folder, "anna", notebook(answer("1.1"), answer("1.2")))
+    for who, cell in CLASSMATES.items():
+        put(folder, who, notebook(cell.format(str(folder)), answer("1.2")))
     put(folder, "daemon", notebook(DAEMON.format(str(pid)), answer("1.2")))
     for who, cell in REACHES.items():
         put(folder, who, notebook(cell.replace("{}", name), answer("1.2")))
     asked = "import lens_linear as ll\nll.check.strict = True\nll.check('1.1', None)\nll.check.hint('1.2')\n"
     put(folder, "asks", notebook(asked + answer("1.2")))
-    return grade(folder, seconds=20), pid
+    return grade(folder, out=folder.parent / "grades.csv", seconds=20), pid
 
 
 def test_no_reach_outside_the_notebook_is_worth_a_point_or_costs_one(reaching):
     grades, _ = reaching
-    for who in ("replay", "source", "odd", "daemon", "asks", *REACHES):
+    for who in ("replay", "source", "odd", "daemon", "asks", *REACHES, *CLASSMATES):
         assert points(grades, who) == {"1.2"}, who
+    assert points(grades, "anna") == {"1.1", "1.2"}
     package = Path(ll.__file__).parent
     assert (package / "__init__.py").is_file() and not list(package.glob("planted*"))
     noted = {name.split("/")[0] for name, _ in grades.review}

@@ -112,20 +112,18 @@ def as_prompts(
         return prompts
     model = require_bridge(model)
     truncate = require_bool("truncate", truncate)
-    if isinstance(prompts, ConceptSplit):
-        prompts = getattr(prompts, part)
-    if isinstance(prompts, Iterator):
-        prompts = list(prompts)
-    texts = texts_in("prompts", prompts) if attention_mask is None else None
+    given: Any = getattr(prompts, part) if isinstance(prompts, ConceptSplit) else prompts
+    if isinstance(given, Iterator):
+        given = list(given)
+    texts = texts_in("prompts", given) if attention_mask is None else None
     if texts is not None:
         rows = tokenize_prompts(model, texts, truncate=truncate)
     else:
-        if isinstance(prompts, list | tuple):  # a row may come as [1, position]
-            prompts = [
-                p[0] if isinstance(p, Tensor) and p.ndim == 2 and len(p) == 1 else p
-                for p in prompts
+        if isinstance(given, list | tuple):  # a row may come as [1, position]
+            given = [
+                p[0] if isinstance(p, Tensor) and p.ndim == 2 and len(p) == 1 else p for p in given
             ]
-        read = read_token_rows("prompts", prompts, mask=attention_mask)
+        read = read_token_rows("prompts", given, mask=attention_mask)
         real = torch.ones_like(read.tokens, dtype=torch.bool) if read.mask is None else read.mask
         rows = [row[keep] for row, keep in zip(read.tokens.cpu(), real.cpu(), strict=True)]
     return _padded(model, rows, truncate)

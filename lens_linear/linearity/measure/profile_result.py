@@ -116,8 +116,7 @@ class LinearityProfile(Result):
     seed: int
     confidence: float
 
-    @property
-    def _columns(self) -> tuple[str, ...]:
+    def _that_matter(self) -> tuple[str, ...]:
         return (
             *("block_r2", "block_r2_without_first", "block_first_share", "block_r2_no_residual"),
             *("ffn_r2", "attn_r2", "null_r2", "update_ratio", *self.statistics, "n_tokens"),

@@ -307,7 +307,8 @@ class _Builder:
         batch_size: int | None,
     ) -> None:
         self.model, self.rows, self.fits, self.strategy = model, rows, fits, strategy
-        self.distill_steps, self.ridge, self.skip = distill_steps, ridge, skip
+        self.distill_steps, self.skip = distill_steps, skip
+        self.ridge: Ridge = ridge
         self.batch_size = batch_size
         self.stand_ins = BlockStandIns(model)
         self.total = n_parameters(model)
