@@ -134,7 +134,7 @@ class AttentionDial(Result):
     def regimes(self) -> pd.DataFrame:
         """Where softmax stops being regression and starts being retrieval.
 
-        Columns: ``regime``, ``beta`` (median over seeds), ``beta_low``, ``beta_high`` (95 % of them;
+        Columns: ``regime``, ``beta`` (a middle seed's), ``beta_low``, ``beta_high`` (95 % of them;
         NaN for one seed), ``rule``. Infinite where the dial was not turned that far, 0 where it lies
         below the β asked, NaN where these are more than a factor of 2 apart there.
         """
