@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from lens_linear.errors import LensLinearError
+
+INTERRUPTED = "\nlens-linear: interrupted; nothing half-written was left behind"
 
 __all__ = ["main"]
 
@@ -26,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported inside, so that an interrupt is met from the first moment.
         terminal = importlib.import_module("lens_linear.cli.terminal")
         with terminal.quiet(), terminal.streams():
-            return _run(words)
+            return _run(words, terminal.loading if arguments is None else nullcontext)
     except LensLinearError as error:
         sentence = " ".join(str(error).split())  # what a library said may span lines
         return _said(f"{' '.join(['lens-linear', *named])}: {sentence}", 2)
     except KeyboardInterrupt:
-        return _said("\nlens-linear: interrupted; nothing half-written was left behind", 130)
+        return _said(INTERRUPTED, 130)
     except BrokenPipeError:
         # Who read the output has gone: what is still in the buffer must not fail when Python ends.
         if sys.stdout is sys.__stdout__ and sys.stdout is not None:
@@ -39,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(words: list[str]) -> int:
-    parsing = importlib.import_module("lens_linear.cli.parser")
+def _run(words: list[str], loading: Callable[[], AbstractContextManager[None]]) -> int:
+    with loading():
+        parsing = importlib.import_module("lens_linear.cli.parser")
     parser = parsing.build_parser()
     if not words:
         parser.print_help()
@@ -48,7 +52,9 @@ def _run(words: list[str]) -> int:
     options = parser.parse_args(words)
     parsing.check_options(options)
     module, _, function = parsing.find_command(options.command).run.partition(":")
-    answer = getattr(importlib.import_module(f"lens_linear.cli.{module}"), function)(options)
+    with loading():
+        command = importlib.import_module(f"lens_linear.cli.{module}")
+    answer = getattr(command, function)(options)
     # pandas only, which every answer has loaded by now
     return int(importlib.import_module("lens_linear.cli.output").emit(options, answer))
 

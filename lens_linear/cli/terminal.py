@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lens_linear.cli import INTERRUPTED
 from lens_linear.errors import LensLinearError, LensLinearWarning
 
 
@@ -41,6 +45,31 @@ def _notes() -> Callable[..., None]:
             sys.stderr.write(f"note: {words}\n")
 
     return note
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While libraries load, an interrupt ends the program at once.
+
+    An exception would pass through the C++ code of a library that is half loaded, which then aborts. A handler
+    that somebody else has set stays, and so does Python's own outside the main thread.
+    """
+    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not own or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(*_: object) -> None:
+    if sys.stderr is not None and not sys.stderr.closed:
+        sys.stderr.write(f"{INTERRUPTED}\n")
+        sys.stderr.flush()
+    os._exit(130)
 
 
 @contextmanager
