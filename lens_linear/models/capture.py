@@ -211,6 +211,7 @@ def run(
     model = require_bridge(model)
     tokens, attention_mask = _with_mask(model, tokens, attention_mask)
     logits, grad = require_bool("logits", logits), require_bool("grad", grad)
+    finite = require_bool("finite", finite)
     asked = require_list("record", record, of="spots (layer, what)")
     for spot in asked:
         hook_name(model, spot)  # refuses what is no spot

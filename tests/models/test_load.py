@@ -314,6 +314,13 @@ def test_weights_that_would_be_filled_up_at_random_are_refused(folder):
         ll.load(folder)
 
 
+def test_a_configuration_with_fewer_blocks_than_are_stored_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": config["n_layer"] - 1}))
+    with pytest.raises(CorruptedFileError, match=r"tensors of blocks.*h\.2\.attn"):
+        ll.load(folder)
+
+
 def test_weights_of_another_shape_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,21 @@ class _WholeWeights:
                 f"the weights in {folder!r} lack {len(missing)} tensors that config.json asks for (the "
                 f"first is {missing[0]!r}); copy the folder again, or mend its config.json"
             )
+        _refuse_cut(folder, loaded["unexpected_keys"], model)
         self.logits = _plain_logits(model)
         return model
+
+
+def _refuse_cut(folder: str, unused: Iterable[str], model: Any) -> None:
+    """Refuse weights of more blocks than the configuration asks for: the model would end in its middle."""
+    known = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    beyond = sorted(name for name in unused if re.sub(r"\d+", "#", name) in known)
+    if beyond:
+        raise CorruptedFileError(
+            f"the weights in {folder!r} hold {len(beyond)} tensors of blocks that config.json does not ask "
+            f"for (the first is {beyond[0]!r}), so the model would be cut; mend the number of layers there, "
+            "or copy the folder again"
+        )
 
 
 @contextmanager
