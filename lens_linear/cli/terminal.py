@@ -51,8 +51,8 @@ def _notes() -> Callable[..., None]:
 def loading() -> Iterator[None]:
     """While libraries load, an interrupt ends the program at once.
 
-    An exception would pass through the C++ code of a library that is half loaded, which then aborts. A handler
-    that somebody else has set stays, and so does Python's own outside the main thread.
+    An exception would pass through the C++ code of a library that is half loaded, which then aborts. A
+    handler that somebody else has set stays, and so does Python's own outside the main thread.
     """
     own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not own or threading.current_thread() is not threading.main_thread():
