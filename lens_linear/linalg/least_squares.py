@@ -272,7 +272,9 @@ def solve_keeping(
             "0/0; check that y is the activation you meant, or leave this site out"
         )
     scatter_y = torch.where(constant, torch.zeros_like(scatter_y), scatter_y)
-    size = scatter.size
+    # A column of zeros has no size to measure in: its coefficient is 0.
+    dead = scatter.size <= torch.finfo(scatter.size.dtype).tiny
+    size = scatter.size.masked_fill(dead & ~dead.all(), torch.inf)
     while True:
         if isinstance(form, Products):
             moments, tolerance = scatter.second_moments(size)

@@ -118,14 +118,15 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     titles = ["regression or retrieval", "rise of the loss (nats a token)"]
     fig, places = panels(titles[: 1 + bool(ran)], across=1)
     sink = (frame["first_share"] >= 0.3).astype(int)
+    placed = frame[frame["regression_r2"].notna()]
     for i, kind in enumerate(_KINDS):  # one colour and mark a kind, in every figure
-        part = frame[frame["kind"] == kind]
+        part = placed[placed["kind"] == kind]
         if part.empty:
             continue
         fig.add_scatter(
             x=part["regression_r2"], y=part["retrieval_r2"], text=part["head"], name=kind,
             mode="markers+text" if len(frame) <= 24 else "markers",
-            textposition=[_beside(frame, index) for index in part.index],
+            textposition=[_beside(placed, index) for index in part.index],
             marker={"size": 10, "color": colour(i), "symbol": (i + 100 * sink[part.index]).tolist()},
             row=1, col=1,
             hovertemplate="%{text}<br>linear %{x:.2f}, best key %{y:.2f}<extra>" + kind + "</extra>",
@@ -142,7 +143,7 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
                 marker_color=colour(list(names).index(name) + 4),
             )  # fmt: skip
     fig.update_xaxes(title_text="share explained by linear attention", row=1, col=1)
-    low, high = float(frame["retrieval_r2"].min()), float(frame["retrieval_r2"].max())
+    low, high = placed["retrieval_r2"].agg(["min", "max"]) if len(placed) else (0.0, 1.0)
     room = 0.15 * max(high - low, 0.05)  # names stand above and below their marks
     fig.update_yaxes(
         title_text="share explained by<br>the best key alone",
@@ -152,6 +153,8 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
     )
     says = [f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens"]
     says += ["open: they read the first position"] if sink.any() else []
+    alike = len(frame) - len(placed)
+    says += [f"{alike} not placed: equal values or scores"] if alike else []
     says += ["below: slow and fast memories exchanged"] if ran else []
     return styled(
         fig, title="Regression or retrieval? Heads of a trained model", panels=True,

@@ -144,3 +144,13 @@ def test_layers_that_find_nothing_more_have_no_share_of_variance(fit):
     if fit == "held-out":
         assert "layers that add nothing have no R² without residual: 1, 2" in repr(profile)
         assert frame["block_r2"].between(0.99, 1).all()
+
+
+def test_profile_of_layers_whose_columns_have_any_scale():
+    """Deeper layers read slots that are zero or 1e-17; in-sample R² was NaN there."""
+    x, y, new = data(3, 30, 3, 2)
+    layer = ll.OLSAttention.from_data(x * [1e4, 1.0, 1e-3], y * [1e-17, 1.0])
+    whole = ols_transformer(layer, new * [1e4, 1.0, 1e-3], layers=3)
+    for fit in ("in-sample", "held-out"):
+        scores = ll.linearity_profile(whole.model, whole.tokens, fit=fit)["block_r2"]
+        np.testing.assert_allclose(scores, 1.0, atol=1e-6)

@@ -81,6 +81,27 @@ def test_rank_deficient_x_gives_numpys_minimum_norm_solution(fit):
 
 
 @both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_a_column_of_zeros_beside_collinear_ones_gets_no_weight(fit, dtype, ridge):
+    """Measured in its own size, the rounding of an empty direction was 1e285 there, and R² NaN."""
+    x = normal(200, 6)
+    x[:, 2] = 0.0
+    x[:, 4] = 2 * x[:, 1]
+    y = x @ normal(6, 3, seed=3) + normal(200, 3, seed=4)
+    x, y = x.to(dtype), y.to(dtype)
+    xc, yc = (t.double() - t.double().mean(0) for t in (x, y))
+    penalty = ridge**0.5 * torch.eye(6, dtype=torch.float64)
+    rows, image = torch.cat([xc, penalty]), torch.cat([yc, torch.zeros(6, 3, dtype=torch.float64)])
+    weight = torch.as_tensor(np.linalg.lstsq(rows.numpy(), image.numpy(), rcond=1e-9)[0])
+    result = fit(x, y, ridge=ridge)
+    torch.testing.assert_close(result.weight, weight, rtol=0, atol=1e-6)
+    assert not bool(result.weight[2].any()) and (ridge or result.rank == 4)
+    score = 1 - float((yc - xc @ weight).square().sum() / yc.square().sum())
+    assert result.r_squared == pytest.approx(score, abs=1e-9)
+
+
+@both
 def test_entries_that_sum_to_zero_like_after_a_norm(fit):
     x = torch.nn.functional.layer_norm(normal(400, 30), (30,))
     y = x @ normal(30, 4, seed=1) + normal(400, 4, seed=2)

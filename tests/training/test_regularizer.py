@@ -192,3 +192,32 @@ def test_gradients_that_half_precision_cannot_hold_are_said():
         (1000 * CosineRegularizer()([x, y])).backward()
     with pytest.raises(NonFiniteError, match="NaN or infinite; look at the loss"):
         (math.nan * CosineRegularizer()([x, y])).backward()
+
+
+@pytest.mark.parametrize("width", [2, 64, 1024])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1024.0])
+def test_opposed_half_precision_states_have_no_gradient(width, scale):
+    """Its true value is 0; float32 leaves a few eps, which is no gradient that float16 could lose."""
+    before = normal(5, width, seed=width).half()
+    if width == 2:
+        before[0] = torch.tensor([3.0, 4.0])
+    states = [s.clone().requires_grad_() for s in (before, -2 * before, 3 * before)]
+    penalty = CosineRegularizer()(states)
+    assert penalty.item() == pytest.approx(4)
+    (scale * penalty).backward()
+    assert all(not bool(s.grad.any()) for s in states)
+
+
+def test_a_token_near_its_opposite_keeps_its_gradient_or_is_refused():
+    """A turn by π - 1e-3 has a gradient of 1e-3, not a residue; beside opposed tokens too."""
+    before = torch.tensor([[1.0, 0.0], [3.0, 4.0]]).half()
+    after = torch.tensor([[-1.0, 1e-3], [-3.0, -4.0]]).half()
+    x = before.clone().requires_grad_()
+    (1024 * CosineRegularizer()([x, after])).backward()
+    wide = before.double().requires_grad_()
+    CosineRegularizer()([wide, after.double()]).backward()
+    torch.testing.assert_close(x.grad.double() / 1024, wide.grad, rtol=1e-2, atol=1e-9)
+    assert float(wide.grad[0].norm()) > 4e-4
+    x = (1e4 * before).requires_grad_()
+    with pytest.raises(NonFiniteError, match="of it for 1 of 2 tokens"):
+        CosineRegularizer()([x, after]).backward()

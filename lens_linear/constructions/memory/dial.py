@@ -318,13 +318,14 @@ def crossings(
     """The β at which each seed's curve first passes the level, interpolated in logarithm.
 
     Infinite where it never does, 0 where it lies above it from the first β on, NaN where the two β around it
-    are more than a factor of 2 apart, or there are none: interpolated wider, it would follow the β asked.
+    are more than a factor of 2 apart, or there are none: interpolated wider, it would follow the β asked. NaN
+    too where the curve has no value.
     """
     found = []
     for curve in values.T.tolist():
         above = next((i for i, v in enumerate(curve) if v > level), None)
         if above is None:
-            found.append(math.inf if betas else math.nan)
+            found.append(math.nan if all(map(math.isnan, curve)) else math.inf)
         elif above == 0:
             found.append(0.0)
         elif betas[above] > 2 * betas[above - 1]:

@@ -52,10 +52,13 @@ from lens_linear.constructions.memory.dial import ENOUGH, HELD, crossings
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.constructions.memory.trained_heads import (
     heads_by_layer,
+    middle,
     nearest_factor,
+    product_rounding,
     row_losses,
 )
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.tables import Result
 
@@ -73,7 +76,7 @@ class HeadDial(Result):
 
     ``values[measure, head, geometry, beta, row]``, measures in the order of ``MEASURES``; each is taken over
     the queries of one row of tokens. Errors are relative, 0 equal and 1 as far as the mean of the visible
-    values; NaN where a head's values do not vary.
+    values; NaN where these do not vary (equal values or equal scores, but for rounding).
 
     * ``spread``: standard deviation of the scores over the visible keys, times β, in nats (median);
     * ``gain``: the one factor that brings the centred readout nearest to least squares of the context;
@@ -146,7 +149,7 @@ class HeadDial(Result):
         are more than a factor of 2 apart there); ``ols_error`` (the least median along the dial) and
         ``ols_beta`` (where); ``spread`` of the scores at β = 1; and for the own geometry ``trained``:
         "regression", "between" or "retrieval" by the medians at β = 1, "not known" where the β asked do not
-        tell.
+        tell, or the readout does not vary.
         """
         error, share, least, spread = (
             self.values[MEASURES.index(name)]
@@ -165,9 +168,11 @@ class HeadDial(Result):
                         known = len(found) > 1 or not end
                         at = float(found[round(q * (len(found) - 1))])
                         row[name + end] = at if known else math.nan
-                middle = least[h, g].nanquantile(0.5, dim=-1)
-                best = int(middle.nan_to_num(math.inf).argmin())
-                row["ols_error"], row["ols_beta"] = float(middle[best]), self.betas[best]
+                along = least[h, g].nanquantile(0.5, dim=-1)
+                best = int(along.nan_to_num(math.inf).argmin())
+                known = bool(along[best].isfinite())
+                row["ols_error"] = float(along[best])
+                row["ols_beta"] = self.betas[best] if known else math.nan
                 row["spread"] = float((spread[h, g, 0] / self.betas[0]).quantile(0.5))
                 medians = [m[h, g].nanquantile(0.5, dim=-1).tolist() for m in (error, share)]
                 row["trained"] = _place(self.betas, *medians) if geometry == "own" else ""
@@ -178,7 +183,13 @@ class HeadDial(Result):
 def _place(betas: Sequence[float], error: list[float], share: list[float]) -> str:
     """What the curves say at β = 1: at that setting, or at both of its neighbours alike."""
     kinds = [
-        "retrieval" if held > HELD else "regression" if missed <= ENOUGH else "between"
+        "not known"
+        if math.isnan(missed)
+        else "retrieval"
+        if held > HELD
+        else "regression"
+        if missed <= ENOUGH
+        else "between"
         for missed, held in zip(error, share, strict=True)
     ]
     at = [kind for beta, kind in zip(betas, kinds, strict=True) if math.isclose(beta, 1)]
@@ -198,7 +209,7 @@ def head_dial(
     queries: int = 32,
     skip: int = 0,
     losses: bool = False,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> HeadDial:
     """Turn the inverse temperature of trained heads, on their own queries, keys and values.
@@ -213,7 +224,7 @@ def head_dial(
         queries: positions asked a row, spread evenly over those that see more than ``2 d_head`` keys.
         skip: leading positions that later queries do not see (1 leaves out the first, a sink in many models).
         losses: also the rise of the model's loss with the head run at each β, one forward pass each.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; as many as memory allows by default.
         seed: of the random order in which keys are stored for ``capacity``.
 
     Returns:
@@ -233,22 +244,20 @@ def head_dial(
         HeadDial of toy: 1 heads × 2 settings on 2 rows of 40 tokens, 24 queries a row; as trained: 1 regression
     """  # noqa: E501
     tokens = require_model_tokens(model, tokens)
-    settings = tuple(sorted(set(require_floats("betas", betas, minimum=1e-6))))
+    settings = tuple(sorted(set(require_floats("betas", betas, minimum=1e-6, maximum=1e100))))
     if not settings:
         raise InvalidArgumentError("betas must name at least one setting; pass betas=(1.0,)")
     queries, skip = require_int("queries", queries, minimum=2), require_int("skip", skip, minimum=0)
     losses, seed = require_bool("losses", losses), require_seed(seed)
-    batch_size = require_int("batch_size", batch_size, minimum=1)
-    chosen = dict(heads_by_layer(model, heads))
-    if not chosen:
-        raise InvalidArgumentError("heads must name at least one head; pass heads=None for all")
+    batch_size = sequences_a_pass(model, tokens.shape[1], batch_size)
+    chosen = heads_by_layer(model, heads)
     width, length = int(model.cfg.d_head), tokens.shape[1]
     asked = _asked(length, width, skip, queries)
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     visible[skip:, :skip] = False
     plain = row_losses(model, tokens, batch_size) if losses else None
     values, rises, names = [], [], []
-    reads = head_reads(model, tokens, list(chosen))
+    reads = head_reads(model, tokens, list(chosen), batch_size)
     for layer, head in ((layer, head) for layer, several in chosen.items() for head in several):
         q, k, v = reads[layer].of(head)
         scale, eps = reads[layer].scale, _rounding(reads[layer])
@@ -308,7 +317,9 @@ class _Row:
         skip: int,
         labels: tuple[int, ...],
     ) -> None:
-        q, k, self.values = reads
+        q, k, values = reads
+        # In units of the largest: squares of 1e-170 are 0, and every measure is relative.
+        self.values = values / values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
         q, self.visible = q[asked], visible[asked]
         self.even = self.visible.double() / self.visible.sum(1, keepdim=True)
         own = scale * q @ k.T
@@ -326,6 +337,7 @@ class _Row:
             lengths[i, seen] = white.square().sum(1)
         self.geometries["least squares"] = (scores, lengths)
         self.ols = (self.even * scores) @ self.values
+        self.least = product_rounding(self.even * scores, self.values)
         generator = derive_generator(labels[0], "head dial: order", *labels[1:])
         self.order = torch.rand(own.shape, generator=generator, dtype=torch.float64)
 
@@ -340,16 +352,20 @@ class _Row:
         deviation = scores - mean
         linear = (self.even * deviation) @ self.values
         kernel = (self._seen(beta * (scores - lengths / 2)).softmax(1) - self.even) @ self.values
+        # What rounding leaves of a product that should be 0: of equal values, and of equal scores.
+        blurred = product_rounding(self.even, self.values)
+        weighted = product_rounding(self.even * scores, self.values)
+        missed = _distance(gain * out, self.ols, self.least)
         entropy = -(weights * weights.clamp_min(1e-300).log()).sum(1)
         return [
-            beta * float((self.even * deviation.square()).sum(1).sqrt().quantile(0.5)),
-            gain,
-            _distance(gain * out, self.ols),
-            _distance(out, self.ols),
-            _distance(nearest_factor(linear, out) * out, linear),
-            _distance(out, kernel),
-            float(entropy.exp().quantile(0.5)),
-            float(weights.amax(1).quantile(0.5)),
+            beta * middle((self.even * deviation.square()).sum(1).sqrt()),
+            math.nan if math.isnan(missed) else gain,
+            missed,
+            _distance(out, self.ols, self.least),
+            _distance(nearest_factor(linear, out) * out, linear, weighted),
+            _distance(out, kernel, blurred),
+            middle(entropy.exp()),
+            middle(weights.amax(1)),
             self._capacity(logits),
         ]
 
@@ -360,13 +376,13 @@ class _Row:
         stored = logits.gather(1, order)
         share = (stored[:, :1] - stored.logcumsumexp(1)).exp()
         there = torch.arange(logits.shape[1]) < self.visible.sum(1, keepdim=True)
-        return float(((share > HELD) & there).sum(1).double().quantile(0.5))
+        return middle(((share > HELD) & there).sum(1).double())
 
     def _seen(self, logits: Float[Tensor, "q n"]) -> Float[Tensor, "q n"]:
         return logits.masked_fill(~self.visible, -torch.inf)
 
 
-def _distance(got: Tensor, want: Tensor) -> float:
+def _distance(got: Tensor, want: Tensor, least: float) -> float:
     """``‖got - want‖ / ‖want‖``, both from the mean of the visible values; NaN where want is that mean."""
-    size = want.norm()
-    return float((got - want).norm() / size) if size > 0 else math.nan
+    size = float(want.norm())
+    return float((got - want).norm()) / size if size > least else math.nan

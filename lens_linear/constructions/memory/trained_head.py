@@ -13,6 +13,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_head
 from lens_linear.constructions.memory.head_memory import HeadMemory, attention_head_memory
 from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.weights import score_scale, score_softcap
@@ -65,7 +66,7 @@ def trained_head_memory(
     tokens = require_model_tokens(model, tokens)
     named = layer if head is None else (layer, head)
     at, which = require_head("head", named, n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads)
-    reads = head_reads(model, tokens, [at])[at]
+    reads = head_reads(model, tokens, [at], sequences_a_pass(model, tokens.shape[1]))[at]
     q, k, _ = reads.of(which)
     return attention_head_memory(
         k,
@@ -95,9 +96,12 @@ class HeadReads:
 
 
 def head_reads(
-    model: TransformerBridge, tokens: Int[Tensor, "batch position"], layers: Sequence[int]
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"],
+    layers: Sequence[int],
+    batch_size: int,
 ) -> dict[int, HeadReads]:
-    """Capture what the heads of some layers attend with, all in one pass over the tokens.
+    """Capture what the heads of some layers attend with, all in one walk over the tokens.
 
     Scores that are not q·k over all earlier keys are refused, as two rows of the tokens show.
 
@@ -112,10 +116,14 @@ def head_reads(
     for layer in layers:
         attention_scores(model, tokens[:2], layer, windows=False)
     spots: list[Spot] = [(layer, what) for layer in layers for what in ("q", "k", "v")]
-    out = run(model, tokens, record=spots, logits=False)
+    parts: dict[Spot, list[Tensor]] = {spot: [] for spot in spots}
+    for rows in tokens.split(batch_size):
+        out = run(model, rows, record=spots, logits=False)
+        for spot in spots:
+            parts[spot].append(out[spot].cpu())
     reads = {}
     for layer in layers:
-        q, k, v = (out[(layer, what)].cpu().transpose(1, 2) for what in ("q", "k", "v"))
+        q, k, v = (torch.cat(parts[layer, what]).transpose(1, 2) for what in ("q", "k", "v"))
         rotary = read_rotary(model, layer, tokens.shape[1], dtype=torch.float64)
         if rotary is not None:
             q, k = (rotary.rotate(x.double()).to(x) for x in (q, k))

@@ -26,7 +26,8 @@ Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory); the measures o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -38,13 +39,13 @@ from lens_linear._tl import TransformerBridge, derive_generator
 from lens_linear.checks import (
     require_choice,
     require_heads,
-    require_int,
     require_list,
     require_rows,
     require_seed,
 )
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.hooks import Edit
 from lens_linear.tables import Result
@@ -92,8 +93,10 @@ class TrainedHeads(Result):
         Columns: ``layer``, ``head``; ``effective_keys`` (exp of the pattern's entropy), ``best_share``
         (largest weight), ``first_share`` (weight of the first position), medians over queries;
         ``regression_r2``, ``retrieval_r2`` (share of the readout's variance that each end explains, at
-        most 1); ``kind``: "averaging", "regression", "retrieval" or "between"; and for each exchange the
-        rise of the loss in nats a token (``loss_<exchange>``) with its standard error over rows (``_se``).
+        most 1; NaN where the readout does not vary, as that of equal values or equal scores); ``kind``:
+        "averaging", "regression", "retrieval" or "between", also "averaging" where scores or values are
+        all equal; and for each exchange the rise of the loss in nats a token (``loss_<exchange>``) with its
+        standard error over rows (``_se``).
         """
         return self.frame.copy()
 
@@ -104,13 +107,13 @@ def trained_heads(
     *,
     heads: Sequence[tuple[int, int] | str] | None = None,
     exchanges: Sequence[str] = EXCHANGES,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> TrainedHeads:
     """Place heads between regression and retrieval, and exchange their slow and fast memories.
 
-    ``kind``: *averaging* where more than half of the visible keys weigh in (exp of the entropy, median);
-    else *retrieval* or *regression*, whichever end explains more of the readout, if at least half of its
+    ``kind``: *averaging* where more than half of the visible keys weigh in (exp of the entropy, median), or
+    the readout is the mean of the visible values whatever the weights; else *retrieval* or *regression*, whichever end explains more of the readout, if at least half of its
     variance; else *between*.
 
     Args:
@@ -118,7 +121,7 @@ def trained_heads(
         tokens: ``[batch, position]`` ids, at least two rows of at least four.
         heads: ``(layer, head)`` pairs; None takes all.
         exchanges: which of ``EXCHANGES`` to run, one forward pass a head each; none is allowed.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; as many as memory allows by default.
         seed: of the random rotation.
 
     Returns:
@@ -144,13 +147,13 @@ def trained_heads(
         raise InvalidArgumentError(
             f"tokens must have at least 4 positions, got {tokens.shape[1]}; pass longer rows"
         )
-    batch_size, seed = require_int("batch_size", batch_size, minimum=1), require_seed(seed)
+    batch_size, seed = sequences_a_pass(model, tokens.shape[1], batch_size), require_seed(seed)
     exchanges = require_list("exchanges", exchanges, of="names of exchanges")
     exchanges = [require_choice("exchanges", name, EXCHANGES) for name in exchanges]
     plain = row_losses(model, tokens, batch_size)
     rows = []
-    asked = dict(heads_by_layer(model, heads))
-    reads = head_reads(model, tokens, list(asked))
+    asked = heads_by_layer(model, heads)
+    reads = head_reads(model, tokens, list(asked), batch_size)
     for layer, chosen in asked.items():
         for head in chosen:
             found = _Head(reads[layer], head, seed)
@@ -173,16 +176,17 @@ def trained_heads(
 
 def heads_by_layer(
     model: TransformerBridge, heads: Sequence[tuple[int, int] | str] | None
-) -> Iterator[tuple[int, list[int]]]:
+) -> dict[int, list[int]]:
     """Layers in order, with the heads asked for in each."""
     layers, count = model.cfg.n_layers, model.cfg.n_heads
     if heads is None:
-        yield from ((layer, list(range(count))) for layer in range(layers))
-        return
+        return {layer: list(range(count)) for layer in range(layers)}
     chosen: dict[int, list[int]] = {}
     for layer, head in require_heads("heads", heads, n_layers=layers, n_heads=count):
         chosen.setdefault(layer, []).append(head)
-    yield from sorted(chosen.items())
+    if not chosen:
+        raise InvalidArgumentError("heads must name at least one head; pass heads=None for all")
+    return dict(sorted(chosen.items()))
 
 
 class _Head:
@@ -204,19 +208,23 @@ class _Head:
         pattern = self.pattern[:, rows]
         entropy = -(pattern * pattern.clamp_min(1e-300).log()).sum(-1)
         share = entropy.exp() / self.visible.sum(1)[rows]
-        centred = (self.pattern - self.even) @ self.v
-        regression = _explained(centred[:, rows], self._linear()[:, rows])
-        retrieval = _explained(centred[:, rows], self._best()[:, rows])
-        if float(share.median()) > _EVEN:
+        unit = self.v.abs().amax().clamp_min(torch.finfo(self.v.dtype).tiny)
+        centred = ((self.pattern - self.even) @ self.v)[:, rows] / unit  # squares of 1e-170 are 0
+        least = product_rounding(
+            self.even, self.v / unit
+        )  # below it a readout is the mean and rounding
+        regression = _explained(centred, self._linear()[:, rows], least)
+        retrieval = _explained(centred, self._best()[:, rows], least)
+        if middle(share) > _EVEN or math.isnan(regression):
             kind = "averaging"
         elif max(regression, retrieval) < 0.5:
             kind = "between"
         else:
             kind = "regression" if regression > retrieval else "retrieval"
         return {
-            "effective_keys": float(entropy.exp().median()),
-            "best_share": float(pattern.amax(-1).median()),
-            "first_share": float(pattern[..., 0].median()),
+            "effective_keys": middle(entropy.exp()),
+            "best_share": middle(pattern.amax(-1)),
+            "first_share": middle(pattern[..., 0]),
             "regression_r2": regression,
             "retrieval_r2": retrieval,
             "kind": kind,
@@ -262,15 +270,31 @@ class _Head:
         return scores.masked_fill(~self.visible, -torch.inf).softmax(-1)
 
 
+def middle(values: Tensor) -> float:
+    """The median, of an even number the mean of the middle two."""
+    return float(values.flatten().quantile(0.5))
+
+
 def nearest_factor(want: Tensor, have: Tensor) -> float:
-    """The one factor that brings ``have`` nearest to ``want``."""
-    return float((want * have).sum() / have.square().sum().clamp_min(1e-300))
+    """The one factor that brings ``have`` nearest to ``want``; 0 where ``have`` is 0."""
+    size = float(have.abs().amax())
+    if size == 0:
+        return 0.0
+    unit = have / size  # squares of 1e-170 are 0
+    return float((want * unit).sum() / unit.square().sum()) / size
 
 
-def _explained(want: Tensor, have: Tensor) -> float:
-    """Share of ``‖want‖²`` that ``have`` explains with the best gain; 1 is all, 0 none."""
-    size = want.square().sum().clamp_min(1e-300)
-    return float(1 - (want - nearest_factor(want, have) * have).square().sum() / size)
+def product_rounding(weights: Tensor, values: Tensor) -> float:
+    """How much of ``‖weights @ values‖`` may be rounding."""
+    return 64 * torch.finfo(values.dtype).eps * float((weights.abs() @ values.abs()).norm())
+
+
+def _explained(want: Tensor, have: Tensor, least: float) -> float:
+    """Share of ``‖want‖²`` that ``have`` explains with the best gain; 1 is all, 0 none, NaN if there is none."""
+    size = float(want.norm())
+    if size <= least:
+        return math.nan
+    return 1 - float((want - nearest_factor(want, have) * have).norm() / size) ** 2
 
 
 def row_losses(
@@ -300,8 +324,9 @@ def row_losses(
                 f"the logits of {model.cfg.model_name!r} hold NaN or infinity; load it in a wider precision"
             )
         target = tokens[rows, 1:].to(logits.device).flatten()
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), target, reduction="none"
+            wide[:, :-1].flatten(0, 1), target, reduction="none"
         )
         parts.append(nats.view(len(logits), -1).double().mean(1).cpu())
     return torch.cat(parts)
