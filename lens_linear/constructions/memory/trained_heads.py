@@ -113,8 +113,8 @@ def trained_heads(
     """Place heads between regression and retrieval, and exchange their slow and fast memories.
 
     ``kind``: *averaging* where more than half of the visible keys weigh in (exp of the entropy, median), or
-    the readout is the mean of the visible values whatever the weights; else *retrieval* or *regression*, whichever end explains more of the readout, if at least half of its
-    variance; else *between*.
+    the readout is the mean of the visible values whatever the weights; else *retrieval* or *regression*,
+    whichever end explains more of the readout, if at least half of its variance; else *between*.
 
     Args:
         model: a causal bridge.
@@ -290,7 +290,7 @@ def product_rounding(weights: Tensor, values: Tensor) -> float:
 
 
 def _explained(want: Tensor, have: Tensor, least: float) -> float:
-    """Share of ``‖want‖²`` that ``have`` explains with the best gain; 1 is all, 0 none, NaN if there is none."""
+    """Share of ``‖want‖²`` that ``have`` explains with the best gain; 1 is all, 0 none, NaN of nothing."""
     size = float(want.norm())
     if size <= least:
         return math.nan
