@@ -16,6 +16,7 @@ FLOORS = {
     "tables": 0,
     "token_rows": 0,
     "_tl": 0,
+    "_lazy": 0,
     "linalg": 1,
     "models": 2,
     "text": 2,

@@ -6,6 +6,6 @@ whole (:class:`AttentionOnly`); heads of any model can be read (:func:`head_circ
 used.
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -13,6 +13,6 @@
 Names are loaded when they are used.
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -12,6 +12,6 @@ cheapest way to steer (:func:`min_energy`, :func:`refined_min_energy`, :func:`ev
     surrogate.predict(model, split.evaluation.texts).agreement(exact)
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """The explorer: a model's heads, texts, paths and layers to poke at, in one offline page or a notebook."""
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

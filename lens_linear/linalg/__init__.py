@@ -1,5 +1,5 @@
 """Tensors in, frozen results out: least squares, streaming moments, spectra, Krylov bases."""
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -4,6 +4,6 @@
 ``capture``, ``native`` and ``tokenizer`` serve all three.
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -92,6 +92,11 @@ class Run:
     logits: Float[Tensor, "batch position vocab"] | None
     recorded: dict[Spot, Tensor]
 
+    def __repr__(self) -> str:
+        logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
+        parts = ", ".join(f"{spot} {list(value.shape)}" for spot, value in self.recorded.items())
+        return f"Run: {logits}; recorded {parts or 'nothing'}"
+
     def __getitem__(self, spot: Spot) -> Tensor:
         return self.recorded[spot]
 

@@ -4,6 +4,6 @@ One file a room; every figure has the look of :mod:`lens_linear.plots.style`. Na
 they are used, so that ``import lens_linear.plots`` is light.
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """The written page: one offline HTML file about a model, and the tour of the bundled ones."""
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """Model and text in, numbers out, once: moments of every site, n-gram counts, splits, evaluation tokens."""
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -56,6 +56,10 @@ class SequenceSums:
     total: Float[Tensor, " sequence"]
     total_update: Float[Tensor, " sequence"]
 
+    def __repr__(self) -> str:
+        share = 1 - float(self.residual.sum() / self.total.sum())
+        return f"SequenceSums: R² {share:.4g} over {len(self.total):,} sequences"
+
 
 class Reading(NamedTuple):
     """Maps to be scored, and on which positions: those after the first ``skip``.

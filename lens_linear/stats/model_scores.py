@@ -27,6 +27,16 @@ class ModelScores:
     loss: RowScores
     metric: RowScores
 
+    def __repr__(self) -> str:
+        def words(one: RowScores) -> str:
+            return f"{one.mean:.4g} ± {one.standard_error:.2g}"
+
+        answers, rows = f"{int(self.loss.counts.sum()):,}", f"{len(self.loss.counts):,}"
+        return (
+            f"ModelScores: loss {words(self.loss)} nats, metric {words(self.metric)} (mean ± standard "
+            f"error over rows); {answers} answers in {rows} rows"
+        )
+
 
 def score_model(
     model: TransformerBridge,

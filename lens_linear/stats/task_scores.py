@@ -52,6 +52,11 @@ class RowScores:
     values: Float[Tensor, " row"]
     counts: Int[Tensor, " row"]
 
+    def __repr__(self) -> str:
+        answers, rows = f"{int(self.counts.sum()):,}", f"{len(self.counts):,}"
+        mean = f"{self.mean:.4g} ± {self.standard_error:.2g}"
+        return f"RowScores: mean {mean}; {answers} answers in {rows} rows"
+
     @classmethod
     def joined(cls, parts: Sequence[RowScores]) -> RowScores:
         """The scores of several groups of rows, one after the other."""

@@ -1,5 +1,5 @@
 """What reproduces the papers' tables: pretraining studies, downstream scores, published beside measured."""
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -13,6 +13,6 @@ Nothing here knows a model or a tokenizer.
   can be read, told apart, and never executed.
 """
 
-import lazy_loader
+from lens_linear._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

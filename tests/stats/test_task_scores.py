@@ -14,6 +14,8 @@ from lens_linear.errors import InvalidArgumentError, NonFiniteError, Unsupported
 from lens_linear.linearity import layer_geometry
 from lens_linear.models.capture import run
 from lens_linear.stats import (
+    ModelScores,
+    RowScores,
     answer_values,
     as_rows,
     halves,
@@ -201,3 +203,10 @@ def test_a_model_worse_than_a_uniform_guess_is_answered_with_a_warning_that_name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score_model(loud, as_rows(loud, ll.Task(ids, labels=torch.zeros(10, dtype=torch.int64))))
+
+
+def test_scores_read_as_sentences():
+    scores = RowScores(torch.tensor([1.0, 3.0]).double(), torch.tensor([3, 1]))
+    assert repr(scores) == "RowScores: mean 1.5 ± 0.75; 4 answers in 2 rows"
+    said = repr(ModelScores(scores, RowScores(torch.tensor([0.5, 1.0]), scores.counts)))
+    assert "loss 1.5 ± 0.75 nats, metric 0.625" in said and "4 answers in 2 rows" in said

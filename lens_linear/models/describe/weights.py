@@ -116,6 +116,10 @@ class AttentionWeights:
     softcap: float | None
     n_key_value_heads: int
 
+    def __repr__(self) -> str:
+        layers, heads, d_model, d_head = self.W_Q.shape
+        return f"AttentionWeights: {layers} layers × {heads} heads, {d_model} columns to {d_head} a head"
+
 
 def norm_kind(model: TransformerBridge) -> NormKind:
     """Say which norm the model has: "none", "layer" (centres, then divides) or "rms"."""

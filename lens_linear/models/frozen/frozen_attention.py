@@ -62,6 +62,12 @@ class FrozenRun:
     rounding: list[Tensor | None]
     logits: Float[Tensor, "batch position vocab_out"]
 
+    def __repr__(self) -> str:
+        rows, length = self.tokens.shape
+        return (
+            f"FrozenRun: attention of {len(self.patterns)} layers on {rows} rows of {length} tokens"
+        )
+
 
 def in_double(model: TransformerBridge) -> TransformerBridge:
     """Return a float64 copy of a model; the model itself is not changed."""

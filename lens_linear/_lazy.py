@@ -1,0 +1,58 @@
+"""Names of a package, loaded when they are used; a name that is not there is answered with where it is."""
+
+import ast
+import difflib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lazy_loader
+
+ROOT = Path(__file__).parent
+
+
+def attach(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package, from its stub ``__init__.pyi``."""
+    get, names, everything = lazy_loader.attach_stub(package, file)
+
+    def get_or_advise(name: str) -> Any:
+        if name in everything or name.startswith("_"):
+            return get(name)
+        raise AttributeError(f"{package} has no {name!r}; {_advice(package, name)}")
+
+    return get_or_advise, names, everything
+
+
+def _advice(package: str, name: str) -> str:
+    """Where the name, or one like it, is public."""
+    places = _public_names()
+    if name in places:
+        return f"it is {' or '.join(places[name])}"
+    spelled = {known.lower(): known for known in places}
+    near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.72)
+    akin = [known for known in spelled if _share_a_word(known, name.lower()) and known not in near]
+    # Names come as their stubs do: top level first, then rooms.
+    found = [places[spelled[known]][0] for known in (near + akin)[:3]]
+    return f"did you mean {', '.join(found)}?" if found else f"dir({package}) lists what it has"
+
+
+def _share_a_word(one: str, other: str) -> bool:
+    """True where a word of one begins a word of the other: patch, patching."""
+    pairs = [(a, b) for a in one.split("_") for b in other.split("_") if min(len(a), len(b)) > 3]
+    return any(a.startswith(b) or b.startswith(a) for a, b in pairs)
+
+
+@cache
+def _public_names() -> dict[str, list[str]]:
+    """Full names by short one, those at the top level first."""
+    found: dict[str, list[str]] = {}
+    for stub in sorted(ROOT.glob("**/__init__.pyi"), key=lambda path: (len(path.parts), path)):
+        package = ".".join(("lens_linear", *stub.parent.relative_to(ROOT).parts))
+        for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                for one in node.names:
+                    found.setdefault(one.name, []).append(f"{package}.{one.name}")
+    return found
