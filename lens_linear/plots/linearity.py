@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -296,12 +297,17 @@ def _or_known(
 
 
 def drawn_columns(name: str, asked: Sequence[str], frame: pd.DataFrame) -> dict[str, str]:
-    """Columns to draw, each with its words; at least one, each a column of numbers."""
+    """Columns to draw, each with its words: columns of numbers, one of them with a value to draw."""
     numbers = [str(column) for column in frame.select_dtypes("number").columns]
     found = [require_choice(name, one, numbers) for one in require_list(name, asked, of="columns")]
     if not found:
         raise InvalidArgumentError(
             f"{name} must name at least one column, got none; e.g. ['ffn_r2']"
+        )
+    if not np.isfinite(frame[found].to_numpy(dtype=float)).any():
+        raise InvalidArgumentError(
+            f"{name} must have a finite value in some row, but {', '.join(found)} has none; name "
+            "columns that were measured (sites=), or mend the statistic"
         )
     return {one: COLUMN_NAMES.get(one, escape(one)) for one in found}
 

@@ -202,3 +202,16 @@ def test_study_figures():
 def test_a_list_where_names_are_needed_is_refused_in_a_sentence(figure):
     with pytest.raises(InvalidArgumentError, match=r"\{name: "):
         figure([1, 2])
+
+
+def test_a_column_without_a_number_is_refused():
+    model = ll.toy_model(n_layers=2, d_model=16, attn_only=False, norm="LN")
+    tokens = torch.randint(model.cfg.d_vocab, (16, 24), generator=torch.Generator().manual_seed(0))
+    own = {"lost": lambda moments: float("nan")}
+    profile = ll.linearity_profile(model, tokens, sites=("ffn",), statistics=own)
+    both = ll.compare({"a": profile, "b": profile})
+    assert profile.plot(scores=["ffn_r2", "lost"]).data
+    for draw in (profile.plot, both.plot, both.difference("a", "b").plot):
+        for empty in (["block_r2"], ["lost"]):
+            with pytest.raises(InvalidArgumentError, match=f"finite value.*{empty[0]} has none"):
+                draw(scores=empty)
