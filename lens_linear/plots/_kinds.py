@@ -289,7 +289,7 @@ def panels(
         rows=rows, cols=across, subplot_titles=[
             "<br>".join(textwrap.wrap(title, room, break_long_words=False)) for title in titles
         ],
-        shared_yaxes=shared, horizontal_spacing=0.09 if across > 1 else 0.0,
+        shared_yaxes=shared, horizontal_spacing=0.0 if across == 1 else 0.04 if share_y else 0.12,
         vertical_spacing=0.16 / max(rows - 1, 1) if rows > 1 else 0.0,
     )  # fmt: skip
     fig.update_annotations(font_size=12)

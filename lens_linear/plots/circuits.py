@@ -46,6 +46,7 @@ from lens_linear.plots.style import (
 )
 
 _NAMED_EDGES = 10  # edges of a large graph whose heads are named; the hover names every one
+_READS = {"Q": "queries", "K": "keys", "V": "values"}
 _DETAIL = 24  # heads on a side that are drawn pair by pair; more are drawn layer by layer
 # The column whose size a verdict speaks of, its short name, and its colour.
 _VERDICTS = {
@@ -226,7 +227,7 @@ def composition_map(
         >>> found = ll.composition_scores(ll.toy_model(), n_random=20)
         >>> figure = ll.plots.composition_map(found)
         >>> figure.layout.title.text, [panel.text for panel in figure.layout.annotations]
-        ('Composition of heads', ['Q-composition', 'K-composition', 'V-composition'])
+        ('Composition of heads', ['queries (Q)', 'keys (K)', 'values (V)'])
     """
     n_layers, n_heads = scores.scores.shape[1:3]
     if n_layers < 2:
@@ -242,7 +243,7 @@ def composition_map(
     z, texts = _cells(scores, values, by_pair)
     name = "L{}H{}" if by_pair else "L{}"
     labels = [[name.format(first + i // size, i % size) for i in range(side)] for first in (0, 1)]
-    fig, places = panels([f"{kind}-composition" for kind in KINDS])
+    fig, places = panels([f"{_READS[kind]} ({kind})" for kind in KINDS], share_y=True)
     largest, signed = max(float(np.nanmax(np.abs(z))), 1e-12), value in ("z", "excess")
     for index, at in enumerate(places):
         fig.add_heatmap(

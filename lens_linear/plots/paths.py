@@ -235,9 +235,12 @@ def qk_attribution(
             where = f"query {query} {texts[0]}, key {key} {texts[1]}"
         where += ", minus the other keys" if contrast else ""
     grid, rows, columns = _strongest(values.detach().double().numpy(), attribution, chosen("k", k))
+    # Sums of many others would be the only colours: the scale is that of the components with a name.
+    named = grid if len(grid) == len(values) else grid[:-1, :-1]
+    largest = float(np.abs(named).max())
     fig = matrix(
         grid, rows=rows, columns=columns, value_name="score", row_name="query", column_name="key",
-        square=True,
+        square=True, limits=(-largest, largest) if largest > 0 else None,
     )  # fmt: skip
     cap = "" if attribution.softcap is None else f"; before the bound of {attribution.softcap:g}"
     few = "" if len(grid) == len(values) else f"; the {k} strongest of {len(values)} components"

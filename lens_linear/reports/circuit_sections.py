@@ -155,7 +155,8 @@ def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> 
     blocks: list[Block] = [
         Figure(
             figures.head_scores(scores),
-            "Attention of each head from a repeated token to the token after its previous occurrence.",
+            "What each head does on the repeated tokens; the stronger the colour, the higher the score "
+            "that its verdict rests on.",
         ),
         Table(
             frame[_HEAD_COLUMNS],

@@ -52,12 +52,60 @@
   const draw = (id) => {
     drawn.add(id);
     const place = document.getElementById(id), { data, layout } = paint(JSON.parse(places.get(id)));
-    // Square cells on a narrow page need no more height than width.
-    const square = Object.keys(layout).some((key) => /^yaxis/.test(key) && layout[key].scaleanchor);
-    if (square && place.clientWidth) layout.height = Math.min(layout.height, place.clientWidth + layout.margin.t + 40);
     if (printing) layout.width = Math.min(place.clientWidth, SHEET);
-    place.style.height = `${layout.height || 450}px`;
-    Plotly.react(id, data, layout, { displaylogo: false, responsive: true, displayModeBar: innerWidth < 600 ? false : "hover" });
+    const settings = { displaylogo: false, responsive: true, displayModeBar: innerWidth < 600 ? false : "hover" };
+    const lay = (rounds) => Plotly.react(id, data, layout, settings).then(() => {
+      place.style.height = `${layout.height || 450}px`;
+      if (rounds && fit(place, data, layout)) return lay(rounds - 1);
+      // The words stand on the element; inside, only the buttons are read out.
+      place.setAttribute("role", "group");
+      place.querySelectorAll(".main-svg").forEach((layer) => layer.setAttribute("aria-hidden", "true"));
+    });
+    lay(2);
+  };
+
+  // What only the drawn figure tells: labels and numbers that have no room are left out, and so is height that square cells
+  // do not use. Says whether anything changed.
+  const LINE_OF_TEXT = 15, LETTER = 7; // pixels
+  const fit = (place, data, layout) => {
+    const full = place._fullLayout;
+    let changed = false;
+    for (const key of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+      const axis = layout[key], labels = axis.ticktext, length = full[key] && full[key]._length;
+      if (axis.tickmode !== "array" || !labels || labels.length < 2 || !length) continue;
+      const level = key[0] === "x" && axis.tickangle !== -90;
+      const room = level ? LETTER * (1 + Math.max(...labels.map((label) => label.length))) : LINE_OF_TEXT;
+      const [from, to] = full[key].range, [first, last] = [axis.tickvals[0], axis.tickvals[labels.length - 1]];
+      const pitch = (length * Math.abs((last - first) / (to - from))) / (labels.length - 1);
+      if (level && pitch < room) axis.tickangle = -90;
+      const step = Math.ceil(LINE_OF_TEXT / pitch);
+      if (pitch >= room) continue;
+      changed = true;
+      axis.ticktext = labels.filter((_, i) => i % step === 0);
+      axis.tickvals = axis.tickvals.filter((_, i) => i % step === 0);
+    }
+    data.forEach((trace, i) => {
+      if (trace.type !== "heatmap" || !trace.texttemplate) return;
+      const axis = full[(trace.xaxis || "x").replace("x", "xaxis")], columns = place._fullData[i].z[0].length;
+      const written = /%\{text\}/.test(trace.texttemplate) ? [].concat(...trace.text).map((text) => String(text || "").length) : [5];
+      if (axis._length / columns > LETTER * Math.max(...written)) return;
+      delete trace.texttemplate;
+      changed = true;
+    });
+    const square = Object.keys(layout).find((key) => /^yaxis/.test(key) && layout[key].scaleanchor);
+    const names = square && [layout.yaxis.title, layout.xaxis.title];
+    if (names && names.every((name) => name && name.text) && LETTER * names[0].text.length > full[square]._length) {
+      names[1].text += ` →<br>${names[0].text} ↓`; // a name longer than its axis would run into the title
+      names[0].text = "";
+      changed = true;
+    }
+    const spare = square ? Math.round(full._size.h - full[square]._length) : 0;
+    if (spare > 8) {
+      if (layout.title) layout.title.y = 1 - ((1 - layout.title.y) * layout.height) / (layout.height - spare); // as far from the top
+      layout.height -= spare;
+      changed = true;
+    }
+    return changed;
   };
 
   const watcher = new IntersectionObserver((entries) => {

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -212,6 +213,8 @@ def _table(table: Table) -> dict[str, object]:
 def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.{digits}f}"
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
     return str(value)
