@@ -51,6 +51,8 @@ def _run(words: list[str], loading: Callable[[], AbstractContextManager[None]]) 
         return 0
     options = parser.parse_args(words)
     parsing.check_options(options)
+    if getattr(options, "model", None) and not options.quiet:
+        _said(f"opening {options.model} ...", 0)  # the libraries alone take seconds
     module, _, function = parsing.find_command(options.command).run.partition(":")
     with loading():
         command = importlib.import_module(f"lens_linear.cli.{module}")

@@ -15,9 +15,9 @@ from lens_linear.text.corpora import read_text
 
 def open_model(options: argparse.Namespace, name: str | None = None) -> TransformerBridge:
     """Open MODEL (or another one) where ``--device`` and in the type that ``--dtype`` says."""
-    asked: str = options.model if name is None else name
-    remark(options, f"opening {asked} ...")
-    return load(asked, device=options.device, dtype=getattr(torch, options.dtype))
+    if name is not None:  # of MODEL it was said before the libraries were loaded
+        remark(options, f"opening {name} ...")
+    return load(name or options.model, device=options.device, dtype=getattr(torch, options.dtype))
 
 
 def model_name(options: argparse.Namespace) -> str:

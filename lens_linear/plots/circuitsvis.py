@@ -23,18 +23,23 @@ from lens_linear.plots.style import MAX_CELLS, as_array, check_cells
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
-# What CircuitsVis leaves out: a name for each picture, and letters that stand out from every colour it gives a head.
+# What CircuitsVis leaves out: a name for each picture, and letters that stand out from any colour of a head.
 _NAMES = """
-new MutationObserver(() => document.querySelectorAll(".circuitsvis canvas, .circuitsvis h4").forEach((part) => {
+new MutationObserver(() => {
   const set = (on, name, value) => on[name] === value || (on[name] = value);
-  if (part.tagName === "CANVAS") {
-    const near = part.closest("div:has(h4)");
-    return part.setAttribute("role", "img"), set(part, "ariaLabel", "Attention of " + (near ? near.querySelector("h4").textContent : "a head"));
+  for (const picture of document.querySelectorAll(".circuitsvis canvas")) {
+    const near = picture.closest("div:has(h4)");
+    set(picture, "role", "img");
+    set(picture, "ariaLabel", "Attention of " + (near ? near.querySelector("h4").textContent : "a head"));
   }
-  const [r, g, b] = (getComputedStyle(part).backgroundColor.match(/^rgb\\((.*)\\)$/) || ["", ""])[1].split(",").map(
-    (value) => (value /= 255) > 0.04045 ? ((value + 0.055) / 1.055) ** 2.4 : value / 12.92);
-  if (b !== undefined) set(part.style, "color", 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "black" : "white");
-})).observe(document, { childList: true, subtree: true });
+  const linear = (value) => (value /= 255) > 0.04045 ? ((value + 0.055) / 1.055) ** 2.4 : value / 12.92;
+  for (const name of document.querySelectorAll(".circuitsvis h4")) {
+    const solid = getComputedStyle(name).backgroundColor.match(/^rgb\\((.*)\\)$/);
+    if (!solid) continue;
+    const [red, green, blue] = solid[1].split(",").map(linear);
+    set(name.style, "color", 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "black" : "white");
+  }
+}).observe(document, { childList: true, subtree: true });
 """
 
 
@@ -68,7 +73,9 @@ def bundle_script() -> str:
             "circuitsvis has another bundle than 1.43's; install 'circuitsvis>=1.43,<2'"
         )
     lines = [line for line in source.splitlines() if not line.startswith("//# sourceMappingURL")]
-    return "<script>\n" + "\n".join(lines).replace("</script", "<\\/script") + f"\n{_NAMES}</script>"
+    return (
+        "<script>\n" + "\n".join(lines).replace("</script", "<\\/script") + f"\n{_NAMES}</script>"
+    )
 
 
 def safe_json(value: Any) -> str:

@@ -507,6 +507,13 @@ def run_table(table: RunTable, *, method: Literal["linear", "remove"] = "linear"
     )  # fmt: skip
 
 
+_COMPRESSED = ["rank", "ffn_r2", "perplexity_increase"]
+_COMPRESSED_HOVER = (
+    "rank %{customdata[0]}<br>loss %{y:+.4f} nats, perplexity %{customdata[2]:+.3f}"
+    "<br>held-out R² %{customdata[1]:.3f}"
+)
+
+
 @figure
 def ffn_compression(table: CompressionTable) -> go.Figure:
     """Loss increase of each single-FFN replacement against how many times fewer parameters it has.
@@ -519,7 +526,7 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
         table: what ``linearity.ffn_compression`` returned.
 
     Returns:
-        Figure with one line a layer.
+        Figure with one line a layer; where every map has one size, one line over layers.
 
     Example:
         >>> import torch
@@ -532,22 +539,37 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
     """
     frame, fig = table.to_dataframe(), go.Figure()
     layers = list(dict.fromkeys(frame["layer"]))
+    said = (
+        f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
+    )
+    if (
+        frame["times_fewer"].nunique() == 1 and len(layers) > 1
+    ):  # one map a layer: they stand side by side
+        y, se = frame["loss_increase"], frame["loss_increase_se"].fillna(0)
+        add_line(
+            fig, frame["layer"], y, "one FFN replaced", bars=(y - se, y + se), custom=frame[_COMPRESSED],
+            hover=f"layer %{{x}}, {_COMPRESSED_HOVER}",
+        )  # fmt: skip
+        add_level(fig, 0.0, "whole model", x=layers)
+        return styled(
+            layer_axis(fig, len(layers)), x="layer", y="loss increase (nats per token)",
+            title=f"One FFN as one affine layer: {escape(table.model_name)}",
+            subtitle=f"{said}{frame['times_fewer'].iloc[0]:.1f} times fewer parameters"
+            f"{escape(table.first_position)}",
+        )  # fmt: skip
     for index, (layer, ink) in enumerate(zip(layers, inks(len(layers)), strict=True)):
         part = frame[frame["layer"] == layer].sort_values("map_parameters")
         y, se = part["loss_increase"], part["loss_increase_se"].fillna(0)
         add_line(
             fig, part["times_fewer"], y, f"layer {layer}", index=index, ink=ink, width=1.5,
             bars=(y - se, y + se), legend=in_legend(index, len(layers)),
-            custom=part[["rank", "ffn_r2", "perplexity_increase"]].to_numpy(),
-            hover="rank %{customdata[0]}<br>%{x:.1f} times fewer parameters<br>loss %{y:+.4f} nats, "
-            "perplexity %{customdata[2]:+.3f}<br>held-out R² %{customdata[1]:.3f}",
+            custom=part[_COMPRESSED], hover=f"%{{x:.1f}} times fewer parameters<br>{_COMPRESSED_HOVER}",
         )  # fmt: skip
     ends = [float(frame["times_fewer"].min()), float(frame["times_fewer"].max())]
     add_level(fig, 0.0, "whole model", x=ends)
     fig.update_xaxes(type="log", dtick="D1" if ends[1] < 40 * ends[0] else 1)
     return styled(
         fig, title=f"One FFN as one affine layer: {escape(table.model_name)}",
-        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
-        f"low rank to the right{escape(table.first_position)}", x="times fewer parameters than the FFN",
-        y="loss increase (nats per token)",
+        subtitle=f"{said}low rank to the right{escape(table.first_position)}",
+        x="times fewer parameters than the FFN", y="loss increase (nats per token)",
     )  # fmt: skip

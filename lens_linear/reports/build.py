@@ -15,7 +15,6 @@ from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import (
     InvalidArgumentError,
-    LensLinearError,
     LensLinearWarning,
     UnsupportedModelError,
 )
@@ -26,6 +25,7 @@ from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
+from lens_linear.reports.attempt import attempt
 from lens_linear.reports.circuit_sections import (
     bigram_section,
     composition_section,
@@ -94,7 +94,7 @@ def report(
     name = Path(str(model.cfg.model_name)).name
     say = on_step or (lambda _text: None)
     say("loss")
-    sections = [overview(model, asked, name)]
+    sections = [attempt("The model", lambda: overview(model, asked, name))]
     sections += model_sections(model, asked, name, seed=seed, on_step=say)
     sections += added_sections(model, asked, on_step=say)
     settings = {
@@ -116,12 +116,12 @@ def report(
     text = task if isinstance(task, str) else None
     explorer = write_explorer(model, path, name=name, text=text, seed=seed)
     page = render_page(
-        f"{name}: a report", lead, sections, settings=settings, go_on=_GO_ON, explorer=explorer
+        f"{name}: a report", lead, sections, settings=settings, go_on=GO_ON, explorer=explorer
     )
     return write_text(path, page)
 
 
-_GO_ON = (
+GO_ON = (
     (
         "Every figure of this page in a notebook, with the model opened by its name or folder:",
         "import lens_linear as ll\n"
@@ -181,7 +181,7 @@ def model_sections(
     """All sections that apply to a model; a part that fails is said with its reason, in its place."""
     sections: list[Section] = []
     view = _attention_only(model)
-    attempts: dict[str, Callable[[], Section]] = {
+    parts: dict[str, Callable[[], Section]] = {
         "Bigrams": lambda: bigram_section(model, name=name),
         "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
         "Induction heads": lambda: induction_section(model, name=name, seed=seed),
@@ -193,14 +193,7 @@ def model_sections(
     }
     for title in _titles(model, attention_only=view is not None):
         on_step(title.lower())
-        attempt = attempts[title]
-        try:
-            sections.append(attempt())
-        except LensLinearError as reason:
-            sections.append(Section(f"{title}: not measured", str(reason)))
-        except Exception as reason:  # one part must not take the page with it
-            warnings.warn(f"report: {title} failed: {reason!r}", LensLinearWarning, stacklevel=2)
-            sections.append(Section(f"{title}: failed", f"{type(reason).__name__}: {reason}"))
+        sections.append(attempt(title, parts[title]))
     return sections
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.errors import LensLinearError
+from lens_linear.errors import LensLinearError, LensLinearWarning
 from lens_linear.explorer.explorer import explore
 
 
@@ -29,6 +30,10 @@ def write_explorer(
         )
     except LensLinearError as reason:
         return ExplorerLink(f"There is no explorer beside this page: {reason}")
+    except Exception as reason:  # the page has more to show
+        warnings.warn(f"report: explorer failed: {reason!r}", LensLinearWarning, stacklevel=3)
+        said = f"{type(reason).__name__}: {reason}"
+        return ExplorerLink(f"There is no explorer beside this page, it failed: {said}")
     return ExplorerLink(
         f"Open the explorer of {name} ({saved.stat().st_size / 1e6:.1f} MB, beside this page)",
         quote(saved.name),

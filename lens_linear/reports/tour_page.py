@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
+from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
 from lens_linear.models.open.bundled import available_models
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
-from lens_linear.reports.build import measured_linearity
+from lens_linear.reports.attempt import attempt
+from lens_linear.reports.build import GO_ON, measured_linearity
 from lens_linear.reports.circuit_sections import (
     bigram_section,
     composition_section,
@@ -32,6 +34,8 @@ _LEAD = (
     "are. Every number was computed when the page was made, unless it says otherwise; nothing is loaded "
     "from the network."
 )
+_MODELS = ("attn-0l", "attn-1l", "attn-2l", "gpt-mini")
+STEPS = 8  # the models, six parts, the explorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,42 +77,49 @@ def tour(
     path = require_target("path", path)
     seed = require_seed(seed)
     say = on_step or (lambda _text: None)
-    cards = available_models().set_index("name")
-    models = {}
-    sections: list[Section] = []
-
-    say("attn-0l: bigrams")
-    models["attn-0l"] = model = load("attn-0l")
-    card = cards.loc["attn-0l"].to_dict()
-    sections.append(bigram_section(model, loss=card["loss"], floor=card["floor"], name="attn-0l"))
-
-    say("attn-1l: skip-trigrams")
-    models["attn-1l"] = model = load("attn-1l")
-    sections.append(skip_trigram_section(model, name="attn-1l"))
-
-    say("attn-2l: composition, induction, paths")
-    models["attn-2l"] = model = load("attn-2l")
-    sections.append(composition_section(model, name="attn-2l", title="Two layers: composition"))
-    sections.append(induction_section(model, name="attn-2l", seed=seed))
-    tokens = evaluation_tokens(model)
-    sections.append(path_section(AttentionOnly(model), tokens, name="attn-2l"))
-
-    say("gpt-mini: linearity")
-    models["gpt-mini"] = model = load("gpt-mini")
-    tokens = evaluation_tokens(model)
-    sections.append(measured_linearity(model, tokens, "gpt-mini", seed=seed))
-
+    say("opening the models")
+    models = {name: load(name) for name in _MODELS}
+    sections = []
+    for title, part in _parts(models, seed).items():
+        say(title)
+        sections.append(attempt(title, part))
     settings = {
         "lens_linear": __version__,
         "seed": seed,
-        "weights_sha256": {name: weights_sha256(one) for name, one in models.items()},
+        "weights_sha256": {name: weights_sha256(model) for name, model in models.items()},
         "text": "the package's own stories",
-        "sequences": len(tokens),
+        "sequences": len(evaluation_tokens(models["gpt-mini"])),
     }
     say("attn-2l: explorer")
     explorer = write_explorer(models["attn-2l"], path, name="attn-2l", seed=seed)
     page = render_page(
-        "A tour of small transformers", _LEAD, sections, settings=settings, explorer=explorer
+        "A tour of small transformers",
+        _LEAD,
+        sections,
+        settings=settings,
+        explorer=explorer,
+        go_on=GO_ON,
     )
     write_text(path, page)
     return Tour(tuple(sections), settings, path)
+
+
+def _parts(models: dict[str, TransformerBridge], seed: int) -> dict[str, Callable[[], Section]]:
+    """What the tour shows, in order."""
+    none, one, two, full = (models[name] for name in _MODELS)
+    card = available_models().set_index("name").loc["attn-0l"].to_dict()
+    third = "Two layers: composition"
+    return {
+        "Zero layers": lambda: bigram_section(
+            none, loss=card["loss"], floor=card["floor"], name="attn-0l"
+        ),
+        "One layer": lambda: skip_trigram_section(one, name="attn-1l"),
+        third: lambda: composition_section(two, name="attn-2l", title=third),
+        "Induction heads": lambda: induction_section(two, name="attn-2l", seed=seed),
+        "Paths, exactly": lambda: path_section(
+            AttentionOnly(two), evaluation_tokens(two), name="attn-2l"
+        ),
+        "Linear layers": lambda: measured_linearity(
+            full, evaluation_tokens(full), "gpt-mini", seed=seed
+        ),
+    }

@@ -1,5 +1,6 @@
 """The command line: examples, JSON with its provenance, one sentence and status 2 for bad arguments."""
 
+import importlib
 import io
 import json
 import re
@@ -15,9 +16,12 @@ import pytest
 import lens_linear as ll
 from lens_linear.cli import main
 from lens_linear.cli.options import BASIS_NAMES
+from lens_linear.cli.output import emit
 from lens_linear.cli.parser import build_parser
 from lens_linear.cli.registry import COMMANDS, RECIPE_NAMES, STUDY_NAMES
+from lens_linear.cli.tables import circuits
 from lens_linear.dynamics.surrogates.bases import BASES
+from lens_linear.errors import LensLinearError
 from lens_linear.models.open.bundled import training_table
 from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.recipes import RECIPES
@@ -266,10 +270,14 @@ def test_alone_it_shows_help(capsys):
 def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
     """The same answer at three widths, as CSV and as JSON."""
     frame = ll.induction_scores(ll.load("attn-2l"), seed=1).to_dataframe()
+    words = ["circuits", "attn-2l", "--top", "2", "--seed", "1", "--quiet"]
+    options = build_parser().parse_args(words)
+    answer = circuits(options)
     for width in (80, 100, 120):
         monkeypatch.setenv("COLUMNS", str(width))
-        status, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--quiet")
-        assert status == 0 and not err
+        assert emit(options, answer) == 0
+        out, err = capsys.readouterr()
+        assert not err
         assert max(map(len, out.splitlines())) <= width
         assert out.count("induction") >= 4 and "␣" in out  # verdicts, spaces of tokens
     status, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--csv")
@@ -277,12 +285,26 @@ def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
     pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
     assert "skip_trigrams L0H3" in err
     words = ("circuits", "attn-2l", "--top", 2, "--csv", "--table", "composition")
-    status, out, _ = run(capsys, *words)
+    out = run(capsys, *words)[1]
     found = pd.read_csv(io.StringIO(out))
     ratio = ll.composition_scores(ll.load("attn-2l")).ratio.nan_to_num(0).flatten()
     assert (found.score / found.baseline_mean).tolist() == pytest.approx(ratio.topk(2)[0].tolist())
-    status, out, err = run(capsys, *words[:-1], "nothing")
-    assert status == 2 and "'composition'" in err
+    with pytest.raises(LensLinearError, match="'composition'"):
+        emit(build_parser().parse_args([*map(str, words[:-1]), "nothing"]), answer)
+
+
+def test_it_says_what_it_opens_before_the_libraries_load(monkeypatch, capsys):
+    """They take seconds alone, and a person waits."""
+
+    def stops(name):
+        if name == "lens_linear.cli.tables":
+            raise KeyboardInterrupt
+        return load(name)
+
+    load = importlib.import_module
+    monkeypatch.setattr("lens_linear.cli.importlib.import_module", stops)
+    assert run(capsys, "circuits", "attn-2l")[2].startswith("opening attn-2l ...\n")
+    assert "opening" not in run(capsys, "circuits", "attn-2l", "--quiet")[2]
 
 
 def test_dynamics_prints_the_gain_of_every_layer(capsys, monkeypatch):

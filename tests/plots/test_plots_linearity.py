@@ -152,6 +152,11 @@ def test_curves_and_runs_and_compression(model, ids):
     figure = whole(linearity.ffn_compression(compressed))
     part = compressed.to_dataframe().query("layer == 1").sort_values("map_parameters")
     assert list(traces(figure)["layer 1"].y) == part.loss_increase.tolist()
+    whole_rank = ffn_compression(model, ids, ranks=(None,))
+    figure = whole(linearity.ffn_compression(whole_rank))  # of one size each: side by side
+    line, frame = traces(figure)["one FFN replaced"], whole_rank.to_dataframe()
+    assert list(line.x) == frame.layer.tolist() and list(line.y) == frame.loss_increase.tolist()
+    assert json.loads(figure.to_json())["data"][0]["customdata"][1][1] == frame.ffn_r2[1]
 
 
 def test_probe_figures():

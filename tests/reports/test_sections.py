@@ -10,6 +10,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import token_strings
 from lens_linear.plots.circuits import composition_map, head_scores
+from lens_linear.reports import tour_page
 from lens_linear.reports.build import report, report_steps
 from lens_linear.reports.circuit_sections import (
     induction_section,
@@ -17,7 +18,7 @@ from lens_linear.reports.circuit_sections import (
     skip_trigram_section,
 )
 from lens_linear.reports.linearity_sections import linearity_section
-from lens_linear.reports.page import Attention
+from lens_linear.reports.page import Attention, Section
 from lens_linear.text.labels import token_label
 
 
@@ -111,22 +112,72 @@ def test_a_report_says_its_steps_and_how_many_they_are(model, titles, tmp_path):
     assert ("no explorer beside this page" in page.read_text("utf-8")) != explorer.is_file()
 
 
-def test_a_part_that_dies_is_said_in_its_place(tmp_path, monkeypatch):
-    def dies(*_, **__):
-        raise ZeroDivisionError("by <nothing>")
+@pytest.fixture
+def dying(monkeypatch):
+    """Every part of a page fails, each with its own name; nothing is computed."""
 
-    monkeypatch.setattr("lens_linear.reports.build.composition_section", dies)
-    with pytest.warns(UserWarning, match="Composition failed"):
+    def dies(name):
+        def part(*_, **__):
+            raise ZeroDivisionError(f"{name} by <nothing>")
+
+        return part
+
+    def kill(module, *names):
+        for name in names:
+            monkeypatch.setattr(f"lens_linear.reports.{module}.{name}", dies(name))
+
+    return kill
+
+
+_PARTS = ("skip_trigram_section", "induction_section", "composition_section", "path_section")
+_MORE = ("measured_linearity", "ffn_section", "dynamics_section", "bigram_section")
+
+
+@pytest.mark.parametrize("name", ["attn-0l", "attn-1l", "gpt-nano"])
+def test_parts_that_die_are_said_in_their_places(name, dying, tmp_path):
+    dying("build", "overview", *_PARTS, *_MORE)
+    dying("explorer_link", "explore")
+    model, said = ll.load(name), []
+    with pytest.warns(UserWarning, match="failed"):
+        page = report(model, tmp_path / "page.html", n_sequences=12, on_step=said.append)
+    text = page.read_text("utf-8")
+    for title in ("The model", *(step.capitalize() for step in said[1:-1])):
+        title = title.replace("Ffn", "FFN")
+        assert f"<h2>{title}: failed</h2><p>ZeroDivisionError: " in text.replace("\n", "")
+    assert text.count(" by &lt;nothing&gt;") == len(said)  # the explorer's reason is the last
+    assert "How to go on" in text and "it failed: ZeroDivisionError: explore" in text
+
+
+def test_a_figure_that_cannot_be_drawn_is_said_in_its_place(dying, monkeypatch, tmp_path):
+    dying("build", *_PARTS, "ffn_section", "dynamics_section")
+    dying("explorer_link", "explore")
+    alone = Section("Linear?", "", [Attention([[[float("nan")]]], ["a"], ["L0H0"], "")])
+    monkeypatch.setattr("lens_linear.reports.build.measured_linearity", lambda *_, **__: alone)
+    with pytest.warns(UserWarning, match="failed"):
         page = report(ll.load("gpt-nano"), tmp_path / "page.html", n_sequences=12)
     text = page.read_text("utf-8")
-    assert "Composition: failed" in text and "ZeroDivisionError: by &lt;nothing&gt;" in text
-    assert "How linear is gpt-nano" in text and "Gains over depth" in text
+    assert "Linearity: not measured" in text and "pattern holds NaN" in text
+    assert "its loss is" in text
 
 
-def test_tokens_of_ones_own_are_what_is_measured(tmp_path):
+def test_the_tour_outlives_its_parts(dying, tmp_path):
+    dying("tour_page", *_PARTS, "bigram_section", "measured_linearity")
+    dying("explorer_link", "explore")
+    said = []
+    with pytest.warns(UserWarning, match="failed"):
+        made = tour_page.tour(tmp_path / "tour.html", on_step=said.append)
+    text = made.path.read_text("utf-8")
+    assert len(said) == tour_page.STEPS and text.count(": failed</h2>") == 6
+    assert "How to go on" in text and made.summary().count("ZeroDivisionError") == 6
+
+
+def test_tokens_of_ones_own_are_what_is_measured(dying, tmp_path):
+    dying("build", *_PARTS, *_MORE)
+    dying("explorer_link", "explore")
     model = ll.load("gpt-nano")
     tokens = ll.evaluation_tokens(model, n_sequences=12)
-    page = report(model, tmp_path / "page.html", tokens).read_text("utf-8")
+    with pytest.warns(UserWarning, match="failed"):
+        page = report(model, tmp_path / "page.html", tokens).read_text("utf-8")
     with torch.no_grad():
         loss = float(model(tokens, return_type="loss"))
     assert f"its loss is {loss:.3f} nats" in page
