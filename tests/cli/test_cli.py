@@ -280,7 +280,7 @@ def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
         assert not err
         assert max(map(len, out.splitlines())) <= width
         assert out.count("induction") >= 4 and "␣" in out  # verdicts, spaces of tokens
-    status, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--csv")
+    _, out, err = run(capsys, "circuits", "attn-2l", "--top", 2, "--seed", 1, "--csv")
     read = pd.read_csv(io.StringIO(out))
     pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
     assert "skip_trigrams L0H3" in err

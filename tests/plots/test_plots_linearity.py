@@ -156,7 +156,7 @@ def test_curves_and_runs_and_compression(model, ids):
     figure = whole(linearity.ffn_compression(whole_rank))  # of one size each: side by side
     line, frame = traces(figure)["one FFN replaced"], whole_rank.to_dataframe()
     assert list(line.x) == frame.layer.tolist() and list(line.y) == frame.loss_increase.tolist()
-    assert json.loads(figure.to_json())["data"][0]["customdata"][1][1] == frame.ffn_r2[1]
+    assert np.asarray(line.customdata)[:, 1].tolist() == frame.ffn_r2.tolist()
 
 
 def test_probe_figures():
