@@ -122,7 +122,7 @@ export interface Payload {
   added_scores: { [name: string]: Score }; // of installed packages
   head_details: { [name: string]: HeadDetail };
   head_tables: HeadTables | null;
-  composition: { scores: Packed; mean: Packed; sd: Packed; n_random: number; places: Packed | null } | null; // places: the pairs that are kept
+  composition: { scores: Packed; mean: Packed; best_random: number[]; n_random: number; places: Packed | null } | null; // places: the pairs that are kept
   linearity: Linearity[];
   scales: Packed | null; // [token], typical scale of the norm before attention
   mean_scale: number;

@@ -131,18 +131,21 @@ def composition(
     if shape.n_layers < 2:
         return None, ""
     found = composition_scores(model, fold=True, seed=seed)
-    parts = {"scores": found.scores, "mean": found.baseline_mean, "sd": found.baseline_sd}
-    made: dict[str, Any] = {"kinds": list(KINDS), "n_random": found.n_random, "places": None}
-    if parts["scores"].numel() * 3 * _HALF <= max_bytes:
+    parts = {"scores": found.scores, "mean": found.baseline_mean}
+    best = [_number(value) for value in found.best_random.tolist()]
+    made: dict[str, Any] = {
+        "kinds": list(KINDS), "n_random": found.n_random, "best_random": best, "places": None
+    }  # fmt: skip
+    if parts["scores"].numel() * 2 * _HALF <= max_bytes:
         return made | {name: pack(value, "float16") for name, value in parts.items()}, ""
     n_heads = shape.n_layers * shape.n_heads
     # Every head keeps `most` heads that it reads and `most` that read it, for each of three kinds.
-    most = int(max_bytes / (2 * 3 * n_heads * (3 * _HALF + _WORD)))
+    most = int(max_bytes / (2 * 3 * n_heads * (2 * _HALF + _WORD)))
     if most < 1:
         return None, (
             f"Composition of {n_heads} heads did not fit; circuits.composition_scores(model) gives it."
         )
-    places = _strongest(parts["scores"], parts["mean"], parts["sd"], most)
+    places = _strongest(found.ratio, most)
     kept = {name: pack(value.flatten()[places], "float16") for name, value in parts.items()}
     return made | kept | {"places": pack(places, "int32")}, (
         f"Composition is kept for the {most} heads that each head reads most and the {most} that read it "
@@ -151,19 +154,17 @@ def composition(
     )
 
 
-def _strongest(
-    scores: torch.Tensor, mean: torch.Tensor, sd: torch.Tensor, most: int
-) -> torch.Tensor:
-    """Flat places of the pairs of largest z of every writer and every reader, of each kind; sorted."""
-    kinds, n_layers, n_heads = scores.shape[:3]
+def _strongest(ratio: torch.Tensor, most: int) -> torch.Tensor:
+    """Flat places of the pairs of largest ratio of every writer and every reader, of each kind; sorted."""
+    kinds, n_layers, n_heads = ratio.shape[:3]
     flat = n_layers * n_heads
-    z = ((scores - mean) / sd.clamp_min(1e-9)).reshape(kinds, flat, flat)
-    layer = torch.arange(flat) // n_heads
-    z = z.masked_fill(~(layer[:, None] < layer[None, :]) | ~z.isfinite(), -math.inf)
-    kept = torch.zeros_like(z, dtype=torch.bool)
+    ratio = ratio.reshape(kinds, flat, flat)
+    layer = torch.arange(flat, device=ratio.device) // n_heads
+    ratio = ratio.masked_fill(~(layer[:, None] < layer[None, :]) | ~ratio.isfinite(), -math.inf)
+    kept = torch.zeros_like(ratio, dtype=torch.bool)
     for axis in (1, 2):
-        kept.scatter_(axis, z.topk(min(most, flat), axis).indices, True)
-    return (kept & (z > -math.inf)).flatten().nonzero()[:, 0]
+        kept.scatter_(axis, ratio.topk(min(most, flat), axis).indices, True)
+    return (kept & (ratio > -math.inf)).flatten().nonzero()[:, 0]
 
 
 def head_detail(

@@ -6,7 +6,7 @@ import { mean, topK } from "../maths.ts";
 import { Bars, Missing, number, Token, type Bar } from "../parts.tsx";
 import type { HeadDetail, HeadTables } from "../payload.ts";
 import { label } from "../tokens.ts";
-import { LEAST_Z, useComposition } from "./map.tsx";
+import { KINDS, useComposition } from "./map.tsx";
 
 const LISTED = 10;
 
@@ -115,33 +115,31 @@ function TokenSearch({ payload, select, text }: Context) {
 
 function Partners({ payload, selection, select }: Context) {
   const composition = useComposition(payload);
-  const [least, setLeast] = useState(LEAST_Z);
+  const [all, setAll] = useState(false);
   if (!composition) return null;
   const at = headOf(payload, selection.head);
-  const strong = composition.partners(at).filter((one) => one.z >= least);
+  const strong = composition.partners(at).filter((one) => all || one.above);
   const column = (reads: boolean, title: string) => (
     <section>
       <h3>{title}</h3>
       <div class="scroll" tabIndex={0} role="region" aria-label={title}><table class="plain">
-        <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">null</th><th scope="col">z</th></tr></thead>
+        <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">null</th><th scope="col">ratio</th></tr></thead>
         <tbody>{strong.filter((one) => one.reads === reads).slice(0, 12).map((one) => (
           <tr key={one.kind + one.name}>
             <th scope="row"><button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button></th>
-            <td>{one.kind}</td><td>{number(one.score)}</td><td>{number(one.mean)}</td><td>{number(one.z, 1)}</td>
+            <td>{one.kind}</td><td>{number(one.score)}</td><td>{number(one.mean)}</td><td>{number(one.ratio, 2)}</td>
           </tr>))}
         </tbody>
       </table></div>
-      {!strong.some((one) => one.reads === reads) && <p class="note">None above the threshold.</p>}
+      {!strong.some((one) => one.reads === reads) && <p class="note">None above the best random pair.</p>}
     </section>
   );
   return (
     <>
       <h3>Composition partners</h3>
-      <label class="choice">Show z of at least {least}{" "}
-        <input type="range" min="0" max="40" value={least} onInput={(event) => setLeast(Number(event.currentTarget.value))} />
-      </label>
+      <label class="choice"><input type="checkbox" checked={all} onInput={(event) => setAll(event.currentTarget.checked)} /> Show those below the best random pair too</label>
       <div class="columns">{column(true, `${selection.head} reads from`)}{column(false, `${selection.head} is read by`)}</div>
-      <p class="note">Share of what one head writes that the other reads, through its queries (Q), keys (K) or values (V); the null is {composition.n_random} random rotations of the same two heads. An induction head reads a previous-token head through K.</p>
+      <p class="note">Share of what one head writes that the other reads, through its queries (Q), keys (K) or values (V); the null is {composition.n_random} random rotations of the same two heads, the ratio is to it. Of as many random pairs the best reaches {KINDS.map((kind, i) => `${kind} ${number(composition.best[i]!, 2)}`).join(", ")}. An induction head reads a previous-token head through K.</p>
     </>
   );
 }

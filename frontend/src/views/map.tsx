@@ -25,9 +25,8 @@ const VERDICTS: { [verdict: string]: Verdict } = {
 };
 const UNNAMED: Verdict = { letter: "", words: "none", meaning: "" };
 const LISTED = 8; // named heads of a verdict, strongest first
-const KINDS = ["Q", "K", "V"];
+export const KINDS = ["Q", "K", "V"];
 const NAMES: { [kind: string]: string } = { Q: "queries (Q)", K: "keys (K)", V: "values (V)" };
-export const LEAST_Z = 3;
 
 export function MapView({ payload, selection, select }: Context) {
   const { n_layers, n_heads } = payload.model;
@@ -47,12 +46,12 @@ export function MapView({ payload, selection, select }: Context) {
   };
   if (!n_layers) return <p>The model has no layers: the next token depends on the last token alone, through W_E W_U.</p>;
   const all = Array.from({ length: n_layers * n_heads }, (_, i) => value(Math.floor(i / n_heads), i % n_heads));
-  const scale = scaleOf(all, kind >= 0 || (scores[chosen]?.signed ?? false));
+  const scale = scaleOf(all, kind < 0 && (scores[chosen]?.signed ?? false));
   const dense = n_heads > 8;
   const partners = composition?.strongest(at) ?? [];
   const role = (name: string) => partners.flatMap((one) => (one.name !== name ? [] : one.reads ? `read by ${selection.head} (${one.kind})` : `reads ${selection.head} (${one.kind})`)).join(", ");
   const unit = kind >= 0
-    ? `standard deviations (z) above ${composition!.n_random} random pairs; 0 for unrelated heads`
+    ? `times the mean of ${composition!.n_random} random pairs; 1 for unrelated heads, ${number(composition!.best[kind]!, 2)} for the best random pair`
     : scores[chosen] ? `${scores[chosen]!.unit}; null for ${selection.head}: ${nullOf(scores[chosen]!, at.row)} (${scores[chosen]!.controlWords ?? "not given"})` : "";
   return (
     <>
@@ -67,7 +66,7 @@ export function MapView({ payload, selection, select }: Context) {
         cell={(layer, head) => {
           const name = `L${layer}H${head}`;
           const verdict = verdictOf(byPlace.get(`${layer},${head}`));
-          const shown = number(value(layer, head), kind >= 0 ? 1 : 2);
+          const shown = number(value(layer, head), 2);
           const partner = role(name);
           return {
             value: value(layer, head), title: `${name}: ${shown}, verdict ${verdict.words}${partner && `, ${partner}`}`, marked: partner !== "",
@@ -142,7 +141,7 @@ function HeadFacts({ row, rows, scores, partners, select }: {
       <h3 ref={title} tabIndex={-1}>{String(row["head"])}: {verdict === UNNAMED ? "no verdict" : verdict.letter === "?" ? verdict.words : `${verdict.words} head`}</h3>
       <p>{verdict.meaning} {row["reason"] && `Why: ${row["reason"]}.`}</p>
       {partners.map((one) => (
-        <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => go(one.name)}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, null {number(one.mean, 2)} (z {number(one.z, 1)})</p>
+        <p key={one.words} class="partner">{one.words} <button type="button" class="link" onClick={() => go(one.name)}>{one.name}</button>{named(one)} through {one.reads ? "its" : "that head's"} {NAMES[one.kind]}: composition {number(one.score, 2)}, {number(one.ratio, 1)} times random</p>
       ))}
       <div class="scroll" tabIndex={0} role="region" aria-label="Scores of the head"><table class="plain facts-table">
         <thead><tr><th scope="col">score</th><th scope="col">value</th><th scope="col">null</th></tr></thead>
@@ -199,13 +198,14 @@ function LinearityTable({ parts, selected }: { parts: Linearity[]; selected: num
 }
 
 type Place = { layer: number; head: number };
-export interface Partner extends Place { words: string; name: string; kind: string; score: number; mean: number; z: number; reads: boolean }
+export interface Partner extends Place { words: string; name: string; kind: string; score: number; mean: number; ratio: number; above: boolean; reads: boolean }
 
 export interface Composition {
   n_random: number;
-  partners: (of: Place) => Partner[]; // every head before and after, strongest first
-  strongest: (of: Place) => Partner[]; // the one it reads most and the one that reads it most, where they stand out
-  pair: (kind: number, one: Place, other: Place) => number | null; // z, whichever stands below
+  best: number[]; // of each kind, the ratio that the best of as many random pairs reaches
+  partners: (of: Place) => Partner[]; // every head before and after, largest ratio to random first
+  strongest: (of: Place) => Partner[]; // the one it reads most and the one that reads it most, above the best random pair
+  pair: (kind: number, one: Place, other: Place) => number | null; // ratio, whichever stands below
 }
 
 export function useComposition(payload: Payload): Composition | null {
@@ -213,14 +213,15 @@ export function useComposition(payload: Payload): Composition | null {
     const packed = payload.composition;
     if (!packed) return null;
     const { n_layers, n_heads } = payload.model;
-    const [scores, mean, sd] = [packed.scores, packed.mean, packed.sd].map((one) => unpack(one).data);
+    const [scores, mean] = [packed.scores, packed.mean].map((one) => unpack(one).data);
     // Of large models the strongest pairs alone are kept, by their places in the whole.
     const kept = packed.places && new Map([...unpackInts(packed.places).data].map((place, i) => [place, i]));
     const score = (kind: number, writer: Place, reader: Place) => {
       const place = (((kind * n_layers + writer.layer) * n_heads + writer.head) * n_layers + reader.layer) * n_heads + reader.head;
       const at = kept ? kept.get(place) : place;
       if (at === undefined) return null;
-      return { score: scores![at]!, mean: mean![at]!, z: (scores![at]! - mean![at]!) / Math.max(sd![at]!, 1e-9) };
+      const ratio = mean![at]! > 0 ? scores![at]! / mean![at]! : 0;
+      return { score: scores![at]!, mean: mean![at]!, ratio, above: ratio > packed.best_random[kind]! };
     };
     const partners = (of: Place): Partner[] => {
       const list: Partner[] = [];
@@ -235,17 +236,17 @@ export function useComposition(payload: Payload): Composition | null {
           }
         }
       }
-      return list.sort((a, b) => b.z - a.z);
+      return list.sort((a, b) => b.ratio - a.ratio);
     };
     return {
-      n_random: packed.n_random, partners,
+      n_random: packed.n_random, best: packed.best_random, partners,
       strongest: (of) => {
-        const list = partners(of).filter((one) => one.z >= LEAST_Z);
+        const list = partners(of).filter((one) => one.above);
         return [true, false].flatMap((reads) => list.find((one) => one.reads === reads) ?? []);
       },
       pair(kind, one, other) {
         if (one.layer === other.layer) return null;
-        return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one))?.z ?? null;
+        return (one.layer < other.layer ? score(kind, one, other) : score(kind, other, one))?.ratio ?? null;
       },
     };
   }, [payload]);
