@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -80,9 +80,16 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
 
 
 def tensor(
-    value: Any, *, shape: Sequence[int] | None = None, what: str = "The result"
+    value: Any,
+    *,
+    shape: Sequence[int] | None = None,
+    what: str = "The result",
+    infinite: str = "Look for a division by zero or the logarithm of zero.",
 ) -> Float[Tensor, "..."]:
-    """Read a tensor, array, list, number or factored matrix as float64 with the shape asked for."""
+    """Read a tensor, array, list, number or factored matrix as float64 with the shape asked for.
+
+    ``infinite`` is said where NaN or infinity comes back.
+    """
     if value is None:
         raise Wrong(f"{what} is None. Does your function end with a return statement?")
     if hasattr(value, "AB"):  # a FactoredMatrix is as good as its product
@@ -107,7 +114,7 @@ def tensor(
             if got.ndim == 0
             else f": {bad} of {got.numel()} numbers are NaN or infinite."
         )
-        raise Wrong(f"{what}{found} Look for a division by zero or the logarithm of zero.")
+        raise Wrong(f"{what}{found} {infinite}")
     return got
 
 
@@ -158,9 +165,9 @@ _FOREIGN = (
 )
 
 
-def number(value: Any, *, what: str = "The result") -> float:
-    """Read one finite number; a tensor with one element will do."""
-    got = tensor(value, what=what)
+def number(value: Any, *, what: str = "The result", **options: str) -> float:
+    """Read one finite number; a tensor with one element will do. ``options`` as in :func:`tensor`."""
+    got = tensor(value, what=what, **options)
     if got.numel() != 1:
         raise Wrong(f"{what} should be one number, but it has shape {tuple(got.shape)}.")
     return float(got.reshape(()))
@@ -206,6 +213,26 @@ def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> b
     want = torch.as_tensor(want, dtype=torch.float64)
     atol, rtol = _as_coarse(want, atol, rtol, roundings=1)
     return got.shape == want.shape and bool(torch.allclose(got, want, atol=atol, rtol=rtol))
+
+
+def name_slip(got: Any, want: Any, slips: Mapping[str, Any]) -> None:
+    """Raise :class:`Wrong` with what is said of a common slip, where the answer is that and not ``want``.
+
+    Args:
+        got: the student's tensor or number, on a case where no two slips agree.
+        want: what it should be.
+        slips: what each slip gives, under the sentence to say.
+    """
+    if matches(got, want):
+        return
+    for said, value in slips.items():
+        if matches(got, value):
+            raise Wrong(said)
+
+
+def half_format() -> torch.dtype | None:
+    """The format of half precision that the latest answer came in, if any."""
+    return _format.get()
 
 
 def _as_coarse(want: Tensor, atol: float, rtol: float, *, roundings: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from lens_linear.teaching.answers import (
     Wrong,
     call,
     matches,
+    name_slip,
     number,
     random_tensor,
     require_close,
@@ -21,13 +22,52 @@ from lens_linear.teaching.answers import (
 from lens_linear.teaching.given import Thin
 
 
+def _pattern_slips(scores: Tensor, future: Tensor) -> dict[str, Tensor]:
+    """What common slips give for 3 positions and d_head 4, under what to say about each."""
+    causal = (scores / 2).masked_fill(future, -torch.inf)
+    return {
+        "Take the softmax over the keys, the last axis: yours runs over the queries.": causal.softmax(
+            0
+        ),
+        "Those are logarithms of the pattern. Take the softmax itself.": causal.masked_fill(
+            future, -1e9
+        ).log_softmax(-1),
+        "Those are the scores. The pattern is their softmax over the keys.": causal.masked_fill(
+            future, 0.0
+        ),
+        "Rows are queries, columns are keys; yours are the other way round.": causal.softmax(-1).T,
+        "Divide the scores by √d_head before the softmax, not the pattern after it.": scores.masked_fill(
+            future, -torch.inf
+        ).softmax(-1)
+        / 2,
+        "A query may see itself: mask the keys that come after it, not its own.": scores.new_tensor(
+            [[1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
+        ),
+        "You mask the keys that come before the query. Mask those that come after it.": (scores / 2)
+        .masked_fill(future.T, -torch.inf)
+        .softmax(-1),
+        "The scale is √d_head; you divide by d_head.": (scores / 4)
+        .masked_fill(future, -torch.inf)
+        .softmax(-1),
+        "Mask the keys that come after the query, and divide the scores by √d_head.": scores.softmax(
+            -1
+        ),
+    }
+
+
 def _attention_pattern(answer: Any) -> str:
     q = torch.tensor([[0.0] * 4, [2.0, 0.0, 0.0, 0.0], [0.0] * 4])
     k = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0] * 4, [9.0] * 4])
     # Scores of query 1 over √4: 1 with key 0, 0 with key 1; key 2 comes later and does not count.
     first = float(torch.sigmoid(torch.tensor(1.0)))
     want = torch.tensor([[1.0, 0.0, 0.0], [first, 1 - first, 0.0], [1 / 3, 1 / 3, 1 / 3]])
-    got = tensor(call(answer, q, k, case="with 3 positions"), shape=(3, 3), what="The pattern")
+    got = tensor(
+        call(answer, q, k, case="with 3 positions"),
+        shape=(3, 3),
+        what="The pattern",
+        infinite="A score of -inf becomes 0 in the softmax. A row of nothing else becomes NaN: every query "
+        "may see itself.",
+    )
     scores = q @ k.T
     if matches(got, (scores / 2).softmax(-1)):
         raise Wrong(
@@ -49,7 +89,13 @@ def _attention_pattern(answer: Any) -> str:
         raise Wrong("The scale is √d_head, the width of a query, not the root of their number.")
     if matches(got, (scores.T / 2).masked_fill(future, -torch.inf).softmax(-1)):
         raise Wrong("Rows are queries, columns are keys; yours are the other way round.")
-    require_close(got.sum(-1), torch.ones(3), "Each row should sum to one.", show=False)
+    name_slip(got, want, _pattern_slips(scores, future))
+    require_close(
+        got.sum(-1),
+        torch.ones(3),
+        "Each query's row, a softmax over the keys that it may see, should sum to one.",
+        show=False,
+    )
     require_close(got, want, "The pattern is not right.")
     q, k = random_tensor(6, 5, seed=1), random_tensor(6, 5, seed=2)
     got = tensor(call(answer, q, k, case="on random queries"), shape=(6, 6), what="The pattern")
@@ -138,6 +184,7 @@ def _head_on_text(answer: Any) -> str:
     qk = torch.zeros(4, 4)
     qk[3, 0] = 50.0  # from token 3 look at token 0, whatever else is there
     qk[1, 3] = 50.0  # and from token 1 at token 3: told apart from the column of token 3
+    qk[1, 2], qk[2, 1], qk[2, 2] = 70.0, 50.0, 50.0  # and other tokens ask for others
     ov = torch.diag(torch.tensor([1.0, 2.0, 4.0, 8.0]))
     tokens = torch.tensor([1, 0, 2, 3])
     got = tensor(call(answer, qk, ov, tokens, case="where token 3 looks at token 0"), shape=(4,))
@@ -150,6 +197,8 @@ def _head_on_text(answer: Any) -> str:
             "You take the column of the last token. Rows of qk are queries: the last token asks, so its "
             "scores are qk[tokens[-1], tokens]."
         )
+    if any(matches(got, qk[asks, tokens].softmax(0) @ ov[tokens]) for asks in tokens[:-1]):
+        raise Wrong("The query is the last token, tokens[-1]; in yours another token asks.")
     if matches(got, ov[tokens].sum(0)) or matches(got, ov[tokens].mean(0)):
         raise Wrong("Weight each earlier token by its attention: softmax of its QK scores.")
     require_close(
@@ -168,7 +217,14 @@ def _head_on_text(answer: Any) -> str:
                 "Take the softmax over the tokens of the text, not over the whole vocabulary: the "
                 "weights of the positions should sum to one."
             )
-        require_close(got, _reading(qk, ov, tokens), "Wrong on random circuits.")
+        if matches(got, qk[tokens[-1], tokens].softmax(0) @ ov.T[tokens]):
+            raise Wrong("Rows of ov are the tokens that are looked at: mix the rows `ov[tokens]`.")
+        require_close(
+            got,
+            _reading(qk, ov, tokens),
+            "On random circuits the mix of rows of ov, weighted by the softmax of the last token's scores, "
+            "is not right.",
+        )
     return "Correct. Swap two earlier tokens and nothing changes: this head has no idea of order."
 
 

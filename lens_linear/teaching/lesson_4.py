@@ -15,6 +15,7 @@ from lens_linear.teaching.answers import (
     call,
     exact,
     matches,
+    name_slip,
     number,
     random_tensor,
     require_close,
@@ -38,7 +39,10 @@ def planted(r_squared: float, *, n: int = 80, d: int = 4, seed: int = 0) -> tupl
 
 
 def _right_score(_: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    x, y = x - x.mean(0), y - y.mean(0)
+    return _uncentred_score(x - x.mean(0), y - y.mean(0))
+
+
+def _uncentred_score(x: Tensor, y: Tensor) -> Tensor:
     A: Tensor = torch.linalg.lstsq(x, y).solution
     return 1 - (y - x @ A).square().sum() / y.square().sum()
 
@@ -48,7 +52,8 @@ def _linearity_score(answer: Any) -> str:
     y = torch.tensor([[0.0], [1.0], [5.0]], dtype=torch.float64)
     # Slope 5/2; residuals 1/2, -1, 1/2, squared 1.5; squares about the mean 4 + 1 + 9 = 14.
     want = 1 - 1.5 / 14
-    got = number(call(answer, x, y, case="on three points"), what="The score")
+    flat = "With one column, taking a row's mean away leaves only zeros: take away the mean of each column."
+    got = number(call(answer, x, y, case="on three points"), what="The score", infinite=flat)
     if any(matches(got, 1 - left / total) for left, total in ((1.8, 26), (1.8, 14), (1.5, 26))):
         raise Wrong("Centre both x and y by column first: take the column means away from each.")
     if matches(got, want**0.5):
@@ -69,6 +74,13 @@ def _linearity_score(answer: Any) -> str:
                 "You average the scores of the columns. Pool them: one sum of squares over all "
                 "columns above, one below the fraction bar."
             )
+        slips = {
+            "The score is for predicting y from x; yours predicts x from y.": _right_score(y, y, x),
+            "Each column has a mean of its own: take `x.mean(0)` away, not one mean of all entries.": (
+                _uncentred_score(moved[0] - moved[0].mean(), moved[1] - moved[1].mean())
+            ),
+        }
+        name_slip(got, share, slips)
         require_close(got, share, f"The score is not right {case}.", atol=1e-4)
     x, _ = planted(0.5)
     got = number(call(answer, x, 3 * x[:, :2] - 7, case="when y is an affine function of x"))
@@ -133,6 +145,7 @@ def _held_out_score(answer: Any) -> str:
         raise Wrong("That is the score on the rows that were fitted on. Score the other rows.")
     if matches(got, 1.0):
         raise Wrong("You fit the test rows as well. The map comes from the first two arguments.")
+    name_slip(got, 1 - 1 / 26, _held_out_slips(x, y, new_x, new_y))
     require_close(got, 1 - 1 / 26, "The score on two new points is not right.")
     x, y = planted(0.7, n=400, seed=3)
     x, y = x + torch.linspace(-3, 5, 4), y + torch.linspace(8, -8, 3)
@@ -141,11 +154,22 @@ def _held_out_score(answer: Any) -> str:
     weight = torch.linalg.lstsq(centred, y[:200] - y[:200].mean(0)).solution
     missed = y[200:] - y[:200].mean(0) - (x[200:] - x[:200].mean(0)) @ weight
     want = 1 - missed.square().sum() / (y[200:] - y[:200].mean(0)).square().sum()
+    by_column = missed.square().sum(0) / (y[200:] - y[:200].mean(0)).square().sum(0)
+    name_slip(
+        got,
+        want,
+        {
+            "You average the scores of the columns. Pool them: one sum of squares over all columns above, "
+            "one below the fraction bar.": (1 - by_column).mean()
+        },
+    )
     require_close(got, want, "The score on 200 new rows is not right.", atol=1e-4)
     scores = []
     for seed in range(20):
         data = random_tensor(4, 60, 20, seed=seed).double()
         scores.append(number(call(answer, *data, case="on independent noise")))
+    if sum(scores) / 20 > -0.2 and min(scores) == 0:
+        raise Wrong("A held-out score may be below zero: return it as it is, not 0 in its place.")
     if sum(scores) / 20 > -0.2:
         raise Wrong(
             "On independent noise (60 rows, 20 columns) a held-out score is below zero on average; "
@@ -154,19 +178,81 @@ def _held_out_score(answer: Any) -> str:
     return "Correct. A map that learnt only accidents does worse than no map: below zero."
 
 
+def _held_out_slips(x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> dict[str, Any]:
+    """What common slips give on the two new points, under what to say about each."""
+    own = new_y - y.mean(0) - 2.5 * (new_x - new_x.mean(0))  # the rows about their own mean
+    both = new_y - new_y.mean(0) - 2.5 * (new_x - new_x.mean(0))
+    bare = new_y - new_x @ torch.linalg.lstsq(x, y).solution
+    all_x, all_y = torch.cat([x, new_x]), torch.cat([y, new_y])
+    slope = torch.linalg.lstsq(all_x - all_x.mean(0), all_y - all_y.mean(0)).solution
+    joint = new_y - all_y.mean(0) - (new_x - all_x.mean(0)) @ slope
+    return {
+        "The prediction starts at the mean of the fitted y: add it.": 1
+        - (new_y - 2.5 * (new_x - 1)).square().sum() / 26,
+        "The map needs an intercept: centre the fitted rows by their column means.": 1
+        - bare.square().sum() / 26,
+        "You take the mean of the test rows of x away. Take that of the rows that were fitted on.": 1
+        - own.square().sum() / 26,
+        "You take the means of the test rows away. Take those of the rows that were fitted on.": 1
+        - both.square().sum() / 8,
+        "You fit on all rows. The map comes from the first two arguments.": 1
+        - joint.square().sum() / 26,
+        "That is the share that is missed. The score is one minus that.": 1 / 26,
+        "Below the fraction bar stand squares of distances from the fitted mean, not squares of y.": 1
+        - 1 / 58,
+        "Below the fraction bar stand the test rows, not those that were fitted on.": 1 - 1 / 14,
+        "The score has squares above and below the fraction bar, without a root.": 1 - 26**-0.5,
+    }
+
+
 def _position_share(answer: Any) -> str:
     x = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.0, 0.0]])[..., None]
     # The mean is 3: squares 36, 9, 9 in each row.
-    got = tensor(call(answer, x, case="on 2 rows of 3 positions"), shape=(3,), what="The shares")
+    got = tensor(
+        call(answer, x, case="on 2 rows of 3 positions"),
+        shape=(3,),
+        infinite="Is the mean that you take away one vector for all rows and positions together? A mean for "
+        "each position leaves nothing here.",
+    )
     if matches(got, torch.tensor([1.0, 0.0, 0.0])):
         raise Wrong("Take the mean over all tokens away first: a share of the variance, not of x².")
+    slips = {
+        "The variance is made of squares of the distances from the mean; yours are not squared.": [
+            0.5,
+            0.25,
+            0.25,
+        ],
+        "Divide by the sum over all tokens, so that the shares sum to one.": [72.0, 18.0, 18.0],
+        "Sum over rows and divide by the sum of all; yours are means.": [2.0, 0.5, 0.5],
+    }
+    name_slip(got, [2 / 3, 1 / 6, 1 / 6], slips)
     require_close(got, [2 / 3, 1 / 6, 1 / 6], "The shares are not right.")
     x = random_tensor(7, 5, 4, seed=8) + torch.tensor([-3.0, 1.0, 4.0, 8.0])
     x[:, 0] *= 5
-    got = tensor(call(answer, x, case="with a large first position"), shape=(5,), what="The shares")
-    require_close(got.sum(), 1.0, "The shares should sum to one.")
-    away = x.double() - x.double().mean((0, 1))
+    x += 4 * random_tensor(7, 1, 4, seed=18)  # rows differ, so that their own means tell
+    got = tensor(call(answer, x, case="with a large first position"), shape=(5,))
+    wide = x.double()
+    away = wide - wide.mean((0, 1))
     want = away.square().sum((0, 2)) / away.square().sum()
+    rows = away.square().sum(2)
+    slips = {
+        said: (wide - mean).square().sum((0, 2)) / (wide - mean).square().sum()
+        for said, mean in {
+            "The mean is a vector: one number for each column, not one for all entries.": wide.mean(),
+            "Take one mean over rows and positions; yours is a mean for each position.": wide.mean(
+                0
+            ),
+            "Take one mean over rows and positions; yours is a mean for each row.": wide.mean(
+                1, True
+            ),
+            "Take the mean over rows and positions away, not that of each token's own entries.": wide.mean(
+                2, True
+            ),
+        }.items()
+    }
+    said = "Divide once, by the sum of all rows; yours is the mean of a share for each row."
+    name_slip(got, want, slips | {said: (rows / rows.sum(1, keepdim=True)).mean(0)})
+    require_close(got.sum(), 1.0, "The shares should sum to one.")
     require_close(got, want, "The shares of random rows are not right.")
     return "Correct. With a large first position nearly all of the variance stands there."
 
@@ -258,25 +344,68 @@ def _put(
     return found
 
 
-def _cosine_penalty(answer: Any) -> str:
-    states = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]]], [[[0.0, 3.0], [1.0, 0.0]]]])
-    states = torch.cat([states, torch.tensor([[[[0.0, -1.0], [4.0, 0.0]]]])])
-    # Token 0 turns by 90° and then by 180°: 1 + 2. Token 1 never turns: 0. Mean 1.5.
-    got = number(call(answer, states, case="on 3 boundaries and 2 tokens"), what="The penalty")
-    if matches(got, 0.75):
-        raise Wrong("Sum over blocks; only tokens are averaged.")
-    if matches(got, 3.0):
-        raise Wrong("Average over tokens; you add them up.")
-    if matches(got, -0.5) or matches(got, 0.5):
-        raise Wrong(
-            "Each block counts 1 - cos, so that a block which does not turn counts nothing."
+def _penalty_slips(wide: Tensor) -> dict[str, Tensor]:
+    """What common slips give on these states, under what to say about each."""
+    cosine = torch.nn.functional.cosine_similarity
+    cos = cosine(wide[:-1], wide[1:], dim=-1)  # block, row, position
+    dots = (wide[:-1] * wide[1:]).sum(-1)
+    return {
+        "Sum over blocks; only tokens are averaged.": (1 - cos).mean(),
+        "Average over tokens; you add them up.": (1 - cos).sum(),
+        "Average over rows and positions, and sum over blocks; you sum over positions as well.": (
+            1 - cos
         )
-    require_close(got, 1.5, "The penalty is not right.")
-    states = random_tensor(4, 3, 5, 6, seed=11).cumsum(0)
+        .mean(1)
+        .sum(),
+        "Average over rows and positions, and sum over blocks; yours is the other way round.": (
+            1 - cos
+        )
+        .sum((1, 2))
+        .mean(),
+        "Each block counts 1 - cos, so that a block which does not turn counts nothing; yours adds up cos.": (
+            cos.mean((1, 2)).sum()
+        ),
+        "Each block counts 1 - cos; yours counts -cos.": -cos.mean((1, 2)).sum(),
+        "Each block counts 1 - cos of its own; yours takes the sum away from 1 once.": 1
+        - cos.mean((1, 2)).sum(),
+        "The sign is wrong: each block counts 1 - cos.": -(1 - cos).mean((1, 2)).sum(),
+        "A cosine is the dot product over both lengths: divide by them.": (1 - dots)
+        .mean((1, 2))
+        .sum(),
+        "Compare each boundary with the next; yours compares all with the first.": (
+            (1 - cosine(wide[:1].expand_as(wide[1:]), wide[1:], dim=-1)).mean((1, 2)).sum()
+        ),
+        "Compare each boundary with the next; yours compares the first with the last.": (
+            1 - cosine(wide[0], wide[-1], dim=-1)
+        ).mean(),
+        "Compare a token with itself one block later, along the first axis; yours compares neighbours in the "
+        "text.": (1 - cosine(wide[:, :, :-1], wide[:, :, 1:], dim=-1)).mean((1, 2)).sum(),
+        "The cosine runs over the width of the stream, the last axis: dim=-1.": (
+            (1 - cosine(wide[:-1], wide[1:], dim=1)).mean((1, 2)).sum()
+        ),
+        "The cosine keeps its sign: a block that turns the stream round counts 2.": (
+            (1 - cos.abs()).mean((1, 2)).sum()
+        ),
+        "Each block counts 1 - cos, not 1 - cos².": (1 - cos.square()).mean((1, 2)).sum(),
+        "Each block counts 1 - cos, not the angle.": cos.arccos().mean((1, 2)).sum(),
+        "You leave out the last block: there is one block less than boundaries.": (
+            (1 - cos[:-1]).mean((1, 2)).sum()
+        ),
+    }
+
+
+def _cosine_penalty(answer: Any) -> str:
+    states = random_tensor(4, 2, 5, 6, seed=11)
     got = number(call(answer, states, case="on random states"), what="The penalty")
     unit = states.double() / states.double().norm(dim=-1, keepdim=True)
     want = sum((1 - (unit[k] * unit[k + 1]).sum(-1)).mean() for k in range(3))
+    name_slip(got, want, _penalty_slips(states.double()))
     require_close(got, want, "The penalty of random states is not right.")
+    hand = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]]], [[[0.0, 3.0], [1.0, 0.0]]]])
+    hand = torch.cat([hand, torch.tensor([[[[0.0, -1.0], [4.0, 0.0]]]])])
+    # Token 0 turns by 90° and then by 180°: 1 + 2. Token 1 never turns: 0. Mean 1.5.
+    got = number(call(answer, hand, case="on 3 boundaries and 2 tokens"), what="The penalty")
+    require_close(got, 1.5, "The penalty of turns by 90° and 180° is not right.")
     scaled = states * torch.tensor([1.0, 10.0, 0.1, 5.0]).view(4, 1, 1, 1)
     got = number(call(answer, scaled, case="on rescaled states"), what="The penalty")
     require_close(got, want, "Only the angle counts: rescaling a layer should change nothing.")

@@ -90,6 +90,11 @@ def _update_classes(answer: Any) -> str:
                 f"Class {kind} has {int(own.sum())} rows in two batches, but its Moments has seen "
                 f"{moments.n}. Add to what is held already, and only the rows of that class."
             )
+        if moments.mean_x.shape != x.shape[1:] or moments.mean_y.shape != y.shape[1:]:
+            raise Wrong(
+                f"x has {x.shape[1]} columns and y {y.shape[1]}, but the Moments of class {kind} have seen "
+                f"{len(moments.mean_x)} and {len(moments.mean_y)}. `.update` takes rows of x, then rows of y."
+            )
         require_close(moments.mean_x, x[own].mean(0), f"Class {kind} has seen the wrong rows of x.")
         require_close(moments.mean_y, y[own].mean(0), f"Class {kind} has seen the wrong rows of y.")
     return "Correct. Memory does not grow with the number of rows."
@@ -198,7 +203,13 @@ def _diagonal_z(answer: Any) -> str:
 
 def _text_rows(answer: Any) -> str:
     stream = torch.arange(10, 21)  # 11 tokens: three rows of 1 + 3, two left over
-    got = tensor(call(answer, stream, 4, 7, case="with 11 tokens and length 4"), what="The rows")
+    rows = call(answer, stream, 4, 7, case="with 11 tokens and length 4")
+    got = tensor(rows, what="The rows")
+    if isinstance(rows, Tensor) and rows.is_floating_point():
+        raise Wrong(
+            f"Your rows are {rows.dtype}; token ids are whole numbers, and a model takes no others. Make the "
+            "column of `start` with `torch.full((n, 1), start)`, not with `torch.zeros` or `torch.ones`."
+        )
     if got.ndim == 2 and got.shape[1] != 4:
         raise Wrong(
             f"Your rows have {got.shape[1]} tokens; `length` counts the start token too, so 4."

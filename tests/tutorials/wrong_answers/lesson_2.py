@@ -87,7 +87,41 @@ def column_of_the_last_token(qk, ov, tokens):
     return qk[tokens, tokens[-1]].softmax(0) @ ov[tokens]
 
 
+def first_token_asks(qk, ov, tokens):
+    return qk[tokens[0], tokens].softmax(0) @ ov[tokens]
+
+
+def ov_columns(qk, ov, tokens):
+    return qk[tokens[-1], tokens].softmax(0) @ ov.T[tokens]
+
+
+def _causal(q, k):
+    later = torch.ones(len(q), len(q)).triu(1).bool()
+    return (q @ k.T / q.shape[1] ** 0.5).masked_fill(later, -torch.inf)
+
+
+def softmax_over_queries(q, k):
+    return _causal(q, k).softmax(0)
+
+
+def scores_only(q, k):
+    return _causal(q, k)
+
+
+def not_itself(q, k):
+    return (
+        (q @ k.T / q.shape[1] ** 0.5)
+        .masked_fill(torch.ones(len(q), len(q)).triu(0).bool(), -1e9)
+        .softmax(-1)
+    )
+
+
 WRONG = [
+    ("2.1", softmax_over_queries, "runs over the queries"),
+    ("2.1", scores_only, "softmax"),
+    ("2.1", not_itself, "may see itself"),
+    ("2.5", first_token_asks, "another token asks"),
+    ("2.5", ov_columns, "Rows of ov"),
     ("2.1", no_mask, "Mask the keys"),
     ("2.1", no_scale, "√d_head"),
     ("2.1", mask_after_softmax, "before"),

@@ -86,7 +86,68 @@ def map_before_the_block(model, tokens, layer, weight, bias):
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
+def held_out(means_of_the_test=False, all_rows=False, clamped=False):
+    def score(x, y, new_x, new_y):
+        fit_x, fit_y = (torch.cat([x, new_x]), torch.cat([y, new_y])) if all_rows else (x, y)
+        slope = fit(fit_x - fit_x.mean(0), fit_y - fit_y.mean(0))
+        at = new_x.mean(0) if means_of_the_test else fit_x.mean(0)
+        missed = new_y - fit_y.mean(0) - (new_x - at) @ slope
+        found = 1 - missed.square().sum() / (new_y - y.mean(0)).square().sum()
+        return found.clamp(min=0) if clamped else found
+
+    return score
+
+
+def predicts_x(x, y):
+    return score(y, x)
+
+
+def one_mean_for_all(x, y):
+    return not_centred(x - x.mean(), y - y.mean())
+
+
+def shares(mean=lambda x: x.mean((0, 1)), power=2):
+    def share(x):
+        away = (x - mean(x)).abs() ** power
+        return away.sum((0, 2)) / away.sum()
+
+    return share
+
+
+def penalty(of_block=lambda cos: (1 - cos).mean((1, 2)), dim=-1):
+    def sum_over_blocks(states):
+        cosine = torch.nn.functional.cosine_similarity(states[:-1], states[1:], dim=dim)
+        return of_block(cosine).sum()
+
+    return sum_over_blocks
+
+
+def dot_products(states):
+    return (1 - (states[:-1] * states[1:]).sum(-1)).mean((1, 2)).sum()
+
+
+def neighbours_in_the_text(states):
+    cosine = torch.nn.functional.cosine_similarity(states[:, :, :-1], states[:, :, 1:], dim=-1)
+    return (1 - cosine).mean((1, 2)).sum()
+
+
 WRONG = [
+    ("4.1", predicts_x, "predicts x from y"),
+    ("4.1", one_mean_for_all, "mean of its own"),
+    ("4.4", held_out(means_of_the_test=True), "test rows of x away"),
+    ("4.4", held_out(all_rows=True), "all rows"),
+    ("4.4", held_out(clamped=True), "below zero"),
+    ("4.5", shares(lambda x: x.mean()), "vector"),
+    ("4.5", shares(lambda x: x.mean(0)), "mean for each position"),
+    ("4.5", shares(lambda x: x.mean(1, keepdim=True)), "mean for each row"),
+    ("4.5", shares(power=1), "not squared"),
+    ("4.7", penalty(lambda cos: -cos.mean((1, 2))), "-cos"),
+    ("4.7", penalty(lambda cos: 1 - cos.abs().mean((1, 2))), "keeps its sign"),
+    ("4.7", penalty(lambda cos: (1 - cos[:-1]).mean((1, 2))), "last block"),
+    ("4.7", penalty(lambda cos: (1 - cos).mean(1)), "sum over positions"),
+    ("4.7", penalty(dim=1), "dim=-1"),
+    ("4.7", dot_products, "both lengths"),
+    ("4.7", neighbours_in_the_text, "neighbours in the text"),
     ("4.1", not_centred, "Centre both"),
     ("4.1", averaged_columns, "Pool them"),
     ("4.2", with_residual, "with the residual"),

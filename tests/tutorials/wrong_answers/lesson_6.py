@@ -105,7 +105,13 @@ def a_sweep_for_every_layer(A, v, C):
     return torch.stack(gains)
 
 
+def in_bfloat16(f, x, v, eps):
+    x, v = x.bfloat16(), v.bfloat16()
+    return (f(x + eps * v) - f(x - eps * v)) / (2 * eps)
+
+
 WRONG = [
+    ("6.3", in_bfloat16, "Half precision loses"),
     ("6.1", not_unit, "its length"),
     ("6.1", backwards, "point back"),
     ("6.2", ties_count_nothing, "one half"),

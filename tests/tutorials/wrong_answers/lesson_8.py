@@ -118,7 +118,23 @@ def hook_by_position(z, hook):
     return changed
 
 
+def y_before_x(held, x, y, classes):
+    import lens_linear as ll
+
+    for kind in classes.unique().tolist():
+        held.setdefault(kind, ll.Moments()).update(y[classes == kind], x[classes == kind])
+    return held
+
+
+def float_ids(stream, length, start):
+    n = len(stream) // (length - 1)
+    rows = stream[: n * (length - 1)].reshape(n, length - 1)
+    return torch.cat([torch.ones(n, 1) * start, rows], dim=1)
+
+
 WRONG = [
+    ("8.2", y_before_x, "rows of x, then rows of y"),
+    ("8.6", float_ids, "whole numbers"),
     ("8.1", without_scale, "square root of d_head"),
     ("8.1", masked_after, "sum to one"),
     ("8.1", without_mask, "after it"),
