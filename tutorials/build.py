@@ -3,7 +3,7 @@
     python tutorials/build.py              all lessons
     python tutorials/build.py 1 7          two lessons
     python tutorials/build.py 1 --draft    no PNGs (no Chromium needed), for writing; do not commit
-    python tutorials/build.py 1 --text     only prose changed: keep the stored outputs, run nothing
+    python tutorials/build.py 1 --text     only prose or imports changed: keep the stored outputs, run nothing
     python tutorials/build.py --check      fail when a stored notebook does not match its master
 
 The solution notebook is executed once, offline; the other two take its outputs. Never edit a
@@ -13,6 +13,7 @@ notebook by hand: change tutorials/masters/ and build again.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from machinery.execute import execute
@@ -30,6 +31,9 @@ from machinery.notebooks import (
 from machinery.outputs import MAX_BYTES, add_images, check_stubs, clean, copy_outputs
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
+# From where a name is imported changes no output.
+_IMPORT = re.compile(r"^ *from lens_linear[.\w]* import (\([^)]*\)|[^\n(]*)\n?", re.MULTILINE)
 
 
 def build(master: Master, *, draft: bool = False) -> None:
@@ -55,15 +59,19 @@ def rewrite(master: Master) -> None:
     solutions = make_notebook(master, "solutions")
     if code_of(stored) != code_of(solutions):
         raise MasterError(f"{master.name}: code has changed, so build it without --text")
-    copy_outputs(stored, solutions)
+    for old, new in zip(_with_outputs(stored), _with_outputs(solutions), strict=True):
+        new["outputs"], new["execution_count"] = old["outputs"], old["execution_count"]
     solutions.cells[1]["execution_count"] = 1  # the install cell, which has no output
     store(master, solutions)
 
 
 def code_of(notebook: NotebookNode) -> list[str]:
-    """Sources of all code cells that can have outputs."""
-    cells = [c for c in notebook.cells if c["cell_type"] == "code" and not has_tag(c, "install")]
-    return [cell["source"] for cell in cells]
+    """Sources of all code cells that can have outputs, without what they import from the package."""
+    return [_IMPORT.sub("", cell["source"]) for cell in _with_outputs(notebook)]
+
+
+def _with_outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [c for c in notebook.cells if c["cell_type"] == "code" and not has_tag(c, "install")]
 
 
 def store(master: Master, solutions: NotebookNode) -> None:
@@ -112,7 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
         "lessons", nargs="*", type=int, help="lesson numbers; all when none is given"
     )
     parser.add_argument("--check", action="store_true", help="compare sources, write nothing")
-    parser.add_argument("--text", action="store_true", help="only prose changed: run nothing")
+    parser.add_argument(
+        "--text", action="store_true", help="only prose or imports changed: run nothing"
+    )
     parser.add_argument("--draft", action="store_true", help="leave out the PNGs")
     options = parser.parse_args(arguments)
     try:

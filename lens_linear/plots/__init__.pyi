@@ -48,6 +48,12 @@ from .paths import path_logits as path_logits
 from .paths import qk_attribution as qk_attribution
 from .pretraining import study_measures as study_measures
 from .pretraining import study_profiles as study_profiles
+from .style import GREY as GREY
+from .style import OKABE_ITO as OKABE_ITO
+from .style import colour as colour
+from .style import escape as escape
+from .style import matrix as matrix
+from .style import styled as styled
 from .tokens import attention_heads as attention_heads
 from .tokens import attention_pattern as attention_pattern
 from .tokens import bigram_comparison as bigram_comparison
@@ -61,6 +67,8 @@ from .tokens import svd_directions as svd_directions
 from .tokens import top_pairs as top_pairs
 
 __all__ = [
+    "GREY",
+    "OKABE_ITO",
     "ablation_map",
     "adam_convergence",
     "agreement_by_order",
@@ -75,11 +83,13 @@ __all__ = [
     "circuit_graph",
     "circuit_overview",
     "circuit_window",
+    "colour",
     "composition_map",
     "concept_separation",
     "covariance_shift",
     "diagonal_accuracy",
     "direct_logit_attribution",
+    "escape",
     "ffn_compression",
     "gain_profiles",
     "hat_matrix",
@@ -92,6 +102,7 @@ __all__ = [
     "lens_grid",
     "lens_profile",
     "linearity_profile",
+    "matrix",
     "mechanism_table",
     "memory_capacity",
     "memory_swap",
@@ -119,6 +130,7 @@ __all__ = [
     "study_measures",
     "study_profiles",
     "style",
+    "styled",
     "svd_directions",
     "top_pairs",
     "trained_heads",

@@ -79,12 +79,15 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
         ) from None
 
 
+_INFINITE = "Look for a division by zero or the logarithm of zero."
+
+
 def tensor(
     value: Any,
     *,
     shape: Sequence[int] | None = None,
     what: str = "The result",
-    infinite: str = "Look for a division by zero or the logarithm of zero.",
+    infinite: str = _INFINITE,
 ) -> Float[Tensor, "..."]:
     """Read a tensor, array, list, number or factored matrix as float64 with the shape asked for.
 
@@ -165,9 +168,9 @@ _FOREIGN = (
 )
 
 
-def number(value: Any, *, what: str = "The result", **options: str) -> float:
-    """Read one finite number; a tensor with one element will do. ``options`` as in :func:`tensor`."""
-    got = tensor(value, what=what, **options)
+def number(value: Any, *, what: str = "The result", infinite: str = _INFINITE) -> float:
+    """Read one finite number; a tensor with one element will do. ``infinite`` as in :func:`tensor`."""
+    got = tensor(value, what=what, infinite=infinite)
     if got.numel() != 1:
         raise Wrong(f"{what} should be one number, but it has shape {tuple(got.shape)}.")
     return float(got.reshape(()))

@@ -57,6 +57,12 @@ COLUMNS = (
     "notebook",
     "sha256",
 )
+_UNKNOWN = re.compile(r"raised (NameError|ModuleNotFoundError|ImportError|FileNotFoundError)")
+_ABSENT = ("ModuleNotFoundError", "ImportError", "FileNotFoundError")
+_ALONE = (
+    " A notebook is graded alone, in an empty folder: a file that lay beside it is not there. Its code "
+    "belongs into a cell."
+)
 _CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{CHECK.pattern}")
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {
@@ -181,6 +187,7 @@ def grade(
     rows, finished = list(kept), True
     if target is not None:
         _write_rows(target, kept)
+    exercise_notebooks()  # says so where the installation has none
     load_lessons()
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     try:
@@ -304,8 +311,13 @@ def _rows_of(submission: Submission, content: bytes) -> list[dict[str, Any]]:
     try:
         return [dict(row) for row in json.loads(content)]
     except ValueError:
-        why = "This file was not graded: the judge ended. Look at it by hand."
-        return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
+        why = "This file was not graded: the judge ended (out of memory?). Look at it by hand."
+        return [_not_graded(submission, why)]
+
+
+def _not_graded(submission: Submission, why: str) -> dict[str, Any]:
+    name, sha256 = submission.name, submission.sha256
+    return _row(submission.student, None, None, 0, 0, printable(why), name, sha256)
 
 
 def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
@@ -321,7 +333,11 @@ def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the grader decides
     adopt_orphans()
     with suppress(BaseException):
-        rows = _judge(submission, limits, notebook)
+        try:
+            rows = _judge(submission, limits, notebook)
+        except Exception as error:
+            why = f"This file was not graded: the judge met {type(error).__name__}: {error}"
+            rows = [_not_graded(submission, why)]
         end_orphans()
         content = json.dumps(rows).encode()
         while content:
@@ -339,8 +355,7 @@ def _judge(
         lesson = lesson_of(submission.path, known, sources)
         questions = _questions(lesson)
     except (InvalidArgumentError, OSError) as error:  # the others still count
-        why = f"This file was not graded: {printable(str(error))}"
-        return [_row(submission.student, None, None, 0, 0, why, submission.name, submission.sha256)]
+        return [_not_graded(submission, f"This file was not graded: {error}")]
     cells_to_run = [source for source in sources if not _CHECK_CELL.match(source)]
     process = NotebookProcess(
         cells_to_run, limits.seconds, limits.whole, limits.memory, limits.private
@@ -378,9 +393,21 @@ def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple
         return 0, "The notebook could not be run to its end."
     function = process.answer(name)
     if function is None:
-        return 0, f"There is no {name} in the notebook."
+        return 0, printable(f"There is no {name} in the notebook.{_why_not(process, name)}")
     result = Checker()(exercise, function)
-    return int(result.passed), printable(result.message.split("\n")[0])
+    message = result.message.split("\n")[0]
+    if not result.passed and (raised := _UNKNOWN.search(message)):
+        message += _ALONE if raised[1] in _ABSENT else _why_not(process, name)
+    return int(result.passed), printable(message)
+
+
+def _why_not(process: NotebookProcess, name: str) -> str:
+    """The error of the cell that should have made a name, else the first one that missed a file or module."""
+    defines = re.compile(rf"^\s*(def\s+{re.escape(name)}\b|{re.escape(name)}\s*=)", re.MULTILINE)
+    of_cell = [cell for cell in process.errors if defines.search(process.cells[cell])]
+    missing = [cell for cell, text in process.errors.items() if text.startswith(_ABSENT)]
+    told = [f" Cell {cell + 1} raised {process.errors[cell]}." for cell in (missing or of_cell)[:1]]
+    return "".join(told) + (_ALONE if missing else "")
 
 
 def _questions(lesson: int) -> list[tuple[str, str]]:
@@ -423,6 +450,8 @@ def _review(
         )
         stored = json.dumps([c.get("outputs", []) for c in cells], ensure_ascii=False)
         for row in mine:
+            if _ALONE.strip() in str(row["message"]):
+                yield submission.name, f"it needs what was not handed in: {row['message']}"
             if "code cell" in str(row["message"]):
                 yield submission.name, f"cells were left out: {row['message']}"
             if row["exercise"] and f"✓ exercise {row['exercise']}" in stored and not row["points"]:

@@ -216,7 +216,7 @@ def _position_share(answer: Any) -> str:
     )
     if matches(got, torch.tensor([1.0, 0.0, 0.0])):
         raise Wrong("Take the mean over all tokens away first: a share of the variance, not of x².")
-    slips = {
+    first: dict[str, Any] = {
         "The variance is made of squares of the distances from the mean; yours are not squared.": [
             0.5,
             0.25,
@@ -225,7 +225,7 @@ def _position_share(answer: Any) -> str:
         "Divide by the sum over all tokens, so that the shares sum to one.": [72.0, 18.0, 18.0],
         "Sum over rows and divide by the sum of all; yours are means.": [2.0, 0.5, 0.5],
     }
-    name_slip(got, [2 / 3, 1 / 6, 1 / 6], slips)
+    name_slip(got, [2 / 3, 1 / 6, 1 / 6], first)
     require_close(got, [2 / 3, 1 / 6, 1 / 6], "The shares are not right.")
     x = random_tensor(7, 5, 4, seed=8) + torch.tensor([-3.0, 1.0, 4.0, 8.0])
     x[:, 0] *= 5

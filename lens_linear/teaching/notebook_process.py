@@ -57,6 +57,9 @@ class NotebookProcess:
     memory: int
     private: tuple[str, ...] = ()
     lost: dict[int, str] = field(default_factory=dict)  # cell -> why it was left out
+    errors: dict[int, str] = field(
+        default_factory=dict
+    )  # cell -> what it raised, as the notebook says
     _pid: int = 0
     _control: socket.socket | None = None
 
@@ -85,7 +88,10 @@ class NotebookProcess:
             left = min(self.seconds, self.whole - (time.monotonic() - began))
             control.settimeout(max(left, 0.01))
             try:
-                (cell,) = struct.unpack(">q", receive(control))
+                content = receive(control)
+                if content[8:] and cell >= 0:
+                    self.errors[cell] = content[8:].decode(errors="replace")
+                (cell,) = struct.unpack(">q", content[:8])
             except TimeoutError:
                 self.lost[cell] = "did not end in time"
                 return False
@@ -227,12 +233,16 @@ def _run(
             "get_ipython": _NoShell,
             "display": _nothing,
         }
+        raised = b""
         for number, source in enumerate(cells):
-            send(control, struct.pack(">q", number))
+            send(control, struct.pack(">q", number) + raised)
+            raised = b""
             if number not in lost:
-                with contextlib.suppress(BaseException):
+                try:
                     _execute(source, number, space)
-        send(control, struct.pack(">q", len(cells)))
+                except BaseException as error:
+                    raised = _named(error)
+        send(control, struct.pack(">q", len(cells)) + raised)
         _serve(control, space)
     os._exit(0)
 
@@ -284,6 +294,14 @@ def _described(error: BaseException) -> tuple[str, str, str]:
     own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<cell ")]
     line = (own[-1].line or "") if own else ""
     return type(error).__name__, str(error)[:2000], line
+
+
+def _named(error: BaseException) -> bytes:
+    """Type and first line of an error, for the teacher; an error may fail to say what it is."""
+    with contextlib.suppress(BaseException):
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        return f"{type(error).__name__}: {text}".encode(errors="replace")
+    return b"an error"
 
 
 def _hooks(value: Any) -> int:

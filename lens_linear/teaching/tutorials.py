@@ -72,7 +72,8 @@ def exercise_notebooks() -> list[Path]:
         if found:
             return found
     raise CorruptedFileError(
-        "the tutorial notebooks are missing from this installation; install lens-linear again"
+        "the tutorial notebooks are missing from this installation (a copy of the package's folder has "
+        "none); install lens-linear with pip from a wheel, or use a whole checkout"
     )
 
 

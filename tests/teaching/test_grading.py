@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError
+from lens_linear.teaching import guard, tutorials
 from lens_linear.teaching.grading import COLUMNS, grade
 from lens_linear.teaching.notebook_process import NotebookProcess
 from lens_linear.teaching.wire import decode, encode
@@ -156,7 +157,7 @@ def reaching(tmp_path_factory):
         put(folder, who, notebook(cell.replace("{}", name), answer("1.2")))
     asked = "import lens_linear as ll\nll.check.strict = True\nll.check('1.1', None)\nll.check.hint('1.2')\n"
     put(folder, "asks", notebook(asked + answer("1.2")))
-    return grade(folder, out=folder.parent / "grades.csv", seconds=20), pid
+    return grade(folder, out=folder.parent / "grades.csv", seconds=20, jobs=2), pid
 
 
 def test_no_reach_outside_the_notebook_is_worth_a_point_or_costs_one(reaching):
@@ -168,6 +169,64 @@ def test_no_reach_outside_the_notebook_is_worth_a_point_or_costs_one(reaching):
     assert (package / "__init__.py").is_file() and not list(package.glob("planted*"))
     noted = {name.split("/")[0] for name, _ in grades.review}
     assert {"replay", "odd", "daemon", "kills", "traces", "moves", "writes"} <= noted
+
+
+def test_solutions_of_a_checkout_are_nobodys_to_read(tmp_path, monkeypatch):
+    """A cell that reads them is refused; where they may be read, the same cell goes on."""
+    solutions = tmp_path / "tutorials" / "solutions"
+    solutions.mkdir(parents=True)
+    (solutions / "one.py").write_text("x = 1", encoding="utf-8")
+    readers = {
+        "opens": "open('{0}/one.py').read()",
+        "lists": "os.listdir('{0}')[0]",
+        "walks": "[n for _, _, f in os.walk('{0}') for n in f][0]",
+        "links": "(os.symlink('{0}', 'here'), open('here/one.py').read())",
+        "raw": "os.open('{0}/one.py', os.O_RDONLY)",
+    }
+    cells = [
+        f"import os\n{text.format(solutions)}\ndef {who}(): return 1"
+        for who, text in readers.items()
+    ]
+
+    def got():
+        process = NotebookProcess(cells, 20, 60, memory=2**30)
+        try:
+            assert process.start()
+            return {who for who in readers if process.answer(who) is not None}
+        finally:
+            process.stop()
+
+    monkeypatch.setattr(guard, "__file__", str(tmp_path / "lens_linear" / "teaching" / "guard.py"))
+    assert got() == set()
+    monkeypatch.setattr(guard, "_solutions", list)
+    assert got() == set(readers)
+
+
+def test_a_file_beside_the_notebook_is_said_to_be_missing(tmp_path):
+    name = names()["1.1"]
+    right = answer("1.1").replace("def ", "import helper\ndef ", 1)
+    put(tmp_path, "imports", notebook(right, answer("1.2")))
+    put(tmp_path, "first", notebook("import helper", f"def {name}(*a): return helper.f(*a)"))
+    put(tmp_path, "data", notebook(f"def {name}(*a): return open('mine.txt').read()"))
+    put(tmp_path, "typo", notebook(answer("1.1").replace("return", "retrun")))
+    (tmp_path / "imports" / "helper.py").write_text("f = None", encoding="utf-8")
+    grades = grade(tmp_path)
+    said = {r["student"]: r["message"] for r in grades.rows if r["exercise"] == "1.1"}
+    for who in ("imports", "first", "data"):
+        assert "graded alone, in an empty folder" in said[who], who
+    assert "No module named 'helper'" in said["imports"] and "Cell 1 raised" in said["first"]
+    assert "Cell 1 raised SyntaxError" in said["typo"] and "alone" not in said["typo"]
+    assert points(grades, "imports") == {"1.2"}
+    noted = {name.split("/")[0] for name, why in grades.review if "not handed in" in why}
+    assert noted == {"imports", "first", "data"}
+
+
+def test_a_copy_of_the_package_without_notebooks_says_so(tmp_path, monkeypatch):
+    put(tmp_path, "anna", notebook(answer("1.1")))
+    monkeypatch.setattr(tutorials, "_INSTALLED", tmp_path)
+    monkeypatch.setattr(tutorials, "_CHECKOUT", tmp_path)
+    with pytest.raises(CorruptedFileError, match=r"copy of the package.*with pip from a wheel"):
+        grade(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux")
@@ -203,7 +262,7 @@ def graded(tmp_path_factory):
     roster.write_text("student\n" + "\n".join(people), encoding="utf-8")
     out = folder / "grades.csv"
     said = []
-    grades = grade(folder, roster=roster, out=out, seconds=6, say=said.append)
+    grades = grade(folder, roster=roster, out=out, seconds=6, say=said.append, jobs=3)
     return folder, roster, out, grades, said
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.models import vocabulary as read_vocabulary
-from lens_linear.plots.style import GREY, colour, matrix, styled
+from lens_linear.plots import GREY, colour, matrix, styled
 from lens_linear.stats import bigram_counts, bigram_entropy
 
 _ = torch.set_grad_enabled(False)

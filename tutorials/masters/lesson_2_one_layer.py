@@ -32,7 +32,7 @@ from torch import Tensor
 
 import lens_linear as ll
 from lens_linear.models import ModelSpec, bridge_from_module, native_module, token_strings
-from lens_linear.plots.style import colour, escape, matrix, styled
+from lens_linear.plots import colour, escape, matrix, styled
 
 _ = torch.set_grad_enabled(False)
 

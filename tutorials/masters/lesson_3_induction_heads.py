@@ -51,8 +51,7 @@ from lens_linear.models import (
     run,
 )
 from lens_linear.models import vocabulary as read_vocabulary
-from lens_linear.plots import style
-from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.plots import GREY, colour, style, styled
 from lens_linear.text import random_tokens, repeated_tokens
 from lens_linear.training import Phase, Recipe
 

@@ -37,7 +37,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import lens_linear as ll
 from lens_linear.linearity import compare_profiles
-from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.plots import GREY, colour, styled
 from lens_linear.studies import published_beside_measured
 
 _ = torch.set_grad_enabled(False)

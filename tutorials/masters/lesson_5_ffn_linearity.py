@@ -42,7 +42,7 @@ from lens_linear.linearity import (
     bilinear_on_rows,
     ffn_compression,
 )
-from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.plots import GREY, colour, styled
 from lens_linear.studies import published_beside_measured
 
 _ = torch.set_grad_enabled(False)

@@ -43,7 +43,7 @@ from lens_linear.dynamics import (
     step_size_table,
 )
 from lens_linear.models import vocabulary as read_vocabulary
-from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.plots import GREY, colour, styled
 
 _ = torch.set_grad_enabled(False)
 

@@ -40,7 +40,7 @@ from lens_linear.constructions import (
     swap_memories,
     trained_heads,
 )
-from lens_linear.plots.style import colour, styled
+from lens_linear.plots import colour, styled
 
 torch.set_default_dtype(torch.float64)
 

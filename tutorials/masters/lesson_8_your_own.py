@@ -40,7 +40,7 @@ from lens_linear.circuits import head_circuit
 from lens_linear.linalg import LinearFit
 from lens_linear.models import attention_scores, run, visit_sites
 from lens_linear.models import vocabulary as read_vocabulary
-from lens_linear.plots.style import colour, escape, styled
+from lens_linear.plots import colour, escape, styled
 
 _ = torch.set_grad_enabled(False)
 
@@ -302,7 +302,7 @@ pd.DataFrame(table).rename_axis("layer").round(3).replace(-0.0, 0.0)
 # ## A new figure
 #
 # Figures of the package are functions: a result goes in, a plotly figure comes out. They compute nothing,
-# and they never call `show`. Three helpers of `lens_linear.plots.style` give the look: `colour(i)` is the
+# and they never call `show`. Three helpers of `lens_linear.plots` give the look: `colour(i)` is the
 # i-th of eight colours that colour-blind readers can tell apart, `escape(text)` makes a label safe, and
 # `styled(figure, title=..., x=..., y=...)` sets title, axes and fonts, and returns the figure.
 
@@ -316,7 +316,7 @@ def class_figure(gains: Float[Tensor, "layer class"], names: list[str]) -> "go.F
     """One line a class: the gain of its own map over the shared one, by layer."""
     import plotly.graph_objects as go
 
-    from lens_linear.plots.style import colour, escape, styled
+    from lens_linear.plots import colour, escape, styled
 
     # BEGIN SOLUTION
     figure = go.Figure()

@@ -19,8 +19,8 @@
 # - keep a table of what was shown, what was not, and what was not asked.
 #
 # **You need** lessons 3 and 4, and the model. It does not come with the package: `lens-linear models --get smollm2-135m` fetches
-# it once (93 MB; it is the instruction-tuned model, dequantised from four bits). Without it the next cell says so; the exercises
-# and their checks work all the same.
+# it once (93 MB over the network, 273 MB on disk after; it is the instruction-tuned model, dequantised from four bits). Without
+# it the next cell says so; the exercises and their checks work all the same.
 #
 # **Conventions.** `L18H6` is head 6 of layer 18. Losses are in nats a token.
 
@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import lens_linear as ll
-from lens_linear.plots.style import GREY, colour, styled
+from lens_linear.plots import GREY, colour, styled
 from lens_linear.text import repeated_tokens
 
 _ = torch.set_grad_enabled(False)

@@ -47,7 +47,7 @@ def score_only(moments, fit):
 def not_escaped(gains, names):
     import plotly.graph_objects as go
 
-    from lens_linear.plots.style import colour, styled
+    from lens_linear.plots import colour, styled
 
     figure = go.Figure()
     for index, name in enumerate(names):
@@ -58,7 +58,7 @@ def not_escaped(gains, names):
 def _lines(gains, names, places):
     import plotly.graph_objects as go
 
-    from lens_linear.plots.style import colour, escape, styled
+    from lens_linear.plots import colour, escape, styled
 
     figure = go.Figure()
     for index, name in enumerate(names):
