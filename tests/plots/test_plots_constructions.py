@@ -183,7 +183,7 @@ def test_names_are_all_there():
         assert callable(getattr(plots, name)) or name in ("style", "GREY", "OKABE_ITO")
     for name in constructions.__all__:
         assert getattr(constructions, name) is not None
-    with pytest.raises(AttributeError, match="attribute nothing"):
+    with pytest.raises(AttributeError, match="no 'nothing'"):
         _ = plots.nothing
-    with pytest.raises(AttributeError, match="attribute nothing"):
+    with pytest.raises(AttributeError, match="no 'nothing'"):
         _ = constructions.nothing
