@@ -7,6 +7,7 @@ import torch
 
 import lens_linear as ll
 from lens_linear.circuits import virtual_head
+from lens_linear.dynamics import block_jacobians, random_directions
 from lens_linear.errors import LensLinearWarning
 from lens_linear.linearity import fit_linearization, load_linearized, save_linearized
 
@@ -41,11 +42,13 @@ def views(model, folder):
     both = virtual_head(ll.head(model, 0, 0), ll.head(model, 1, 0))
     save_linearized(folder / "x", model, fit_linearization(model, TOKENS, [1]))
     linear = load_linearized(folder / "x", model=model)
+    context = ll.models.freeze_context(model, TOKENS[:2], torch.tensor([12, 9]))
     return {
         "head": (head, lambda: (head.copying_score, head.ov, head.qk_at(0))),
         "virtual": (both, lambda: both.ov),
         "lens": (lens, lambda: lens.score(TOKENS[:4])),
         "linearised": (linear, lambda: linear(TOKENS[:2])),
+        "frozen context": (context, lambda: context.jacobians().outputs),
         "explorer": (
             explorer := ll.explore(ll.load("attn-1l"), prompts=["a b"]),
             lambda: explorer.run("a b"),
@@ -67,7 +70,8 @@ def test_views_say_that_the_weights_have_changed(model, tmp_path, edit):
     edit(explored)
     for name, (view, use) in found.items():
         assert repr(view).endswith(CHANGED), name
-        if edit is not by_data:  # which leaves no trace but in the numbers
+        # torch counts no edits through .data; a context reads some of every tensor.
+        if edit is not by_data or name == "frozen context":
             with pytest.warns(LensLinearWarning, match="no longer has: they have changed"):
                 use()
 
@@ -85,6 +89,17 @@ def test_what_follows_gives_the_numbers_of_a_fresh_view(model, edit):
         assert torch.equal(after[1], fresh.bigrams().logits)
         assert view.paths(TOKENS[:2]).max_error < 1e-5
     assert (after[0] != before[0]) or not torch.equal(after[1], before[1])
+
+
+@pytest.mark.parametrize("edit", [in_place, by_data, by_loading])
+def test_jacobians_follow(model, edit):
+    directions = random_directions(model)
+    made = block_jacobians(model, TOKENS[:3])
+    before = made.gains(directions, directions[-1])
+    edit(model)
+    after = made.gains(directions, directions[-1])
+    assert torch.equal(after, block_jacobians(model, TOKENS[:3]).gains(directions, directions[-1]))
+    assert not torch.allclose(after, before, atol=1e-3)
 
 
 def test_weights_that_came_back_are_no_change(model):

@@ -123,11 +123,11 @@ function Partners({ payload, selection, select }: Context) {
     <section>
       <h3>{title}</h3>
       <div class="scroll" tabIndex={0} role="region" aria-label={title}><table class="plain">
-        <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">null</th><th scope="col">ratio</th></tr></thead>
+        <thead><tr><th scope="col">Head</th><th scope="col">through</th><th scope="col">score</th><th scope="col">ratio</th></tr></thead>
         <tbody>{strong.filter((one) => one.reads === reads).slice(0, 12).map((one) => (
           <tr key={one.kind + one.name}>
             <th scope="row"><button type="button" class="link" onClick={() => select({ head: one.name })}>{one.name}</button></th>
-            <td>{one.kind}</td><td>{number(one.score)}</td><td>{number(one.mean)}</td><td>{number(one.ratio, 2)}</td>
+            <td>{one.kind}</td><td>{number(one.score)}</td><td>{number(one.ratio, 2)}</td>
           </tr>))}
         </tbody>
       </table></div>

@@ -29,6 +29,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import to_compute
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
 from lens_linear.models.hooks import require_bridge
@@ -54,16 +55,19 @@ class BlockJacobians:
         model: the bridge; not changed.
         prompts: the prompts.
         batch_size: prompts a forward pass, and alive at a time.
+        mark: of the weights that ran last; where the model has others, it is run again.
     """
 
     model: TransformerBridge = field(repr=False)
     prompts: Prompts
     batch_size: int
+    mark: WeightsMark = field(repr=False)
     _alive: tuple[int, _Batch] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         cfg = self.model.cfg
-        return f"BlockJacobians: {cfg.n_layers} blocks of width {cfg.d_model} at {len(self.prompts)} prompts"
+        size = f"{cfg.n_layers} blocks of width {cfg.d_model}"
+        return f"BlockJacobians: {size} at {len(self.prompts)} prompts"
 
     @property
     def n_layers(self) -> int:
@@ -77,6 +81,8 @@ class BlockJacobians:
 
     def batches(self, upto: int | None = None) -> Iterator[_Batch]:
         """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
+        if not self.mark.fits(self.model):  # what is alive is of weights that are no longer there
+            self._alive, self.mark = None, WeightsMark(self.model, read=False)
         upto = self.n_layers if upto is None else upto
         for i, rows in enumerate(watched(self.prompts.batches(self.batch_size), self.n_batches)):
             if len(rows) == len(self.prompts):
@@ -253,4 +259,6 @@ def block_jacobians(
     """
     model = require_bridge(model)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    return BlockJacobians(model, prompts, prompts.a_pass(model, batch_size))
+    return BlockJacobians(
+        model, prompts, prompts.a_pass(model, batch_size), WeightsMark(model, read=False)
+    )

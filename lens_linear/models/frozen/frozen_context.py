@@ -21,7 +21,7 @@ FrozenContext: 2 prompts of 4 to 6 tokens, 3 layers, path 'cache'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,7 @@ from lens_linear.errors import InvalidArgumentError, NonFiniteError, Unsupported
 from lens_linear.models.capture import model_device, require_model_tokens, run
 from lens_linear.models.describe.rotary import Rotary, read_rotary
 from lens_linear.models.describe.weights import score_scale, score_softcap
+from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.hooks import (
     Edit,
@@ -66,6 +67,7 @@ class FrozenContext:
         values: per layer.
         rotaries: per layer, or None where there is no rotation.
         path: "cache" runs one token a prompt, "full" whole prompts.
+        mark: of the weights that ran; a use warns when the model has others.
     """
 
     model: TransformerBridge
@@ -76,12 +78,13 @@ class FrozenContext:
     values: tuple[Float[Tensor, "prompt position kv_head d_head"], ...]
     rotaries: tuple[Rotary | None, ...]
     path: Path
+    mark: WeightsMark = field(repr=False)
 
     def __repr__(self) -> str:
         low, high = int(self.lengths.min()), int(self.lengths.max())
         return (
             f"FrozenContext: {len(self.lengths)} prompts of {low} to {high} tokens, "
-            f"{self.n_layers} layers, path {self.path!r}"
+            f"{self.n_layers} layers, path {self.path!r}{self.mark.note(self.model)}"
         )
 
     @property
@@ -146,6 +149,7 @@ class FrozenContext:
         self, copies: int, edits: Sequence[Edit]
     ) -> list[Float[Tensor, "copy prompt d_model"]]:
         """Run all blocks with the edits; return each block's output at the last token."""
+        self.mark.warn(self.model, "the frozen context", "freeze it anew", stacklevel=4)
         spots: list[Spot] = [(layer, "resid_post") for layer in range(self.n_layers)]
         edits = list(edits)
         if self.path == "cache":
@@ -356,6 +360,7 @@ def _recorded(
             ("k", "v", "rot_k") if has_spot(model, (0, "rot_k")) else ("k", "v")
         )
         edits += [whole((layer, what)) for layer in range(n_layers) for what in wanted]
+    mark = WeightsMark(model, read=False)
     run(
         model,
         tokens,
@@ -370,7 +375,7 @@ def _recorded(
         [found[spot].to(device) for spot in [*spots, (n_layers - 1, "resid_post")]]
     )
     if not keep:
-        return FrozenContext(model, tokens, lengths, states, (), (), (), "full")
+        return FrozenContext(model, tokens, lengths, states, (), (), (), "full", mark)
     rotaries = _rotaries(model, tokens.shape[1], device, n_layers)
     keys = [found[(layer, "k")].to(device) for layer in range(n_layers)]
     for layer, rotary in enumerate(rotaries):
@@ -380,7 +385,9 @@ def _recorded(
         elif rotary is not None:
             keys[layer] = rotary.rotate(keys[layer].transpose(1, 2)).transpose(1, 2)
     values = tuple(found[(layer, "v")].to(device) for layer in range(n_layers))
-    return FrozenContext(model, tokens, lengths, states, tuple(keys), values, rotaries, "cache")
+    return FrozenContext(
+        model, tokens, lengths, states, tuple(keys), values, rotaries, "cache", mark
+    )
 
 
 def _rotaries(
