@@ -54,7 +54,7 @@ class WeightsMark:
     def warn(
         self, model: TransformerBridge, what: str, advice: str, *, stacklevel: int = 3
     ) -> None:
-        """Say it where the old weights are used; where ``read``, :meth:`note` alone sees edits through ``.data``."""
+        """Say it where the old weights are used; only :meth:`note` sees edits through ``.data``."""
         if self._touched() and not self.fits(model):
             warnings.warn(
                 f"{what} holds weights that {str(model.cfg.model_name)!r} no longer has: they have changed "
