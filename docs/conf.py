@@ -20,6 +20,7 @@ import lens_linear  # noqa: E402
 
 project = "lens_linear"
 author = "The lens_linear authors"
+copyright = "the lens_linear authors, MIT licence"
 release = version = lens_linear.__version__
 
 extensions = [
