@@ -126,7 +126,7 @@
   new MutationObserver(again).observe(document.body, { attributes: true, attributeFilter: ["data-theme"] });
   addEventListener("beforeprint", () => {
     printing = true;
-    document.querySelectorAll("details").forEach((fold) => (fold.open = true));
+    document.querySelectorAll("details").forEach((fold) => (fold.open ||= fold.querySelectorAll("tr").length < 100)); // not ten pages of rows
     for (const id of places.keys()) draw(id);
   });
   addEventListener("afterprint", () => { printing = false; again(); });
