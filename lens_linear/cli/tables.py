@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from lens_linear.checks import require_choice
 from lens_linear.circuits.heads.composition import composition_scores
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.cli.opening import given_text, model_name, open_model
 from lens_linear.cli.output import Answer, Table, result_table, steps
 from lens_linear.errors import UnsupportedModelError
+from lens_linear.extensions import added
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.studies.published import published_beside_measured
@@ -47,6 +49,8 @@ def circuits(options: argparse.Namespace) -> Answer:
 
 def linearity(options: argparse.Namespace) -> Answer:
     """Linearity of every layer, and published numbers beside it where a paper has them."""
+    for statistic in options.statistic or []:
+        require_choice("--statistic", statistic, added("statistics"))
     model, name = open_model(options), model_name(options)
     tokens = evaluation_tokens(model, given_text(options), n_sequences=options.sequences)
     profile = linearity_profile(

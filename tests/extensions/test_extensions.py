@@ -14,6 +14,7 @@ import torch
 
 import lens_linear as ll
 from lens_linear import extensions
+from lens_linear.cli import main
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.extensions import Extension, HeadScore
 from tests.conftest import ROOT, absent
@@ -68,7 +69,7 @@ def test_without_packages_nothing_is_added(toy):
         ll.fit_surrogate(toy, TOKENS, torch.eye(16)[:3], basis="states")
 
 
-def test_the_statistic_and_the_basis_by_name(outside, toy):
+def test_the_statistic_and_the_basis_by_name(outside, toy, capsys):
     assert list(extensions.installed()) == ["lens-head-sizes 0.3"]
     profile = ll.linearity_profile(toy, TOKENS, statistics=["participation"], fit="in-sample")
     rows = toy.run_with_cache(TOKENS)[1]["blocks.1.hook_resid_post"].double().flatten(0, 1)
@@ -79,6 +80,10 @@ def test_the_statistic_and_the_basis_by_name(outside, toy):
     assert (profile["participation_low"] < profile["participation_high"]).all()
     with pytest.raises(InvalidArgumentError, match="one of 'participation', got 'particip'"):
         ll.linearity_profile(toy, TOKENS, statistics=["particip"])
+    assert main(["linearity", "gpt-nano", "--statistic", "particip"]) == 2
+    assert "--statistic must be one of 'participation', got 'particip'" in capsys.readouterr().err
+    assert not main(["linearity", "gpt-nano", "--statistic", "participation", "--csv", "--quiet"])
+    assert "participation_low" in capsys.readouterr().out
     directions = ll.dynamics.random_directions(toy)
     found = ll.fit_surrogate(toy, TOKENS, directions, order=16, basis="states")
     exact = ll.gain_profile(toy, TOKENS, directions).gains

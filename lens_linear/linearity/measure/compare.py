@@ -109,9 +109,12 @@ class ProfileComparison(Result):
         ):
             here, there = getattr(one, what), getattr(other, what)
             if here != there:
+                differ = f"{what} is {here!r} and {there!r}"
+                if what == "tokens_sha256":
+                    differ = "their token ids differ"
                 raise InvalidArgumentError(
-                    f"{first!r} and {second!r} must come from the same sequences to be paired, but {what} "
-                    f"is {here!r} and {there!r}; profile both on the same tokens with the same settings"
+                    f"{first!r} and {second!r} must come from the same sequences to be paired, but {differ}; "
+                    "profile both on the same tokens with the same settings"
                 )
         if not one.sums:
             raise InvalidArgumentError(
