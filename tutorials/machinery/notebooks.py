@@ -43,6 +43,13 @@ if importlib.util.find_spec("lens_linear") is None:
     near += [folder for folder in folders if (folder / "lens_linear" / "teaching").is_dir()]  # or a checkout
     source = SOURCE or str([*near, "{f"git+{ADDRESS}" if ADDRESS else NAME}"][0])
     %pip install -q "{{source}}"
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("lens_linear") is None:
+        raise ModuleNotFoundError(
+            f"lens_linear could not be installed from {{source}} (pip says why above). Put its wheel, "
+            "lens_linear-….whl, beside this notebook, or write a wheel, a checkout or a git+https address "
+            "into SOURCE; then run this cell again."
+        )
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars will do"""
 
 _DOTS = "●●●●●○○○○○"
