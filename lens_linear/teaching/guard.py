@@ -2,7 +2,7 @@
 
 A notebook runs as the same user as its grader, on the machine where the checks lie. An audit hook, which
 Python cannot take back, refuses what would read them or other notebooks, touch the grades, write into
-the installation, start programs or end processes that are not the notebook's. The cell that tries gets
+the installation, start programs, look into other processes or end those that are not the notebook's. The cell that tries gets
 ``PermissionError`` and the next one runs.
 
 This stops what can be written in a line or two of Python. It is no sandbox: a container is.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable
@@ -47,6 +48,11 @@ def guard(private: Iterable[str] = ()) -> None:
     """
     forget_lessons()
     checker.pass_everything()
+    # Starts programs without an event of its own; multiprocessing calls it.
+    for module in (subprocess, sys.modules.get("_posixsubprocess")):
+        for name in ("_fork_exec", "fork_exec"):
+            if hasattr(module, name):
+                setattr(module, name, _no_program)
     folders = [str(Path(__file__).parent.parent)]
     folders += [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
     protected = tuple(os.path.realpath(folder) + os.sep for folder in folders)
@@ -56,13 +62,18 @@ def guard(private: Iterable[str] = ()) -> None:
     def refuse(event: str, details: tuple[Any, ...]) -> None:
         if event == "import":
             refused = _LESSON_MODULE.match(str(details[0])) is not None
+            refused = (
+                refused or details[0] == "_posixsubprocess"
+            )  # a fresh one, with what was taken out
         elif event == "open":
             path, _, flags = details
             writes = isinstance(flags, int) and bool(flags & _WRITES)
             refused = _is_check(path) or (writes and _within(path, protected))
             refused = refused or (_is_hidden(path, hidden) and not _within(path, protected))
+            refused = refused or _of_other_process(path, session)
         elif event in _LISTS:
             refused = _is_hidden(details[0], hidden) and not _within(details[0], protected)
+            refused = refused or _of_other_process(details[0], session)
         elif event in _CHANGES:
             refused = any(
                 _is_check(part) or _within(part, protected) or _is_hidden(part, hidden, above=True)
@@ -117,6 +128,21 @@ def _is_hidden(value: Any, hidden: tuple[str, ...], *, above: bool = False) -> b
         path == one or path.startswith(one + os.sep) or (above and one.startswith(path + os.sep))
         for one in hidden
     )
+
+
+def _of_other_process(value: Any, session: int) -> bool:
+    """Whether a path leads to memory or open files of a process that is not the notebook's."""
+    path = _path(value)
+    if not path:
+        return False
+    folder, name = os.path.split(os.path.abspath(path))
+    places = (os.path.join(os.path.realpath(folder), name), os.path.realpath(path))
+    found = [re.match(r"/proc/(\d+)(/|$)", place) for place in places]
+    return any(not _of_session(int(one[1]), session) for one in found if one)
+
+
+def _no_program(*_: Any) -> None:
+    raise PermissionError("programs are not started while notebooks are graded")
 
 
 def _of_session(pid: int, session: int) -> bool:

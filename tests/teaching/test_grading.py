@@ -96,6 +96,14 @@ REACHES = {
     "import pathlib\n"
     "text = pathlib.Path(g.__file__).with_name('lesson_1.py').read_text()\n"
     "def {}(W_E, W_U, b_U): return W_E @ W_U + b_U",
+    "spawns": "import multiprocessing.util as u\nu.spawnv_passfds(b'/bin/true', [b'true'], ())\n"
+    "def {}(W_E, W_U, b_U): return W_E @ W_U + b_U",
+    "spawns_again": "import sys, subprocess\ndel sys.modules['_posixsubprocess']\nimport _posixsubprocess\n"
+    "def {}(W_E, W_U, b_U): return W_E @ W_U + b_U",
+    "pipes": "import os\nos.symlink(f'/proc/{os.getppid()}', 'judge')\nnames = []\n"
+    "for n in range(3, 30):\n    try: names.append(open(f'judge/fd/{n}', 'w').write('[]'))\n"
+    "    except PermissionError: raise\n    except OSError: pass\n"
+    "def {}(W_E, W_U, b_U): return W_E @ W_U + b_U",
     "traces": "import sys\nsys.settrace(lambda *a: None)",
     "moves": "import os\nos.environ.update(PATH='', HOME='/nowhere', PYTHONPATH='/nowhere')",
 }
