@@ -2,8 +2,8 @@
 
 A notebook runs as the same user as its grader, on the machine where the checks lie. An audit hook, which
 Python cannot take back, refuses what would read them or other notebooks, touch the grades, write into
-the installation, start programs, look into other processes or end those that are not the notebook's. The cell that tries gets
-``PermissionError`` and the next one runs.
+the installation, start programs, look into other processes or end those that are not the notebook's. The
+cell that tries gets ``PermissionError`` and the next one runs.
 
 This stops what can be written in a line or two of Python. It is no sandbox: a container is.
 """

@@ -68,13 +68,14 @@ def test_a_setting_is_what_sklearn_and_a_loop_say():
 def test_tilting_a_gaussian_is_least_squares_until_the_rows_run_out():
     """At β = 0.5 ten times the rows bring softmax, with its gain of 1/β, nearer to least squares."""
     few, many = (
-        attention_dial(betas=(0.5,), orders=(), n=n, bend=0.0, seeds=6) for n in (200, 2000)
+        attention_dial(betas=(0.5,), orders=(), n=n, bend=0.0, seeds=4, queries=32)
+        for n in (100, 1000)
     )
-    assert at(many, "ols_error") < 0.5 * at(few, "ols_error")
+    assert at(many, "ols_error") < 0.6 * at(few, "ols_error")
     assert at(many, "gain") == pytest.approx(2, rel=0.05)
     freeze = float(many.frozen_at.median())
     assert freeze == pytest.approx(
-        (2 * math.log(2000)) ** 0.5 / 3.357**0.5, rel=0.1
+        (2 * math.log(1000)) ** 0.5 / 3.357**0.5, rel=0.1
     )  # χ² median, d = 4
 
 
