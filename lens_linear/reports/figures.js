@@ -61,12 +61,22 @@
       place.setAttribute("role", "group");
       place.querySelectorAll(".main-svg").forEach((layer) => layer.setAttribute("aria-hidden", "true"));
     });
-    lay(2);
+    lay(3);
   };
 
   // What only the drawn figure tells: labels and numbers that have no room are left out, and so is height that square cells
   // do not use. Says whether anything changed.
-  const LINE_OF_TEXT = 15, LETTER = 7; // pixels
+  const LINE_OF_TEXT = 15, LETTER = 7, NAME_LETTER = 8; // pixels
+  // A name of an axis or of colours in lines of at most so many pixels; says whether it was too long.
+  const wrap = (name, pixels) => {
+    if (!name || !name.text || name.text.includes("<br>") || NAME_LETTER * name.text.length <= pixels) return false;
+    const lines = [""];
+    for (const word of name.text.split(" "))
+      if (lines.at(-1) && NAME_LETTER * (lines.at(-1).length + 1 + word.length) > pixels) lines.push(word);
+      else lines.push(`${lines.pop()} ${word}`.trim());
+    name.text = lines.join("<br>");
+    return lines.length > 1;
+  };
   const fit = (place, data, layout) => {
     const full = place._fullLayout;
     let changed = false;
@@ -84,6 +94,11 @@
       axis.ticktext = labels.filter((_, i) => i % step === 0);
       axis.tickvals = axis.tickvals.filter((_, i) => i % step === 0);
     }
+    for (const key of Object.keys(layout).filter((key) => /^xaxis/.test(key) && full[key])) {
+      const middle = full[key]._offset + full[key]._length / 2;
+      changed = wrap(layout[key].title, 2 * Math.min(middle, place.clientWidth - middle) - 16) || changed;
+    }
+    for (const trace of data) changed = (trace.colorbar && wrap(trace.colorbar.title, full._size.h + 24)) || changed;
     data.forEach((trace, i) => {
       if (trace.type !== "heatmap" || !trace.texttemplate) return;
       const axis = full[(trace.xaxis || "x").replace("x", "xaxis")], columns = place._fullData[i].z[0].length;

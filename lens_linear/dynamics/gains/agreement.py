@@ -42,6 +42,11 @@ class Agreement(Result):
         paired: each prompt was predicted by itself (True), or one profile stood for all (False).
     """
 
+    _columns = (
+        *("spearman", "spearman_sd", "pearson", "relative_error"),
+        *("mean_spearman", "mean_pearson", "mean_relative_error", "ceiling"),
+    )
+
     spearman: float
     spearman_sd: float
     pearson: float
