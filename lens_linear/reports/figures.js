@@ -98,7 +98,12 @@
       const middle = full[key]._offset + full[key]._length / 2;
       changed = wrap(layout[key].title, 2 * Math.min(middle, place.clientWidth - middle) - 16) || changed;
     }
-    for (const trace of data) changed = (trace.colorbar && wrap(trace.colorbar.title, full._size.h + 24)) || changed;
+    for (const { colorbar } of data.filter((trace) => trace.colorbar)) {
+      changed = wrap(colorbar.title, full._size.h + 24) || changed;
+      if (full._size.h > 100 || colorbar.nticks) continue;
+      colorbar.nticks = 3;
+      changed = true;
+    }
     data.forEach((trace, i) => {
       if (trace.type !== "heatmap" || !trace.texttemplate) return;
       const axis = full[(trace.xaxis || "x").replace("x", "xaxis")], columns = place._fullData[i].z[0].length;
