@@ -19,6 +19,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.errors import InvalidArgumentError, OfflineError, UnsupportedModelError
+from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import forward_logits
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import bos_token
@@ -54,7 +55,7 @@ def downstream_scores(
     tasks: Sequence[str | Mapping[str, Any]],
     *,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> DownstreamScores:
     """Score a model on lm-eval tasks. For a linearised model call this inside ``with linearize(...)``.
 
@@ -63,7 +64,7 @@ def downstream_scores(
         tasks: names of harness tasks (their data is downloaded by the harness), or task configurations as
             mappings; ``{"dataset_path": "json", "dataset_kwargs": {"data_files": path}, ...}`` is local.
         limit: examples per task.
-        batch_size: requests a forward pass.
+        batch_size: requests a forward pass; as many as memory allows by default.
 
     Returns:
         DownstreamScores; acts as a DataFrame.
@@ -120,7 +121,7 @@ def _prefix_token(model: TransformerBridge) -> int:
     return int(first)
 
 
-def lm_eval_adapter(model: TransformerBridge, *, batch_size: int = 8) -> Any:
+def lm_eval_adapter(model: TransformerBridge, *, batch_size: int | None = None) -> Any:
     """Return an ``lm_eval.api.model.LM`` that scores text with ``model``.
 
     Raises:
@@ -128,7 +129,8 @@ def lm_eval_adapter(model: TransformerBridge, *, batch_size: int = 8) -> Any:
         UnsupportedModelError: the model has no tokenizer, or no token to begin with.
     """
     model = require_bridge(model)
-    require_int("batch_size", batch_size, minimum=1)
+    if batch_size is not None:
+        require_int("batch_size", batch_size, minimum=1)
     try:
         from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
         from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
@@ -188,7 +190,7 @@ def log_likelihoods(
     model: TransformerBridge,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> list[tuple[float, bool]]:
     """Log-probability (nats) of each continuation after its context, and whether it is the greedy one.
 
@@ -198,15 +200,16 @@ def log_likelihoods(
     Args:
         model: a bridge.
         pairs: (context ids, continuation ids); contexts must not be empty.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass; as many as memory allows by default.
 
     Raises:
         InvalidArgumentError: an empty context, or a continuation longer than the model's context.
     """
     out: list[tuple[float, bool]] = []
-    for start in range(0, len(pairs), batch_size):
-        chunk = pairs[start : start + batch_size]
-        rows = [_fitting(model.cfg.n_ctx, list(context), list(target)) for context, target in chunk]
+    whole = [_fitting(model.cfg.n_ctx, list(context), list(target)) for context, target in pairs]
+    size = sequences_a_pass(model, max(map(len, whole), default=1), batch_size)
+    for start in range(0, len(pairs), size):
+        chunk, rows = pairs[start : start + size], whole[start : start + size]
         longest = max(len(row) for row in rows)
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         logits = forward_logits(model, padded).float().log_softmax(-1)
