@@ -26,11 +26,13 @@ from lens_linear.checks import (
     require_seed,
     require_texts,
 )
+from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.explorer.page import bundle, frame, page
 from lens_linear.explorer.payload import (
     PARTS,
+    Known,
     Subject,
     build_payload,
     named_tokens,
@@ -39,6 +41,7 @@ from lens_linear.explorer.payload import (
 from lens_linear.explorer.picture import map_picture
 from lens_linear.explorer.runs import run_payload
 from lens_linear.files import require_target, write_text
+from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
@@ -161,6 +164,8 @@ def explore(
     precision: Literal["float16", "float32"] = "float16",
     text: str | None = None,
     induction: InductionScores | None = None,
+    composition: CompositionScores | None = None,
+    linearity: LinearityProfile | None = None,
     parts: Sequence[Part] = ("linearity", "lens", "circuits"),
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
@@ -179,6 +184,8 @@ def explore(
         precision: of the weights in the page.
         text: text for linearity and the linear lens; the package's stories by default.
         induction: :func:`~lens_linear.circuits.induction_scores` of this model, measured here by default.
+        composition: :func:`~lens_linear.circuits.composition_scores` of this model, likewise.
+        linearity: :func:`~lens_linear.linearity_profile` of this model, held out, likewise.
         parts: of the page beside texts and heads' scores. Each takes most of a minute for a model of 135M:
             with ``parts=()`` and ``induction`` at hand its page takes ten seconds.
         seed: of random sequences and splits.
@@ -208,15 +215,15 @@ def explore(
     chosen = frozenset(
         require_choice("parts", x, PARTS) for x in require_list("parts", parts, of="str")
     )
-    if induction is not None:
-        _require_scores_of(model, induction)
+    known = Known(induction, composition, linearity)
+    _require_known_of(model, known)
     require_choice("precision", precision, ("float16", "float32"))
     given = (
         list(PROMPTS)
         if prompts is None
         else require_texts("prompts", prompts, empty="pass at least one text, or leave prompts out")
     )
-    subject = read_subject(model, given, induction, chosen)
+    subject = read_subject(model, given, known, chosen)
     payload, subject = build_payload(
         subject,
         precision=precision,
@@ -235,13 +242,31 @@ def explore(
     return explorer
 
 
-def _require_scores_of(model: TransformerBridge, induction: InductionScores) -> None:
-    """Accept scores of as many layers and heads as the model has."""
-    advice = "pass what ll.induction_scores(model) returns"
-    require_instance("induction", induction, InductionScores, advice=advice)
+def _require_known_of(model: TransformerBridge, known: Known) -> None:
+    """Accept results of as many layers and heads as the model has."""
     shape = model_shape(model)
-    got, want = tuple(induction.copying.shape), (shape.n_layers, shape.n_heads)
+    want = shape.n_layers, shape.n_heads
+    if (heads := known.induction) is not None:
+        advice = "pass what ll.induction_scores(model) returns"
+        require_instance("induction", heads, InductionScores, advice=advice)
+        _require_same("induction", tuple(heads.copying.shape), want, advice)
+    if (pairs := known.composition) is not None:
+        advice = "pass what ll.circuits.composition_scores(model) returns"
+        require_instance("composition", pairs, CompositionScores, advice=advice)
+        _require_same("composition", tuple(pairs.scores.shape[1:3]), want, advice)
+    if (profile := known.linearity) is not None:
+        advice = "pass what ll.linearity_profile(model, tokens) returns"
+        require_instance("linearity", profile, LinearityProfile, advice=advice)
+        _require_same("linearity", tuple(profile.null_r2.shape), want[:1], advice)
+        if profile.fit != "held-out" or profile.skip:
+            raise InvalidArgumentError(
+                f"linearity must be held out with skip=0, got fit={profile.fit!r} and skip={profile.skip}; "
+                f"{advice}"
+            )
+
+
+def _require_same(name: str, got: tuple[int, ...], want: tuple[int, ...], advice: str) -> None:
     if got != want:
         raise InvalidArgumentError(
-            f"induction has scores of [layer, head] = {got} but the model has {want}; {advice}"
+            f"{name} has results of [layer, head] = {got} but the model has {want}; {advice}"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.heads.composition import KINDS, composition_scores
+from lens_linear.circuits.heads.composition import KINDS, CompositionScores, composition_scores
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attention
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
@@ -121,7 +121,12 @@ def clearest(rows: list[dict[str, Any]], n: int) -> list[tuple[int, int]]:
 
 
 def composition(
-    model: TransformerBridge, shape: ModelShape, *, max_bytes: int, seed: int
+    model: TransformerBridge,
+    shape: ModelShape,
+    known: CompositionScores | None = None,
+    *,
+    max_bytes: int,
+    seed: int,
 ) -> tuple[dict[str, Any] | None, str]:
     """Composition scores [kind, writer layer, head, reader layer, head] with their random baseline.
 
@@ -130,7 +135,7 @@ def composition(
     """
     if shape.n_layers < 2:
         return None, ""
-    found = composition_scores(model, fold=True, seed=seed)
+    found = composition_scores(model, seed=seed) if known is None else known
     parts = {"scores": found.scores, "mean": found.baseline_mean}
     best = [_number(value) for value in found.best_random.tolist()]
     made: dict[str, Any] = {

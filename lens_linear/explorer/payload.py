@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
+from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.circuits.induction.ablation import StandIns, stand_ins
@@ -64,6 +65,15 @@ _LINEARITY = ("block_r2", "block_r2_no_residual", "ffn_r2", "attn_r2")
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """Results of this model that the caller has at hand; what is None is measured."""
+
+    induction: InductionScores | None = None
+    composition: CompositionScores | None = None
+    linearity: LinearityProfile | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model with what was read of it once, and what is asked about it."""
 
@@ -74,7 +84,7 @@ class Subject:
     reference: Tensor | None  # rows whose mean stands in place of heads that are taken away
     prompts: tuple[str, ...]
     rows: tuple[Tensor, ...]
-    induction: InductionScores | None
+    known: Known
     parts: frozenset[str]
     mark: WeightsMark
 
@@ -89,7 +99,7 @@ class Subject:
 def read_subject(
     model: TransformerBridge,
     prompts: Sequence[str],
-    induction: InductionScores | None,
+    known: Known,
     parts: frozenset[str],
 ) -> Subject:
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
@@ -100,7 +110,7 @@ def read_subject(
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
     shape = model_shape(model)
     texts = tuple(prompts), tuple(rows)
-    return Subject(model, shape, weights, None, None, *texts, induction, parts, WeightsMark(model))
+    return Subject(model, shape, weights, None, None, *texts, known, parts, WeightsMark(model))
 
 
 def build_payload(
@@ -125,7 +135,7 @@ def build_payload(
     linearity = []
     if tokens is not None and "linearity" in subject.parts:
         say("linearity")
-        linearity = _linearity(model, tokens, missing["map"], seed)
+        linearity = _linearity(model, subject.known.linearity, tokens, missing["map"], seed)
     subject = _with_references(subject, tokens, missing, say)
     lens = subject.lens
     payload: dict[str, Any] = {
@@ -176,7 +186,7 @@ def _scores(
     n_heads = shape.n_layers * shape.n_heads
     say("heads")
     heads, scored = _attempt(
-        lambda: head_rows(model, shape, subject.induction, ablate=n_heads <= 64, seed=seed),
+        lambda: head_rows(model, shape, subject.known.induction, ablate=n_heads <= 64, seed=seed),
         missing["map"],
         ([], ""),
     )
@@ -187,7 +197,9 @@ def _scores(
             f"{n_heads} heads. circuits.ablation_scores(model) measures it."
         )
     pairs, note = _attempt(
-        lambda: composition(model, shape, max_bytes=max_bytes, seed=seed),
+        lambda: composition(
+            model, shape, subject.known.composition, max_bytes=max_bytes, seed=seed
+        ),
         missing["map"],
         (None, ""),
     )
@@ -302,14 +314,18 @@ def _tokenizer(model: TransformerBridge, live: bool) -> dict[str, Any]:
 
 
 def _linearity(
-    model: TransformerBridge, tokens: Tensor, missing: list[str], seed: int
+    model: TransformerBridge,
+    profile: LinearityProfile | None,
+    tokens: Tensor,
+    missing: list[str],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """R² of every layer with the first position and without it, from one pass."""
     if not model.cfg.n_layers:
         return []
     sites = available_sites(model, 0)
     measure = partial(linearity_profile, model, tokens, sites=sites, seed=seed)
-    profile = _attempt(measure, missing, None)
+    profile = _attempt(measure, missing, None) if profile is None else profile
     return [] if profile is None else [_linearity_part(profile, skip) for skip in (0, 1)]
 
 

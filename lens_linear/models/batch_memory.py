@@ -36,6 +36,7 @@ def sequences_a_pass(
     batch_size: int | None = None,
     *,
     logits: bool = True,
+    blocks: int = 1,
 ) -> int:
     """Sequences of ``length`` tokens a forward pass: ``batch_size``, or what half of the free memory holds.
 
@@ -44,6 +45,7 @@ def sequences_a_pass(
         length: tokens a sequence.
         batch_size: the caller's own number.
         logits: whether the pass goes on to the logits.
+        blocks: how many blocks' activations stay until the pass is over.
 
     Raises:
         InsufficientMemoryError: not even one sequence fits.
@@ -56,7 +58,7 @@ def sequences_a_pass(
     if batch_size is not None:
         return require_int("batch_size", batch_size, minimum=1)
     device = next(model.parameters()).device
-    needed = sequence_bytes(model, length, logits=logits)
+    needed = blocks * sequence_bytes(model, length, logits=logits)
     if needed > free_bytes(device):
         raise InsufficientMemoryError(
             f"one sequence of {length:,} tokens needs about {size_text(needed)} in a forward pass, and "

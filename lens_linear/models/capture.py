@@ -36,6 +36,7 @@ from lens_linear.models.hooks import (
     has_spot,
     hook_name,
     hooked,
+    in_training,
     model_lock,
     require_bridge,
 )
@@ -131,8 +132,7 @@ def evaluating(model: TransformerBridge) -> Iterator[None]:
     """
     # The wrapped model is no registered part of its bridge, so its own dropout is looked for as well.
     with model_lock(model), few_threads(int(model.cfg.d_model)):
-        modules = (*model.modules(), *model.original_model.modules())
-        training = [module for module in modules if module.training]
+        training = in_training(model, model.original_model)
         try:
             for module in training:
                 module.training = False

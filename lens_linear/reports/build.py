@@ -20,7 +20,6 @@ from lens_linear.errors import (
 )
 from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
-from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
@@ -36,6 +35,7 @@ from lens_linear.reports.circuit_sections import (
 from lens_linear.reports.depth_sections import dynamics_section, ffn_section
 from lens_linear.reports.explorer_link import write_explorer
 from lens_linear.reports.linearity_sections import linearity_section
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.stats.model_scores import score_model
@@ -94,8 +94,9 @@ def report(
     name = Path(str(model.cfg.model_name)).name
     say = on_step or (lambda _text: None)
     say("loss")
+    measured = Measured(model, asked, seed)
     sections = [attempt("The model", lambda: overview(model, asked, name))]
-    sections += model_sections(model, asked, name, seed=seed, on_step=say)
+    sections += model_sections(measured, asked, name, on_step=say)
     sections += added_sections(model, asked, on_step=say)
     settings = {
         "lens_linear": __version__,
@@ -114,7 +115,7 @@ def report(
     )
     say("explorer")
     text = task if isinstance(task, str) else None
-    explorer = write_explorer(model, path, name=name, text=text, seed=seed)
+    explorer = write_explorer(measured, path, name=name, text=text)
     page = render_page(
         f"{name}: a report", lead, sections, settings=settings, go_on=GO_ON, explorer=explorer
     )
@@ -171,23 +172,19 @@ def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
 
 
 def model_sections(
-    model: TransformerBridge,
-    asked: Task,
-    name: str,
-    *,
-    seed: int,
-    on_step: Callable[[str], None],
+    measured: Measured, asked: Task, name: str, *, on_step: Callable[[str], None]
 ) -> list[Section]:
     """All sections that apply to a model; a part that fails is said with its reason, in its place."""
+    model, seed = measured.model, measured.seed
     sections: list[Section] = []
     view = _attention_only(model)
     parts: dict[str, Callable[[], Section]] = {
         "Bigrams": lambda: bigram_section(model, name=name),
         "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
-        "Induction heads": lambda: induction_section(model, name=name, seed=seed),
-        "Composition": lambda: composition_section(model, name=name),
+        "Induction heads": lambda: induction_section(measured, name=name),
+        "Composition": lambda: composition_section(measured.composition, name=name),
         "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
-        "Linearity": lambda: measured_linearity(model, asked, name, seed=seed),
+        "Linearity": lambda: linearity_section(measured.linearity, name=name),
         "FFN replacement": lambda: ffn_section(model, asked, name=name, seed=seed),
         "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
@@ -230,14 +227,6 @@ def report_steps(model: TransformerBridge) -> int:
     model = require_bridge(model)
     titles = _titles(model, attention_only=_attention_only(model) is not None)
     return 2 + len(titles) + len(added("sections"))
-
-
-def measured_linearity(
-    model: TransformerBridge, tokens: Tensor | Task, name: str, *, seed: int
-) -> Section:
-    """Profile a model, with and without the first position, in one pass."""
-    profile = linearity_profile(model, tokens, seed=seed)
-    return linearity_section(profile, name=name)
 
 
 def _attention_only(model: TransformerBridge) -> AttentionOnly | None:

@@ -10,11 +10,11 @@ import torch
 
 from lens_linear import plots as figures
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.heads.composition import composition_scores
-from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
 from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import token_label
@@ -107,10 +107,9 @@ def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) 
 
 
 def composition_section(
-    model: TransformerBridge, *, name: str, top: int = 8, title: str = "Composition"
+    scores: CompositionScores, *, name: str, top: int = 8, title: str = "Composition"
 ) -> Section:
     """Which heads read what which heads wrote, beside random matrices of the same shape."""
-    scores = composition_scores(model)
     frame = scores.to_dataframe()  # largest ratio first
     best, above = frame.iloc[0], scores.above_random()
     passing = ", ".join(f"{n:,} by {kind}" for kind, n in above.items())
@@ -141,9 +140,9 @@ def composition_section(
     )
 
 
-def induction_section(model: TransformerBridge, *, name: str, seed: int = 0) -> Section:
+def induction_section(measured: Measured, *, name: str) -> Section:
     """Head scores on repeated random tokens, and the pattern of the best induction head."""
-    scores = induction_scores(model, seed=seed)
+    model, scores, seed = measured.model, measured.induction, measured.seed
     frame = scores.to_dataframe()
     found, previous = scores.heads("induction"), scores.heads("previous-token")
     best = _strongest(frame, "induction", "prefix_matching")

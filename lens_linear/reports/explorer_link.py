@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.errors import LensLinearError, LensLinearWarning
 from lens_linear.explorer.explorer import explore
+from lens_linear.reports.measured import Measured
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class ExplorerLink:
 
 
 def write_explorer(
-    model: TransformerBridge, page: Path, *, name: str, text: str | None = None, seed: int = 0
+    measured: Measured, page: Path, *, name: str, text: str | None = None
 ) -> ExplorerLink:
-    """Write ``<page>-explorer.html`` beside a page; where the model allows none, say why."""
+    """Write ``<page>-explorer.html`` beside a page, of its numbers; where the model allows none, say why."""
     try:
-        saved = explore(model, text=text, seed=seed).save(
+        saved = explore(measured.model, text=text, seed=measured.seed, **measured.found()).save(
             page.with_name(f"{page.stem}-explorer.html")
         )
     except LensLinearError as reason:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_seed
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
@@ -16,7 +15,7 @@ from lens_linear.models.open.bundled import available_models
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
 from lens_linear.reports.attempt import attempt
-from lens_linear.reports.build import GO_ON, measured_linearity
+from lens_linear.reports.build import GO_ON
 from lens_linear.reports.circuit_sections import (
     bigram_section,
     composition_section,
@@ -25,6 +24,8 @@ from lens_linear.reports.circuit_sections import (
     skip_trigram_section,
 )
 from lens_linear.reports.explorer_link import write_explorer
+from lens_linear.reports.linearity_sections import linearity_section
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
 
@@ -80,7 +81,10 @@ def tour(
     say("opening the models")
     models = {name: load(name) for name in _MODELS}
     sections = []
-    for title, part in _parts(models, seed).items():
+    measured = {
+        name: Measured(model, evaluation_tokens(model), seed) for name, model in models.items()
+    }
+    for title, part in _parts(measured).items():
         say(title)
         sections.append(attempt(title, part))
     settings = {
@@ -88,10 +92,10 @@ def tour(
         "seed": seed,
         "weights_sha256": {name: weights_sha256(model) for name, model in models.items()},
         "text": "the package's own stories",
-        "sequences": len(evaluation_tokens(models["gpt-mini"])),
+        "sequences": len(measured["gpt-mini"].tokens),
     }
     say("attn-2l: explorer")
-    explorer = write_explorer(models["attn-2l"], path, name="attn-2l", seed=seed)
+    explorer = write_explorer(measured["attn-2l"], path, name="attn-2l")
     page = render_page(
         "A tour of small transformers",
         _LEAD,
@@ -104,22 +108,20 @@ def tour(
     return Tour(tuple(sections), settings, path)
 
 
-def _parts(models: dict[str, TransformerBridge], seed: int) -> dict[str, Callable[[], Section]]:
+def _parts(measured: dict[str, Measured]) -> dict[str, Callable[[], Section]]:
     """What the tour shows, in order."""
-    none, one, two, full = (models[name] for name in _MODELS)
+    none, one, two, full = (measured[name] for name in _MODELS)
     card = available_models().set_index("name").loc["attn-0l"].to_dict()
     third = "Two layers: composition"
     return {
         "Zero layers": lambda: bigram_section(
-            none, loss=card["loss"], floor=card["floor"], name="attn-0l"
+            none.model, loss=card["loss"], floor=card["floor"], name="attn-0l"
         ),
-        "One layer": lambda: skip_trigram_section(one, name="attn-1l"),
-        third: lambda: composition_section(two, name="attn-2l", title=third),
-        "Induction heads": lambda: induction_section(two, name="attn-2l", seed=seed),
+        "One layer": lambda: skip_trigram_section(one.model, name="attn-1l"),
+        third: lambda: composition_section(two.composition, name="attn-2l", title=third),
+        "Induction heads": lambda: induction_section(two, name="attn-2l"),
         "Paths, exactly": lambda: path_section(
-            AttentionOnly(two), evaluation_tokens(two), name="attn-2l"
+            AttentionOnly(two.model), two.tokens, name="attn-2l"
         ),
-        "Linear layers": lambda: measured_linearity(
-            full, evaluation_tokens(full), "gpt-mini", seed=seed
-        ),
+        "Linear layers": lambda: linearity_section(full.linearity, name="gpt-mini"),
     }

@@ -8,6 +8,7 @@ the same precision, over tokens in float64.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +34,15 @@ def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"] | None) -> flo
     return float(terms * fit.n / fit.scatter_y.sum())
 
 
+def _whole(reading: Reading, base: Reading, key: Key) -> LinearFit:
+    """The map with its weights, which are not kept where it is a step from another."""
+    fit = reading.fits[key]
+    if len(fit.weight):
+        return fit
+    step = reading.steps[key]
+    return replace(fit, weight=base.fits[key].weight + step.along @ step.amount)
+
+
 class SiteScorer:
     """Residual and total sums by sequence for every reading of one layer and site.
 
@@ -41,7 +51,7 @@ class SiteScorer:
 
     def __init__(self, readings: list[Reading], key: Key, x: Tensor) -> None:
         self.readings, base = readings, readings[-1]
-        fits = [reading.fits[key] for reading in readings]
+        fits = [_whole(reading, base, key) for reading in readings]
         device = compute_device(x.device)
         worst = max(
             _amplification(f, r.spread.get(key)) for f, r in zip(fits, readings, strict=True)

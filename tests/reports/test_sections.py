@@ -23,7 +23,7 @@ from lens_linear.text.labels import token_label
 
 
 def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
-    section = induction_section(attn_2l, name="attn-2l")
+    section = induction_section(Measured(attn_2l, ll.evaluation_tokens(attn_2l)), name="attn-2l")
     view = next(block for block in section.blocks if isinstance(block, Attention))
     assert view.head_names[0] in section.prose and "is an induction head" in view.caption
     said = float(re.search(r"second half (0\.\d\d)", view.caption).group(1))
@@ -42,7 +42,8 @@ def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
 
 
 def test_a_model_without_induction_heads_is_not_said_to_have_one():
-    section = induction_section(ll.toy_model(n_layers=1, seed=0), name="toy")
+    toy = ll.toy_model(n_layers=1, seed=0)
+    section = induction_section(Measured(toy, torch.arange(8)[None]), name="toy")
     assert "no head of toy passes" in section.prose
     assert not any(isinstance(block, Attention) for block in section.blocks)
 

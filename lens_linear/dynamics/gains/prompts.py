@@ -69,9 +69,8 @@ class Prompts:
         """Prompts of a batch: ``batch_size``, or at most 64 and what memory holds, all blocks recorded."""
         if batch_size is not None:
             return require_int("batch_size", batch_size, minimum=1)
-        length = int(self.lengths.max())
-        blocks = max(1, int(model.cfg.n_layers))
-        return min(_PROMPTS, max(1, sequences_a_pass(model, length, logits=False) // blocks))
+        length, blocks = int(self.lengths.max()), max(1, int(model.cfg.n_layers))
+        return min(_PROMPTS, sequences_a_pass(model, length, logits=False, blocks=blocks))
 
 
 def as_prompts(

@@ -34,34 +34,56 @@ _GROUPS = 10  # of sequences, for intervals of one's own statistics
 
 
 def _readings(
-    held: list[dict[Key, Moments]],
+    moments: dict[Key, Moments],
     first: dict[Key, Moments],
     skip: int,
     ridge: Ridge,
-) -> list[Reading]:
-    """Maps where the output varies and rows suffice; those of all rows by a step from those of the rest."""
-    readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(len(held))]
-    for reading, part in zip(readings, held, strict=True):
-        for key, m in part.items():
-            if m.n <= (m.d_in or 0) + 1 or not m.varies:
-                continue
-            reading.mean_x[key] = m.mean_x
-            reading.spread[key] = m.scatter.spread
+    *,
+    spend: bool,
+) -> tuple[list[Reading], list[dict[Key, Moments]]]:
+    """Maps where the output varies and rows suffice, and the statistics they are of, by reading.
+
+    Maps of all rows are a step from those of the rest. ``spend`` takes each statistic out of ``moments``
+    and keeps none, and of a map that is a step away only the step: a third of the memory.
+    """
+    readings = [Reading(skip + i, {}, {}, {}, {}) for i in range(1 + bool(first))]
+    held: list[dict[Key, Moments]] = [{} for _ in readings]
+    for key in list(moments):
+        rest = moments.pop(key) if spend else moments[key]
+        parts = [rest + first[key], rest] if first else [rest]
+        for reading, part, kept in zip(readings, parts, held, strict=True):
+            if not spend:
+                kept[key] = part
+            if part.n > (part.d_in or 0) + 1 and part.varies:
+                reading.mean_x[key] = part.mean_x
+                reading.spread[key] = part.scatter.spread
+        _fit(readings, key, parts, first.get(key), ridge, spend)
+    return readings, held
+
+
+def _fit(
+    readings: list[Reading],
+    key: Key,
+    parts: list[Moments],
+    first: Moments | None,
+    ridge: Ridge,
+    spend: bool,
+) -> None:
     whole, rest = readings[0], readings[-1]
-    for key in whole.mean_x:
-        if ridge == 0 and first and key in rest.mean_x:
-            found = solve_both(held[-1][key].scatter, first[key].scatter, held[0][key].scatter)
-            rest.fits[key], whole.fits[key], step = found
-            if step is not None:
-                whole.steps[key] = step
-        else:
-            for reading, part in zip(readings, held, strict=True):
-                if key in reading.mean_x:
-                    reading.fits[key] = part[key].fit(ridge=ridge)
-        for reading in readings:
-            if key in reading.fits:  # core is as large as the map, and nothing here reads it
-                reading.fits[key] = _without(reading.fits[key], "core")
-    return readings
+    if ridge == 0 and first is not None and key in whole.mean_x and key in rest.mean_x:
+        found = solve_both(parts[-1].scatter, first.scatter, parts[0].scatter)
+        rest.fits[key], whole.fits[key], step = found
+        if step is not None:
+            whole.steps[key] = step
+            if spend:
+                whole.fits[key] = _without(whole.fits[key], "weight")
+    else:
+        for reading, part in zip(readings, parts, strict=True):
+            if key in reading.mean_x:
+                reading.fits[key] = part.fit(ridge=ridge)
+    for reading in readings:
+        if key in reading.fits:  # core is as large as the map, and nothing here reads it
+            reading.fits[key] = _without(reading.fits[key], "core")
 
 
 def _without(fit: LinearFit, *names: str) -> LinearFit:
@@ -189,16 +211,14 @@ class ProfilePass:
         """Both phases; the statistics are let go as soon as nothing asks for them."""
         n_layers = self.model.cfg.n_layers
         moments, first = self.moments(train, scored=not held_out)
-        held = (
-            [{key: m + first[key] for key, m in moments.items()}, moments] if first else [moments]
-        )
+        if self.keeper.path is None and not self.own:
+            self.state.moments.clear()
         shares = first_shares(n_layers, first, moments)
-        readings = _readings(held, first, self.skip, ridge)
+        spend = held_out and not self.own
+        readings, held = _readings(moments, first, self.skip, ridge, spend=spend)
         scores = [] if held_out else list(map(partial(in_sample_scores, n_layers), held, readings))
         kept = held[0] if self.own else {}
         del moments, held, first
-        if self.keeper.path is None and not self.own:
-            self.state.moments.clear()
         sums = self.sums(test, readings) if held_out else []
         return ProfilePart(
             keeper=self.keeper,
