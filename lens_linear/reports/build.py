@@ -18,6 +18,7 @@ from lens_linear.errors import (
     LensLinearWarning,
     UnsupportedModelError,
 )
+from lens_linear.explorer.payload import LARGE
 from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
 from lens_linear.models.describe.parameter_counts import n_parameters
@@ -32,7 +33,7 @@ from lens_linear.reports.circuit_sections import (
     path_section,
     skip_trigram_section,
 )
-from lens_linear.reports.depth_sections import dynamics_section, ffn_section
+from lens_linear.reports.depth_sections import dynamics_section, ffn_section, rows_enough
 from lens_linear.reports.explorer_link import write_explorer
 from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.measured import Measured
@@ -66,8 +67,9 @@ def report(
         model: a bridge; with a tokenizer unless tokens are given.
         path: file to write, whole or not at all.
         task: what to measure on: text, token ids [row, position], or a Task; the package's own stories by
-            default.
-        n_sequences: use only the first rows of tokens.
+            default, of a model of 20 million parameters or more as many rows as give each map eight an
+            input.
+        n_sequences: use only so many rows, the first ones.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
 
@@ -147,9 +149,12 @@ def _asked(
         with warnings.catch_warnings():
             warnings.simplefilter("error", LensLinearWarning)
             try:
-                return Task(evaluation_tokens(model, task, n_sequences=n_sequences))
+                rows = evaluation_tokens(model, task, n_sequences=n_sequences)
             except LensLinearWarning as reason:  # most of it is one token
                 raise InvalidArgumentError(f"task is no text for this model: {reason}") from None
+        if task is None and n_sequences is None and n_parameters(model) >= LARGE:
+            rows = rows[: rows_enough(model, rows.shape[1])]
+        return Task(rows)
     asked = require_task(model, task)
     if n_sequences is not None:
         require_int("n_sequences", n_sequences, minimum=1, maximum=len(asked))

@@ -17,13 +17,16 @@ _PROMPTS = 40
 _ORDER = 16
 
 
+def rows_enough(model: TransformerBridge, length: int) -> int:
+    """Rows of tokens that give a map eight rows an input, and as many to score it."""
+    return max(4, -(-16 * model.cfg.d_model // length))
+
+
 def ffn_section(model: TransformerBridge, asked: Task, *, name: str, seed: int = 0) -> Section:
     """What the loss says when one FFN is its best affine map."""
     n = model.cfg.n_layers
     layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
-    # Eight rows an input are enough for a map, and keep a wide model from running the whole text.
-    needed = -(-16 * model.cfg.d_model // asked.tokens.shape[1])
-    rows = asked.take(slice(0, max(4, needed)))
+    rows = asked.take(slice(0, rows_enough(model, asked.tokens.shape[1])))
     table = ffn_compression(model, rows, layers=layers, seed=seed)
     frame = table.to_dataframe()
     easy = frame.iloc[int(frame["loss_increase"].argmin())]

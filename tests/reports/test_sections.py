@@ -195,3 +195,16 @@ def test_maps_of_many_heads_can_be_read():
     assert list(few.layout.xaxis.ticktext) == ["L1H0", "L1H1", "L1H2", "L1H3"]
     heads = head_scores(ll.induction_scores(model, rows_per_period=2))
     assert heads.data[0].zmin == 0 and len(heads.layout.yaxis.ticktext) == 5
+
+
+def test_a_large_model_is_measured_on_as_many_rows_as_its_maps_need(monkeypatch):
+    from lens_linear.reports import build
+
+    model = ll.load("gpt-nano")
+    every = ll.evaluation_tokens(model)
+    needed = -(-16 * model.cfg.d_model // 128)
+    assert len(build._asked(model, None, None)) == len(every) > needed
+    monkeypatch.setattr(build, "LARGE", 0)
+    assert len(build._asked(model, None, None)) == needed
+    assert len(build._asked(model, None, needed + 1)) == needed + 1
+    assert torch.equal(build._asked(model, ll.text.default_text(), None).tokens, every)
