@@ -18,6 +18,7 @@ from lens_linear.reports.circuit_sections import (
     skip_trigram_section,
 )
 from lens_linear.reports.linearity_sections import linearity_section
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Section
 from lens_linear.text.labels import token_label
 
