@@ -7,7 +7,7 @@ taken one block further without running those before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import forward_logits, run
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.hooks import Edit, require_bridge
 
 StandIn = Callable[[Float[Tensor, "batch position d_model"]], Tensor]
 
@@ -99,6 +99,23 @@ class BlockStandIns:
                 logits=False,
             )
         return out[(layer, "resid_post")]
+
+    def resume(
+        self,
+        tokens: Int[Tensor, "batch position"],
+        stream: Float[Tensor, "batch position d_model"],
+        layer: int,
+        *,
+        edits: Sequence[Edit] = (),
+    ) -> Float[Tensor, "batch position vocab"] | None:
+        """Logits of a stream that stands before ``layer``, without running the blocks before it.
+
+        Exact where blocks read nothing of earlier ones but the stream, which all but a few models' do:
+        compare with the logits of a whole run once.
+        """
+        here: Edit = ((layer, "resid_pre"), lambda _: stream)
+        with self.applied(dict.fromkeys(range(layer), _unchanged)):
+            return run(self.model, tokens, edits=[here, *edits]).logits
 
     @staticmethod
     def _forward(function: StandIn, size: int | None) -> Callable[..., Any]:

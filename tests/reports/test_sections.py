@@ -132,7 +132,7 @@ def dying(monkeypatch):
 
 
 _PARTS = ("skip_trigram_section", "induction_section", "composition_section", "path_section")
-_MORE = ("measured_linearity", "ffn_section", "dynamics_section", "bigram_section")
+_MORE = ("linearity_section", "ffn_section", "dynamics_section", "bigram_section")
 
 
 @pytest.mark.parametrize("name", ["attn-0l", "attn-1l", "gpt-nano"])
@@ -154,7 +154,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_in_its_place(dying, monkeypatch, 
     dying("build", *_PARTS, "ffn_section", "dynamics_section")
     dying("explorer_link", "explore")
     alone = Section("Linear?", "", [Attention([[[float("nan")]]], ["a"], ["L0H0"], "")])
-    monkeypatch.setattr("lens_linear.reports.build.measured_linearity", lambda *_, **__: alone)
+    monkeypatch.setattr("lens_linear.reports.build.linearity_section", lambda *_, **__: alone)
     with pytest.warns(UserWarning, match="failed"):
         page = report(ll.load("gpt-nano"), tmp_path / "page.html", n_sequences=12)
     text = page.read_text("utf-8")
@@ -163,7 +163,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_in_its_place(dying, monkeypatch, 
 
 
 def test_the_tour_outlives_its_parts(dying, tmp_path):
-    dying("tour_page", *_PARTS, "bigram_section", "measured_linearity")
+    dying("tour_page", *_PARTS, "bigram_section", "linearity_section")
     dying("explorer_link", "explore")
     said = []
     with pytest.warns(UserWarning, match="failed"):

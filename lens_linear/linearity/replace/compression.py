@@ -5,29 +5,37 @@ A standard FFN holds about 8 d² weights, one affine layer d², a map of rank r 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_layers, require_list
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
-from lens_linear.models.capture import TokenRows
+from lens_linear.models.capture import TokenRows, row_ranges, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
+from lens_linear.models.hooks import Spot
+from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
-from lens_linear.stats.model_scores import perplexity, score_model
+from lens_linear.stats.model_scores import perplexity, require_logits
 from lens_linear.stats.split import RowView, as_rows, halves
-from lens_linear.stats.task_scores import RowScores
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_open_question,
+    score_answers,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 
@@ -159,19 +167,19 @@ def ffn_compression(
     )
     train, test = halves(rows, seed=seed)
     fitted, tested = (_statistics(model, half, chosen, skip, batch_size) for half in (train, test))
-    base = score_model(model, test, batch_size=batch_size).loss
-    usable = [layer for layer in chosen if fitted[layer][0].varies]
-    out: list[dict[str, object]] = []
-    with sequence_bar(len(usable), "compressing", show=progress) as bar:
-        for count, layer in enumerate(usable, start=1):
-            fits = _fits(fitted[layer], ridge)
-            for rank in ranks:
-                fit, later = (f if rank is None else f.truncate(rank) for f in fits)
-                m = from_fit("ffn", layer, layer, fit)
-                loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
-                r2 = _scores(tested[layer], fit, later)
-                out.append(_row(model, m, rank, r2, base, loss))
-            bar(count)
+    places: list[tuple[AffineMap, int | None, dict[str, float]]] = []
+    for layer in chosen:
+        if not fitted[layer][0].varies:
+            continue
+        fits = _fits(fitted[layer], ridge)
+        for rank in ranks:
+            fit, later = (f if rank is None else f.truncate(rank) for f in fits)
+            r2 = _scores(tested[layer], fit, later)
+            places.append((from_fit("ffn", layer, layer, fit), rank, r2))
+    with sequence_bar(len(test), "compressing", show=progress) as bar:
+        base, losses = _losses(model, test, [m for m, *_ in places], batch_size, bar)
+    warn_if_not_next_token(test.asked(slice(0, 1)), base.mean, model)
+    out = [_row(model, *place, base, loss) for place, loss in zip(places, losses, strict=True)]
     return CompressionTable(
         rows=tuple(out),
         base_loss=base.mean,
@@ -182,6 +190,47 @@ def ffn_compression(
         n_tokens=test.n_tokens(),
         seed=seed,
     )
+
+
+def _losses(
+    model: TransformerBridge,
+    rows: RowView,
+    maps: list[AffineMap],
+    batch_size: int | None,
+    on_rows: Callable[[int], None],
+) -> tuple[RowScores, list[RowScores]]:
+    """Loss of the model as it is, and with each map in place; blocks before a map run once for all."""
+    require_open_question(model, rows.task)
+    stand_ins = _stand_ins(model, rows, max((m.first for m in maps), default=0))
+    spots: list[Spot] = [(layer, "resid_pre") for layer in sorted({m.first for m in maps})]
+    base: list[RowScores] = []
+    found: list[list[RowScores]] = [[] for _ in maps]
+    for start, stop in row_ranges(rows, batch_size, model=model):
+        task = rows.asked(slice(start, stop))
+        seen = run(model, task.tokens, record=spots if stand_ins else ())
+        base.append(score_answers(task, require_logits(model, seen.logits), metric="loss"))
+        for m, scores in zip(maps, found, strict=True):
+            if stand_ins is None:
+                logits = run(model, task.tokens, edits=m.edits()).logits
+            else:
+                stream = seen[(m.first, "resid_pre")]
+                logits = stand_ins.resume(task.tokens, stream, m.first, edits=m.edits())
+            scores.append(score_answers(task, require_logits(model, logits), metric="loss"))
+        on_rows(stop)
+    return RowScores.joined(base), [RowScores.joined(scores) for scores in found]
+
+
+def _stand_ins(model: TransformerBridge, rows: RowView, layer: int) -> BlockStandIns | None:
+    """What lets a kept stream go on, where one row shows that this model's logits are then its own."""
+    try:
+        stand_ins = BlockStandIns(model)
+    except UnsupportedModelError:
+        return None
+    tokens = rows.asked(slice(0, 1)).tokens
+    whole = run(model, tokens, record=[(layer, "resid_pre")])
+    again = stand_ins.resume(tokens, whole[(layer, "resid_pre")], layer)
+    same = whole.logits is not None and again is not None and torch.equal(whole.logits, again)
+    return stand_ins if same else None
 
 
 Statistics = tuple[Moments, Moments, float]
