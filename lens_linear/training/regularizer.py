@@ -74,6 +74,11 @@ class CosineRegularizer:
             raise InvalidArgumentError(
                 f"states must have one shape, got {sorted(shapes)}; pass whole layers"
             )
+        if 0 in min(shapes):
+            raise InvalidArgumentError(
+                f"states must hold at least one token of at least one number, got shape {min(shapes)}; pass "
+                "the stream of a batch that is not empty"
+            )
         units = [_unit(state) for state in states]
         turns = [_turn(before, after).mean() for before, after in pairwise(units)]
         return self.weight * torch.stack(turns).sum()

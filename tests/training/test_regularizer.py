@@ -97,6 +97,9 @@ def test_states_must_be_two_or_more_of_one_shape():
         CosineRegularizer()([normal(2, 3)])
     with pytest.raises(InvalidArgumentError, match="one shape"):
         CosineRegularizer()([normal(2, 3), normal(2, 4)])
+    for empty in ((3, 0), (0, 3), (2, 0, 3)):  # the mean over no token would be NaN
+        with pytest.raises(InvalidArgumentError, match=r"at least one token.*\(" + str(empty[0])):
+            CosineRegularizer()([normal(*empty), normal(*empty)])
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-10, 1.0, 1e10, 1e30])
