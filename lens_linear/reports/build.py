@@ -155,7 +155,7 @@ def _asked(
         if task is None and n_sequences is None and n_parameters(model) >= LARGE:
             rows = rows[: rows_enough(model, rows.shape[1])]
         return Task(rows)
-    asked = require_task(model, task)
+    asked = require_task(model, task, scored=True)
     if n_sequences is not None:
         require_int("n_sequences", n_sequences, minimum=1, maximum=len(asked))
         asked = asked.take(slice(0, n_sequences))

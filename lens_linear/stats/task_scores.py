@@ -107,13 +107,13 @@ def require_task(
     rows = require_model_rows(model, tokens, min_sequences=min_sequences, min_length=min_length)
     if scored:
         require_open_question(model, tokens if isinstance(tokens, Task) else None)
+    asked = tokens if isinstance(tokens, Task) else Task(rows.tokens, mask=rows.mask)
+    if scored and not bool(asked.asked.any()):
+        raise NotEnoughDataError(
+            "tokens have one token a row, and a row of one token has no next one; pass longer rows"
+        )
     if not isinstance(tokens, Task):
-        plain = Task(rows.tokens, mask=rows.mask)
-        if scored and not bool(plain.asked.any()):
-            raise NotEnoughDataError(
-                "tokens have one token a row, and a row of one token has no next one; pass longer rows"
-            )
-        return plain
+        return asked
     n = model_shape(model).d_vocab_out
     if tokens.labels is not None and int(tokens.labels.max()) >= n:
         raise InvalidArgumentError(

@@ -330,15 +330,16 @@ def test_concepts_splits_and_tasks_are_prompts():
 
 
 def test_a_batch_of_prompts_is_bounded_by_memory(monkeypatch):
-    from lens_linear.dynamics.gains import prompts as room
+    from lens_linear.dynamics.gains.prompts import as_prompts
+    from lens_linear.linalg import memory
+    from lens_linear.models import batch_memory
 
     model = ll.toy_model(n_layers=4)
-    prompts = room.as_prompts(model, [torch.arange(9)] * 100)
+    prompts = as_prompts(model, [torch.arange(9)] * 100)
     assert prompts.a_pass(model, 7) == 7 and prompts.a_pass(model, None) == 64
-    monkeypatch.setattr(room, "sequences_a_pass", lambda *_, **__: 12)
-    maps = ll.dynamics.block_jacobians(
-        model, prompts
-    )  # four recorded blocks share what one could take
-    assert maps.batch_size == 3 and maps.n_batches == 34
-    monkeypatch.setattr(room, "sequences_a_pass", lambda *_, **__: 1)
-    assert ll.dynamics.block_jacobians(model, prompts).batch_size == 1
+    block = batch_memory.sequence_bytes(model, 9, logits=False)
+    for n, whole in ((3, 34), (1, 100)):  # half of what is free, shared by four recorded blocks
+        for place in (memory, batch_memory):
+            monkeypatch.setattr(place, "free_bytes", lambda *_, n=n: 2 * n * 4 * block)
+        maps = ll.dynamics.block_jacobians(model, prompts)
+        assert maps.batch_size == n and maps.n_batches == whole
