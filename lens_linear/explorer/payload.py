@@ -223,7 +223,7 @@ def _with_references(
         say("lens")
         with warnings.catch_warnings():  # that the tokens are few for the width: the page says so
             warnings.simplefilter("ignore", UserWarning)
-            lens = _attempt(lambda: fit_lens(model, tokens), missing["lens"], None)
+            lens = _attempt(lambda: fit_lens(model, tokens, raw=False), missing["lens"], None)
     return replace(subject, lens=lens, reference=tokens[: 8 if _large(model) else 32])
 
 

@@ -1,11 +1,13 @@
 """The lens against numpy's least squares, the model's own logits and a KL written out."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from linearity_data import small, tokens
 
 import lens_linear as ll
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import residual_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens has .* rows for .* inputs")
@@ -51,6 +53,20 @@ def test_maps_are_those_of_numpy(norm, ridge):
         raw = oracle(states[layer], states[-1], 0.0)
         np.testing.assert_allclose(lens.raw_weight[layer], raw[0], atol=1e-5)
         np.testing.assert_allclose(lens.raw_bias[layer], raw[1], atol=1e-5)
+
+
+def test_without_the_raw_lens_the_rest_is_the_same():
+    model, ids = small(), tokens(60)
+    both, alone = ll.fit_lens(model, ids), ll.fit_lens(model, ids, raw=False)
+    assert torch.equal(both.weight, alone.weight) and len(alone.raw_weight) == 0
+    scored, known = alone.score(tokens(8)), both.score(tokens(8))
+    frame, whole = scored.to_dataframe(), known.to_dataframe()
+    raw = ["raw_kl", "raw_kl_first"]
+    pd.testing.assert_frame_equal(frame.drop(columns=raw), whole.drop(columns=raw))
+    assert frame[raw].iloc[:-1].isna().all(None) and (whole["raw_kl"].iloc[:-1] > 0).all()
+    assert "raw" not in repr(scored) and "raw" in repr(known)
+    with pytest.raises(InvalidArgumentError, match="fit it with raw=True"):
+        alone.normed(torch.zeros(1, model.cfg.d_model), 0, "raw")
 
 
 def test_one_first_token_is_read_as_well_as_the_rest():

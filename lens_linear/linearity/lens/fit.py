@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_int, require_seed
+from lens_linear.checks import require_bool, require_float, require_int, require_seed
 from lens_linear.errors import LensLinearWarning
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.memory import groups
@@ -37,6 +37,7 @@ def fit_lens(
     polish: int = 0,
     ridge: float = 1e-3,
     seed: int = 0,
+    raw: bool = True,
     batch_size: int | None = None,
     max_memory: int | None = None,
 ) -> Lens:
@@ -48,7 +49,7 @@ def fit_lens(
     position, often an outlier, counts as much as all other positions together: it costs the map one
     direction, and the reading there becomes as good as elsewhere.
 
-    The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass.
+    The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison.
 
     Args:
         model: a bridge.
@@ -56,6 +57,7 @@ def fit_lens(
         polish: epochs of Adam on the KL from the output to the readings, from the closed form.
         ridge: at least 0, a share of the variance.
         seed: of the order of the rows when polishing.
+        raw: False leaves the raw least-squares lens out: half of the work and of the memory.
         batch_size: sequences a forward pass; as many as memory allows by default.
         max_memory: bytes that statistics may add, half of what is free by default. Layers that do not fit
             together are fitted group after group, each in a pass of its own.
@@ -85,7 +87,7 @@ def fit_lens(
     require_blocks(model)
     polish = require_int("polish", polish, minimum=0)
     ridge = require_float("ridge", ridge, minimum=0.0)
-    seed = require_seed(seed)
+    seed, raw = require_seed(seed), require_bool("raw", raw)
     width = model_shape(model).d_model
     require_rows_for_fit(len(rows), rows.n_tokens() // len(rows), width, halved=False)
     if rows.n_tokens() < FEW * width:
@@ -97,23 +99,24 @@ def fit_lens(
             stacklevel=2,
         )
     readout, n_layers = Readout.of(model), model_shape(model).n_layers
-    each = 8.0 * 12 * width**2  # two lenses: statistics with and without the first position, maps
+    # A lens: statistics with and without the first position, maps.
+    each = 8.0 * 6 * (1 + raw) * width**2
     maps: list[LinearFit] = []
     raws: list[LinearFit] = []
     r2: list[float] = []
     for layers in groups(
         n_layers, each, max_memory, model_device(model), what="one layer of this lens"
     ):
-        direct, raw = _collect(model, rows, readout, batch_size, layers)
+        direct, plain = _collect(model, rows, readout, batch_size, layers, raw)
         found = [_solve(*pair, ridge) for pair in direct]
         r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
         maps += found
-        raws += [(rest + first).fit() for rest, first in raw]
+        raws += [(rest + first).fit() for rest, first in plain]
     lens = Lens(
         weight=torch.stack([fit.weight for fit in maps]),
         bias=torch.stack([fit.bias for fit in maps]),
-        raw_weight=torch.stack([fit.weight for fit in raws]),
-        raw_bias=torch.stack([fit.bias for fit in raws]),
+        raw_weight=torch.stack([fit.weight for fit in raws] or [maps[0].weight])[: len(raws)],
+        raw_bias=torch.stack([fit.bias for fit in raws] or [maps[0].bias])[: len(raws)],
         r2=torch.tensor(r2, dtype=torch.float64),
         n=rows.n_tokens(),
         ridge=ridge,
@@ -132,16 +135,19 @@ def _collect(
     readout: Readout,
     batch_size: int | None,
     layers: range,
+    raw: bool,
 ) -> tuple[list[Pair], list[Pair]]:
     """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart."""
-    direct, raw = ([(Moments(), Moments()) for _ in layers] for _ in range(2))
+    direct = [(Moments(), Moments()) for _ in layers]
+    plain = [(Moments(), Moments()) for _ in layers if raw]
     for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
         streams = residual_stream(model, rows[start:stop])
         last = readout.normalise(streams[-1])
-        for layer, pair, plain in zip(layers, direct, raw, strict=True):
+        for layer, pair in zip(layers, direct, strict=True):
             _update(pair, readout.normalise(streams[layer]), last)
-            _update(plain, streams[layer], streams[-1])
-    return direct, raw
+        for layer, pair in zip(layers, plain, strict=False):
+            _update(pair, streams[layer], streams[-1])
+    return direct, plain
 
 
 def _update(pair: Pair, x: Tensor, y: Tensor) -> None:

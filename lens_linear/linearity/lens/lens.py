@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,9 +56,10 @@ class LensScore(Result):
 
     def __repr__(self) -> str:
         middle = self.table.iloc[len(self.table) // 2]
+        raw = "" if math.isnan(middle.raw_kl) else f"raw least squares {middle.raw_kl:.3f}, "
         return (
             f"LensScore of {self.model_name}: KL to the output {middle.kl:.3f} nats at layer "
-            f"{int(middle.layer)} (raw least squares {middle.raw_kl:.3f}, logit lens {middle.logit_kl:.3f}), "
+            f"{int(middle.layer)} ({raw}logit lens {middle.logit_kl:.3f}), "
             f"first position apart; n = {int(middle.n):,} positions of {self.n_sequences} sequences"
         )
 
@@ -97,7 +99,8 @@ class Lens(Result):
     Attributes:
         weight: [layer, d_model, d_model], A.
         bias: [layer, d_model], b.
-        raw_weight: [layer, d_model, d_model], of the raw least-squares lens, from x_l to x_L.
+        raw_weight: [layer, d_model, d_model], of the raw least-squares lens, from x_l to x_L; of no layer
+            where it was not fitted.
         raw_bias: [layer, d_model].
         r2: [layer], in-sample R² of the closed form.
         n: rows each map was fitted on.
@@ -149,6 +152,10 @@ class Lens(Result):
         if layer == len(self.weight) or reading == "logit":
             return self.readout.normalise(stream)
         if reading == "raw":
+            if not len(self.raw_weight):
+                raise InvalidArgumentError(
+                    "reading is 'raw', but this lens was fitted with raw=False; fit it with raw=True"
+                )
             stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
             return self.readout.normalise(
                 torch.addmm(
@@ -221,7 +228,10 @@ class Lens(Result):
             streams, logits = self._run(rows[start:stop])
             own.append(score_answers(task, logits, metric="loss"))
             for layer in chosen:
-                parts = [self._sums(streams[layer], layer, logits, task, r) for r in READINGS]
+                known = [r for r in READINGS if r != "raw" or len(self.raw_weight)]
+                found = {r: self._sums(streams[layer], layer, logits, task, r) for r in known}
+                nothing = torch.full_like(found["lens"], torch.nan)
+                parts = [found.get(r, nothing) for r in READINGS]
                 sums[layer].append(torch.cat(parts))
         warn_if_not_next_token(task, RowScores.joined(own).mean, self.model)
         whole = {layer: torch.cat(parts, dim=1) for layer, parts in sums.items()}
