@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -99,3 +101,13 @@ def size_text(n_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, where the C library can (glibc).
+
+    Matrices that come and go leave holes between those that stay, and a later pass asks for longer pieces
+    than these: SmolLM2's profile took 1.4 GB at its peak with them, for 0.5 GB of statistics.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

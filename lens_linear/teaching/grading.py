@@ -345,6 +345,22 @@ def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
     os._exit(0)
 
 
+def _only_checks(source: str) -> bool:
+    """Whether a cell holds nothing but checks (and imports): it has no part of an answer."""
+    if not _CHECK_CELL.match(source):
+        return False
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return False
+    calls = [
+        s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)
+    ]
+    checks = [c for c in calls if getattr(c.func, "attr", getattr(c.func, "id", "")) == "check"]
+    imports = [s for s in statements if isinstance(s, (ast.Import, ast.ImportFrom))]
+    return len(checks) + len(imports) == len(statements)
+
+
 def _judge(
     submission: Submission, limits: _Limits, running: list[NotebookProcess]
 ) -> list[dict[str, Any]]:
@@ -356,7 +372,7 @@ def _judge(
         questions = _questions(lesson)
     except (InvalidArgumentError, OSError) as error:  # the others still count
         return [_not_graded(submission, f"This file was not graded: {error}")]
-    cells_to_run = [source for source in sources if not _CHECK_CELL.match(source)]
+    cells_to_run = [source for source in sources if not _only_checks(source)]
     process = NotebookProcess(
         cells_to_run, limits.seconds, limits.whole, limits.memory, limits.private
     )

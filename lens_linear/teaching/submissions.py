@@ -88,11 +88,21 @@ def _sha256(path: Path) -> str:
 
 
 def _student_of(name: Path, students: Sequence[str]) -> str:
-    """The student a path belongs to, by a folder or a name; otherwise the first part of the path."""
+    """The student a path belongs to: a folder's or file's whole name, then a part of one, but not its lesson.
+
+    Otherwise the first part of the path.
+    """
     parts = [part.lower() for part in (*name.parts[:-1], name.stem)]
-    for student in sorted(students, key=len, reverse=True):
+    longest = sorted(students, key=len, reverse=True)
+    for student in longest:
+        if student.lower() in parts:
+            return student
+    rest = [
+        re.sub(r"lesson[_ -]?\d+", "", part) for part in parts
+    ]  # a number there is no student's
+    for student in longest:
         one = re.escape(student.lower())
-        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in parts):
+        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in rest):
             return student
     return name.parts[0] if len(name.parts) > 1 else name.stem
 

@@ -229,6 +229,43 @@ def test_a_file_beside_the_notebook_is_said_to_be_missing(tmp_path):
     assert noted == {"imports", "first", "data"}
 
 
+def test_cells_of_ipython_are_run_as_ipython_reads_them(tmp_path):
+    first, second = names()["1.1"], names()["1.2"]
+    one = answer("1.1")
+    cells = {
+        "timed": [f"%%time\n{one}"],
+        "captured": [f"%%capture out --no-stderr\n{one}"],
+        "asked": [f"len?\n{one}\n?len"],
+        "shell": [f"found = !ls -l\n%timeit -n 1 1 + 1\nbest = %timeit -o 2\n{one}"],
+        "inside": [one.replace("\n", "\n    %matplotlib inline\n", 1)],
+        "checked": [f'll.check("1.2", {second})\n{one}'],  # not a cell of checks alone
+        "written": [f"%%writefile mine.py\n{one}"],  # a file, not an answer
+    }
+    for who, made in cells.items():
+        put(tmp_path, who, notebook("import lens_linear as ll", *made, answer("1.2")))
+    put(tmp_path, "checked", notebook("import lens_linear as ll", answer("1.2"), *cells["checked"]))
+    grades = grade(tmp_path)
+    assert points(grades, "written") == {"1.2"}
+    for who in cells.keys() - {"written"}:
+        assert points(grades, who) == {"1.1", "1.2"}, (who, first)
+
+
+def test_the_number_of_a_lesson_is_no_students(tmp_path):
+    from lens_linear.teaching.submissions import _student_of
+
+    numbers = [str(n) for n in range(1, 13)]
+    for path, who in {
+        "7/lesson_6_dynamics.ipynb": "7",
+        "12/lesson_6_dynamics.ipynb": "12",
+        "lesson_6_dynamics_7.ipynb": "7",
+        "handed in by 11/Lesson 6.ipynb": "11",
+        "lesson-6/9.ipynb": "9",
+    }.items():
+        assert _student_of(Path(path), numbers) == who, path
+    assert _student_of(Path("x/lesson_6.ipynb"), numbers) == "x"
+    assert _student_of(Path("ann lee/lesson_1.ipynb"), ["ann", "ann lee"]) == "ann lee"
+
+
 def test_a_copy_of_the_package_without_notebooks_says_so(tmp_path, monkeypatch):
     put(tmp_path, "anna", notebook(answer("1.1")))
     monkeypatch.setattr(tutorials, "_INSTALLED", tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
 from lens_linear.linalg.least_squares import Ridge
+from lens_linear.linalg.memory import give_back
 from lens_linear.linalg.more_rows import solve_both
 from lens_linear.linearity.measure.intervals import left_out
 from lens_linear.linearity.measure.pooled_scores import (
@@ -216,12 +217,14 @@ class ProfilePass:
         moments, first = self.moments(train, scored=not held_out)
         if self.keeper.path is None and not self.own:
             self.state.moments.clear()
+        give_back()
         shares = first_shares(n_layers, first, moments)
         spend = held_out and not self.own
         readings, held = _readings(moments, first, self.skip, ridge, spend=spend)
         scores = [] if held_out else list(map(partial(in_sample_scores, n_layers), held, readings))
         kept = held[0] if self.own else {}
         del moments, held, first
+        give_back()
         sums = self.sums(test, readings) if held_out else []
         return ProfilePart(
             keeper=self.keeper,
