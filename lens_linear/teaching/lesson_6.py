@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -140,25 +141,48 @@ def _adjoint_gains(answer: Any) -> str:
     return "Correct. One sweep from the end to the start gives all of them."
 
 
+_QUADRATIC = (
+    "Right, but not in one sweep: with L layers you take some L² / 2 products. Carry one row from the end "
+    "to the start, and use it for every gain on the way."
+)
+
+
+def _layers(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        random_tensor(n, 3, 3, seed=14) / 3,
+        random_tensor(n + 1, 3, seed=15) / 3,
+        random_tensor(3, seed=16) / 3,
+    )
+
+
 def _one_sweep(answer: Any) -> None:
-    layers = 60
-    budget = [6 * layers]  # a sweep takes two products a layer; all pairs of layers take 1,830
-    given = []
-    for seed, shape in ((14, (layers, 3, 3)), (15, (layers + 1, 3)), (16, (3,))):
-        made = (random_tensor(*shape, seed=seed) / 3).as_subclass(Counted)
-        made.spent = budget
-        given.append(made)
+    """Products of torch are counted; of any other kind, time must not grow with the square of the layers."""
+    plain = _layers(60)
+    budget = [6 * 60]  # a sweep takes two products a layer; all pairs of layers take 1,830
+    given = [part.as_subclass(Counted) for part in plain]
+    for part in given:
+        part.spent = budget
     try:
-        answer(*given)
+        got = answer(*given)
+        seconds = [_seconds(answer, 400)]
+        if seconds[0] > 0.15:  # a sweep takes some 0.005 s, all pairs of layers 0.3 s or more
+            seconds += [_seconds(answer, 400), _seconds(answer, 40)]
     except MemoryError:
-        raise Wrong(
-            "Right, but not in one sweep: with L layers you take some L² / 2 products. Carry one row from "
-            "the end to the start, and use it for every gain on the way."
-        ) from None
+        raise Wrong(_QUADRATIC) from None
     except Exception as error:
         raise Wrong(
-            f"With {layers} layers your function raised {type(error).__name__}: {error}"
+            f"With 60 layers your function raised {type(error).__name__}: {error}"
         ) from None
+    if len(seconds) == 3 and min(seconds[:2]) > max(0.15, 30 * seconds[2]):
+        raise Wrong(_QUADRATIC)
+    got = tensor(got, shape=(60,), what="The gains")
+    require_close(got, _oracle(*plain), "Right with 5 layers, wrong with 60.", atol=1e-3)
+
+
+def _seconds(answer: Any, layers: int) -> float:
+    given, start = _layers(layers), time.perf_counter()
+    answer(*given)
+    return time.perf_counter() - start
 
 
 def _next_basis(answer: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -307,3 +308,47 @@ def test_require_close_shows_the_worst_entry():
 
 def test_the_public_name_is_shared():
     assert ll.check is ll.teaching.checker.check
+
+
+def _pairs(product):
+    """All pairs of layers, with products of some kind."""
+
+    def gains(A, v, C):
+        found = []
+        for k in range(len(A)):
+            row = C
+            for layer in reversed(range(k, len(A))):
+                row = product(row, A[layer])
+            found.append(sum(float(a) * float(b) for a, b in zip(row, v[k], strict=True)))
+        return torch.tensor(found)
+
+    return gains
+
+
+def _sham(A, v, C):
+    return _sweep(A, v, C) if len(A) < 50 else torch.zeros(len(A))
+
+
+def _sweep(A, v, C):
+    found, row = [], np.asarray(C)
+    for layer in reversed(range(len(A))):
+        row = row @ np.asarray(A[layer])
+        found.append(float(row @ np.asarray(v[layer])))
+    return torch.tensor(found[::-1])
+
+
+@pytest.mark.parametrize(
+    "answer, word",
+    [
+        (_pairs(lambda row, A: torch.nn.functional.linear(row, A.T)), "not in one sweep"),
+        (_pairs(lambda row, A: torch.inner(row, A.T)), "not in one sweep"),
+        (_pairs(lambda row, A: np.asarray(row) @ np.asarray(A)), "not in one sweep"),
+        (_pairs(lambda row, A: row @ A), "not in one sweep"),
+        (_sham, "wrong with 60"),
+        (_sweep, "Correct. One sweep"),
+    ],
+    ids=["linear", "inner", "numpy", "torch", "sham", "sweep"],
+)
+def test_one_sweep_is_told_from_all_pairs_of_layers(answer, word, capsys):
+    result = ll.check("6.4", answer)
+    assert word in result.message, result.message
