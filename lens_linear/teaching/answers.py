@@ -8,6 +8,7 @@ otherwise returns a remark (or nothing). Whatever a student's function raises co
 from __future__ import annotations
 
 import inspect
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -333,3 +334,19 @@ def _where(answer: Any, error: BaseException) -> str:
         if code is not None and frame.filename == code.co_filename
     ]
     return f", in your line `{own[-1].line}`" if own and own[-1].line else ""
+
+
+def outgrown(answer: Any, large: tuple[Any, ...], small: tuple[Any, ...]) -> bool:
+    """Whether ten times the size takes 30 times as long, and more than .15 s: work of the square, or more.
+
+    Whatever the answer computes with. A machine that pauses once does not count against it.
+    """
+    if (first := _seconds(answer, large)) <= 0.15:
+        return False
+    return min(first, _seconds(answer, large)) > max(0.15, 30 * _seconds(answer, small))
+
+
+def _seconds(answer: Any, given: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    answer(*given)
+    return time.perf_counter() - start

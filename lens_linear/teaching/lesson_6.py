@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from lens_linear.teaching.answers import (
     half_format,
     matches,
     number,
+    outgrown,
     random_tensor,
     require_close,
     tensor,
@@ -164,25 +164,17 @@ def _one_sweep(answer: Any) -> None:
         part.spent = budget
     try:
         got = answer(*given)
-        seconds = [_seconds(answer, 400)]
-        if seconds[0] > 0.15:  # a sweep takes some 0.005 s, all pairs of layers 0.3 s or more
-            seconds += [_seconds(answer, 400), _seconds(answer, 40)]
+        slow = outgrown(answer, _layers(400), _layers(40))  # some 0.005 s, or 0.3 s and more
     except MemoryError:
         raise Wrong(_QUADRATIC) from None
     except Exception as error:
         raise Wrong(
             f"With 60 layers your function raised {type(error).__name__}: {error}"
         ) from None
-    if len(seconds) == 3 and min(seconds[:2]) > max(0.15, 30 * seconds[2]):
+    if slow:
         raise Wrong(_QUADRATIC)
     got = tensor(got, shape=(60,), what="The gains")
     require_close(got, _oracle(*plain), "Right with 5 layers, wrong with 60.", atol=1e-3)
-
-
-def _seconds(answer: Any, layers: int) -> float:
-    given, start = _layers(layers), time.perf_counter()
-    answer(*given)
-    return time.perf_counter() - start
 
 
 def _next_basis(answer: Any) -> str:

@@ -170,3 +170,24 @@ def test_a_state_of_another_computation_is_refused_before_it_is_copied():
     single = ll.OLSAttention.from_data(x, y).float()
     with pytest.raises(NonFiniteError, match="use a module in float64"):
         single.load_state_dict(tiny.state_dict())
+
+
+def test_a_collinear_context_stays_so_however_often_it_is_repeated():
+    """More rows leave larger null singular values: the default that was right for few is not for many."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n, p, k = (int(rng.integers(*ends)) for ends in ((2, 9), (2, 5), (2, 150)))
+        x = rng.standard_normal((n, p)) + rng.standard_normal(p)
+        x[:, -1] = rng.choice([2.0, 3.0, -1.0, 0.3]) * x[:, 0]
+        y, many = rng.standard_normal((n, 1)), rng.standard_normal((n * k, 1))
+        layer = ll.OLSAttention.from_data(x, y, intercept=True)
+        again = layer.with_context(np.tile(x, (k, 1)), many)
+        assert again.solution == layer.solution and "unique" not in repr(again)
+
+
+def test_a_tolerance_that_was_chosen_stays_with_another_context():
+    x = np.random.default_rng(1).standard_normal((40, 3)) * [1, 1, 1e-4]
+    twice = np.tile(x, (2, 1))
+    for rtol, solution in ((1e-3, "minimum-norm"), (None, "unique")):
+        layer = ll.OLSAttention.from_data(x, x[:, :1], rtol=rtol)
+        assert layer.solution == layer.with_context(twice, twice[:, :1]).solution == solution

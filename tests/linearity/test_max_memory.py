@@ -19,8 +19,8 @@ def gpt():
     return ll.toy_model(n_layers=5, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False, norm="LN")
 
 
-def one_layer(*, spend=False, own=False):
-    return int(layer_bytes(WIDTH, 3, len(TOKENS) // 2, spend=spend, own=own))
+def one_layer(*, kept=True, own=False):
+    return int(layer_bytes(WIDTH, 3, len(TOKENS) // 2, kept=kept, own=own))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,6 @@ def test_too_little_memory_names_what_is_enough(analysis):
 def test_a_group_takes_the_bytes_it_was_allowed(options):
     """What seven layers at once take more than one by one: the rest is the pass itself."""
     model = ll.toy_model(n_layers=7, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False)
-    profile, each = partial(ll.linearity_profile, model, TOKENS, **options), one_layer(spend=True)
+    profile, each = partial(ll.linearity_profile, model, TOKENS, **options), one_layer(kept=False)
     base, more = (most_bytes(partial(profile, max_memory=n * each + 1)) for n in (1, 7))
     assert 0.5 * 6 * each < more - base <= 6 * each

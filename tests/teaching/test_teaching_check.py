@@ -352,3 +352,25 @@ def _sweep(A, v, C):
 def test_one_sweep_is_told_from_all_pairs_of_layers(answer, word, capsys):
     result = ll.check("6.4", answer)
     assert word in result.message, result.message
+
+
+@pytest.mark.parametrize(
+    "product, word",
+    [
+        (lambda A, B: torch.einsum("ar,rb->ab", A, B), "whole token by token matrix"),
+        (
+            lambda A, B: torch.as_tensor(np.asarray(A) @ np.asarray(B)),
+            "whole token by token matrix",
+        ),
+        (lambda A, B: A @ B, "whole token by token matrix"),
+        (lambda A, B: torch.einsum("ra,ab->rb", B, A), "Correct"),
+        (lambda A, B: torch.as_tensor(np.asarray(B) @ np.asarray(A)), "Correct"),
+    ],
+    ids=["einsum", "numpy", "torch", "small-einsum", "small-numpy"],
+)
+def test_the_large_matrix_is_refused_whatever_makes_it(product, word):
+    def score(A, B):
+        values = torch.linalg.eigvals(product(A, B))
+        return float(values.real.sum() / values.abs().sum())
+
+    assert word in ll.check("2.6", score).message

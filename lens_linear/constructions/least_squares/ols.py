@@ -48,6 +48,7 @@ from lens_linear.constructions.least_squares.spectral import (
     as_design,
     as_outputs,
     centred,
+    default_rtol,
     float_rows,
     minus,
     require_result,
@@ -377,10 +378,12 @@ class OLSAttention(RangedModule):
         # Columns that were collinear before they were moved to another dtype are so up to its rounding.
         noise = None if exact and not self.intercept else rounding(self.context_x.detach().cpu())
         built = self.spectrum
+        # One that was chosen stays; the default is that of as many rows as there are now.
+        chosen = built is not None and built.rtol != default_rtol(built.n, built.p)
         spectrum = spectral_root(
             centred(x)[0] if self.intercept else x,
             ridge=(built.ridge if built else 0.0) / self.share,
-            rtol=built.rtol if built and exact else None,
+            rtol=built.rtol if built and chosen and exact else None,
             noise=noise,
         )
         own = OLSAttention._of(x, y, spectrum, form=self.form, intercept=self.intercept)

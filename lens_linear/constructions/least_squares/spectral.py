@@ -52,6 +52,11 @@ class SpectralRoot:
         )
 
 
+def default_rtol(n: int, p: int, dtype: torch.dtype = torch.float64) -> float:
+    """numpy's: what rounding leaves of a singular value that is 0, as a share of the largest."""
+    return torch.finfo(dtype).eps * max(n, p)
+
+
 def as_float64(name: str, value: Any, *, ndim: int) -> Tensor:
     """Accept finite real numbers with ``ndim`` axes; a float64 tensor out, where it was.
 
@@ -321,7 +326,7 @@ def spectral_root(
     ridge = require_float("ridge", ridge, minimum=0.0)
     n, p = x.shape
     if rtol is None:
-        rtol = torch.finfo(x.dtype).eps * max(n, p)
+        rtol = default_rtol(n, p, x.dtype)
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
     size = power_of_two(x)
     x, penalty = x / size, ridge**0.5 / float(size)

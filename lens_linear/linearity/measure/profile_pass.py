@@ -91,12 +91,12 @@ def _without(fit: LinearFit, *names: str) -> LinearFit:
     return replace(fit, **{name: getattr(fit, name)[:0].clone() for name in names})
 
 
-def layer_bytes(width: int, n_sites: int, n_rows: int, *, spend: bool, own: bool) -> float:
+def layer_bytes(width: int, n_sites: int, n_rows: int, *, kept: Any, own: Any) -> float:
     """Bytes of one layer: statistics without and with the first position, a map each; rows of the first.
 
-    ``spend``: statistics make room for maps, so that not more than half of these are there at once.
+    Statistics that nobody keeps make room for maps, so that not more than half of these are there at once.
     """
-    squares, firsts = (3 if spend else 6) * width**2, 2 * width * min(n_rows, 3 * width)
+    squares, firsts = (6 if kept or own else 3) * width**2, 2 * width * min(n_rows, 3 * width)
     extra = 3 * (_GROUPS + 2) * width**2 if own else 0
     return 8.0 * (n_sites * (squares + firsts) + extra)
 
