@@ -110,8 +110,8 @@ class BlockStandIns:
     ) -> Float[Tensor, "batch position vocab"] | None:
         """Logits of a stream that stands before ``layer``, without running the blocks before it.
 
-        Exact where blocks read nothing of earlier ones but the stream, which all but a few models' do:
-        compare with the logits of a whole run once.
+        Exact where blocks read nothing of earlier ones but the stream: compare with the logits of a whole
+        run once.
         """
         here: Edit = ((layer, "resid_pre"), lambda _: stream)
         with self.applied(dict.fromkeys(range(layer), _unchanged)):

@@ -91,7 +91,7 @@ def _without(fit: LinearFit, *names: str) -> LinearFit:
     return replace(fit, **{name: getattr(fit, name)[:0].clone() for name in names})
 
 
-def layer_bytes(width: int, n_sites: int, n_rows: int, *, kept: Any, own: Any) -> float:
+def layer_bytes(width: int, n_sites: int, n_rows: int, *, kept: object, own: object) -> float:
     """Bytes of one layer: statistics without and with the first position, a map each; rows of the first.
 
     Statistics that nobody keeps make room for maps, so that not more than half of these are there at once.
