@@ -6,8 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from lens_linear.checks import require_device, require_file
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
 from lens_linear.cli.output import Answer, Table, remark
@@ -57,7 +55,7 @@ def train_model(options: argparse.Namespace) -> Answer:
         f"{finished!r}\nvalidation loss {card['validation_loss']:.3f} nats per token on "
         f"{card['validation_tokens']:,} tokens\nload it with lens_linear.load({_shown(folder)!r})"
     )
-    history = pd.DataFrame(finished.history, columns=["step", "loss", "learning_rate"])
+    history = finished.to_dataframe()
     settings = {
         "corpus": source,
         "valid": options.valid,

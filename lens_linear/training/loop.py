@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.files import held, require_target
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
 from lens_linear.models.threads import few_threads
+from lens_linear.tables import Result
 from lens_linear.token_rows import require_stream, require_tokens
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
@@ -41,7 +43,7 @@ BOS = 0
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRun:
+class TrainingRun(Result):
     """A trained module with the history of its losses (nats per token)."""
 
     recipe: Recipe
@@ -50,6 +52,10 @@ class TrainingRun:
     checkpoints: dict[int, dict[str, Tensor]]
     minutes: float
     threads: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a step: step, loss (training, nats per token), learning_rate."""
+        return pd.DataFrame(self.history, columns=["step", "loss", "learning_rate"])
 
     @property
     def model(self) -> TransformerBridge:

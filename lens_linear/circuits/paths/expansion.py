@@ -92,6 +92,8 @@ class PathTable(Result):
     rows: tuple[dict[str, Any], ...] = field(repr=False)
     token_text: str | None = None
 
+    _figure = "path_logits"
+
     def __repr__(self) -> str:
         return (
             f"PathTable: {len(self.rows)} paths to the logit {self.logit:.3f} of token {self.token} at "
