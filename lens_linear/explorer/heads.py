@@ -224,7 +224,8 @@ def head_tables(
     """
     at = require_attention(weights)
     ids, typical = torch.tensor(list(tokens)), scales.float()
-    rows, outputs = weights.token_rows.float(), weights.token_outputs.float()
+    rows = weights.token_rows.float()
+    outputs = weights.class_directions(torch.arange(weights.n_outputs)).T.float()
     n_layers, n_heads = at.W_Q.shape[:2]
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}

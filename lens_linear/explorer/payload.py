@@ -35,6 +35,7 @@ from lens_linear.explorer.heads import (
 from lens_linear.explorer.live import live_arrays, live_facts, sentinel, why_not_live
 from lens_linear.explorer.packing import Kind, pack, packed_bytes, unpack_ints
 from lens_linear.explorer.runs import run_payload
+from lens_linear.linalg.memory import give_back
 from lens_linear.linearity.lens.fit import fit_lens
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.measure.intervals import held_out_null
@@ -104,7 +105,9 @@ def read_subject(
 ) -> Subject:
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
     try:
-        weights = read_weights(model, fold=True)
+        # Half of a gigabyte less for 135 million parameters; tables and shares are kept in half precision.
+        dtype = torch.float32 if _large(model) else torch.float64
+        weights = read_weights(model, fold=True, dtype=dtype)
     except UnsupportedModelError:
         weights = None
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
@@ -270,6 +273,8 @@ def _attempt(make: Callable[[], Any], missing: list[str], otherwise: Any) -> Any
     except LensLinearError as reason:
         missing.append(str(reason))
         return otherwise
+    finally:
+        give_back()
 
 
 def _weight_bytes(weights: ModelWeights | None, precision: Kind) -> int:

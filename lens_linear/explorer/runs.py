@@ -157,7 +157,7 @@ def _shares(
         at = weights.attention
         if at is None:
             break
-        heads = torch.einsum("phd,hdm->hpm", z, at.W_O[layer])
+        heads = torch.einsum("phd,hdm->hpm", z, at.W_O[layer].to(z.dtype))
         names += [f"L{layer}H{head}" for head in range(shape.n_heads)]
         parts += list(heads)
         names.append(f"attention bias {layer}")
@@ -170,7 +170,9 @@ def _shares(
     following = torch.cat([ids[1:], targets[-1:, 0]])
     targets = torch.cat([targets, following[:, None]], dim=1)
     scale = norm_scale(streams[-1], weights.final_norm, weights.eps)
-    directions = weights.class_centred.T[targets] / scale[:, None]  # [position, target, d_model]
+    directions = (
+        weights.class_directions(targets).to(scale.dtype) / scale[:, None]
+    )  # [position, target, d_model]
     values = torch.stack([torch.einsum("pm,ptm->pt", part, directions) for part in parts], dim=-1)
     bias = (weights.b_U - weights.b_U[: weights.n_outputs].mean())[targets]
     values, names = torch.cat([values, bias[..., None]], dim=-1), [*names, "output bias"]

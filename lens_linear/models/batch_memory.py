@@ -10,8 +10,8 @@ from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
 
 # A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
 _TOKENS = 4096
-# Nor over more logits: 67 million and their float32 copy take half a gigabyte.
-_LOGITS = 2**26
+# Nor over more logits: 34 million and their float32 copy take a quarter of a gigabyte.
+_LOGITS = 2**25
 
 
 def sequence_bytes(model: TransformerBridge, length: int, *, logits: bool = True) -> int:

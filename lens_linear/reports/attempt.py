@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from lens_linear.errors import LensLinearError, LensLinearWarning
+from lens_linear.linalg.memory import give_back
 from lens_linear.reports.page import Section, render_page
 
 
@@ -19,4 +20,6 @@ def attempt(title: str, make: Callable[[], Section]) -> Section:
     except Exception as reason:  # one part must not take the page with it
         warnings.warn(f"report: {title} failed: {reason!r}", LensLinearWarning, stacklevel=2)
         return Section(f"{title}: failed", f"{type(reason).__name__}: {reason}")
+    finally:
+        give_back()  # a real model's page grew by 1 GB in holes between what stays
     return section

@@ -370,7 +370,9 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
     layers, heads = attention.W_O.shape[:2]
     scores = torch.full((layers, heads), float("nan"), dtype=torch.float64)
     if len(weights.W_E) == weights.W_U.shape[1]:
-        through = weights.token_outputs @ weights.token_rows  # [d_model, d_model]
+        through = attention.W_O.new_zeros(len(weights.W_U), len(weights.W_U))
+        for some in torch.arange(weights.n_tokens).split(8192):
+            through += weights.class_directions(some).T @ weights.W_E[some]
         values = torch.linalg.eigvals(attention.W_O @ through @ attention.W_V)
         for layer in range(layers):
             for head in range(heads):
@@ -396,7 +398,7 @@ def _target_logit(
         # Second copy, except its last token: what follows there is another copy or the end.
         inside = (at >= own) & (at < 2 * own - 1) & (part[:, 1:] < out_vocab)
         row, position = inside.nonzero().unbind(1)
-        wanted = weights.class_centred.T[part[row, position + 1]]
+        wanted = weights.class_directions(part[row, position + 1])
         stream = out[spots[-1]].to("cpu", torch.float64)[row, position]
         wanted = wanted / norm_scale(stream, weights.final_norm, weights.eps)
         found = torch.zeros(len(part), *attention.W_O.shape[:2], dtype=torch.float64)

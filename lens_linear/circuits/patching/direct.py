@@ -235,7 +235,7 @@ def _of_batch(
         found = stream_components(heads, out, task.tokens, shape.n_layers, at=at)
         reads = found.parts[:, 0] / norm_scale(found.stream[0], weights.final_norm, weights.eps)
         toward = weights.W_U.T[right[chosen]]
-        seen = weights.class_centred.T[right[chosen]]
+        seen = weights.class_directions(right[chosen])
         bias = weights.b_U[right[chosen]]
         above = bias - weights.b_U.mean()
         if wrong is not None:

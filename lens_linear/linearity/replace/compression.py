@@ -19,6 +19,7 @@ from lens_linear.checks import require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
+from lens_linear.linalg.memory import give_back
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
@@ -29,6 +30,7 @@ from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, require_logits
+from lens_linear.stats.resume import Key
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import (
     RowScores,
@@ -166,16 +168,17 @@ def ffn_compression(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
-    fitted, tested = (_statistics(model, half, chosen, skip, batch_size) for half in (train, test))
+    fitted, tested = (_collected(model, half, chosen, skip, batch_size) for half in (train, test))
     places: list[tuple[AffineMap, int | None, dict[str, float]]] = []
     for layer in chosen:
-        if not fitted[layer][0].varies:
+        seen, unseen = _statistics(fitted, layer), _statistics(tested, layer)
+        if not seen[0].varies:
             continue
-        fits = _fits(fitted[layer], ridge)
+        fits = _fits(seen, ridge)
         for rank in ranks:
             fit, later = (f if rank is None else f.truncate(rank) for f in fits)
-            r2 = _scores(tested[layer], fit, later)
-            places.append((from_fit("ffn", layer, layer, fit), rank, r2))
+            places.append((from_fit("ffn", layer, layer, fit), rank, _scores(unseen, fit, later)))
+    give_back()
     with sequence_bar(len(test), "compressing", show=progress) as bar:
         base, losses = _losses(model, test, [m for m, *_ in places], batch_size, bar)
     warn_if_not_next_token(test.asked(slice(0, 1)), base.mean, model)
@@ -236,11 +239,10 @@ def _stand_ins(model: TransformerBridge, rows: RowView, layer: int) -> BlockStan
 Statistics = tuple[Moments, Moments, float]
 
 
-def _statistics(
+def _collected(
     model: TransformerBridge, rows: RowView, layers: list[int], skip: int, batch_size: int | None
-) -> dict[int, Statistics]:
-    """By layer: statistics of all rows, of those after the first position, and the share of the first."""
-    found = collect_moments(
+) -> dict[Key, Moments]:
+    return collect_moments(
         model,
         rows,
         sites=("ffn",),
@@ -249,12 +251,13 @@ def _statistics(
         batch_size=batch_size,
         first_apart=skip == 0,
     )
-    out = {}
-    for layer in layers:
-        rest, first = found[layer, "ffn"], found.get(first_key((layer, "ffn")))
-        share = float(share_of(first, rest)) if first and rest.n else float("nan")
-        out[layer] = (rest + first if first else rest, rest, share)
-    return out
+
+
+def _statistics(found: dict[Key, Moments], layer: int) -> Statistics:
+    """One layer's, taken out of ``found``: of all rows, of those after the first, the first's share."""
+    rest, first = found.pop((layer, "ffn")), found.pop(first_key((layer, "ffn")), None)
+    share = float(share_of(first, rest)) if first and rest.n else float("nan")
+    return (rest + first if first else rest, rest, share)
 
 
 def _fits(statistics: Statistics, ridge: Ridge) -> tuple[LinearFit, LinearFit]:

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -82,7 +82,15 @@ class ModelWeights:
 
         Adding the same number to all logits changes no probability, so ``W_U + u 1ᵀ`` is the same model.
         """
-        return self.W_U - self.W_U[:, : self.n_outputs].mean(dim=1, keepdim=True)
+        return self.W_U - self._class_mean[:, None]
+
+    @cached_property
+    def _class_mean(self) -> Float[Tensor, " d_model"]:
+        return self.W_U[:, : self.n_outputs].mean(dim=1)
+
+    def class_directions(self, tokens: Int[Tensor, "*place"]) -> Float[Tensor, "*place d_model"]:
+        """Columns of ``class_centred``, without making the rest of it."""
+        return self.W_U.T[tokens] - self._class_mean
 
     @property
     def padding_note(self) -> str:
