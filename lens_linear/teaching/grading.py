@@ -16,11 +16,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import select
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,16 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
-from lens_linear.teaching.checker import LESSONS, Checker, load_lessons
-from lens_linear.teaching.notebook_process import NotebookProcess, adopt_orphans, end_orphans
+from lens_linear.teaching.answers import fresh_cases
+from lens_linear.teaching.barrier import barrier_version
+from lens_linear.teaching.checker import LESSONS, Checker, CheckResult, load_lessons
+from lens_linear.teaching.notebook_process import (
+    TOO_LONG,
+    NotebookProcess,
+    adopt_orphans,
+    as_python,
+    end_orphans,
+)
 from lens_linear.teaching.submissions import (
     CHECK,
     Submission,
@@ -63,6 +72,14 @@ _ALONE = (
     " A notebook is graded alone, in an empty folder: a file that lay beside it is not there. Its code "
     "belongs into a cell."
 )
+_LOOKED_UP = "Right on the cases of the notebook's own check, wrong on fresh ones."
+_DRAWS = 5
+_NO_BARRIER = (
+    "The kernel of this machine has no barrier for notebooks (Landlock, Linux 5.13): code that reads files "
+    "without Python could read the checks, though fresh cases are drawn for each answer."
+)
+# What the parser says of cells that are no Python, or nested without end.
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 _CHECK_CELL = re.compile(rf"\s*(?:import lens_linear as ll\s+)?(?:ll\.)?{CHECK.pattern}")
 # What an honest notebook does not touch; each is a reason to read it, not a verdict.
 _ODD = {
@@ -351,7 +368,7 @@ def _only_checks(source: str) -> bool:
         return False
     try:
         statements = ast.parse(source).body
-    except SyntaxError:
+    except _UNREADABLE:
         return False
     calls = [
         s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)
@@ -410,11 +427,29 @@ def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple
     function = process.answer(name)
     if function is None:
         return 0, printable(f"There is no {name} in the notebook.{_why_not(process, name)}")
-    result = Checker()(exercise, function)
+    result = _judged(exercise, function)
     message = result.message.split("\n")[0]
     if not result.passed and (raised := _UNKNOWN.search(message)):
         message += _ALONE if raised[1] in _ABSENT else _why_not(process, name)
     return int(result.passed), printable(message)
+
+
+def _judged(exercise: str, function: Any) -> CheckResult:
+    """A right answer is right on the notebook's own cases, which can be looked up, and on fresh ones.
+
+    One draw of several will do: some are spoilt by rounding, of half precision above all.
+    """
+    published = Checker()(exercise, function)
+    if not published.passed:
+        return published
+    for _ in range(_DRAWS):
+        with fresh_cases(1_000_000 + secrets.randbits(40)):
+            fresh = Checker()(exercise, function)
+        if fresh.passed:
+            return fresh
+        if TOO_LONG in fresh.message:
+            break
+    return replace(fresh, message=f"{_LOOKED_UP} {fresh.message}")
 
 
 def _why_not(process: NotebookProcess, name: str) -> str:
@@ -451,6 +486,8 @@ def _review(
 ) -> Iterator[tuple[str, str]]:
     """Reasons to read a notebook."""
     copies: dict[str, list[str]] = {}
+    checks = Path(__file__).parent.glob("lesson_*.py")
+    ours = {b for b in _bodies(f.read_text("utf-8") for f in checks) if b.count("\n") >= 2}
     for submission in found:
         mine = [row for row in rows if row["notebook"] == submission.name]
         yield from (
@@ -466,6 +503,8 @@ def _review(
         )
         stored = json.dumps([c.get("outputs", []) for c in cells], ensure_ascii=False)
         for row in mine:
+            if _LOOKED_UP in str(row["message"]):
+                yield submission.name, f"{row['exercise']} is right on the published cases only"
             if _ALONE.strip() in str(row["message"]):
                 yield submission.name, f"it needs what was not handed in: {row['message']}"
             if "code cell" in str(row["message"]):
@@ -475,23 +514,33 @@ def _review(
                     submission.name,
                     f"its stored output says {row['exercise']} passed; here it did not",
                 )
-        body = _bodies(source)
-        if body:
-            copies.setdefault(hashlib.sha256(body.encode()).hexdigest(), []).append(submission.name)
+        bodies = _bodies(cell["source"] for cell in cells)
+        if ours & set(bodies):
+            yield submission.name, "a function that is a check's own, word for word"
+        if sum(body.count("\n") for body in bodies) >= 20:  # less is too little to compare
+            key = hashlib.sha256("\n\n".join(bodies).encode("utf-8", "replace")).hexdigest()
+            copies.setdefault(key, []).append(submission.name)
     for names in copies.values():
         if len({name.split("/")[0] for name in names}) > 1:
             yield names[0], f"the same code as {', '.join(names[1:])}"
 
 
-def _bodies(source: str) -> str:
-    """All functions of a notebook without comments and layout, when there is enough of them to compare."""
-    try:
-        tree = ast.parse(source.replace("%", "#%"))
-    except SyntaxError:
-        return ""
-    functions = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-    written = [f for f in functions if "NotImplementedError" not in f]
-    return "\n".join(written) if sum(f.count("\n") for f in written) >= 20 else ""
+def _bodies(sources: Iterable[str]) -> list[str]:
+    """What every written function of some cells does, without docstring, comments and layout.
+
+    A cell that is no Python has none, and the others count.
+    """
+    found = []
+    for source in sources:
+        with suppress(*_UNREADABLE):
+            tree = ast.parse(as_python(source))
+            functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+            found += ["\n".join(map(ast.unparse, _statements(f))) for f in functions]
+    return [body for body in found if body and "NotImplementedError" not in body]
+
+
+def _statements(function: ast.FunctionDef) -> list[ast.stmt]:
+    return function.body[int(ast.get_docstring(function, clean=False) is not None) :]
 
 
 def _review_page(grades: Grades) -> str:
@@ -500,6 +549,8 @@ def _review_page(grades: Grades) -> str:
         "Nothing odd was seen."
     ]
     lines += ["", "Each line is a reason to read a notebook, not a verdict.", ""]
+    if not barrier_version():
+        lines += [_NO_BARRIER, ""]
     if grades.missing:
         lines += ["Nothing from: " + ", ".join(grades.missing), ""]
     return "\n".join(lines)

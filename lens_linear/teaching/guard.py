@@ -5,12 +5,15 @@ Python cannot take back, refuses what would read them or other notebooks, touch 
 the installation, start programs, look into other processes or end those that are not the notebook's. The
 cell that tries gets ``PermissionError`` and the next one runs.
 
-This stops what can be written in a line or two of Python. It is no sandbox: a container is.
+Native code raises no audit event. On Linux a barrier of the kernel stands around it too
+(:mod:`lens_linear.teaching.barrier`): it reads what Python, its libraries and models need, and writes into
+the notebook's own folder. Elsewhere ``ctypes`` is refused, but not every library that reads files itself.
 """
 
 from __future__ import annotations
 
 import gc
+import glob
 import os
 import re
 import subprocess
@@ -20,7 +23,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+from lens_linear.models.open.obtain import cache_folder
 from lens_linear.teaching import checker
+from lens_linear.teaching.barrier import shut_in
 
 _LESSON_MODULE = re.compile(r"lens_linear\.teaching\.lesson_")
 _LESSON_FILE = re.compile(r"lesson_\d+[a-z]?(\.cpython-[\w.-]+)?\.pyc?$")
@@ -35,14 +42,18 @@ _CHANGES = {
     "os.symlink",
 }
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn"}
+_NATIVE = {"ctypes.dlopen", "ctypes.dlsym"}
 _MEMORY = {"gc.get_objects", "gc.get_referrers"}
 _LISTS = {"os.listdir", "os.scandir", "os.chdir"}
+_SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/nix/store", "/gnu/store")
+_DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "shm")]
 
 
-def guard(private: Iterable[str] = ()) -> None:
+def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
     """Refuse all this from now on, in this process and its forks; ``ll.check`` passes whatever it is given.
 
     ``private`` are files and folders that are nobody's to read: the submissions, the roster, the grades.
+    ``own`` is the folder that may be written into; without it there is no barrier of the kernel.
 
     The answers are judged elsewhere, so nothing that is said here counts; and a cell must not stop at it.
     """
@@ -58,6 +69,8 @@ def guard(private: Iterable[str] = ()) -> None:
     protected = tuple(os.path.realpath(folder) + os.sep for folder in folders)
     hidden = tuple(os.path.realpath(path) for path in [*private, *_solutions()])
     session = os.getsid(0)
+    walled = own is not None and shut_in([own, *_DEVICES], _readable(), [*hidden, *_lessons()])
+    programs = _PROGRAMS if walled else _PROGRAMS | _NATIVE
 
     def refuse(event: str, details: tuple[Any, ...]) -> None:
         if event == "import":
@@ -82,7 +95,7 @@ def guard(private: Iterable[str] = ()) -> None:
         elif event in ("os.kill", "os.killpg"):
             refused = not _of_session(details[0], session)
         else:
-            refused = event in _PROGRAMS or event in _MEMORY
+            refused = event in programs or event in _MEMORY
         if refused:
             raise PermissionError(f"{event} is refused while notebooks are graded")
 
@@ -120,6 +133,31 @@ def _solutions() -> list[str]:
     """Where the answers lie when the package is used from its checkout."""
     folder = Path(__file__).parents[2] / "tutorials"
     return [str(folder)] if (folder / "solutions").is_dir() else []
+
+
+def _readable() -> list[str]:
+    """What Python, its libraries and models need to read. Not the working folder: a class may lie there."""
+    here = {os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0] or "x"))}
+    found = [*_SYSTEM, sys.prefix, sys.base_prefix, HF_HOME, HF_HUB_CACHE, str(cache_folder())]
+    found += os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    for place in map(os.path.abspath, filter(None, sys.path)):
+        if os.path.basename(place).endswith("-packages"):
+            found.append(place)
+        elif os.path.isdir(package := os.path.join(place, "lens_linear", "teaching")):
+            found.append(os.path.dirname(package))  # a checkout; its other folders hold answers
+        elif place not in here:
+            found.append(place)
+    found.append(str(Path(__file__).parent.parent))
+    return [path for path in found if path.strip(os.sep)]
+
+
+def _lessons() -> list[str]:
+    """The checks of every copy of the package that Python may come across."""
+    places = {*sys.path, str(Path(__file__).parents[2])}
+    for root in (sys.prefix, sys.base_prefix, "/usr", "/usr/local"):
+        places.update(glob.glob(os.path.join(root, "lib*", "python3*", "*-packages")))
+    found = [os.path.join(p, "lens_linear", "teaching", "**", "lesson_*") for p in places if p]
+    return [os.path.realpath(f) for pattern in found for f in glob.glob(pattern, recursive=True)]
 
 
 def _is_hidden(value: Any, hidden: tuple[str, ...], *, above: bool = False) -> bool:

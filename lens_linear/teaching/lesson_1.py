@@ -14,6 +14,7 @@ from lens_linear.teaching.answers import (
     Wrong,
     call,
     exact,
+    generator,
     matches,
     number,
     random_tensor,
@@ -77,8 +78,7 @@ def _bigram_table(answer: Any) -> str:
     sums = got.sum(dim=1)
     require_close(sums, torch.ones(4), "Each row must sum to one, and yours do not.", show=False)
     require_close(got, want, "The rows sum to one, but the probabilities are not right.")
-    generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(6, (9, 11), generator=generator)
+    tokens = torch.randint(6, (9, 11), generator=generator(5))
     got = tensor(call(answer, tokens, 6, case="with 6 tokens"), shape=(6, 6), what="The table")
     counts = torch.zeros(6, 6, dtype=torch.float64)
     for row in tokens.tolist():
@@ -194,7 +194,7 @@ def _next_token_loss(answer: Any) -> str:
         )
     require_close(got, 0.0, "Perfect predictions should have loss zero.", atol=1e-4)
     logits = random_tensor(4, 6, 5, seed=7)
-    tokens = torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(8))
+    tokens = torch.randint(5, (4, 6), generator=generator(8))
     logp = logits.double().log_softmax(-1)
     each = [-logp[r, t, tokens[r, t + 1]] for r in range(4) for t in range(5)]
     want = float(torch.stack(each).mean())

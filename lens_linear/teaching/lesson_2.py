@@ -16,6 +16,7 @@ from lens_linear.teaching.answers import (
     name_slip,
     number,
     outgrown,
+    random_integers,
     random_tensor,
     require_close,
     tensor,
@@ -285,16 +286,25 @@ def _without_square(answer: Any, A: Tensor, B: Tensor) -> Any:
 
 
 def _plant(answer: Any) -> str:
-    n_vocab, source, destination, out = 8, 2, 5, 7
-    result = call(answer, n_vocab, source, destination, out, case="with 8 tokens")
+    for tokens in ([2, 5, 7, 0, 3, 1, 4, 6], random_integers(0, 11, 11, seed=9)):
+        _planted(answer, *tokens)
+    return "Correct. Two entries, one in each circuit, make a skip-trigram."
+
+
+def _planted(answer: Any, source: int, destination: int, out: int, *rest: int) -> None:
+    n_vocab = len(rest) + 3
+    case = f"with {n_vocab} tokens"
+    result = call(answer, n_vocab, source, destination, out, case=case)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise Wrong("Return two matrices: qk and ov.")
-    qk = tensor(result[0], shape=(8, 8), what="qk")
-    ov = tensor(result[1], shape=(8, 8), what="ov")
-    armed = _reading(qk, ov, torch.tensor([0, source, 3, 1, destination]))
-    calm = _reading(qk, ov, torch.tensor([0, 4, 3, 1, destination]))
-    other = _reading(qk, ov, torch.tensor([0, source, 3, 1, 6]))
-    swapped = _reading(qk.T, ov, torch.tensor([0, source, 3, 1, destination]))
+    qk = tensor(result[0], shape=(n_vocab, n_vocab), what="qk")
+    ov = tensor(result[1], shape=(n_vocab, n_vocab), what="ov")
+    first, second, third, instead, last, *_ = rest
+    text = torch.tensor([first, source, second, third, destination])
+    armed = _reading(qk, ov, text)
+    calm = _reading(qk, ov, torch.tensor([first, instead, second, third, destination]))
+    other = _reading(qk, ov, torch.tensor([first, source, second, third, last]))
+    swapped = _reading(qk.T, ov, text)
     gain = armed[out] - armed.mean()
     if gain < 4 and float(swapped[out] - swapped.mean()) > 4:
         raise Wrong(
@@ -318,7 +328,6 @@ def _plant(answer: Any) -> str:
             "After other tokens than the destination `out` should rise much less. Let only the "
             "destination look hard at the source."
         )
-    return "Correct. Two entries, one in each circuit, make a skip-trigram."
 
 
 EXERCISES: dict[str, Exercise] = {

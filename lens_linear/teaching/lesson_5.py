@@ -15,6 +15,7 @@ from lens_linear.teaching.answers import (
     exact,
     matches,
     number,
+    random_integers,
     random_tensor,
     require_close,
     row_largest,
@@ -128,6 +129,12 @@ def _times_fewer(answer: Any) -> str:
     require_close(
         got, 17 / 6, "The ratio for d_model 2, d_mlp 3 is not right: 12 + 3 + 2 over 4 + 2."
     )
+    rank, d, wide = sorted(random_integers(1, 90, 3, seed=16))
+    ffn = 2 * d * wide + wide + d
+    for thin, size in ((None, d * d + d), (rank, 2 * rank * d + d)):
+        case = f"for d_model {d}, d_mlp {wide} and rank {thin}"
+        got = number(call(answer, d, wide, thin, case=case), what="The ratio")
+        require_close(got, ffn / size, f"The ratio is not right {case}.")
     return "Correct. A full map saves a factor of about eight; a thin one far more."
 
 
@@ -211,6 +218,10 @@ def _error_left(answer: Any) -> str:
     require_close(got, want, "For a largest eigenvalue of 400 the shares are not right.")
     got = tensor(call(answer, values, 0, case="after 0 steps"), shape=(4,))
     require_close(got, torch.ones(4), "Before the first step everything is left.")
+    values, steps = random_tensor(6, seed=17).abs() + 0.1, random_integers(2, 9, 1, seed=18)[0]
+    got = tensor(call(answer, values, steps, case=f"after {steps} steps"), shape=(6,))
+    want = (1 - values.double() / values.double().max()) ** steps
+    require_close(got, want, f"For other eigenvalues the shares after {steps} steps are not right.")
     return (
         "Correct. The smallest direction hardly moves: its speed is one over the condition number."
     )

@@ -107,6 +107,10 @@ def _central_difference(answer: Any) -> str:
     v = torch.tensor([0.0, 3.0]).double()
     got = number(call(answer, cubic, x, v, 0.1, case="along another direction"), what="The gain")
     require_close(got, 6.0, "Along (0, 3) the function rises by 6 for each unit of the direction.")
+    x, v = random_tensor(2, 2, seed=17).double()
+    want = float((3 * x[0] ** 2 + 0.5**2 * v[0] ** 2) * v[0] + 2 * v[1])
+    got = number(call(answer, cubic, x, v, 0.5, case="at another point"), what="The gain")
+    require_close(got, want, "Right at (2, 0), wrong at another point and along another direction.")
     return "Correct. On a curved function the answer depends on eps; on a straight one it does not."
 
 

@@ -12,6 +12,7 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    generator,
     matches,
     number,
     random_tensor,
@@ -173,8 +174,8 @@ def _class_figure(answer: Any) -> str:
 
 
 def _diagonal_z(answer: Any) -> str:
-    generator = torch.Generator().manual_seed(10)
-    orders = torch.stack([torch.randperm(12, generator=generator) for _ in range(6)])
+    draws = generator(10)
+    orders = torch.stack([torch.randperm(12, generator=draws) for _ in range(6)])
     A, B = random_tensor(12, 3, seed=11), random_tensor(3, 12, seed=12)
     for planted in (False, True):
         factor = A.T.contiguous() if planted else B
@@ -226,7 +227,7 @@ def _text_rows(answer: Any) -> str:
     require_close(
         got, want.double(), "The tokens are not those of the stream, in order, each once."
     )
-    stream = torch.randint(100, (50,), generator=torch.Generator().manual_seed(13))
+    stream = torch.randint(100, (50,), generator=generator(13))
     got = tensor(call(answer, stream, 6, 0, case="with 50 tokens and length 6"), shape=(10, 6))
     require_close(
         got[:, 1:].flatten(), stream.double(), "With 50 tokens and length 6 none is left over."

@@ -11,6 +11,7 @@ from lens_linear.teaching.answers import (
     Exercise,
     Wrong,
     call,
+    generator,
     matches,
     number,
     random_tensor,
@@ -78,6 +79,11 @@ def _rank_p(answer: Any) -> str:
         if matches(got, (1 + above + equal) / 4):
             raise Wrong("Divide by one more than the number of draws: the effect is one of them.")
         require_close(got, want, f"p is not right with {what}.")
+    draws = random_tensor(19, seed=5).mul(2).round() / 2  # some are equal
+    effect = float(draws[0])
+    want = (1 + sum(one >= effect for one in draws.tolist())) / 20
+    got = number(call(answer, effect, draws, case="with 19 other draws"), what="p")
+    require_close(got, want, "Right with four draws, wrong with 19 others.")
     return "Correct. With n draws no p below 1 / (n + 1) can be had, and none is claimed."
 
 
@@ -110,7 +116,7 @@ def _copyable(answer: Any) -> str:
     if bool(got.all()):
         raise Wrong("Each prediction equals itself: count earlier positions only, s < t.")
     require_close(got, want.double(), "The table is not right on two rows of 8 tokens.")
-    tokens = torch.randint(4, (3, 20), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(4, (3, 20), generator=generator(2))
     got = tensor(call(answer, tokens, case="on random rows"), shape=(3, 19), what="The table")
     slow = torch.zeros(3, 19, dtype=torch.float64)
     for r in range(3):

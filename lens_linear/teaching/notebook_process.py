@@ -17,6 +17,7 @@ import linecache
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -40,6 +41,7 @@ with contextlib.suppress(ImportError):
 
     _TRANSFORM = TransformerManager().transform_cell
 
+TOO_LONG = "Your function did not end in time."
 _RESTARTS = 6
 _CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 _GENERATIONS = 50
@@ -70,6 +72,7 @@ class NotebookProcess:
         default_factory=dict
     )  # cell -> what it raised, as the notebook says
     _pid: int = 0
+    _folder: str = ""
     _control: socket.socket | None = None
 
     def start(self) -> bool:
@@ -77,11 +80,13 @@ class NotebookProcess:
         began = time.monotonic()
         for _ in range(_RESTARTS):
             self.stop()
+            self._folder = os.path.realpath(tempfile.mkdtemp(prefix="notebook-"))
             mine, theirs = socket.socketpair()
             self._pid = os.fork()
             if self._pid == 0:
                 mine.close()
-                _run(self.cells, set(self.lost), self.memory, self.private, theirs)
+                lost = set(self.lost)
+                _run(self.cells, lost, self.memory, self.private, self._folder, theirs)
             theirs.close()
             self._control = mine
             if self._wait(mine, began):
@@ -143,6 +148,9 @@ class NotebookProcess:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
             self._pid = 0
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
 
 
 def _ask(where: socket.socket, arguments: tuple[Any, ...]) -> Any:
@@ -152,7 +160,7 @@ def _ask(where: socket.socket, arguments: tuple[Any, ...]) -> Any:
         send(where, pack_arguments((torch.is_grad_enabled(), arguments)))
         (kind, result, changed, hooks, same) = decode(receive(where))
     except TimeoutError:
-        raise Wrong("Your function did not end in time.") from None
+        raise Wrong(TOO_LONG) from None
     except (ConnectionError, OSError, ValueError, TypeError):
         raise Wrong("Your function ended the whole process (exit, or out of memory).") from None
     for index, value in changed:
@@ -227,7 +235,12 @@ def _children() -> list[int]:
 
 
 def _run(
-    cells: list[str], lost: set[int], memory: int, private: tuple[str, ...], control: socket.socket
+    cells: list[str],
+    lost: set[int],
+    memory: int,
+    private: tuple[str, ...],
+    own: str,
+    control: socket.socket,
 ) -> None:
     """Run the cells, then fork for every function that is asked for. Never returns."""
     with contextlib.suppress(BaseException):
@@ -235,8 +248,9 @@ def _run(
         _close_others({control.fileno()})
         _quiet()
         _limit_memory(memory)
-        os.chdir(tempfile.mkdtemp(prefix="notebook-"))
-        importlib.import_module("lens_linear.teaching.guard").guard(private)
+        importlib.import_module("lens_linear.teaching.guard").guard(private, own=own)
+        os.chdir(own)
+        tempfile.tempdir = os.environ["TMPDIR"] = own
         space: dict[str, Any] = {
             "__name__": "__main__",
             "get_ipython": _NoShell,
@@ -321,12 +335,12 @@ def _hooks(value: Any) -> int:
 
 def _execute(source: str, number: int, space: dict[str, Any]) -> None:
     name = f"<cell {number}>"
-    source = _plain(source)
+    source = as_python(source)
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     exec(compile(source, name, "exec"), space)
 
 
-def _plain(source: str) -> str:
+def as_python(source: str) -> str:
     """A cell as Python: what only IPython understands becomes a call of a shell that does nothing."""
     source = _TIMED.sub("", source, count=1) if _TIMED.match(source) else source
     if source.lstrip().startswith("%%"):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from machinery.master import masters
 from machinery.notebooks import checked_name, has_tag, make_notebook
 from machinery.outputs import define
 from nbformat.v4 import new_code_cell, new_notebook
 
+from lens_linear.teaching.answers import copied, fresh_cases, random_tensor
 from lens_linear.teaching.checker import Checker, exercises
 from lens_linear.teaching.grading import grade
 
@@ -48,6 +50,38 @@ def test_the_solution_passes(master, exercise):
     result = Checker()(exercise, answer(master, "solutions", exercise))
     assert result.passed, result
     assert "\n" not in result.message, "a solution breaks no later cell"
+
+
+def same(x, y):
+    if isinstance(x, torch.Tensor):
+        x, y = (p.as_subclass(torch.Tensor) if isinstance(p, torch.Tensor) else p for p in (x, y))
+        return isinstance(y, torch.Tensor) and torch.equal(x, y)
+    if isinstance(x, (list, tuple)):
+        return isinstance(y, (list, tuple)) and len(x) == len(y) and all(map(same, x, y))
+    return x is y if callable(x) else x == y
+
+
+@pytest.mark.parametrize("master, exercise", NAMES, ids=ident)
+def test_fresh_cases_pass_the_solution_and_nothing_that_was_looked_up(master, exercise):
+    solution = answer(master, "solutions", exercise)
+    seen = []
+
+    def records(*given):
+        kept = copied(list(given))
+        seen.append((kept, solution(*given)))
+        return seen[-1][1]
+
+    def looks_up(*given):
+        return next((value for kept, value in seen if same(kept, list(given))), None)
+
+    assert Checker()(exercise, records).passed
+    if exercise not in ("1.5", "4.6", "8.2", "8.3"):  # a gradient; objects that are made anew
+        assert Checker()(exercise, looks_up).passed
+    for draw in (2**20, 2**30 + 1, 2**40 + 7):
+        with fresh_cases(draw):
+            assert Checker()(exercise, solution).passed
+            assert not Checker()(exercise, looks_up).passed
+    assert random_tensor(3, seed=1).equal(random_tensor(3, seed=1)), "afterwards the old cases"
 
 
 @pytest.mark.parametrize("master, exercise", NAMES, ids=ident)
