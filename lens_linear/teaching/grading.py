@@ -3,7 +3,8 @@
 Each notebook runs in a process of its own, with the network off. Its answers are judged in another process,
 which never runs a line of the notebook: it calls functions from outside and looks only at the values
 that come back (:mod:`lens_linear.teaching.wire`). What a student patches in the notebook, the checker or
-``print`` included, changes nothing here.
+``print`` included, changes nothing here. An answer has to be right on the published cases of its check and
+on fresh ones, so that knowing the checks is worth no more than knowing the answer.
 
 Grading runs students' code. Do it in a container or an account without files of your own.
 """
