@@ -114,11 +114,15 @@ _LAST_IDS: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDict
 def bos_token(model: TransformerBridge) -> int | None:
     """Return the id of the beginning-of-sequence token, None when the model knows none.
 
-    TransformerLens gives a tokenizer without one a token that the model has no row for: none either.
+    TransformerLens gives a tokenizer without one a token that the model has no row for, or that the
+    tokenizer reads as unknown: none either.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    value = None if tokenizer is None else getattr(tokenizer, "bos_token_id", None)
-    return None if value is None or int(value) >= model.cfg.d_vocab else int(value)
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    value = getattr(tokenizer, "bos_token_id", None)
+    if value is None or int(value) >= model.cfg.d_vocab:
+        return None
+    unknown = value == getattr(tokenizer, "unk_token_id", None)
+    return None if unknown and tokenizer.bos_token != tokenizer.unk_token else int(value)
 
 
 def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
@@ -132,25 +136,25 @@ def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
             f"the tokenizer of {model.cfg.model_name!r} gives id {highest} but the model has "
             f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model"
         )
-    _warn_of_one_token(model, rows)
+    if said := mostly_one_token(model, rows):
+        warnings.warn(said, LensLinearWarning, stacklevel=3)
     return rows
 
 
-def _warn_of_one_token(model: TransformerBridge, rows: list[list[int]]) -> None:
-    """Say so where most of a text is unknown, or one and the same token: its numbers mean little."""
+def mostly_one_token(model: TransformerBridge, rows: Iterable[list[int]]) -> str | None:
+    """Say in a sentence that most of a text is unknown, or one and the same token; None if it is not."""
     counts = Counter(token for row in rows for token in row)
     if not counts or model.cfg.d_vocab <= 2:
-        return
+        return None
     (common, count), n = counts.most_common(1)[0], counts.total()
-    unknown = common == getattr(model.tokenizer, "unk_token_id", None)
-    if count > _ONE_TOKEN * n and (unknown or n >= _ENOUGH):
-        warnings.warn(
-            f"{count / n:.0%} of the text is token {common} to this model's tokenizer"
-            f"{', which stands for what it does not know' if unknown else ''}, so little that is measured on "
-            "it would mean much; pass text that the model knows, or token ids",
-            LensLinearWarning,
-            stacklevel=4,
-        )
+    unknown = common == getattr(getattr(model, "tokenizer", None), "unk_token_id", None)
+    if count <= _ONE_TOKEN * n or not (unknown or n >= _ENOUGH):
+        return None
+    return (
+        f"{count / n:.0%} of the text is token {common}"
+        f"{', which stands for what the tokenizer does not know' if unknown else ''}, so little that is "
+        "measured on it would mean much; pass text that the model knows, or token ids"
+    )
 
 
 def tokenize(

@@ -25,6 +25,7 @@ from lens_linear.models.describe.parameter_counts import n_parameters
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
+from lens_linear.models.tokenizer import mostly_one_token
 from lens_linear.reports.attempt import attempt
 from lens_linear.reports.circuit_sections import (
     bigram_section,
@@ -50,6 +51,8 @@ def report(
     path: str | Path,
     task: str | Task | Tensor | None = None,
     *,
+    text: str | None = None,
+    tokens: Tensor | None = None,
     n_sequences: int | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
@@ -69,6 +72,8 @@ def report(
         task: what to measure on: text, token ids [row, position], or a Task; the package's own stories by
             default, of a model of 20 million parameters or more as many rows as give each map eight an
             input.
+        text: in place of ``task``, where it is text.
+        tokens: in place of ``task``, where it is token ids.
         n_sequences: use only so many rows, the first ones.
         seed: of random sequences and splits.
         on_step: called with a word on what comes next.
@@ -91,8 +96,8 @@ def report(
     model = require_bridge(model)
     path = require_target("path", path)  # before the work, not after it
     seed = require_seed(seed)
+    task = _one_of(task, text, tokens)
     asked = _asked(model, task, n_sequences)
-    tokens = asked.tokens
     name = Path(str(model.cfg.model_name)).name
     say = on_step or (lambda _text: None)
     say("loss")
@@ -105,8 +110,8 @@ def report(
         "model": name,
         "weights_sha256": weights_sha256(model),
         "seed": seed,
-        "sequences": len(tokens),
-        "tokens_a_sequence": tokens.shape[1],
+        "sequences": len(asked),
+        "tokens_a_sequence": asked.tokens.shape[1],
         "measured_on": "the package's own stories" if task is None else "what the caller gave",
     }
     if extensions := list(installed()):
@@ -116,8 +121,8 @@ def report(
         "made; nothing is loaded from the network."
     )
     say("explorer")
-    text = task if isinstance(task, str) else None
-    explorer = write_explorer(measured, path, name=name, text=text)
+    words = task if isinstance(task, str) else None
+    explorer = write_explorer(measured, path, name=name, text=words)
     page = render_page(
         f"{name}: a report", lead, sections, settings=settings, go_on=GO_ON, explorer=explorer
     )
@@ -141,6 +146,21 @@ GO_ON = (
 )
 
 
+def _one_of(
+    task: str | Task | Tensor | None, text: str | None, tokens: Tensor | None
+) -> str | Task | Tensor | None:
+    """What to measure on, by whichever name it came."""
+    given = {"task": task, "text": text, "tokens": tokens}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InvalidArgumentError(
+            f"{' and '.join(named)} each say what to measure on; pass one of them"
+        )
+    if text is not None:
+        require_instance("text", text, str, advice="token ids are passed as tokens")
+    return given[named[0]] if named else None
+
+
 def _asked(
     model: TransformerBridge, task: str | Task | Tensor | None, n_sequences: int | None
 ) -> Task:
@@ -156,10 +176,17 @@ def _asked(
             rows = rows[: rows_enough(model, rows.shape[1])]
         return Task(rows)
     asked = require_task(model, task, scored=True)
+    if asked.is_next_token and (said := mostly_one_token(model, _real_rows(asked))):
+        warnings.warn(f"report: {said}", LensLinearWarning, stacklevel=3)
     if n_sequences is not None:
         require_int("n_sequences", n_sequences, minimum=1, maximum=len(asked))
         asked = asked.take(slice(0, n_sequences))
     return asked
+
+
+def _real_rows(asked: Task) -> list[list[int]]:
+    """Token ids of each row, without pads."""
+    return [row[real].tolist() for row, real in zip(asked.tokens, asked.mask, strict=True)]
 
 
 def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
@@ -173,6 +200,8 @@ def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
         f"{score.mean:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
         f"{math.log(model_shape(model).d_vocab_out):.3f}."
     )
+    if asked.is_next_token and (said := mostly_one_token(model, _real_rows(asked))):
+        prose += f" Beware: {said}."
     return Section("The model", prose)
 
 

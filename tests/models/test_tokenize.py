@@ -91,7 +91,9 @@ def test_text_that_is_mostly_unknown_or_one_token_is_said(words_model, tmp_path,
         ll.tokenize(words_model, known)
         ll.tokenize_prompts(words_model, ["the cat", "the the the"])
     for text in ("zebras quack", "the old zebra quacks"):  # two of two, three of four
-        with pytest.warns(LensLinearWarning, match="token 0 .*what it does not know.*token ids"):
+        with pytest.warns(
+            LensLinearWarning, match="token 0, .*what the tokenizer does not know.*token ids"
+        ):
             ll.tokenize_prompts(words_model, [text])
     with pytest.warns(LensLinearWarning, match="95% of the text is token 2"):
         ll.tokenize(words_model, "cat " * 19 + "mat")
@@ -103,3 +105,46 @@ def test_text_that_is_mostly_unknown_or_one_token_is_said(words_model, tmp_path,
     assert main(["dynamics", str(folder)]) == 0
     said = capsys.readouterr().err
     assert said.count("note: ") == 1 and "of the text is token 0" in said
+
+
+def test_a_saved_model_keeps_what_its_tokenizer_calls_special(words_model, tmp_path):
+    held = words_model.tokenizer
+    held.pad_token, held.bos_token, held.eos_token = "mat", "on", "sat"
+    model = ll.load(ll.save_model(words_model, tmp_path / "words"))
+    names = ("unk_token", "pad_token", "bos_token", "eos_token")
+    assert [getattr(model.tokenizer, name) for name in names] == ["<unk>", "mat", "on", "sat"]
+    again = ll.load(ll.save_model(model, tmp_path / "again"))
+    assert [getattr(again.tokenizer, name) for name in names] == ["<unk>", "mat", "on", "sat"]
+    inner = held.backend_tokenizer
+    bare = ll.load(ll.save_model(words_model, tmp_path / "bare", tokenizer=inner))
+    assert bare.tokenizer.unk_token == "<unk>"
+    with pytest.warns(LensLinearWarning, match="100% .*does not know"):
+        assert ll.tokenize(bare, "zebras").tolist() == [[0]]  # begins with no unknown word
+    with pytest.raises(InvalidArgumentError, match="bos must be a token of the tokenizer, got"):
+        ll.save_model(words_model, tmp_path / "none", tokenizer=inner, bos="<s>")
+
+
+def test_a_model_saved_without_a_tokenizer_takes_none_that_lies_about(words_model, tmp_path):
+    plain = ll.toy_model(n_layers=1, d_vocab=6, n_ctx=16)
+    folder = ll.save_model(words_model, tmp_path / "words")
+    assert (
+        ll.load(ll.save_model(plain, folder / "inner")).tokenizer is None
+    )  # not of the folder above
+    assert ll.load(ll.save_model(plain, folder)).tokenizer is None  # nor of what was replaced
+
+
+def test_a_report_takes_text_and_tokens_by_name_and_says_what_they_are(words_model, tmp_path):
+    page = tmp_path / "page.html"
+    with pytest.raises(InvalidArgumentError, match=r"task is no text for this model: 100% of"):
+        ll.report(words_model, page, text="zebras quack loudly " * 50)
+    with pytest.raises(InvalidArgumentError, match="text and tokens each say"):
+        ll.report(words_model, page, text="the cat", tokens=torch.zeros(4, 8))
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, 6, (40, 16), generator=draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LensLinearWarning)  # of the prompts of depth dynamics
+        assert "Beware" not in ll.report(words_model, page, tokens=rows).read_text("utf-8")
+    rows[:, :13] = 0
+    with pytest.warns(LensLinearWarning, match="81% of the text is token 0"):
+        text = ll.report(words_model, page, tokens=rows).read_text("utf-8")
+    assert "Beware: 81% of the text is token 0, which stands for what" in text

@@ -12,6 +12,7 @@ from lens_linear.files import read_json, write_text
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")  # as Hugging Face names them
 
 
 def weights_name(step: int | None) -> str:

@@ -20,7 +20,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_tensors
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
-from lens_linear.models.open.cards import TOKENIZER, not_a_card, read_card, weights_name
+from lens_linear.models.open.cards import (
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    not_a_card,
+    read_card,
+    weights_name,
+)
 from lens_linear.models.tokenizer import END_OF_TEXT
 
 
@@ -40,36 +46,36 @@ def write_weights(
     return file_sha256(write_tensors(path, halves, {"format": "pt"}))
 
 
-def read_tokenizer(folder: Path, *, bos: str | None = END_OF_TEXT) -> Any:
-    """Return the folder's tokenizer (or the one beside it) as Hugging Face wraps it, or None."""
+def read_tokenizer(
+    folder: Path, *, bos: str | None = END_OF_TEXT, special: dict[str, str] | None = None
+) -> Any:
+    """Return the folder's tokenizer as Hugging Face wraps it, or None.
+
+    Cards that name no special tokens (``special`` None) may lean on the tokenizer of the folder above.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    for path in (folder / TOKENIZER, folder.parent / TOKENIZER):
-        if path.is_file():
-            try:
-                tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises bare Exception on damaged files
-                raise CorruptedFileError(
-                    f"{str(path)!r} is not a tokenizer ({error}); restore the file"
-                ) from error
-            first = None if bos is None else tokenizer.token_to_id(bos)
-            name = str(path.parent.name)
-            if bos is None or first is None:
-                return PreTrainedTokenizerFast(tokenizer_object=tokenizer, name_or_path=name)
-            # Without a template and add_bos_token, TransformerLens loads the tokenizer anew from the
-            # Hub to obtain them.
-            tokenizer.post_processor = TemplateProcessing(
-                single=f"{bos} $A", special_tokens=[(bos, first)]
-            )
-            return PreTrainedTokenizerFast(
-                tokenizer_object=tokenizer,
-                name_or_path=name,
-                add_bos_token=True,
-                bos_token=bos,
-                eos_token=bos,
-                pad_token=bos,
-            )
-    return None
+    paths = [folder / TOKENIZER] + [folder.parent / TOKENIZER] * (special is None)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception on damaged files
+        raise CorruptedFileError(
+            f"{str(path)!r} is not a tokenizer ({error}); restore the file"
+        ) from error
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    wrapped = {"unk_token": unknown} if unknown else {}
+    wrapped |= {"name_or_path": path.parent.name, "tokenizer_object": tokenizer}
+    first = None if bos is None else tokenizer.token_to_id(bos)
+    if bos is None or first is None:
+        return PreTrainedTokenizerFast(**wrapped | (special or {}))
+    # Without a template and add_bos_token, TransformerLens loads the tokenizer anew from the
+    # Hub to obtain them.
+    tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, first)])
+    wrapped |= {"eos_token": bos, "pad_token": bos} | (special or {})
+    return PreTrainedTokenizerFast(**wrapped | {"add_bos_token": True, "bos_token": bos})
 
 
 def load_folder(
@@ -84,6 +90,10 @@ def load_folder(
     card = read_card(folder)
     try:
         spec = ModelSpec.from_dict(card["spec"])
+        bos, special = card.get("bos", END_OF_TEXT), card.get("special_tokens")
+        bos = None if bos is None else str(bos)
+        if special is not None:
+            special = {name: str(special[name]) for name in SPECIAL_TOKENS if name in special}
     except (ValueError, KeyError, TypeError) as error:
         raise not_a_card(folder, error) from error
     checksum = card["sha256"]
@@ -114,7 +124,7 @@ def load_folder(
             f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error})"
         ) from error
     label = (name or card["name"]) + ("" if checkpoint is None else f"@{checkpoint}")
-    tokenizer = read_tokenizer(folder, bos=card.get("bos", END_OF_TEXT))
+    tokenizer = read_tokenizer(folder, bos=bos, special=special)
     module.requires_grad_(True)
     with torch.no_grad():
         return bridge_from_module(module, spec, tokenizer=tokenizer, name=label)

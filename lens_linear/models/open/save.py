@@ -9,12 +9,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_instance, require_name
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.checks import require_instance, require_name, shown
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.files import require_folder, write_text
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import ModelSpec, native_module, spec_of
-from lens_linear.models.open.cards import CARD, TOKENIZER, write_card
+from lens_linear.models.open.cards import CARD, SPECIAL_TOKENS, TOKENIZER, write_card
 from lens_linear.models.open.folder import write_weights
 
 _INSIDE = "_original_component."
@@ -44,6 +44,7 @@ def save_model(
         The folder; ``lens_linear.load(folder)`` opens it.
 
     Raises:
+        InvalidArgumentError: ``bos`` is no token of the tokenizer.
         UnsupportedModelError: not a native model of a shape that ``ModelSpec`` can tell.
         WriteError: the disk is full or the folder may not be written to.
 
@@ -60,19 +61,26 @@ def save_model(
     spec = spec_of(model)
     state = _state(model, spec)
     words = _tokenizer(model if tokenizer is None else None, tokenizer)
+    if bos is not None and (words is None or words[0].token_to_id(bos) is None):
+        raise InvalidArgumentError(
+            f"bos must be a token of the tokenizer, got {shown(bos)}; leave it out, or pass tokenizer="
+        )
     place = require_folder("folder", folder)
     require_name("the folder's name", place.resolve().name)
     (place / CARD).unlink(
         missing_ok=True
     )  # a folder without its card is no model, until all is there
-    if words is not None:
+    if words is None:
+        (place / TOKENIZER).unlink(missing_ok=True)
+    else:
         write_text(place / TOKENIZER, words[0].to_str(pretty=True))
     card: dict[str, Any] = {
         "name": place.resolve().name,
         "spec": spec.to_dict(),
         "note": note,
         "parameters": sum(value.numel() for value in native_module(spec).parameters()),
-        "bos": bos or (None if words is None else words[1]),
+        "bos": bos or (None if words is None else words[1].get("bos_token")),
+        "special_tokens": {} if words is None else words[1],
         "sha256": write_weights(place, state, half=False),
         "checkpoints": {},
     }
@@ -100,17 +108,22 @@ def _state(model: TransformerBridge, spec: ModelSpec) -> dict[str, Tensor]:
     return {name: found[name].detach().clone() for name in known}
 
 
-def _tokenizer(model: TransformerBridge | None, given: Any) -> tuple[Tokenizer, str | None] | None:
-    """The tokenizer in the library's own class, and the token that begins a text."""
+def _tokenizer(
+    model: TransformerBridge | None, given: Any
+) -> tuple[Tokenizer, dict[str, str]] | None:
+    """The tokenizer in the library's own class, and what it calls its special tokens."""
     held = given if model is None else getattr(model, "tokenizer", None)
     if held is None:
         return None
     if isinstance(held, Tokenizer):
-        return held, None
+        return held, {}
     inner: Tokenizer = require_instance(
         "tokenizer",
         getattr(held, "backend_tokenizer", None),
         Tokenizer,
         advice="pass a tokenizers.Tokenizer or a fast tokenizer",
     )
-    return inner, getattr(held, "bos_token", None)
+    # TransformerLens gives a tokenizer without a beginning a token that it does not know.
+    special = {name: getattr(held, name, None) for name in SPECIAL_TOKENS}
+    known = {name: str(token) for name, token in special.items() if token is not None}
+    return inner, {n: token for n, token in known.items() if inner.token_to_id(token) is not None}
