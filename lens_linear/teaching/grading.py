@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 
 from lens_linear.checks import require_float, require_int, require_path
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, LensLinearError
 from lens_linear.files import write_text
 from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
@@ -182,6 +182,7 @@ def grade(
 
     Raises:
         InvalidArgumentError: no notebook is found, or the roster has no column ``student``.
+        LensLinearError: the system cannot fork processes (Windows).
 
     Example:
         >>> import tempfile
@@ -190,6 +191,11 @@ def grade(
         Traceback (most recent call last):
         lens_linear.errors.InvalidArgumentError: submissions must hold notebooks (.ipynb), found none ...
     """
+    if not hasattr(os, "fork"):
+        raise LensLinearError(
+            "grading needs a system whose processes can fork, and this one has none; run it on Linux or "
+            "macOS, on Windows in WSL"
+        )
     jobs = require_int("jobs", jobs, minimum=1)
     require_float("seconds", seconds, minimum=0.1)
     require_float("whole", whole, minimum=0.1)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError
-from lens_linear.teaching import guard, lesson_1, tutorials
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
+from lens_linear.teaching import grading, guard, lesson_1, tutorials
 from lens_linear.teaching.barrier import barrier_version
 from lens_linear.teaching.grading import COLUMNS, grade
 from lens_linear.teaching.notebook_process import NotebookProcess
@@ -277,6 +277,26 @@ def test_a_copy_of_the_package_without_notebooks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tutorials, "_CHECKOUT", tmp_path)
     with pytest.raises(CorruptedFileError, match=r"copy of the package.*with pip from a wheel"):
         grade(tmp_path)
+
+
+def test_a_system_that_cannot_fork_is_told_where_to_grade(tmp_path, monkeypatch):
+    put(tmp_path, "anna", notebook(answer("1.1")))
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(LensLinearError, match="on Windows in WSL"):
+        grade(tmp_path)
+
+
+def test_a_machine_without_the_barrier_says_so_and_refuses_what_it_can(tmp_path, monkeypatch):
+    put(
+        tmp_path,
+        "anna",
+        notebook("import ctypes\nctypes.CDLL(None)\n" + answer("1.1"), answer("1.2")),
+    )
+    monkeypatch.setattr(guard, "shut_in", lambda *a: False)
+    monkeypatch.setattr(grading, "barrier_version", lambda: 0)
+    grades = grade(tmp_path, out=tmp_path.parent / "bare.csv")
+    assert points(grades, "anna") == {"1.2"}
+    assert "no barrier" in (tmp_path.parent / "bare.csv.review.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not barrier_version(), reason="no Landlock in this kernel")
