@@ -396,10 +396,8 @@ def _judge(
         questions = _questions(lesson)
     except (InvalidArgumentError, OSError) as error:  # the others still count
         return [_not_graded(submission, f"This file was not graded: {error}")]
-    cells_to_run = [source for source in sources if not _only_checks(source)]
-    process = NotebookProcess(
-        cells_to_run, limits.seconds, limits.whole, limits.memory, limits.private
-    )
+    run = ["" if _only_checks(source) else source for source in sources]  # numbers stay
+    process = NotebookProcess(run, limits.seconds, limits.whole, limits.memory, limits.private)
     running.append(process)
     ran = process.start()
     rows = []
@@ -514,8 +512,9 @@ def _review(
                 yield submission.name, f"{row['exercise']} is right on the published cases only"
             if _ALONE.strip() in str(row["message"]):
                 yield submission.name, f"it needs what was not handed in: {row['message']}"
-            if "code cell" in str(row["message"]):
-                yield submission.name, f"cells were left out: {row['message']}"
+            if "(code cell" in str(row["message"]):
+                left_out = str(row["message"]).rpartition(" (code")[2]
+                yield submission.name, f"left out: code{left_out.removesuffix(')')}"
             if row["exercise"] and f"✓ exercise {row['exercise']}" in stored and not row["points"]:
                 yield (
                     submission.name,

@@ -221,14 +221,18 @@ def test_a_file_beside_the_notebook_is_said_to_be_missing(tmp_path):
     put(tmp_path, "imports", notebook(right, answer("1.2")))
     put(tmp_path, "first", notebook("import helper", f"def {name}(*a): return helper.f(*a)"))
     put(tmp_path, "data", notebook(f"def {name}(*a): return open('mine.txt').read()"))
-    put(tmp_path, "typo", notebook(answer("1.1").replace("return", "retrun")))
+    put(
+        tmp_path,
+        "typo",
+        notebook("ll.check('1.1', 'f')", answer("1.1").replace("return", "retrun")),
+    )
     (tmp_path / "imports" / "helper.py").write_text("f = None", encoding="utf-8")
     grades = grade(tmp_path)
     said = {r["student"]: r["message"] for r in grades.rows if r["exercise"] == "1.1"}
     for who in ("imports", "first", "data"):
         assert "graded alone, in an empty folder" in said[who], who
     assert "No module named 'helper'" in said["imports"] and "Cell 1 raised" in said["first"]
-    assert "Cell 1 raised SyntaxError" in said["typo"] and "alone" not in said["typo"]
+    assert "Cell 2 raised SyntaxError" in said["typo"] and "alone" not in said["typo"]
     assert points(grades, "imports") == {"1.2"}
     noted = {name.split("/")[0] for name, why in grades.review if "not handed in" in why}
     assert noted == {"imports", "first", "data"}
@@ -452,6 +456,10 @@ def test_odd_notebooks_are_named_for_reading(graded):
     *_, grades, _ = graded
     named = {name.split("/")[0] for name, _ in grades.review}
     assert {"patched", "printed", "lenient", "dead", "broken"} <= named
+    assert (
+        "dead/lesson_1_bigrams.ipynb",
+        "left out: code cell 1 ended the whole notebook",
+    ) in grades.review
     assert "anna" not in named
 
 
