@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -320,6 +320,16 @@ def require_callable(name: str, value: Any, *, advice: str) -> Any:
             f"{name} must be a function, got {shown(value)} ({type(value).__name__}); {advice}"
         )
     return value
+
+
+def require_step(value: Any) -> Callable[[str], None]:
+    """Accept ``on_step``, a function of one word; None says nothing."""
+    if value is None:
+        return lambda _word: None
+    step: Callable[[str], None] = require_callable(
+        "on_step", value, advice="pass a function of one word"
+    )
+    return step
 
 
 def require_file(name: str, value: Any) -> Path:

@@ -17,13 +17,13 @@ from typing import Any, Literal
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     HasTexts,
-    require_callable,
     require_choice,
     require_heads,
     require_instance,
     require_int,
     require_list,
     require_seed,
+    require_step,
     require_texts,
 )
 from lens_linear.circuits.heads.composition import CompositionScores
@@ -209,8 +209,7 @@ def explore(
     max_bytes = require_int("max_bytes", max_bytes, minimum=1)
     if text is not None:
         require_instance("text", text, str, advice="read a file with lens_linear.text.read_text")
-    if on_step is not None:
-        require_callable("on_step", on_step, advice="pass a function of one word")
+    say = require_step(on_step)
     seed = require_seed(seed)
     chosen = frozenset(
         require_choice("parts", x, PARTS) for x in require_list("parts", parts, of="str")
@@ -230,7 +229,7 @@ def explore(
         max_bytes=max_bytes - len(bundle()) - 12_000,  # the page around the payload
         text=text,
         seed=seed,
-        say=on_step or (lambda _text: None),
+        say=say,
     )
     explorer = Explorer(payload, max_bytes, subject)
     size = len(explorer.html().encode())

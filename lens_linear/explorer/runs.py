@@ -59,7 +59,7 @@ def run_payload(
         spots.extend([(layer, "z"), (layer, "attn_out"), (layer, "pattern")])
     spots.extend((b, "ffn_out") for b in layers if has_spot(model, (b, "ffn_out")))
     out = run(model, ids[None], record=spots, edits=edits)
-    logits = torch.empty(0) if out.logits is None else _real(out.logits)[0]
+    logits = _real(out.logits)[0]
     log_probabilities = logits.log_softmax(-1)
     n_known = logits.shape[1] if weights is None else weights.n_outputs
     top = log_probabilities[:, :n_known].topk(min(TOP, n_known))

@@ -57,6 +57,7 @@ _ENDS: dict[str, tuple[Any, Any]] = {
     "attn": ("attn_in", "attn_out"),
     "ffn": ("ffn_in", "ffn_out"),
 }
+_STOPPED = torch.empty(0, 0, 0)  # the logits of a run that was stopped before it made any
 
 
 @runtime_checkable
@@ -88,13 +89,13 @@ class Stop(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One forward pass: logits (None when it was stopped early) and the tensors recorded."""
+    """One forward pass: logits (empty when it was stopped early) and the tensors recorded."""
 
-    logits: Float[Tensor, "batch position vocab"] | None
+    logits: Float[Tensor, "batch position vocab"]
     recorded: dict[Spot, Tensor]
 
     def __repr__(self) -> str:
-        logits = "no logits" if self.logits is None else f"logits {list(self.logits.shape)}"
+        logits = f"logits {list(self.logits.shape)}" if self.logits.numel() else "no logits"
         parts = ", ".join(f"{spot} {list(value.shape)}" for spot, value in self.recorded.items())
         return f"Run: {logits}; recorded {parts or 'nothing'}"
 
@@ -254,7 +255,7 @@ def run(
         out = forward_logits(model, tokens, **arguments)
     if out is not None:
         _require_seen(model, [*spots, *(spot for spot, _ in pairs)], {*recorded, *fired})
-    found = Run(out, recorded)
+    found = Run(_STOPPED if out is None else out, recorded)
     if finite and not _is_finite(found, attention_mask, edited=bool(pairs)):
         _refuse_not_finite(model, tokens, attention_mask, found)
     return found
@@ -274,8 +275,9 @@ def _is_finite(found: Run, mask: Tensor | None, *, edited: bool) -> bool:
             part = real(value)
             if not math.isfinite(part.sum(dtype=torch.float32)) and not part.isfinite().all():
                 return False
-    logits = None if found.logits is None or edited else real(found.logits)
-    return logits is None or not logits.numel() or bool(logits.amax() < math.inf)
+    if edited or not found.logits.numel():
+        return True
+    return bool(real(found.logits).amax() < math.inf)
 
 
 def _refuse_not_finite(
@@ -288,7 +290,7 @@ def _refuse_not_finite(
         streams.append((last, "resid_post"))
     every = run(model, tokens, record=streams, attention_mask=mask, logits=False, finite=False)
     for spot, value in {**every.recorded, **found.recorded}.items():
-        if not _is_finite(Run(None, {spot: value}), mask, edited=False):
+        if not _is_finite(Run(_STOPPED, {spot: value}), mask, edited=False):
             _require_finite(*spot, value)
     raise NonFiniteError(
         f"the logits of {model.cfg.model_name!r} hold NaN or infinity; check the unembedding and the "

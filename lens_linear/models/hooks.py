@@ -78,6 +78,10 @@ _SCALED = {"attn_out": "hook_attn_out", "ffn_out": "hook_mlp_out"}
 _LAST_LINEAR = {"attn_out": ("attn", "attn.o.hook_out"), "ffn_out": ("mlp", "mlp.out.hook_out")}
 
 
+# What is left of a model whose weights or heads cannot be read, for messages.
+STILL_WORK = "linearity_profile and the other analyses of activations still work"
+
+
 def require_bridge(model: Any) -> TransformerBridge:
     """Accept a ``TransformerBridge`` with a stack of blocks; anything else gets advice."""
     if not isinstance(model, TransformerBridge):
@@ -88,7 +92,7 @@ def require_bridge(model: Any) -> TransformerBridge:
     name = getattr(model.cfg, "model_name", "?")
     if not hasattr(model, "blocks") or not hasattr(model, "embed"):
         raise UnsupportedModelError(
-            f"model {name!r} has no single stack of blocks; only causal decoder models are supported"
+            f"model {name!r} has no single stack of blocks; use a causal decoder such as gpt2"
         )
     # A native model that looks both ways is still a sum of paths; an encoder is nothing we know.
     if getattr(model.cfg, "architecture", None) != "TransformerLensNative":
@@ -153,7 +157,8 @@ def hook_name(model: TransformerBridge, spot: Spot) -> str:
     if found is None:
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} has no {what!r} in layer {layer}; "
-            f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}"
+            f"looked for {[f'blocks.{layer}.{n}' for n in _NAMES[what]]}; name another spot, e.g. "
+            f"({layer}, 'resid_pre')"
         )
     return found
 
@@ -216,7 +221,7 @@ def hooked(
             for name, function in named:
                 if name not in points:
                     raise UnsupportedModelError(
-                        f"model {model.cfg.model_name!r} has no hook point {name!r}"
+                        f"model {model.cfg.model_name!r} has no hook point {name!r}; {STILL_WORK}"
                     )
                 point = points[name]
                 point.add_hook(_adapter(function))

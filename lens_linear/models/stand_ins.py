@@ -107,7 +107,7 @@ class BlockStandIns:
         layer: int,
         *,
         edits: Sequence[Edit] = (),
-    ) -> Float[Tensor, "batch position vocab"] | None:
+    ) -> Float[Tensor, "batch position vocab"]:
         """Logits of a stream that stands before ``layer``, without running the blocks before it.
 
         Exact where blocks read nothing of earlier ones but the stream: compare with the logits of a whole

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_instance, require_int, require_seed
+from lens_linear.checks import require_instance, require_int, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import (
     InvalidArgumentError,
@@ -99,7 +99,7 @@ def report(
     task = _one_of(task, text, tokens)
     asked = _asked(model, task, n_sequences)
     name = Path(str(model.cfg.model_name)).name
-    say = on_step or (lambda _text: None)
+    say = require_step(on_step)
     say("loss")
     measured = Measured(model, asked, seed)
     sections = [attempt("The model", lambda: overview(model, asked, name))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
-from lens_linear.checks import require_seed
+from lens_linear.checks import require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
 from lens_linear.models.open.bundled import available_models
@@ -77,7 +77,7 @@ def tour(
     """
     path = require_target("path", path)
     seed = require_seed(seed)
-    say = on_step or (lambda _text: None)
+    say = require_step(on_step)
     say("opening the models")
     models = {name: load(name) for name in _MODELS}
     sections = []

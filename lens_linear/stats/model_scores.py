@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from lens_linear._tl import TransformerBridge
-from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import per_block, row_ranges, run
 from lens_linear.models.hooks import Edit, hooked
 from lens_linear.stats.split import RowView, as_rows
@@ -82,22 +79,12 @@ def score_model(
         task = rows.asked(slice(start, stop))
         with hooked(model, per_block(model, share, start, stop)):
             logits = run(model, task.tokens, edits=edits).logits
-        logits = require_logits(model, logits)
         losses.append(score_answers(task, logits, metric="loss"))
         metrics.append(losses[-1] if task.metric == "loss" else score_answers(task, logits))
     loss = RowScores.joined(losses)
     if warn and not edits:
         warn_if_not_next_token(task, loss.mean, model)
     return ModelScores(loss, RowScores.joined(metrics))
-
-
-def require_logits(model: TransformerBridge, logits: Tensor | None) -> Tensor:
-    """Refuse a run that gave no logits."""
-    if logits is None:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} returned no logits; use a causal language model"
-        )
-    return logits
 
 
 def perplexity(loss: float) -> float:

@@ -125,7 +125,7 @@ def test_pickles_are_read_as_tensors_and_nothing_else(tmp_path):
         ({"d_vocab": None}, InvalidArgumentError, "lacks d_vocab"),
         ({"use_attn_scale": False}, UnsupportedModelError, "use_attn_scale=False"),
         ({"use_local_attn": True}, UnsupportedModelError, "use_local_attn=True"),
-        ({"positional_embedding_type": "rotary"}, UnsupportedModelError, "standard positions"),
+        ({"positional_embedding_type": "rotary"}, UnsupportedModelError, "=.rotary"),
     ],
 )
 def test_a_configuration_of_another_model_is_refused(tmp_path, change, kind, words):

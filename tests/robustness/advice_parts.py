@@ -1,6 +1,8 @@
 """What the rows of advice share: toy models, tokens, and results that are costly to make twice."""
 
+import contextlib
 import functools
+from unittest.mock import patch
 
 import torch
 from transformer_lens import TransformerBridge
@@ -102,3 +104,20 @@ def batch(step):
 
 MASK = torch.ones(16, dtype=torch.bool)
 SHORT = IDS[:, :1]
+
+
+def under(changes, call):
+    """Make a call while names of the package are something else."""
+    with contextlib.ExitStack() as stack:
+        for name, value in changes.items():
+            stack.enter_context(patch(f"lens_linear.{name}", value))
+        return call()
+
+
+def raising(error):
+    """A function that raises."""
+
+    def call(*_, **__):
+        raise error
+
+    return call

@@ -36,7 +36,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_choice, require_heads, require_int, require_seed
 from lens_linear.circuits.induction.in_context import copy_losses, row_losses
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
@@ -382,7 +382,5 @@ def score_task(
     parts = []
     for part in task_batches(model, task, batch_size):
         logits = run(model, part, edits=edits).logits
-        if logits is None:
-            raise UnsupportedModelError("the model returned no logits")
         parts.append(score_answers(part, logits))
     return RowScores.joined(parts)

@@ -169,8 +169,6 @@ def row_losses(
     parts = []
     for _, part in batched(tokens, batch_size, model=model):
         out = run(model, part, edits=edits).logits
-        if out is None:
-            raise UnsupportedModelError("the model returned no logits")
         parts.append(token_losses(out.to("cpu", torch.float64), part.cpu()))
     return torch.cat(parts)
 
@@ -213,8 +211,6 @@ def answer_losses(
     for start, stop in row_ranges(rows, batch_size, model=model):
         part = rows.asked(slice(start, stop))
         out = run(model, part.tokens).logits
-        if out is None:
-            raise UnsupportedModelError("the model returned no logits")
         if bool(part.asked.any()):
             losses = answer_values(part, out.to("cpu", torch.float64), metric="loss")
             found[start:stop, : part.tokens.shape[1]][part.asked] = losses

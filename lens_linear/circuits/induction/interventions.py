@@ -17,7 +17,6 @@ from lens_linear.circuits.induction.ablation import Head, StandIns
 from lens_linear.circuits.induction.in_context import copy_losses
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows
 from lens_linear.circuits.paths.importance import token_losses
-from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import Run, batched, run
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.hooks import Edit, Spot
@@ -90,8 +89,6 @@ class Lab:
                 record=[(layer, "pattern") for layer in layers],
                 edits=make(batch) if make else (),
             )
-            if out.logits is None:
-                raise UnsupportedModelError("the model returned no logits")
             logits = out.logits.to("cpu", torch.float64)
             if change is not None:
                 logits = logits + change(batch)

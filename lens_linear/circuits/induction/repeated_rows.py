@@ -105,7 +105,7 @@ def choose_periods(
     if longest < MIN_PERIOD + 1:
         raise UnsupportedModelError(
             f"model {shape.name!r} has a context of {shape.n_ctx} and {n_allowed} ordinary tokens, too "
-            "few for two different repeat periods of at least 3; its heads cannot be scored this way"
+            "few for two different repeat periods of at least 3; look at its patterns with attention_pattern"
         )
     # Closer together where they are short: a model may have been trained on short repeats only, and its
     # context be longer than anything it has seen.

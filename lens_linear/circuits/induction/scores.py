@@ -86,8 +86,13 @@ from lens_linear.circuits.induction.verdicts import (
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
 from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.describe.weights import ModelWeights, norm_scale, read_weights
-from lens_linear.models.hooks import Spot, has_spot, require_causal
+from lens_linear.models.describe.weights import (
+    ModelWeights,
+    norm_scale,
+    read_weights,
+    require_attention_layers,
+)
+from lens_linear.models.hooks import STILL_WORK, Spot, has_spot, require_causal
 from lens_linear.tables import Result
 
 Head = tuple[int, int]
@@ -348,15 +353,12 @@ def induction_scores(
 
 def _weights(model: TransformerBridge) -> ModelWeights | None:
     """Read the weights; None where they do not say what heads write, so that only patterns can be scored."""
-    if not model.cfg.n_layers:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
-        )
+    require_attention_layers(model)
     bare = [layer for layer in range(model.cfg.n_layers) if not has_spot(model, (layer, "pattern"))]
     if bare:
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} must have attention in every layer, but layers {bare} show "
-            "none; its heads cannot be scored"
+            f"none; {STILL_WORK}"
         )
     try:
         return read_weights(model)

@@ -222,8 +222,6 @@ def _of_batch(
     """Components, logit, relative, answers, the model's own logits and its losses of some rows."""
     weights, shape = heads.weights, heads.shape
     out = run(model, task, record=stream_spots(shape, shape.n_layers))
-    if out.logits is None:
-        raise UnsupportedModelError(f"model {shape.name!r} returned no logits")
     row, position = task.asked.nonzero().unbind(1)
     right = task.targets[row, position]
     wrong = None if task.wrong is None else task.wrong[row, position]

@@ -300,8 +300,6 @@ def _patched(
                 edit = _write([sites[i] for i in group], seen[_spot(what, layer)], model, what)
                 many = here.take(torch.arange(len(here)).repeat(len(group)))
                 logits = run(model, many, edits=[(_spot(what, layer), edit)]).logits
-                if logits is None:
-                    raise UnsupportedModelError("the model returned no logits")
                 for i, part in zip(group, logits.split(len(here)), strict=True):
                     found[i].append(score_answers(here, part))
     return [RowScores.joined(parts) for parts in found]

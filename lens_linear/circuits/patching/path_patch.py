@@ -45,7 +45,7 @@ from lens_linear.circuits.attention.components import HeadOutputs, stream_spot
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, mean_z, score_task
 from lens_linear.circuits.patching.patch import Into, require_pair
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
 from lens_linear.models.describe.weights import norm_scale, read_weights
@@ -255,8 +255,6 @@ def path_patch(
         for i, writer in enumerate(writers):
             edits = _path_edits(reader, own, theirs, writer, readers, sides)
             logits = run(model, here, edits=edits).logits
-            if logits is None:
-                raise UnsupportedModelError("the model returned no logits")
             parts[i].append(score_answers(here, logits))
     scores = [RowScores.joined(each) for each in parts]
     return PathPatchEffects(

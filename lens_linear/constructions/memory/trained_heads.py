@@ -319,7 +319,7 @@ def row_losses(
 
         edits: list[Edit] = [] if layer is None else [((layer, "z"), replace)]
         logits = run(model, tokens[rows], edits=edits).logits
-        if logits is None or not bool(torch.isfinite(logits).all()):
+        if not bool(torch.isfinite(logits).all()):
             raise NonFiniteError(
                 f"the logits of {model.cfg.model_name!r} hold NaN or infinity; load it in a wider precision"
             )

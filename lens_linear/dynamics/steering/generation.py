@@ -234,8 +234,6 @@ def _continued(
         if where == "prompt":
             marked &= column[:width] < start.lengths[:, None]
         out = run(model, tokens[:, :width], edits=_added(offsets, marked.to(model_device(model))))
-        if out.logits is None:
-            raise InvalidArgumentError("model gave no logits; pass a causal language model")
         last = out.logits[torch.arange(len(lengths)), lengths - 1].double().cpu()
         if temperature == 0:
             following = last.argmax(-1)
@@ -252,8 +250,6 @@ def _continuation_loss(
 ) -> Float[Tensor, " prompt"]:
     """Mean loss, in nats a token, of the tokens at the places given, by the model left alone."""
     out = run(model, tokens)
-    if out.logits is None:
-        raise InvalidArgumentError("model gave no logits; pass a causal language model")
     # Only the continuation's rows go to float64: a whole prompt's logits over a large vocabulary are many.
     rows = torch.arange(len(place))[:, None].to(out.logits.device)
     scores = out.logits[rows, (place - 1).to(out.logits.device)].double().cpu().log_softmax(-1)

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_int, require_layers
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
@@ -243,10 +243,6 @@ class Lens(Result):
         n = len(self.weight)
         spots: list[Any] = [(0, "resid_pre"), *((i, "resid_post") for i in range(n))]
         out = run(self.model, ids, record=spots)
-        if out.logits is None:
-            raise UnsupportedModelError(
-                f"model {self.model_name!r} returned no logits; use a causal language model"
-            )
         return {i: out[spot] for i, spot in enumerate(spots)}, out.logits.float()
 
     def _sums(

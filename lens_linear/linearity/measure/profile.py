@@ -157,7 +157,9 @@ def linearity_profile(
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-    each = layer_bytes(width, len(sites), len(train), kept=not held_out or checkpoint, own=own)
+    each = layer_bytes(
+        width, len(sites), len(train), kept=not held_out or checkpoint is not None, own=own
+    )
     cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")
     parts: list[ProfilePart] = []
     for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):

@@ -29,7 +29,7 @@ from lens_linear.models.hooks import Spot
 from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
-from lens_linear.stats.model_scores import perplexity, require_logits
+from lens_linear.stats.model_scores import perplexity
 from lens_linear.stats.resume import Key
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import (
@@ -211,14 +211,14 @@ def _losses(
     for start, stop in row_ranges(rows, batch_size, model=model):
         task = rows.asked(slice(start, stop))
         seen = run(model, task.tokens, record=spots if stand_ins else ())
-        base.append(score_answers(task, require_logits(model, seen.logits), metric="loss"))
+        base.append(score_answers(task, seen.logits, metric="loss"))
         for m, scores in zip(maps, found, strict=True):
             if stand_ins is None:
                 logits = run(model, task.tokens, edits=m.edits()).logits
             else:
                 stream = seen[(m.first, "resid_pre")]
                 logits = stand_ins.resume(task.tokens, stream, m.first, edits=m.edits())
-            scores.append(score_answers(task, require_logits(model, logits), metric="loss"))
+            scores.append(score_answers(task, logits, metric="loss"))
         on_rows(stop)
     return RowScores.joined(base), [RowScores.joined(scores) for scores in found]
 
@@ -232,8 +232,7 @@ def _stand_ins(model: TransformerBridge, rows: RowView, layer: int) -> BlockStan
     tokens = rows.asked(slice(0, 1)).tokens
     whole = run(model, tokens, record=[(layer, "resid_pre")])
     again = stand_ins.resume(tokens, whole[(layer, "resid_pre")], layer)
-    same = whole.logits is not None and again is not None and torch.equal(whole.logits, again)
-    return stand_ins if same else None
+    return stand_ins if torch.equal(whole.logits, again) else None
 
 
 Statistics = tuple[Moments, Moments, float]

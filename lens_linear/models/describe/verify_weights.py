@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import LensLinearWarning, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.hooks import Spot, What, has_spot
+from lens_linear.models.hooks import STILL_WORK, Spot, What, has_spot
 from lens_linear.models.tokenizer import n_known_tokens
 
 _WHATS: tuple[What, ...] = (
@@ -82,8 +82,6 @@ def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
     if n_layers:
         spots.append((n_layers - 1, "resid_post"))
     out = run(model, tokens[None], record=spots)
-    if out.logits is None:
-        raise UnsupportedModelError(f"model {model.cfg.model_name!r} returned no logits")
     dtype = out.logits.dtype
     seen = {spot: value[0].to("cpu", torch.float64) for spot, value in out.recorded.items()}
     return Probe(
@@ -118,7 +116,7 @@ def require_attention_matrices(
                     f"the weights of layer {layer} of {probe.name!r} do not give back its {step} (relative "
                     f"gap {probe.gap(found, wanted) if found.shape == wanted.shape else float('inf'):.2g}): "
                     "it clips, gates, quantises or normalises them, so single heads cannot be read from the "
-                    "weights; linearity_profile and the other analyses of activations still work"
+                    f"weights; {STILL_WORK}"
                 )
 
 
@@ -150,7 +148,7 @@ def _steps(
         if (layer, what) not in probe.seen:
             raise UnsupportedModelError(
                 f"layer {layer} of {probe.name!r} shows no {what!r}; head analyses need ordinary attention "
-                "in every layer"
+                f"in every layer; {STILL_WORK}"
             )
         return probe.seen[layer, what]
 

@@ -31,7 +31,7 @@ from lens_linear.models.describe.verify_weights import (
     warn_of_clipping,
 )
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.hooks import STILL_WORK, require_bridge
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.tokenizer import n_known_tokens
 
@@ -138,7 +138,9 @@ def norm_kind(model: TransformerBridge) -> NormKind:
         return "layer"
     if name.upper() in ("RMS", "RMSPRE"):
         return "rms"
-    raise UnsupportedModelError(f"norm {name!r} is not supported; only LayerNorm, RMSNorm or none")
+    raise UnsupportedModelError(
+        f"norm {name!r} is neither LayerNorm, RMSNorm nor none, so weights cannot be folded; {STILL_WORK}"
+    )
 
 
 def reading_norm_kind(model: TransformerBridge) -> NormKind:
@@ -190,7 +192,9 @@ def read_weights(
     unembedding, unembedding_bias = get("W_U"), get("b_U")
     embedding, positions = _embedding(model, probe, get("W_E"), get("W_pos"))
     if unembedding is None:
-        raise UnsupportedModelError(f"model {model.cfg.model_name!r} shows no unembedding W_U")
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} shows no unembedding W_U; {STILL_WORK}"
+        )
     if unembedding_bias is None:
         unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
     if require_bool("fold", fold):
@@ -224,12 +228,18 @@ def read_attention(
         UnsupportedModelError: no layers, or a block has no attention that can be read.
     """
     model = require_bridge(model)
-    if not model.cfg.n_layers:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads"
-        )
+    require_attention_layers(model)
     fold = require_bool("fold", fold)
     return _read_attention(model, probe_model(model), _getter(model, dtype), fold, dtype)
+
+
+def require_attention_layers(model: TransformerBridge) -> None:
+    """Refuse a model without layers where heads are asked for."""
+    if not model.cfg.n_layers:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads; use "
+            "AttentionOnly(model).bigrams()"
+        )
 
 
 def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
@@ -310,7 +320,7 @@ def _stored_attention(
     if missing or len(found["Q"]) != n_layers:
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} shows no {missing or 'attention in some layers'}; "
-            "head analyses need ordinary attention in every layer"
+            f"head analyses need ordinary attention in every layer; {STILL_WORK}"
         )
     biases = {}
     for letter, weight in found.items():
@@ -429,7 +439,7 @@ def _embedding(
 ) -> tuple[Tensor, Tensor | None]:
     """Check on the model itself that embedding = token row × factor + position row."""
     if tokens is None:
-        raise UnsupportedModelError(f"model {probe.name!r} shows no embedding W_E")
+        raise UnsupportedModelError(f"model {probe.name!r} shows no embedding W_E; {STILL_WORK}")
     if not model.cfg.n_layers:
         return tokens, positions
     seen, rows = probe.seen[0, "resid_pre"], tokens[probe.tokens].double()
@@ -443,7 +453,7 @@ def _embedding(
                 return tokens * factor, None  # Gemma multiplies its embedding by sqrt(d_model)
     raise UnsupportedModelError(
         f"the embedding of {probe.name!r} is not a token row plus a position row (a norm or a "
-        "projection follows it); token-space circuits cannot be read exactly for this model"
+        f"projection follows it), so token-space circuits cannot be read exactly; {STILL_WORK}"
     )
 
 
@@ -472,6 +482,6 @@ def _unembedding(
         if probe.near(logits * factor, probe.logits):
             return weight * factor, bias * factor  # Cohere and Granite scale their logits
     raise UnsupportedModelError(
-        f"the logits of {probe.name!r} are not its last residual stream through one norm and W_U; "
-        "token-space circuits cannot be read exactly for this model"
+        f"the logits of {probe.name!r} are not its last residual stream through one norm and W_U, so "
+        f"token-space circuits cannot be read exactly; {STILL_WORK}"
     )

@@ -40,17 +40,31 @@ def refuse_unknown_name(name: str, text: str) -> None:
     bundled = bundled_names()
     if text.split("@")[0] in bundled or text in OBTAINABLE or path.exists():
         return
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise UnknownModelError(
-            f"there is no folder {shown(str(path))}; check the path, or pass a bundled name: "
-            f"{', '.join(bundled)}"
-        )
+    refuse_absent_folder(text, path)
     if "/" in text or f'"{text.lower()}"' in _registry_text():
         return
     near = difflib.get_close_matches(text.lower(), (*bundled, *OBTAINABLE), n=3, cutoff=0.5)
-    raise UnknownModelError(
-        f"no model is called {shown(text)} here; nearest names: {', '.join(near) or 'none'}; bundled: "
-        f"{', '.join(bundled)}; or pass a local folder or a Hub name owner/model"
+    raise unknown_name(text, ", ".join(near) or "none")
+
+
+def refuse_absent_folder(text: str, path: Path) -> None:
+    """Refuse what can only be a path, where nothing is.
+
+    Raises:
+        UnknownModelError: it is written as a path.
+    """
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise UnknownModelError(
+            f"there is no folder {shown(str(path))}; check the path, or pass a bundled name: "
+            f"{', '.join(bundled_names())}"
+        )
+
+
+def unknown_name(text: str, near: str) -> UnknownModelError:
+    """The error for a name that no model has; ``near`` lists those like it."""
+    return UnknownModelError(
+        f"no model is called {shown(text)} here; nearest names: {near}; bundled: "
+        f"{', '.join(bundled_names())}; or pass a local folder or a Hub name owner/model"
     )
 
 

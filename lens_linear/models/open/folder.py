@@ -121,7 +121,8 @@ def load_folder(
         module.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise CorruptedFileError(
-            f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error})"
+            f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error}); "
+            "install the package (or train the model) again"
         ) from error
     label = (name or card["name"]) + ("" if checkpoint is None else f"@{checkpoint}")
     tokenizer = read_tokenizer(folder, bos=bos, special=special)

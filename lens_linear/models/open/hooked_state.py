@@ -48,6 +48,7 @@ _IGNORED = {
     "use_normalization_before_and_after": False,
     "post_embedding_ln": False,
     "num_experts": None,
+    "positional_embedding_type": "standard",
 }
 
 
@@ -110,14 +111,9 @@ def _bridge_config(config: dict[str, Any] | str | Path) -> TransformerBridgeConf
     for name, harmless in _IGNORED.items():
         if config.get(name, harmless) not in (harmless, None):
             raise UnsupportedModelError(
-                f"config says {name}={config[name]!r}, which TransformerLens 4 would ignore without a word, "
-                "so every number would be of another model; this state dict cannot be opened"
+                f"config says {name}={config[name]!r}, which the converted model would not obey, so every "
+                f"number would be of another model; pass a model with {name}={harmless!r}"
             )
-    if config.get("positional_embedding_type", "standard") != "standard":
-        raise UnsupportedModelError(
-            f"config says positional_embedding_type={config['positional_embedding_type']!r}; only state "
-            "dicts with standard positions can be converted"
-        )
     # -1 stands for "as the other words say" in HookedTransformerConfig.
     values = {name: config[name] for name in _OBEYED if config.get(name) not in (None, -1)}
     values.setdefault("n_heads", values["d_model"] // values["d_head"])

@@ -16,7 +16,12 @@ from transformer_lens.supported_models import get_official_model_name
 from lens_linear.checks import require_device, require_instance, require_int, require_path, shown
 from lens_linear.errors import InvalidArgumentError, LensLinearError, UnknownModelError
 from lens_linear.models.native import plain_defaults, quiet_transformer_lens
-from lens_linear.models.open.bundled import BUNDLED, bundled_names
+from lens_linear.models.open.bundled import (
+    BUNDLED,
+    bundled_names,
+    refuse_absent_folder,
+    unknown_name,
+)
 from lens_linear.models.open.cards import CARD
 from lens_linear.models.open.folder import load_folder
 from lens_linear.models.open.gguf import is_gguf
@@ -271,11 +276,7 @@ def _refuse_paths(text: str, folder: Path) -> None:
         raise InvalidArgumentError(
             f"name must be a folder or a model name, but {text!r} is a file; pass its folder"
         )
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise UnknownModelError(
-            f"there is no folder {shown(str(folder))}; check the path, or pass a bundled name: "
-            f"{', '.join(bundled_names())}"
-        )
+    refuse_absent_folder(text, folder)
 
 
 def _refuse_device_map(name: str, device_map: object) -> None:
@@ -303,10 +304,7 @@ def _from_hub(
     except ValueError:
         official = name
         if "/" not in name:
-            raise UnknownModelError(
-                f"no model is called {shown(name)} here; nearest names: {nearest_names(name)}; "
-                f"bundled: {', '.join(bundled_names())}; or pass a local folder or a Hub name owner/model"
-            ) from None
+            raise unknown_name(name, nearest_names(name)) from None
     if official.startswith(tl_legacy.TL_LEGACY_PREFIXES):
         _refuse("for models in Hugging Face format", name, revision=revision)
         return _legacy(name, official, checkpoint, where)

@@ -58,6 +58,8 @@ def save_model(
     """
     model = require_bridge(model)
     require_instance("note", note, str, advice="one sentence")
+    if bos is not None:
+        require_instance("bos", bos, str, advice="the text of one token")
     spec = spec_of(model)
     state = _state(model, spec)
     words = _tokenizer(model if tokenizer is None else None, tokenizer)
@@ -79,7 +81,7 @@ def save_model(
         "spec": spec.to_dict(),
         "note": note,
         "parameters": sum(value.numel() for value in native_module(spec).parameters()),
-        "bos": bos or (None if words is None else words[1].get("bos_token")),
+        "bos": words[1].get("bos_token") if bos is None and words is not None else bos,
         "special_tokens": {} if words is None else words[1],
         "sha256": write_weights(place, state, half=False),
         "checkpoints": {},
