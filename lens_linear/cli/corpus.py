@@ -48,7 +48,9 @@ def out_folder(options: argparse.Namespace, name: str) -> Path:
     """The folder to write to, made if it is not there."""
     folder = require_path("--out", options.out or name)
     if not folder.parent.is_dir():
-        raise InvalidArgumentError(f"--out lies in {str(folder.parent)!r}, which does not exist")
+        raise InvalidArgumentError(
+            f"--out lies in {str(folder.parent)!r}, which does not exist; make that folder first"
+        )
     return require_folder("--out", folder)
 
 
@@ -63,7 +65,5 @@ def folder_tokenizer(folder: Path, corpus: str, recipe: Recipe) -> Tokenizer:
                 f"{str(path)!r} is not a tokenizer ({error}); remove it, or choose another --out"
             ) from error
     tokenizer = train_tokenizer(corpus, n_vocab=recipe.spec.d_vocab)
-    if tokenizer.get_vocab_size() > recipe.spec.d_vocab:
-        raise InvalidArgumentError("the recipe's d_vocab is smaller than the byte alphabet (257)")
     save_tokenizer(tokenizer, path)
     return tokenizer

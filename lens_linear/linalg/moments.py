@@ -318,7 +318,8 @@ class Moments:
         total = form.scatter_y.sum() + here.n * (here.mean_y - centre).square().sum()
         if bool(constant_columns(total, centre.norm(), here.n, torch.float64)):
             raise InvalidArgumentError(
-                "y must differ from the training mean somewhere, otherwise R² is 0/0"
+                "y must differ from the training mean somewhere, otherwise R² is 0/0; pass rows that "
+                "vary"
             )
         return float(1 - residual / total)
 

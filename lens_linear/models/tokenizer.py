@@ -134,7 +134,8 @@ def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
     if highest >= model.cfg.d_vocab:
         raise InvalidArgumentError(
             f"the tokenizer of {model.cfg.model_name!r} gives id {highest} but the model has "
-            f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model"
+            f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model: set model.tokenizer to its "
+            "own"
         )
     if said := mostly_one_token(model, rows):
         warnings.warn(said, LensLinearWarning, stacklevel=3)

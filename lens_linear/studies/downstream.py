@@ -110,13 +110,15 @@ def _prefix_token(model: TransformerBridge) -> int:
     """Return the token that a text without context begins with."""
     if model.tokenizer is None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer; downstream tasks are text"
+            f"model {model.cfg.model_name!r} has no tokenizer, but downstream tasks are text; set "
+            "model.tokenizer"
         )
     first = bos_token(model)
     first = model.tokenizer.eos_token_id if first is None else first
     if first is None:
         raise UnsupportedModelError(
-            f"the tokenizer of {model.cfg.model_name!r} has neither a beginning nor an end token"
+            f"the tokenizer of {model.cfg.model_name!r} has neither a beginning nor an end "
+            "token; set its bos_token"
         )
     return int(first)
 

@@ -107,6 +107,9 @@ def _student_of(name: Path, students: Sequence[str]) -> str:
     return name.parts[0] if len(name.parts) > 1 else name.stem
 
 
+_AGAIN = "save it in Jupyter and hand it in again"
+
+
 def read_notebook(path: Path) -> tuple[Any, list[dict[str, Any]]]:
     """The lesson that a notebook says it is, and its code cells, each with its source as one text.
 
@@ -117,18 +120,16 @@ def read_notebook(path: Path) -> tuple[Any, list[dict[str, Any]]]:
         raise InvalidArgumentError("it is larger than 50 MiB; it can be handed in without outputs")
     content = path.read_bytes()
     if not content.strip():
-        raise InvalidArgumentError("it is empty")
+        raise InvalidArgumentError("it is empty; it must be handed in again")
     try:
         notebook = json.loads(content)
     except UnicodeDecodeError:
-        raise InvalidArgumentError(
-            "it is not UTF-8; opened in Jupyter and saved again it will be"
-        ) from None
+        raise InvalidArgumentError(f"it is not UTF-8; {_AGAIN}") from None
     except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"it is not a notebook ({error})") from None
+        raise InvalidArgumentError(f"it is not a notebook ({error}); {_AGAIN}") from None
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
-        raise InvalidArgumentError("it is not a notebook (JSON without a list of cells)")
+        raise InvalidArgumentError(f"it is not a notebook (JSON without a list of cells); {_AGAIN}")
     code = [c for c in cells if isinstance(c, dict) and c.get("cell_type") == "code"]
     metadata = notebook.get("metadata")
     own = metadata.get("lens_linear") if isinstance(metadata, dict) else None
@@ -157,5 +158,6 @@ def lesson_of(path: Path, known: Any, sources: Sequence[str]) -> int:
     if asked:
         return max(set(asked), key=asked.count)
     raise InvalidArgumentError(
-        "neither its metadata, its name nor its checks say which lesson it is"
+        "neither its metadata, its name nor its checks say which lesson it is; name it like "
+        "lesson_3.ipynb"
     )

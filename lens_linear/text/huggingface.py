@@ -122,20 +122,16 @@ def huggingface_rows(name: str | Path, *, split: str, config: str | None = None)
     if config is not None:
         require_instance("config", config, str, advice="leave it out where there is only one")
     dataset = _open(str(name), split, config)
-    rows = iter(dataset)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except ConnectionError as error:
-            raise _offline(str(name)) from error
-        except (OSError, ValueError, UnicodeError) as error:
-            raise CorruptedFileError(
-                f"dataset {str(name)!r} cannot be read ({_first_line(error)}); "
-                "check the file, or delete the cached copy and load it again"
-            ) from error
-        yield dict(row)
+    try:
+        for row in dataset:
+            yield dict(row)
+    except ConnectionError as error:
+        raise _offline(str(name)) from error
+    except (OSError, ValueError, UnicodeError) as error:
+        raise CorruptedFileError(
+            f"dataset {str(name)!r} cannot be read ({_first_line(error)}); "
+            "check the file, or delete the cached copy and load it again"
+        ) from error
 
 
 def _open(name: str, split: str, config: str | None) -> Any:

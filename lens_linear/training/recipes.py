@@ -132,7 +132,9 @@ class Recipe:
             if step < phase.steps:
                 return phase, step
             step -= phase.steps
-        raise InvalidArgumentError(f"the recipe {self.name!r} has only {self.steps} steps")
+        raise InvalidArgumentError(
+            f"step must be below {self.steps}, the steps of the recipe {self.name!r}; pass a smaller one"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that ``from_dict`` reads back."""

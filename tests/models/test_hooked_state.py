@@ -121,7 +121,12 @@ def test_pickles_are_read_as_tensors_and_nothing_else(tmp_path):
     [
         ({"n_heads": 5}, CorruptedFileError, "do not fit"),
         ({"d_head": 8}, CorruptedFileError, "do not fit"),
-        ({"n_layers": 3}, CorruptedFileError, "do not fit"),
+        ({"n_layers": 10**7}, CorruptedFileError, "n_layers is 10000000, the weights have 2"),
+        ({"n_layers": 1}, CorruptedFileError, "n_layers is 1, the weights have 2"),
+        ({"d_mlp": 10**11}, CorruptedFileError, "d_mlp is 100000000000, the weights have 40"),
+        ({"d_head": 0, "n_heads": None}, InvalidArgumentError, "is not one of a HookedTransformer"),
+        ({"eps": "small"}, InvalidArgumentError, "eps in config must be a number"),
+        ({"attention_dir": 3}, InvalidArgumentError, "attention_dir in config must be one of"),
         ({"d_vocab": None}, InvalidArgumentError, "lacks d_vocab"),
         ({"use_attn_scale": False}, UnsupportedModelError, "use_attn_scale=False"),
         ({"use_local_attn": True}, UnsupportedModelError, "use_local_attn=True"),

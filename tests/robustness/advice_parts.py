@@ -121,3 +121,9 @@ def raising(error):
         raise error
 
     return call
+
+
+def without_package(name, call):
+    """Make a call where a package is not installed."""
+    with patch.dict("sys.modules", {name: None}):
+        return call()

@@ -5,15 +5,12 @@ A row is a call that is refused, the words of its advice, and the call with the 
 """
 
 import ast
+import functools
 import os
+import traceback
+from importlib import import_module
 from pathlib import Path
 
-import advice_basics
-import advice_circuits
-import advice_depth
-import advice_models
-import advice_numbers
-import advice_text
 import numpy as np
 import pytest
 import torch
@@ -24,11 +21,11 @@ from lens_linear import text
 from lens_linear.errors import LensLinearError
 
 ROOT = Path(lens_linear.__file__).parent
-ROOMS = (advice_basics, advice_circuits, advice_depth, advice_models, advice_numbers, advice_text)
+ROOMS = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("advice_*.py"))]
 ROWS = [
     pytest.param(*row, id=f"{room.__name__.removeprefix('advice_')}-{place}")
     for room in ROOMS
-    for place, row in enumerate(room.ROWS)
+    for place, row in enumerate(getattr(room, "ROWS", ()))
 ]
 # Answers to students, what Python itself expects, and errors that are caught again inside the package.
 OTHERS = {
@@ -50,12 +47,21 @@ def places() -> set[tuple[str, int]]:
     return found
 
 
+@functools.cache
 def statement(file: str, line: int) -> tuple[str, int]:
     """The place of the ``raise`` that a traceback's line lies in."""
     for node in ast.walk(ast.parse(Path(file).read_text())):
         if isinstance(node, ast.Raise) and node.lineno <= line <= (node.end_lineno or node.lineno):
             return file, node.lineno
     return file, line
+
+
+def raised_at(error: BaseException | None):
+    """File and line of an error, and of those that it was made from."""
+    while error is not None:
+        *_, last = traceback.walk_tb(error.__traceback__)
+        yield last[0].f_code.co_filename, last[1]
+        error = error.__cause__ or error.__context__
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,8 +82,7 @@ def test_what_the_message_says_succeeds(wrong, advice, followed, tmp_path, monke
     with pytest.raises(LensLinearError, match=f"(?s){advice}") as error:
         wrong()
     if os.environ.get("LENS_LINEAR_COUNTS"):
-        last = error.traceback[-1]
-        REACHED.add(statement(str(last.path), last.lineno + 1))
+        REACHED.update(statement(*place) for place in raised_at(error.value))
     assert followed() is not None
 
 

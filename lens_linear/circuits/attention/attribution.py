@@ -331,7 +331,8 @@ def qk_attribution(
     if not result.max_error <= limit * max(1.0, float(own.abs().max())):
         raise UnsupportedModelError(
             f"the attributed scores of {result.name} of {shape.name!r} differ from its own by "
-            f"{result.max_error:.3g}; it treats queries and keys in a way not supported here"
+            f"{result.max_error:.3g}; it treats queries and keys in a way not known here; look at "
+            "its pattern with circuits.attention_pattern"
         )
     return result
 

@@ -61,7 +61,8 @@ class HeadOutputs:
             if weights.final_norm != "rms":
                 raise UnsupportedModelError(
                     f"model {self.shape.name!r} centres its attention output with another norm; single "
-                    "heads' outputs cannot be told apart exactly"
+                    "heads' outputs cannot be told apart exactly; use lens_linear.patch, which runs the "
+                    "model itself"
                 )
             self._raw = read_weights(model, fold=False)
 
@@ -150,6 +151,7 @@ def stream_components(
     if not gap <= limit:
         raise UnsupportedModelError(
             f"the residual stream of {shape.name!r} at layer {layer} is not the sum of its embedding, heads "
-            f"and MLPs (relative gap {gap:.3g}); scores and logits cannot be attributed exactly"
+            f"and MLPs (relative gap {gap:.3g}); scores and logits cannot be attributed exactly; "
+            "use lens_linear.patch, which runs the model itself"
         )
     return Components(tuple(found), stacked, stream)

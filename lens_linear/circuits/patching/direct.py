@@ -211,7 +211,7 @@ def direct_logit_attribution(
     if not found.max_error <= limit * max(1.0, float(own.abs().max())):
         raise UnsupportedModelError(
             f"the components of {shape.name!r} miss its logits by {found.max_error:.3g}; it treats its last "
-            "stream in a way not supported here"
+            "stream in a way not known here; use lens_linear.patch, which runs the model itself"
         )
     return found
 

@@ -84,7 +84,8 @@ def token_losses(
     if tokens.numel() and int(tokens.max()) >= logits.shape[-1]:
         raise UnsupportedModelError(
             f"the model predicts {logits.shape[-1]} tokens but the tokens go up to {int(tokens.max())}; a "
-            "next-token loss needs one vocabulary"
+            "next-token loss needs one vocabulary; pass lens_linear.Task(tokens, labels=...) to "
+            "in_context_loss"
         )
     flat = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"

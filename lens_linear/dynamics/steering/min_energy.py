@@ -168,7 +168,8 @@ def _numbers(name: str, value: Any) -> Tensor:
         found = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(
-            f"{name} must be a number or a tensor of numbers, got {type(value).__name__} ({error})"
+            f"{name} must be a number or a tensor of numbers, got {type(value).__name__} ({error}); pass "
+            "e.g. 0.5"
         ) from error
     return to_compute(require_float_tensor(name, found))
 

@@ -199,7 +199,10 @@ def replacement_curve(
     require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
     if model.cfg.n_layers == 0:
-        raise UnsupportedModelError(f"model {model.cfg.model_name!r} has no blocks to replace")
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} has no blocks to replace; use one "
+            "with layers, such as load('attn-2l')"
+        )
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )

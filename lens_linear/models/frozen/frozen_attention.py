@@ -182,7 +182,8 @@ def require_attention_only(model: TransformerBridge) -> None:
     if shape.n_post_norm:
         raise UnsupportedModelError(
             f"model {shape.name!r} must add its heads' outputs unchanged, but {shape.n_post_norm} of its "
-            f"{shape.n_layers} blocks pass them through another norm; use the head-level tools"
+            f"{shape.n_layers} blocks pass them through another norm; use head or "
+            "composition_scores"
         )
     if shape.logit_softcap is not None:
         raise UnsupportedModelError(
@@ -200,7 +201,8 @@ def _require_rounding(model: TransformerBridge, gaps: list[Tensor], reads: list[
             where = "the final norm" if index == len(gaps) - 1 else f"the norm of layer {index}"
             raise UnsupportedModelError(
                 f"{where} of {model.cfg.model_name!r} is not the {model.cfg.normalization_type!r} norm "
-                f"its configuration names (largest relative gap {relative:.3g}); its paths would be wrong"
+                f"its configuration names (largest relative gap {relative:.3g}); its paths would be wrong; "
+                "use lens_linear.patch, which runs the model itself"
             )
 
 

@@ -12,6 +12,7 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
+from lens_linear.checks import require_choice, require_float, shown
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.files import read_json
 from lens_linear.models.native import quiet_transformer_lens
@@ -72,6 +73,7 @@ def load_hooked_state(
     cfg = _bridge_config(config)
     state = _read(path)
     try:
+        _require_sizes(state, cfg)  # before anything of that size is built
         with torch.random.fork_rng(devices=[]), quiet_transformer_lens():
             converted = convert_tl_checkpoint(state, cfg)
             model: TransformerBridge = TransformerBridge.boot_native(  # type: ignore[attr-defined]
@@ -116,20 +118,39 @@ def _bridge_config(config: dict[str, Any] | str | Path) -> TransformerBridgeConf
             )
     # -1 stands for "as the other words say" in HookedTransformerConfig.
     values = {name: config[name] for name in _OBEYED if config.get(name) not in (None, -1)}
-    values.setdefault("n_heads", values["d_model"] // values["d_head"])
     # Written down as null it means none; left out, the default of the old class.
     values.setdefault("normalization_type", config.get("normalization_type", "LN"))
-    values.setdefault("d_mlp", 4 * values["d_model"])
+    if "eps" in values:
+        values["eps"] = require_float("eps in config", values["eps"], minimum=0.0)
+    direction = values.get("attention_dir", "causal")
+    require_choice("attention_dir in config", direction, ("causal", "bidirectional"))
     try:
+        values.setdefault("n_heads", values["d_model"] // values["d_head"])
+        values.setdefault("d_mlp", 4 * values["d_model"])
         return TransformerBridgeConfig(
             **{**values, "positional_embedding_type": "standard"},
             architecture="TransformerLensNative",
             init_weights=False,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise InvalidArgumentError(
             f"config is not one of a HookedTransformer ({error}); pass its cfg.to_dict()"
         ) from error
+
+
+def _require_sizes(state: dict[str, Tensor], cfg: TransformerBridgeConfig) -> None:
+    """Hold every size of the configuration against the weights; a ValueError says which differs."""
+    layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    sizes = {"n_layers": len(layers), "n_ctx": len(state["pos_embed.W_pos"])}
+    sizes["d_vocab"], sizes["d_model"] = state["embed.W_E"].shape
+    sizes["d_vocab_out"] = state["unembed.W_U"].shape[1]
+    if layers:
+        sizes["n_heads"], _, sizes["d_head"] = state["blocks.0.attn.W_Q"].shape
+        if not cfg.attn_only:
+            sizes["d_mlp"] = state["blocks.0.mlp.W_in"].shape[1]
+    for name, stored in sizes.items():
+        if getattr(cfg, name) not in (stored, -1):
+            raise ValueError(f"{name} is {shown(getattr(cfg, name))}, the weights have {stored}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
