@@ -15,7 +15,7 @@ from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attenti
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import InvalidArgumentError, LensLinearError
+from lens_linear.errors import LensLinearError
 from lens_linear.explorer.packing import pack
 from lens_linear.extensions import HeadScore, added, problems
 from lens_linear.models.describe.rotary import read_rotary
@@ -87,7 +87,7 @@ def added_scores(
         try:
             values = torch.as_tensor(score.function(model), dtype=torch.float64)
             if values.shape != (shape.n_layers, shape.n_heads):
-                raise InvalidArgumentError(
+                raise ValueError(
                     f"it must have shape [layer, head] = {(shape.n_layers, shape.n_heads)}, got "
                     f"{tuple(values.shape)}; return one number a head"
                 )

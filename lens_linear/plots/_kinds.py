@@ -398,7 +398,7 @@ def require_columns(name: str, frame: pd.DataFrame, columns: Sequence[str]) -> N
     if missing:
         raise InvalidArgumentError(
             f"{name} must have the columns {', '.join(columns)}, got {', '.join(map(str, frame.columns))}; "
-            f"{', '.join(missing)} is missing"
+            f"{', '.join(missing)} is missing: pass what the analysis returned"
         )
 
 

@@ -171,7 +171,9 @@ def _asked(
             try:
                 rows = evaluation_tokens(model, task, n_sequences=n_sequences)
             except LensLinearWarning as reason:  # most of it is one token
-                raise InvalidArgumentError(f"task is no text for this model: {reason}") from None
+                raise InvalidArgumentError(
+                    f"task is no text for this model: {reason}; pass other text, or token ids"
+                ) from None
         if task is None and n_sequences is None and n_parameters(model) >= LARGE:
             rows = rows[: rows_enough(model, rows.shape[1])]
         return Task(rows)

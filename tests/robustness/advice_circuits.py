@@ -229,6 +229,11 @@ ROWS = [
         r"use a model that does, such as load\('attn-2l'\)",
         lambda: circuits.verify_induction(ll.load("attn-2l"), rows_per_period=1, n_controls=1),
     ),
+    (
+        lambda: view().paths(IDS[:, :1]).loss,
+        "pass longer sequences",
+        lambda: view().paths(IDS[:2, :4]).loss,
+    ),
 ]
 
 

@@ -1,17 +1,16 @@
-"""Advice of depth dynamics and of the constructions."""
+"""Advice of depth dynamics: prompts, directions, gains, schedules, surrogates."""
 
 import functools
 
-import numpy as np
 import torch
-from advice_parts import IDS, X, Y, directions, gains, known, toy
+from advice_parts import IDS, X, agreement, directions, gains, known, raising, toy, under
 
 import lens_linear as ll
-from lens_linear import constructions, dynamics
-from lens_linear.constructions import NewtonSchulzAttention
-from lens_linear.constructions.memory.energies import parse_energy
+from lens_linear import dynamics
 from lens_linear.dynamics.gains.agreement import pearson, spearman
+from lens_linear.dynamics.gains.jacobian_products import require_finite_gains
 from lens_linear.dynamics.surrogates.surrogate import reduced_gains
+from lens_linear.extensions import Added
 
 MASK = torch.ones_like(IDS)
 PROMPTS = IDS[:4]
@@ -21,11 +20,6 @@ STORY = ["Once upon a time there"]
 @functools.cache
 def own():
     return dynamics.random_directions(known())
-
-
-@functools.cache
-def layer(**options):
-    return ll.OLSAttention.from_data(X, Y, **options)
 
 
 @functools.cache
@@ -55,14 +49,8 @@ def steered(schedule, **options):
     return dynamics.steer_text(known(), STORY, own(), schedule, **{"n_tokens": 1, **options})
 
 
-def trained_ols(**options):
-    return ll.train_ols_attention(**{"epochs": 3, "seeds": 2, "n": 20, **options})
-
-
-def memory(keys, queries=None, **options):
-    return constructions.attention_head_memory(
-        keys, queries, **{"n_patterns": (2, 4), "max_queries": 8, **options}
-    )
+BASES = "dynamics.surrogates.bases.added"
+FAILING = Added("mine 1.0", raising(RuntimeError("broken")))
 
 
 ROWS = [
@@ -244,220 +232,27 @@ ROWS = [
     (
         lambda: dynamics.agreement_table([known()], orders=[]),
         "must each name at least one",
-        lambda: dynamics.agreement_table(
-            [known()],
-            "mood",
-            orders=(2,),
-            bases=("random",),
-            jacobians=("mean",),
-            n_concept=24,
-            n_operating=4,
-            n_evaluation=4,
-        ),
+        agreement,
     ),
-    # least squares
+    # values that are no numbers, and parts of other packages
     (
-        lambda: constructions.build_induction(8, 16, sharpness=(1,)),
-        "two scores, one a head",
-        lambda: constructions.build_induction(8, 16, sharpness=(9.0, 9.0)),
+        lambda: profile([IDS[0], IDS[1, :0]]),
+        "leave it out|leave empty rows out",
+        lambda: profile([IDS[0]]),
     ),
     (
-        lambda: constructions.build_induction(9, 16),
-        "change n_ctx by 1",
-        lambda: constructions.build_induction(9, 17),
+        lambda: ll.min_energy(gains(), "much"),
+        "pass e.g. 0.5",
+        lambda: ll.min_energy(gains(), 0.5),
     ),
     (
-        lambda: NewtonSchulzAttention(4, layers=3, w_in=torch.eye(3)),
-        "pass the L of an OLSAttention built on the same columns|one row for each",
-        lambda: NewtonSchulzAttention(4, layers=3, w_in=layer().W_Q),
+        lambda: under({BASES: lambda *_, **__: {"mine": FAILING}}, lambda: fitted(basis="mine")),
+        "tell its authors, or uninstall it",
+        lambda: fitted(basis="random"),
     ),
     (
-        lambda: NewtonSchulzAttention(4, layers=3)(X),
-        r"call with_context\(x, y\)",
-        lambda: NewtonSchulzAttention(4, layers=3).with_context(X, Y)(X),
-    ),
-    (
-        lambda: NewtonSchulzAttention(3, layers=3).with_context(X, Y),
-        "must have 3 columns",
-        lambda: NewtonSchulzAttention(4, layers=3).with_context(X, Y),
-    ),
-    (
-        lambda: NewtonSchulzAttention(4, layers=3).with_context(X, Y)(X[:, :2]),
-        "must have 4 columns",
-        lambda: NewtonSchulzAttention(4, layers=3).with_context(X, Y)(X[:2]),
-    ),
-    (
-        lambda: layer().hat(X[:3]).leverage,
-        r"call hat\(\) without x_new",
-        lambda: layer().hat().leverage,
-    ),
-    (
-        lambda: layer().with_context(X[:, :2], Y),
-        "build a new module with from_data",
-        lambda: ll.OLSAttention.from_data(X[:, :2], Y),
-    ),
-    (
-        lambda: (
-            ll.OLSAttention.from_data(X[:, [0, 0]], Y) and trained_ols(x=X[:, [0, 0]], y=Y[:, 0])
-        ),
-        "drop the columns that others determine",
-        lambda: trained_ols(x=X[:, :1], y=Y[:, 0]),
-    ),
-    (
-        lambda: trained_ols(x=X),
-        "pass both or neither",
-        lambda: (trained_ols(x=X, y=Y[:, 0]), trained_ols()),
-    ),
-    (
-        lambda: trained_ols(x=X, y=0 * Y[:, 0]),
-        "nothing to learn",
-        lambda: trained_ols(x=X, y=Y[:, 0]),
-    ),
-    (
-        lambda: trained_ols(learning_rate=1e6, epochs=40),
-        "pass a smaller one",
-        lambda: trained_ols(learning_rate=1e-3, epochs=40),
-    ),
-    (
-        lambda: constructions.ols_transformer(layer(intercept=True), X[:3]),
-        "add a column of ones to x and build it with intercept=False",
-        lambda: constructions.ols_transformer(
-            ll.OLSAttention.from_data(torch.cat([X, torch.ones(40, 1)], 1), Y, intercept=False),
-            torch.cat([X, torch.ones(40, 1)], 1)[:3],
-        ),
-    ),
-    (
-        lambda: constructions.ols_transformer(layer(form="paper"), X[:3], layers=2),
-        "build the layer with form='in-context'",
-        lambda: constructions.ols_transformer(layer(form="in-context"), X[:3], layers=2),
-    ),
-    (
-        lambda: constructions.ols_transformer(layer(), X[:3, :2]),
-        "must have 4 columns",
-        lambda: constructions.ols_transformer(layer(), X[:3]),
-    ),
-    (
-        lambda: constructions.swap_memories(X, (X, Y)),
-        "pass two tensors",
-        lambda: constructions.swap_memories((X, Y), (X + 1, Y)),
-    ),
-    (
-        lambda: constructions.covariance_shift(conditions=(), seeds=2),
-        r"pass \(1, 4\)",
-        lambda: constructions.covariance_shift(
-            conditions=(1, 4), seeds=2, layers=2, n=32, base_rows=64
-        ),
-    ),
-    (
-        lambda: ll.OLSAttention.from_data(np.ma.masked_less(X.numpy(), 0), Y),
-        "drop those rows or fill them first",
-        lambda: ll.OLSAttention.from_data(np.ma.masked_less(X.numpy(), 0).filled(0.0), Y),
-    ),
-    (
-        lambda: ll.OLSAttention.from_data("x", Y),
-        "pass a torch tensor, a numpy array or a data frame of numbers",
-        lambda: ll.OLSAttention.from_data(X.numpy(), Y),
-    ),
-    (
-        lambda: ll.OLSAttention.from_data(X[:0], Y[:0]),
-        "pass more data",
-        lambda: ll.OLSAttention.from_data(X, Y),
-    ),
-    (
-        lambda: ll.OLSAttention.from_data(X, Y[None]),
-        "pass one row of labels for each row of x",
-        lambda: ll.OLSAttention.from_data(X, Y[None][0]),
-    ),
-    (
-        lambda: ll.OLSAttention.from_data(X, Y).float().predict(X * 1e200),
-        r"scale x_new down, or use a module in float64 \(module.double\(\)\)",
-        lambda: ll.OLSAttention.from_data(X, Y).double().predict(X * 1e100),
-    ),
-    (
-        lambda: constructions.spectral_root(X, noise=torch.ones(3)),
-        r"see rounding\(x\)",
-        lambda: constructions.spectral_root(X, noise=torch.ones(4).double() * 1e-9),
-    ),
-    # memories
-    (
-        lambda: ll.memory_capacity(dims=[]),
-        r"pass \(64, 128\)",
-        lambda: ll.memory_capacity(energies="quadratic", dims=(64, 128), seeds=1, queries=8),
-    ),
-    (
-        lambda: ll.memory_capacity(energies="exponential", dims=[60], max_patterns=500),
-        "pass a smaller d or more noise",
-        lambda: (
-            ll.memory_capacity(
-                energies="exponential", dims=[4], max_patterns=5000, seeds=1, queries=8
-            ),
-            ll.memory_capacity(
-                energies="exponential", dims=[20], noise=0.3, max_patterns=50000, seeds=1, queries=8
-            ),
-        ),
-    ),
-    (
-        lambda: constructions.attention_dial(betas=(), orders=()),
-        r"pass betas=\(1.0,\)",
-        lambda: constructions.attention_dial(betas=(1.0,), orders=(), d=2, n=8, queries=2, seeds=2),
-    ),
-    (
-        lambda: parse_energy("cubic"),
-        "pass e.g. 'polynomial-3'",
-        lambda: parse_energy("polynomial-3"),
-    ),
-    (
-        lambda: constructions.hopfield_update(X[:3], X[:, :2]),
-        r"pass \[q, d\] and \[k, d\]",
-        lambda: constructions.hopfield_update(X[:3], X),
-    ),
-    (
-        lambda: constructions.head_dial(toy(), IDS, betas=()),
-        r"pass betas=\(1.0,\)",
-        lambda: constructions.head_dial(
-            toy(n_ctx=64), IDS.repeat(1, 3), heads=["L0H0"], betas=(1.0,)
-        ),
-    ),
-    (
-        lambda: constructions.head_dial(toy(), IDS[:, :3]),
-        "pass longer rows",
-        lambda: constructions.head_dial(
-            toy(n_ctx=64), IDS.repeat(1, 3), heads=["L0H0"], betas=(1.0,)
-        ),
-    ),
-    (
-        lambda: memory(X, energies=()),
-        "must each name at least one|pass",
-        lambda: memory(X, energies=("quadratic",)),
-    ),
-    (lambda: memory(X, values=X[:3]), "one row for each key", lambda: memory(X, values=Y)),
-    (
-        lambda: memory(X, X[:, :2]),
-        "for grouped-query heads pass the group's keys",
-        lambda: memory(X, X),
-    ),
-    (
-        lambda: memory(X, X[:5], causal=True),
-        "pass queries, or causal=False",
-        lambda: (memory(X, X, causal=True), memory(X, X[:5], causal=False)),
-    ),
-    (
-        lambda: constructions.retrieval_curve(energies=()),
-        "must each name at least one|pass 'quadratic'",
-        lambda: constructions.retrieval_curve(
-            energies="quadratic", d=10, n_patterns=(2,), noise=(0.0,), seeds=1
-        ),
-    ),
-    (
-        lambda: constructions.trained_heads(toy(), IDS[:, :3]),
-        "pass longer rows",
-        lambda: constructions.trained_heads(toy(), IDS, heads=["L0H0"], exchanges=()),
-    ),
-    (
-        lambda: constructions.trained_heads(toy(), IDS, exchanges=("no",)),
-        "must be one of 'other context'",
-        lambda: constructions.trained_heads(
-            toy(), IDS, heads=["L0H0"], exchanges=("other context",)
-        ),
+        lambda: require_finite_gains(torch.tensor([[1.0, torch.nan]])),
+        "look at the weights of that layer and those after it, or load the model in a wider precision",
+        profile,
     ),
 ]

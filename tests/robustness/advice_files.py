@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from advice_models import STREAM, folder, recipe
 from advice_parts import IDS, X, Y, known, mlp, raising, toy, under, without_package
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import lens_linear as ll
 from lens_linear import text
@@ -17,6 +19,7 @@ from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.files import hold, read_json, release, require_folder, write_text
 from lens_linear.linalg import Moments
 from lens_linear.linalg.memory import require_room
+from lens_linear.stats.resume import Checkpoint, PassState
 from lens_linear.text.concepts import load_concept
 from lens_linear.text.corpora import default_stories
 
@@ -41,11 +44,11 @@ def flipped(data):
 
 def moments(change=None, **words):
     """Statistics from a file whose bytes, or whose words, were changed."""
-    from safetensors.torch import load_file, save_file
-
     path = Path("moments")
     Moments().update(X, Y).save(path)
     if words:
+        with safe_open(path, framework="pt") as file:
+            words = {**file.metadata(), **words}
         save_file(load_file(path), path, metadata=words)
     if change is not None:
         path.write_bytes(change(path.read_bytes()))
@@ -187,6 +190,17 @@ DATA = {
 }
 
 
+def counted(rows):
+    """A checkpoint whose layers saw these rows, and others."""
+    kept = Checkpoint("counted", "question")
+    seen = {(0, "block"): Moments().update(X, X), (1, "block"): Moments().update(rows, rows)}
+    kept.save(PassState(done=len(X), moments=seen))
+    try:
+        return kept.load()
+    finally:
+        release(Path("counted").resolve())
+
+
 ROWS = [
     # writing
     (
@@ -231,8 +245,8 @@ ROWS = [
     (lambda: moments(lambda data: data[:9]), "collect the statistics again", lambda: moments()),
     (lambda: moments(format="other"), "pass a file written by Moments.save", lambda: moments()),
     (
-        lambda: moments(format="lens_linear.Moments", version="0"),
-        "collect the statistics again|pass a file written by Moments.save",
+        lambda: moments(version="0"),
+        "collect the statistics again",
         lambda: moments(),
     ),
     (lambda: moments(flipped), "collect the statistics again", lambda: moments()),
@@ -355,5 +369,10 @@ ROWS = [
         lambda: require_file("path", "absent"),
         "check the path",
         lambda: require_file("path", table("f")),
+    ),
+    (
+        lambda: counted(X[:30]),
+        "remove it to start again",
+        lambda: counted(X),
     ),
 ]

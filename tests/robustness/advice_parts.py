@@ -106,6 +106,20 @@ MASK = torch.ones(16, dtype=torch.bool)
 SHORT = IDS[:, :1]
 
 
+@functools.cache
+def agreement():
+    return dynamics.agreement_table(
+        [known()],
+        "mood",
+        orders=(2,),
+        bases=("random",),
+        jacobians=("mean",),
+        n_concept=24,
+        n_operating=4,
+        n_evaluation=4,
+    )
+
+
 def under(changes, call):
     """Make a call while names of the package are something else."""
     with contextlib.ExitStack() as stack:

@@ -413,4 +413,9 @@ ROWS = [
         r"use .map\(query, key\), .mean_map\(\) or fewer tokens",
         lambda: (attribution().map(5, 2), attribution().mean_map(), qk(toy()).scores),
     ),
+    (
+        lambda: models.run(toy(positions="rotary"), IDS, record=[(0, "rot_q")]),
+        "use another site, or another model",
+        lambda: models.run(toy(positions="rotary"), IDS, record=[(0, "q")]),
+    ),
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_int, texts_in
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.hooks import require_bridge
@@ -131,8 +131,6 @@ def as_prompts(
 def _padded(model: TransformerBridge, rows: list[Tensor], truncate: bool) -> Prompts:
     n_ctx = model.cfg.n_ctx
     for index, row in enumerate(rows):
-        if not row.numel():
-            raise NotEnoughDataError(f"prompts[{index}] holds no tokens; leave it out")
         if len(row) > n_ctx and not truncate:
             raise InvalidArgumentError(
                 f"prompts[{index}] has {len(row)} tokens but the context n_ctx is {n_ctx}; shorten it, "
