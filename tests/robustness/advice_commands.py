@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from argparse import Namespace
 from contextlib import nullcontext
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pandas as pd
-from advice_models import folder, graded, recipe
+from advice_models import folder, recipe
+from advice_pages import graded
 from advice_parts import IDS, known, raising, toy, under, without_package
 
 import lens_linear as ll
@@ -142,6 +144,20 @@ def study_result():
         for variant, seed in made.runs()
     )
     return studies.StudyResult(made, rows, 10, 10, 1.0)
+
+
+def without_fork(call):
+    """Make a call on a system that cannot fork."""
+    with patch.object(os, "fork"):
+        del os.fork
+        return call()
+
+
+def evaluated(**options):
+    """What a report would be of, found without making it."""
+    from lens_linear.reports.build import _one_of
+
+    return _one_of(None, options.get("text"), options.get("tokens"))
 
 
 ROWS = [
@@ -281,6 +297,16 @@ ROWS = [
         lambda: _kept(folder("runs"), recipe(), "text") is None,
     ),
     (lambda: tables(seeds=[99]), "run the study again", lambda: tables()),
+    (
+        lambda: without_fork(graded),
+        "run it on Linux or macOS, on Windows in WSL",
+        graded,
+    ),
+    (
+        lambda: ll.report(known(), "page.html", text="a text", tokens=IDS),
+        "pass one of them",
+        lambda: evaluated(text="a text " * 400),
+    ),
 ]
 NOWHERE = dict.fromkeys(
     ("teaching.tutorials._INSTALLED", "teaching.tutorials._CHECKOUT"), Path("nowhere")

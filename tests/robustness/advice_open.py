@@ -195,7 +195,7 @@ ROWS = [
     (
         lambda: models.save_model(toy(), "mine", bos=torch.ones(2)),
         "the text of one token",
-        lambda: models.save_model(toy(), "mine", bos="a"),
+        lambda: models.save_model(known(), "mine", bos="a"),
     ),
     (
         lambda: ll.tokenize(unfit(), "a text"),
@@ -311,5 +311,13 @@ ROWS = [
         lambda: under(BROKEN, gguf_file),
         "check that it holds a causal language model",
         lambda: ll.load(llama()),
+    ),
+    (
+        lambda: models.save_model(toy(), "mine", bos="a"),
+        "leave it out, or pass tokenizer=",
+        lambda: (
+            models.save_model(toy(), "mine"),
+            models.save_model(toy(), "mine", bos="a", tokenizer=known().tokenizer),
+        ),
     ),
 ]
