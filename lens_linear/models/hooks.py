@@ -136,7 +136,7 @@ def require_blocks(model: TransformerBridge) -> None:
     """Refuse a model without layers."""
     if not model.cfg.n_layers:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no blocks; depth dynamics need at least one layer"
+            f"model {model.cfg.model_name!r} has no blocks; use one with layers, such as load('attn-2l')"
         )
 
 

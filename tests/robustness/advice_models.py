@@ -246,7 +246,7 @@ ROWS = [
     ),
     (
         lambda: ll.gain_profile(toy(n_layers=0), IDS, torch.ones(1, 16)),
-        "at least one layer",
+        "use one with layers",
         lambda: ll.gain_profile(toy(), IDS, directions()),
     ),
     (

@@ -153,13 +153,11 @@ def linearity_profile(
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
     held_out, n_layers, width = fit == "held-out", model.cfg.n_layers, model.cfg.d_model
-    sites = _usable(model, sites)
+    sites, kept = _usable(model, sites), not held_out or checkpoint is not None
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-    each = layer_bytes(
-        width, len(sites), len(train), kept=not held_out or checkpoint is not None, own=own
-    )
+    each = layer_bytes(width, len(sites), len(train), kept=kept, own=own)
     cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")
     parts: list[ProfilePart] = []
     for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):

@@ -31,7 +31,7 @@ from lens_linear.checks import (
     require_ints,
     require_seed,
 )
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
@@ -43,7 +43,7 @@ from lens_linear.linearity.replace.affine_map import (
 from lens_linear.linearity.replace.distill import polish
 from lens_linear.models.capture import TokenRows, batched, model_device, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
-from lens_linear.models.hooks import Spot
+from lens_linear.models.hooks import Spot, require_blocks
 from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -198,11 +198,7 @@ def replacement_curve(
     require_ridge(ridge)
     require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
-    if model.cfg.n_layers == 0:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no blocks to replace; use one "
-            "with layers, such as load('attn-2l')"
-        )
+    require_blocks(model)
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
