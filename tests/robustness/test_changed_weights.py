@@ -70,10 +70,8 @@ def test_views_say_that_the_weights_have_changed(model, tmp_path, edit):
     edit(explored)
     for name, (view, use) in found.items():
         assert repr(view).endswith(CHANGED), name
-        # torch counts no edits through .data; a context reads some of every tensor.
-        if edit is not by_data or name == "frozen context":
-            with pytest.warns(LensLinearWarning, match="no longer has: they have changed"):
-                use()
+        with pytest.warns(LensLinearWarning, match="no longer has: they have changed"):
+            use()
 
 
 @pytest.mark.parametrize("edit", [in_place, by_data, by_loading])
@@ -100,6 +98,46 @@ def test_jacobians_follow(model, edit):
     after = made.gains(directions, directions[-1])
     assert torch.equal(after, block_jacobians(model, TOKENS[:3]).gains(directions, directions[-1]))
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def exchanged(value, one, other):
+    value.data[[one, other]] = value.data[[other, one]].clone()
+
+
+@pytest.mark.parametrize("row", [0, 1, 17, 63])
+def test_one_row_written_through_data_is_seen_at_use(model, row):
+    """torch counts no edits through ``.data``, and what is read at use is not every value."""
+    state = model.original_model.state_dict(keep_vars=True)
+    read = {w.data_ptr(): w for name, w in state.items() if w.ndim == 2 and ".1." not in name}
+    assert len(read) == 7  # tokens, positions, outputs, and layer 0
+    for weight in (w for w in read.values() if len(w) > row):
+        for edit in (
+            lambda w: w.data.view(-1, w.shape[-1])[row].zero_(),
+            lambda w: exchanged(w, 0, 1),
+        ):
+            head, both = (
+                ll.head(model, 0, 1),
+                virtual_head(ll.head(model, 0, 1), ll.head(model, 1, 0)),
+            )
+            edit(weight)
+            with pytest.warns(LensLinearWarning, match=r"^head L0H1 holds weights"):
+                _ = head.copying_score
+            with pytest.warns(LensLinearWarning, match="virtual head L0H1→L1H0 holds weights"):
+                _ = both.ov
+    head = ll.head(model, 0, 1)
+    model.blocks[1].attn.W_V.data.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = head.copying_score  # no weight of layer 1 is in it
+
+
+@pytest.mark.parametrize("row", [0, 1, 4001, 7998, 7999])
+def test_a_row_of_a_large_table_too(row):
+    model = ll.toy_model(n_layers=1, d_vocab=8000, d_model=32)
+    head = ll.head(model, 0, 0)
+    model.W_E.data[row] *= 1.5
+    with pytest.warns(LensLinearWarning, match="they have changed"):
+        _ = head.ov
 
 
 def test_weights_that_came_back_are_no_change(model):

@@ -131,7 +131,9 @@ class HeadCircuit:
 
     def warn_if_changed(self) -> None:
         """Say it when the model no longer has the weights of this head."""
-        self.weights.mark.warn(self.model, f"head {self.name}", "take the head anew", stacklevel=4)
+        self.weights.mark.warn(
+            self.model, f"head {self.name}", "take the head anew", layers=[self.layer], stacklevel=4
+        )
 
     @Held
     def qk(self) -> QKCircuit:

@@ -52,7 +52,13 @@ class VirtualHead:
 
     def warn_if_changed(self) -> None:
         """Say it when the model no longer has the weights of the two heads."""
-        self.reader.warn_if_changed()
+        self.reader.weights.mark.warn(
+            self.reader.model,
+            f"virtual head {self.name}",
+            "take its heads anew",
+            layers=[self.writer.layer, self.reader.layer],
+            stacklevel=4,
+        )
 
     @Held
     def ov(self) -> FactoredMatrix:

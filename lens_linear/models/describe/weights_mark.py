@@ -6,9 +6,13 @@ edited in between, the two no longer fit, and this is how that is said.
 
 from __future__ import annotations
 
+import re
 import warnings
 import weakref
+from collections.abc import Collection
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
@@ -19,10 +23,12 @@ from lens_linear.models.open.checksum import weights_sha256
 class WeightsMark:
     """The weights of a model as they are now, to be compared with what they are later.
 
+    A change is seen at use when a tensor was written to or replaced, or when a weighted sum over some values
+    of each of its rows moved: torch does not count edits through ``.data``.
+
     Args:
         model: a bridge.
-        read: take a checksum of every weight (about 0.7 s a gigabyte). Without it a change is a tensor
-            written to, replaced, or whose 64 values at even distances have another sum.
+        read: take a checksum of every weight too (about 0.7 s a gigabyte), which a ``repr`` compares.
 
     Example:
         >>> from lens_linear.models.open.toy import toy_model
@@ -35,8 +41,13 @@ class WeightsMark:
 
     def __init__(self, model: TransformerBridge, *, read: bool = True) -> None:
         self._sha256 = weights_sha256(model) if read else None
-        state = model.original_model.state_dict(keep_vars=True).values()
-        self._seen = [(weakref.ref(value), self._place(value)) for value in state]
+        state = model.original_model.state_dict(keep_vars=True)
+        # A bridge lists a tensor under each of the parts that wrap it.
+        once = {(_layer(name), id(value)): value for name, value in state.items()}
+        self._seen = [
+            (layer, weakref.ref(value), _place(value), _digest(value))
+            for (layer, _), value in once.items()
+        ]
 
     def __repr__(self) -> str:
         return f"WeightsMark {(self._sha256 or 'by place')[:8]}"
@@ -52,10 +63,16 @@ class WeightsMark:
         return "" if self.fits(model) else "; the model's weights have changed since it was made"
 
     def warn(
-        self, model: TransformerBridge, what: str, advice: str, *, stacklevel: int = 3
+        self,
+        model: TransformerBridge,
+        what: str,
+        advice: str,
+        *,
+        layers: Collection[int] | None = None,
+        stacklevel: int = 3,
     ) -> None:
-        """Say it where the old weights are used; only :meth:`note` sees edits through ``.data``."""
-        if self._touched() and not self.fits(model):
+        """Say it where the old weights are used; of ``layers`` and outside all of them, where given."""
+        if self._touched(layers) and not self.fits(model):
             warnings.warn(
                 f"{what} holds weights that {str(model.cfg.model_name)!r} no longer has: they have changed "
                 f"since it was made; {advice}",
@@ -63,23 +80,37 @@ class WeightsMark:
                 stacklevel=stacklevel,
             )
 
-    def _touched(self) -> bool:
+    def _touched(self, layers: Collection[int] | None = None) -> bool:
         return any(
-            (found := ref()) is None or self._place(found) != place for ref, place in self._seen
+            (found := ref()) is None
+            or _place(found) != place
+            or ((layers is None or layer is None or layer in layers) and _digest(found) != digest)
+            for layer, ref, place, digest in self._seen
         )
 
-    def _place(self, value: Tensor) -> tuple[int, int, float]:
-        """Where a tensor lies, how often it was written to, and what is read of it.
 
-        torch does not count edits through ``.data``. Reading takes .01 ms a tensor: too long for heads, which
-        are used by the hundred.
-        """
-        some = 0.0
-        if self._sha256 is None:
-            some = float(_some_values(value).double().sum())
-        return value.data_ptr(), 0 if value.is_inference() else value._version, some
+def _layer(name: str) -> int | None:
+    """The layer that a weight's name tells: its first whole number; None outside the layers."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
-def _some_values(value: Tensor) -> Tensor:
-    n = value.numel()
-    return value.detach().reshape(-1)[:: max(1, n // 64)][:64]
+def _place(value: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was written to as far as torch counts."""
+    return value.data_ptr(), 0 if value.is_inference() else value._version
+
+
+def _digest(value: Tensor) -> str:
+    """A weighted sum of a tensor's values at even distances: moved by an edit of a row, or an exchange."""
+    if value.numel() == 0:
+        return ""
+    flat = value.detach().reshape(-1)
+    # No longer than a row, so that none is passed over; odd, so that all columns are met.
+    step = max(1, min(flat.numel() // 4096, value.shape[-1] if value.ndim else 1))
+    flat = flat[:: (step - 1) | 1].double()
+    return float(flat @ _ramp(len(flat)).to(flat.device)).hex()  # NaN equals NaN as text
+
+
+@cache
+def _ramp(n: int) -> Tensor:
+    return torch.linspace(1, 2, n, dtype=torch.float64)
