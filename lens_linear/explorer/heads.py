@@ -135,7 +135,7 @@ def composition(
     """
     if shape.n_layers < 2:
         return None, ""
-    found = composition_scores(model, seed=seed) if known is None else known
+    found = composition_scores(model, fold=True, seed=seed) if known is None else known
     parts = {"scores": found.scores, "mean": found.baseline_mean}
     best = [_number(value) for value in found.best_random.tolist()]
     made: dict[str, Any] = {
@@ -148,14 +148,15 @@ def composition(
     most = int(max_bytes / (2 * 3 * n_heads * (2 * _HALF + _WORD)))
     if most < 1:
         return None, (
-            f"Composition of {n_heads} heads did not fit; circuits.composition_scores(model) gives it."
+            f"Composition of {n_heads} heads did not fit; circuits.composition_scores(model, fold=True) "
+            "gives it."
         )
     places = _strongest(found.ratio, most)
     kept = {name: pack(value.flatten()[places], "float16") for name, value in parts.items()}
     return made | kept | {"places": pack(places, "int32")}, (
         f"Composition is kept for the {most} heads that each head reads most and the {most} that read it "
         f"most, each of Q, K and V: all pairs of {n_heads} heads did not fit. "
-        "circuits.composition_scores(model) gives all."
+        "circuits.composition_scores(model, fold=True) gives all."
     )
 
 

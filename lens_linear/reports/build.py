@@ -136,7 +136,7 @@ GO_ON = (
         "model = ll.load(NAME)\n"
         "tokens = ll.evaluation_tokens(model)\n"
         "ll.induction_scores(model).plot()\n"
-        "ll.composition_scores(model).plot()\n"
+        "ll.composition_scores(model, fold=True).plot()\n"
         "ll.linearity_profile(model, tokens).plot()",
     ),
     (

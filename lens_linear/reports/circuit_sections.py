@@ -115,11 +115,12 @@ def composition_section(
     passing = ", ".join(f"{n:,} by {kind}" for kind, n in above.items())
     prose = (
         f"A head of a later layer can read what an earlier head wrote, through its queries (Q), keys (K) "
-        f"or values (V). The score compares the product of the two heads' matrices with their sizes. Beside "
-        f"it stands what random rotations of the same matrices give. In {name} the strongest is "
-        f"{best['kind']}-composition of {best['writer']} into {best['reader']}: {best['score']:.3f} against "
-        f"{best['baseline_mean']:.3f}, {best['ratio']:.1f} times as much. Of {len(frame):,} pairs "
-        f"{sum(above.values()):,} ({passing}) have a larger ratio than the best of as many random pairs."
+        f"or values (V). The score compares the product of the two heads' matrices{_folded(scores)} with "
+        f"their sizes. Beside it stands what random rotations of the same matrices give. In {name} the "
+        f"strongest is {best['kind']}-composition of {best['writer']} into {best['reader']}: "
+        f"{best['score']:.3f} against {best['baseline_mean']:.3f}, {best['ratio']:.1f} times as much. Of "
+        f"{len(frame):,} pairs {sum(above.values()):,} ({passing}) have a larger ratio than the best "
+        "of as many random pairs."
     )
     columns = ["kind", "writer", "reader", "score", "baseline_mean", "ratio", "above_random", "z"]
     return Section(
@@ -138,6 +139,10 @@ def composition_section(
             f"{best['reader']}: {best['score']:.3f} against {best['baseline_mean']:.3f} by chance."
         ),
     )
+
+
+def _folded(scores: CompositionScores) -> str:
+    return ", norms folded in," if scores.folded else ""
 
 
 def induction_section(measured: Measured, *, name: str) -> Section:

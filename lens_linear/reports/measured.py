@@ -31,8 +31,8 @@ class Measured:
 
     @cached_property
     def composition(self) -> CompositionScores:
-        """Scores of all pairs of heads."""
-        return composition_scores(self.model, seed=self.seed)
+        """Scores of all pairs of heads, by what they apply: norms folded in."""
+        return composition_scores(self.model, fold=True, seed=self.seed)
 
     @cached_property
     def linearity(self) -> LinearityProfile:

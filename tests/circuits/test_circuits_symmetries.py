@@ -14,6 +14,7 @@ from circuit_zoo import ids, native
 from test_circuits_unseen import SCORES, TOKENS
 
 import lens_linear as ll
+from lens_linear.reports.measured import Measured
 
 
 def _draw(*shape, seed=0):
@@ -166,3 +167,18 @@ def test_what_changes_no_probability_changes_no_number(plain, pairs, known, chan
         np.testing.assert_allclose(
             np.asarray(number(other), dtype=float), known[name], rtol=2e-3, atol=3e-4, err_msg=name
         )
+
+
+# A constant on rows or on what is written is in the raw stream, whose R² it changes by definition.
+UNSEEN_IN_THE_STREAM = [name for name in CHANGES if not name.endswith(("row", "heads write"))]
+
+
+@pytest.mark.parametrize("change", UNSEEN_IN_THE_STREAM)
+def test_what_a_page_measures_does_not_move(plain, pairs, change):
+    rows = torch.randint(plain.cfg.d_vocab, (60, 12), generator=torch.Generator().manual_seed(2))
+    one, two = Measured(plain, rows), Measured(pairs[change], rows)
+    for part in ("induction", "composition", "linearity"):
+        before, after = (
+            getattr(m, part).to_dataframe().select_dtypes("number") for m in (one, two)
+        )
+        np.testing.assert_allclose(after, before, rtol=2e-3, atol=3e-4, err_msg=part)
