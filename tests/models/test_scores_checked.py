@@ -6,7 +6,7 @@ import transformers
 from architectures import CONFIGS, save_random
 
 import lens_linear as ll
-from lens_linear.errors import UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models import attention_scores, read_rotary, run
 from lens_linear.models.describe.rotary import require_fixed_rotation
 from lens_linear.models.describe.verify_weights import sample_tokens
@@ -81,6 +81,9 @@ def test_a_rotation_that_depends_on_the_length_gives_no_circuit_at_an_offset(tmp
         require_fixed_rotation(model)
     short = ll.load(tmp_path / "longrope", n_ctx=32)  # what the message advises
     tokens = sample_tokens(short, length=32)[None]
+    torch.testing.assert_close(short(tokens), model(tokens))  # the same model
+    with pytest.raises(InvalidArgumentError, match="n_ctx must be at most"):
+        ll.load(tmp_path / "longrope", n_ctx=4096)  # whose scale would be another
     seen = run(short, tokens, record=[(1, "q"), (1, "k")], logits=False)
     turn = read_rotary(short, 1, 11).relative(10, 8)
     q, k = seen[(1, "q")][0, 10].double(), seen[(1, "k")][0, 0].double()

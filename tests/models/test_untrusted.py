@@ -1,11 +1,13 @@
 """Model folders are read without trust; Hub names meet the same checks as folders."""
 
 import builtins
+import importlib
 import json
 import os
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from architectures import as_hub_name, save_random
@@ -188,6 +190,43 @@ def test_what_the_hub_answers_is_said(monkeypatch, raised, kind, words):
         ll.load("someone/model", revision="main2")
 
 
+@pytest.fixture
+def answering(tmp_path, monkeypatch):
+    """Let the Hub's own client meet an answer of ours in place of the network."""
+    made = importlib.import_module(type(huggingface_hub.get_session()).__module__.split(".")[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    known = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
+
+    def answer(status, headers, body="{}"):
+        def serve(request):
+            return made.Response(status, headers=headers, text=body, request=request)
+
+        huggingface_hub.set_client_factory(lambda: made.Client(transport=made.MockTransport(serve)))
+
+    yield answer
+    huggingface_hub.set_client_factory(known)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind", "words"),
+    [
+        (403, {"X-Error-Code": "GatedRepo"}, UnknownModelError, "is gated: its terms"),
+        (401, {"X-Error-Code": "GatedRepo"}, UnknownModelError, "is gated: its terms"),
+        (401, {"X-Error-Code": "RepoNotFound"}, UnknownModelError, "has no open model 'some/one'"),
+        (404, {"X-Error-Code": "RepoNotFound"}, UnknownModelError, "has no open model 'some/one'"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, UnknownModelError, "has no revision 'dev'"),
+        (401, {"X-Error-Message": "Invalid user token."}, UnknownModelError, "refused the token"),
+        (429, {}, OfflineError, "the Hub answered with HTTP status 429"),
+        (503, {}, OfflineError, "the Hub answered with HTTP status 503"),
+    ],
+)
+def test_each_answer_of_the_hub_is_told_from_the_others(answering, status, headers, kind, words):
+    answering(status, headers)
+    with pytest.raises(kind, match=words):
+        ll.load("some/one", revision="dev")
+
+
 def test_a_training_step_is_the_revision_that_holds_it(monkeypatch, folder):
     asked = []
 
@@ -221,8 +260,13 @@ def test_arguments_that_mean_nothing_here_are_refused(arguments):
 
 def test_a_longer_context_is_for_rotary_models(folder, tmp_path):
     assert ll.load(folder, n_ctx=100)(torch.zeros(1, 100, dtype=torch.long)).shape[1] == 100
-    with pytest.raises(LensLinearError, match=r"n_ctx|other shapes"):
-        ll.load(save_random("gpt2", tmp_path / "gpt2"), n_ctx=100)
+    learnt, tokens = save_random("gpt2", tmp_path / "gpt2"), torch.arange(12)[None]
+    with pytest.raises(
+        InvalidArgumentError, match=r"n_ctx must be at most 64 .*positions end there"
+    ):
+        ll.load(learnt, n_ctx=100)
+    short = ll.load(learnt, n_ctx=16)
+    assert short.cfg.n_ctx == 16 and torch.equal(short(tokens), ll.load(learnt)(tokens))
 
 
 def test_the_name_asked_for_is_not_advised():

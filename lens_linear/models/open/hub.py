@@ -23,6 +23,7 @@ from lens_linear.models.open.obtain import OBTAINABLE
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _UNWANTED = ["*/*", "consolidated*"]
+_REFUSED = ("Invalid user token", "Invalid username or password")
 
 
 def hub_folder(name: str, *, revision: str | None = None) -> Path:
@@ -81,13 +82,17 @@ def hub_error(name: str, error: Exception, *, revision: str | None = None) -> Le
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 8:
         chain.append(inner)
     kinds = {cls.__name__ for one in chain for cls in type(one).__mro__}
+    statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
+    status = next((code for code in statuses if isinstance(code, int)), None)
     text = " ".join(str(one) for one in chain)
-    if "GatedRepoError" in kinds or "gated repo" in text.lower():
+    # The Hub's answer to a name that it does not have speaks of gated repositories too.
+    unknown = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
+    if "GatedRepoError" in kinds or ("gated repo" in text.lower() and not unknown):
         return UnknownModelError(
             f"the Hub's {name!r} is gated: its terms must be accepted on its page, and a token of that "
             "account given with `hf auth login` or HF_TOKEN; or pass a local folder"
         )
-    if "401" in text or "Invalid user token" in text or "Invalid username or password" in text:
+    if any(words in text for words in _REFUSED) or (status == 401 and not unknown):
         return UnknownModelError(
             f"the Hub refused the token for {name!r}, or has no such model; log in anew with `hf auth "
             f"login`, or unset HF_TOKEN for open models; nearest names known: {nearest_names(name)}"
@@ -96,18 +101,17 @@ def hub_error(name: str, error: Exception, *, revision: str | None = None) -> Le
         return UnknownModelError(
             f"the Hub's {name!r} has no revision {shown(revision)}; see its branches and tags on its page"
         )
-    if kinds & {"RepositoryNotFoundError", "HFValidationError"} or (
-        "not a valid model identifier" in text
-    ):
+    if unknown or "HFValidationError" in kinds or "not a valid model identifier" in text:
         return UnknownModelError(
             f"the Hub has no open model {name!r}; nearest names known: {nearest_names(name)}; "
-            f"bundled: {', '.join(bundled_names())}"
+            f"bundled: {', '.join(bundled_names())}; a private one needs `hf auth login` or HF_TOKEN"
         )
     offline = {"OSError", "ConnectionError", "ConnectError", "TimeoutException"}
     if kinds & offline or "offline" in text.lower() or "connect" in text.lower():
+        met = "could not be reached" if status is None else f"answered with HTTP status {status}"
         return OfflineError(
             f"{name!r}{'' if revision is None else f' at revision {revision!r}'} is not in the local cache "
-            "and the Hub could not be reached; download the model's folder where there is network and pass "
+            f"and the Hub {met}; download the model's folder where there is network and pass "
             f"the folder, or use a bundled model: {', '.join(bundled_names())}"
         )
     first = str(error).splitlines()[0][:300] if str(error) else ""

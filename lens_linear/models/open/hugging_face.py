@@ -108,14 +108,15 @@ def load_hugging_face_folder(
 ) -> TransformerBridge:
     """Open a local folder of a causal language model; without a tokenizer it takes token tensors only.
 
-    ``n_ctx`` is a longer context than the model's own (rotary models only).
+    ``n_ctx`` beyond the model's own context is for rotary models whose rotation does not depend on it; the
+    weights never see another.
 
     Raises:
         CorruptedFileError: files are missing, damaged, or do not fit one another.
         UnsupportedModelError: pickled weights, or no causal language model.
     """
     arguments = placement(device, device_map)
-    read_folder(folder)
+    n_ctx = _longer_context(read_folder(folder), n_ctx)
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformer_lens(), never_asking():
             whole = _WholeWeights(_causal_class(folder))
@@ -133,6 +134,22 @@ def load_hugging_face_folder(
     model.cfg.model_name = name or folder.resolve().name
     _require_faithful(model.eval(), whole.logits)
     return model
+
+
+def _longer_context(config: dict[str, Any], n_ctx: int | None) -> int | None:
+    """What the configuration must say to run ``n_ctx`` tokens, where it may say it; else None.
+
+    The scale of longrope and dynamic rotations is computed from the context that the configuration names, so
+    another one there is another model, for short texts too.
+    """
+    text = config.get("text_config") or config
+    own = text.get("max_position_embeddings") or text.get("n_positions")
+    kinds = str([value for name, value in text.items() if name.startswith("rope_")])
+    turned = any(name.startswith(("rope_", "rotary_")) for name in text)
+    scaled = any(kind in kinds for kind in ("'longrope'", "'su'", "'dynamic'"))
+    if n_ctx is None or own is None or n_ctx <= own or scaled or not turned:
+        return None
+    return n_ctx
 
 
 def load_gguf(path: Path, *, device: torch.device | None, dtype: torch.dtype) -> TransformerBridge:

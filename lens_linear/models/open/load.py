@@ -66,7 +66,7 @@ def load(
             steps are published (``EleutherAI/pythia-70m``, ``stanford-crfm/...``).
         revision: branch, tag or commit of a Hub model. Not together with ``checkpoint``.
         n_ctx: longest sequence to allow; beyond the model's own context for rotary Hugging Face models
-            only.
+            only, where the rotation does not depend on the context (longrope's and dynamic ones do).
         config: of a HookedTransformer state dict: its ``cfg.to_dict()``, or a JSON file of it.
         device: where to put it; the processor by default. Not together with ``device_map``.
         dtype: of the weights; torch's own defaults for type and device change nothing here.
