@@ -17,6 +17,8 @@ torch.float64
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float
@@ -26,6 +28,23 @@ from lens_linear.checks import require_float_tensor, require_int
 
 COMPUTE_DTYPE = torch.float64
 EPS = torch.finfo(COMPUTE_DTYPE).eps
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute in the tensors' own precision: under a caller's autocast numbers would move without a word."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps"):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """:func:`without_autocast`, and with a graph for derivatives and weights also in inference mode."""
+    with torch.inference_mode(False), without_autocast():
+        yield
 
 
 def row_error(dtype: torch.dtype) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,6 +29,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.linalg.memory import is_out_of_memory
+from lens_linear.linalg.precision import without_autocast
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.hooks import (
     Edit,
@@ -112,17 +113,9 @@ def forward_logits(
     model: TransformerBridge, tokens: Int[Tensor, "batch position"], **arguments: Any
 ) -> Float[Tensor, "batch position vocab"]:
     """Return the logits of tokens, without dropout, on the model's device."""
-    # Under the caller's autocast the numbers would be those of another precision, without a word.
-    with evaluating(model), _own_precision(model_device(model)):
+    with evaluating(model), without_autocast():
         logits: Tensor = model(tokens.to(model_device(model)), return_type="logits", **arguments)
         return logits
-
-
-def _own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast switched off, on devices that have it."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import forward_logits, run
-from lens_linear.models.hooks import Edit, require_bridge
+from lens_linear.models.hooks import Edit, model_lock, require_bridge
 
 StandIn = Callable[[Float[Tensor, "batch position d_model"]], Tensor]
 
@@ -46,7 +46,7 @@ class BlockStandIns:
     def __init__(self, model: TransformerBridge) -> None:
         self.model = require_bridge(model)
         self._sizes: dict[int, int | None] = {}
-        with ExitStack() as stack:
+        with model_lock(model), ExitStack() as stack:
             for layer, block in enumerate(model.blocks):
                 handle = block.original_component.register_forward_hook(self._learn(layer))
                 stack.callback(handle.remove)
@@ -69,15 +69,19 @@ class BlockStandIns:
 
     @contextmanager
     def applied(self, functions: Mapping[int, StandIn]) -> Iterator[None]:
-        """While this lasts, the blocks named do not run: functions make their output of their input."""
+        """While this lasts, the blocks named do not run: functions make their output of their input.
+
+        Another thread that wants to run the same model waits meanwhile.
+        """
         parts = {layer: self.model.blocks[layer].original_component for layer in functions}
-        try:
-            for layer, function in functions.items():
-                parts[layer].forward = self._forward(function, self._sizes[layer])
-            yield
-        finally:
-            for part in parts.values():
-                part.__dict__.pop("forward", None)
+        with model_lock(self.model):
+            try:
+                for layer, function in functions.items():
+                    parts[layer].forward = self._forward(function, self._sizes[layer])
+                yield
+            finally:
+                for part in parts.values():
+                    part.__dict__.pop("forward", None)
 
     def advance(
         self,

@@ -30,6 +30,7 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.files import held, require_target
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
 from lens_linear.models.threads import few_threads
 from lens_linear.tables import Result
@@ -172,7 +173,7 @@ Batches = Callable[[int], Batch]
 LossMask = Tensor | Callable[[Tensor], Tensor]
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 @torch.enable_grad()  # notebooks often switch gradients off at the top
 @plain_defaults()
 def train(

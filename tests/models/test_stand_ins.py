@@ -1,5 +1,7 @@
 """A function in a block's place equals the edit that overwrites it, and the block does not run."""
 
+import threading
+
 import pytest
 import torch
 from architectures import save_random
@@ -62,3 +64,15 @@ def test_blocks_come_back_after_an_error():
     ):
         run(model, ids)
     assert torch.equal(run(model, ids).logits, before)
+
+
+def test_another_thread_waits_until_the_blocks_are_back():
+    model, ids = ll.toy_model(n_layers=2, seed=0), torch.arange(6)[None]
+    before, found = run(model, ids).logits, []
+    other = threading.Thread(target=lambda: found.append(run(model, ids).logits))
+    with BlockStandIns(model).applied({0: torch.zeros_like}):
+        other.start()
+        other.join(0.5)
+        assert found == [] and not torch.equal(run(model, ids).logits, before)
+    other.join(60)
+    assert torch.equal(found[0], before)

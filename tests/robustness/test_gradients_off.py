@@ -1,4 +1,6 @@
-"""Notebooks switch gradients off at the top: every public function must still run, and say the same."""
+"""Notebooks switch gradients off at the top, or autocast on: every public function says the same."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,10 +16,16 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@contextmanager
+def no_grad_and_autocast():
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        yield
+
+
 @pytest.mark.parametrize("call", ANSWERED, ids=lambda call: call.name)
-def test_gradients_off_changes_nothing(call):
+def test_gradients_off_and_autocast_on_change_nothing(call):
     want = numbers(call.function(**call.arguments()))
-    for mode in (torch.no_grad, torch.inference_mode):
+    for mode in (no_grad_and_autocast, torch.inference_mode):
         with mode():
             got = numbers(call.function(**call.arguments()))
         check_same(call.name, got, want)

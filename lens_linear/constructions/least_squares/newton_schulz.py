@@ -49,6 +49,7 @@ from lens_linear.constructions.least_squares.spectral import (
     within_range,
 )
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.linalg.precision import own_modes
 
 
 class NewtonSchulzLayer(nn.Module):
@@ -88,7 +89,7 @@ class NewtonSchulzAttention(RangedModule):
     _whole = ("context_x", "context_y", "W_in")
     _fixed = ("number of layers",)
 
-    @torch.inference_mode(False)  # what is made in inference mode can never be trained
+    @own_modes()
     def __init__(self, inputs: int, *, layers: int, w_in: Any = None) -> None:
         super().__init__()
         inputs = require_int("inputs", inputs, minimum=1)
@@ -115,7 +116,7 @@ class NewtonSchulzAttention(RangedModule):
     def _adopt(self, settings: dict[str, float]) -> None:
         self.vector_output = bool(settings["vector_output"])
 
-    @torch.inference_mode(False)
+    @own_modes()
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:
         """The same weights over a context ``x`` ``[n, p]``, ``y`` ``[n]`` or ``[n, m]``."""
         x = as_design("x", x)

@@ -57,6 +57,7 @@ from lens_linear.constructions.least_squares.spectral import (
     within_range,
 )
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 
 Form = Literal["in-context", "paper"]
 Origin = Literal["data", "given", "trained", "edited"]
@@ -127,7 +128,7 @@ class OLSAttention(RangedModule):
     context_y: Tensor
     _whole = ("context_x", "context_y", "W_Q", "W_K")
 
-    @torch.inference_mode(False)  # what is made in inference mode can never be trained
+    @own_modes()
     def __init__(
         self,
         *,

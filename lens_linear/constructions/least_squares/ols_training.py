@@ -51,6 +51,7 @@ from lens_linear.constructions.least_squares.spectral import (
     spectral_root,
 )
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.tables import Result
 
 Optimizer = Literal["gd", "adam"]
@@ -199,7 +200,7 @@ def regression_data(
     return x, x @ slopes + noise * draw(n, outputs)
 
 
-@torch.inference_mode(False)
+@own_modes()
 def train_ols_attention(
     x: Any = None,
     y: Any = None,

@@ -42,6 +42,7 @@ from lens_linear.checks import require_instance, require_int
 from lens_linear.constructions.least_squares.ols import Form, OLSAttention
 from lens_linear.constructions.least_squares.spectral import float_rows
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 
 
@@ -81,7 +82,7 @@ class OLSTransformer:
         return last
 
 
-@torch.inference_mode(False)
+@own_modes()
 def ols_transformer(layer: OLSAttention, x_new: Any, *, layers: int = 1) -> OLSTransformer:
     """Stand a least-squares layer, with its weights and its context, in a whole transformer.
 

@@ -20,7 +20,7 @@ from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
 from lens_linear.dynamics.gains.jacobian_products import frozen_batches
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.hooks import require_bridge
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
 
@@ -77,7 +77,7 @@ class ConceptDirections(MadeTensor):
         return frame.rename_axis("boundary")
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 def concept_directions(
     model: TransformerBridge,
     concept: Concept | ConceptSplit | str,
@@ -154,7 +154,7 @@ def concept_directions(
     )
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDirections:
     """Unit rows drawn at random: the control for every claim about a concept's direction.
 

@@ -41,7 +41,7 @@ from lens_linear.dynamics.gains.jacobian_products import (
 )
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import compute_device, to_compute
+from lens_linear.linalg.precision import compute_device, own_modes, to_compute
 from lens_linear.models.capture import model_device
 from lens_linear.models.hooks import require_blocks, require_bridge
 from lens_linear.tables import Result
@@ -122,7 +122,7 @@ class GainProfile(Result):
         return frame.rename_axis("layer")
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def gain_profile(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

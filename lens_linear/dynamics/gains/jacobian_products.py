@@ -28,7 +28,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
@@ -92,7 +92,7 @@ class BlockJacobians:
                 self._alive = i, self._recorded(rows, upto)
             yield self._alive[1]
 
-    @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+    @own_modes()
     def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:
         tokens, lengths = self.prompts.rows(rows)
         context = freeze_context(self.model, tokens, lengths, n_layers=upto)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.gain_profile import GainProfile, gain_profile
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.tables import Result
 
 
@@ -64,7 +64,7 @@ class StepSizeTable(Result):
         )
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def step_size_table(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,
@@ -99,6 +99,7 @@ def step_size_table(
     Source: Nettasinghe & Joseph 2026, arXiv 2603.12541 (central differences, eps = 0.1).
 
     Example:
+        >>> import torch
         >>> from lens_linear.dynamics.gains.directions import random_directions
         >>> from lens_linear.models.open.toy import toy_model
         >>> model = toy_model(n_layers=3)

@@ -17,7 +17,7 @@ from lens_linear.dynamics.gains.jacobian_products import block_jacobians, frozen
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.steering.min_energy import joint_min_energy
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
@@ -74,7 +74,7 @@ class JointSteering(Result):
         return frame.rename_axis("concept")
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def steer_concepts(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

@@ -32,14 +32,14 @@ from lens_linear.dynamics.steering.min_energy import (
     require_target,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 
 _SETTLED = 1e-2  # relative; at a minimum the energy then moves by 1e-4
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def refined_min_energy(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

@@ -30,7 +30,7 @@ from lens_linear.dynamics.steering.min_energy import (
 )
 from lens_linear.dynamics.steering.refinement import refine
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import to_compute
+from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.frozen.frozen_context import FrozenContext
 from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
@@ -138,7 +138,7 @@ def _quartiles(values: Tensor) -> list[float]:
     return found
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def evaluate_schedules(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

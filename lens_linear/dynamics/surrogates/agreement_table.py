@@ -40,6 +40,7 @@ from lens_linear.dynamics.surrogates.surrogate import (
     truncated,
 )
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.open.load import load
 from lens_linear.tables import Result
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
@@ -185,7 +186,7 @@ def _shown_name(row: AgreementRow) -> str:
     return f"{row.model} ({shape[0]} × {shape[1]})" if row.model in PUBLISHED else row.model
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def agreement_table(
     models: Sequence[str | Path | TransformerBridge] | str | TransformerBridge,
     concept: Concept | ConceptSplit | str = "mood",

@@ -40,6 +40,7 @@ from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.gains.state_gains import StateGains, fit_state_gains
 from lens_linear.dynamics.surrogates.bases import Bases, BasisLike, build_bases, require_basis
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.tables import Result
 
 JacobianKind = Literal["prompt", "mean", "state"]
@@ -126,7 +127,7 @@ class Surrogate(Result):
         """
         return self.profile.agreement(profile)
 
-    @torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+    @own_modes()
     def predict(
         self,
         model: TransformerBridge,
@@ -194,7 +195,7 @@ def reduced_gains(
     return torch.stack(found[::-1])
 
 
-@torch.inference_mode(False)  # derivatives need a graph, whatever the caller switched off
+@own_modes()
 def fit_surrogate(
     model: TransformerBridge,
     prompts: PromptsLike | Prompts,

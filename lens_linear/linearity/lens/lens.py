@@ -16,6 +16,7 @@ from torch.nn.functional import kl_div
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_int, require_layers
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import without_autocast
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
@@ -145,6 +146,7 @@ class Lens(Result):
             f"{self.mark.note(self.model)}"
         )
 
+    @without_autocast()
     def normed(
         self, stream: Float[Tensor, "... d_model"], layer: int, reading: str = "lens"
     ) -> Float[Tensor, "... d_model"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.linalg.precision import without_autocast
 from lens_linear.models.capture import model_device
 from lens_linear.models.describe.weights import (
     NormKind,
@@ -58,6 +59,7 @@ class Readout:
         """``γ ⊙ z + β``: what the unembedding reads."""
         return self.gain.to(normed.dtype) * normed + self.shift.to(normed.dtype)
 
+    @without_autocast()
     def decode(self, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """``(γ ⊙ z + β) W_U + b_U``, then the model's own bound of the logits; float32 or wider."""
         model: Any = self.model

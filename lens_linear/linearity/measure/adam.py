@@ -20,6 +20,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_int, require_seed
 from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
 from lens_linear.linalg.least_squares import require_halves
+from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site, TokenRows
@@ -111,7 +112,7 @@ class AdamBaseline(Result):
         )
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 def adam_baseline(
     model: TransformerBridge,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
@@ -199,7 +200,7 @@ def adam_baseline(
     return with_and_without(compare, train, test)
 
 
-@torch.inference_mode(False)
+@own_modes()
 def adam_on_rows(
     x: Float[Tensor, "n d_in"],
     y: Float[Tensor, "n d_out"],

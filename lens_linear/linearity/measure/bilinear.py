@@ -32,6 +32,7 @@ from lens_linear.checks import require_int, require_ints, require_seed, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import fit_linear, to_compute
 from lens_linear.linalg.least_squares import require_halves
+from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
@@ -140,7 +141,7 @@ class BilinearProbe(Result):
         )
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 def bilinear_probe(
     model: TransformerBridge,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
@@ -229,7 +230,7 @@ def bilinear_probe(
     return with_and_without(probe, train, test)
 
 
-@torch.inference_mode(False)
+@own_modes()
 def bilinear_on_rows(
     x: Float[Tensor, "n d_in"],
     y: Float[Tensor, "n d_out"],

@@ -15,6 +15,7 @@ from transformer_lens.supported_models import get_official_model_name
 
 from lens_linear.checks import require_device, require_instance, require_int, require_path, shown
 from lens_linear.errors import InvalidArgumentError, LensLinearError, UnknownModelError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import plain_defaults, quiet_transformer_lens
 from lens_linear.models.open.bundled import (
     BUNDLED,
@@ -37,7 +38,7 @@ from lens_linear.models.open.obtain import OBTAINABLE, not_obtained, obtained_fo
 from lens_linear.models.open.untrusted import CONFIG, refuse_adapter
 
 
-@torch.inference_mode(False)  # weights made under it could not be differentiated through
+@own_modes()
 @plain_defaults()
 def load(
     name: str | Path,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import require_bool
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 
 
-@torch.inference_mode(False)  # gradients, or weights that can have them, need a graph
+@own_modes()
 def toy_model(
     *,
     n_layers: int = 2,
