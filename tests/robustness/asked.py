@@ -31,6 +31,7 @@ ARGUMENTS = ("tokens", "task", "clean", "prompts")
 NO_ROWS = {
     "BigramTable.log_probs": "single ids",
     "BigramCounts.rows": "single ids",
+    "ModelWeights.class_directions": "ids of any shape",
     "SyntheticLanguage.decode": "ids of any shape",
     "OLSTransformer.predict": "the ids of its own queries",
     "token_labels": "texts of tokens",
