@@ -34,6 +34,7 @@ from lens_linear.plots.style import (
     matrix,
     matrix_height,
     shades,
+    shortened,
     styled,
     tick_label,
 )
@@ -284,10 +285,12 @@ def panels(
     across = min(across, len(titles))
     rows = -(-len(titles) // across)
     room = {1: 60, 2: 26}.get(across, 16)  # characters of a title that fit side by side
+    long = {1: 80, 2: 44}.get(across, 28)  # of one word, which stands on a line of its own
     shared: Any = "all" if share_y else False
     fig = make_subplots(
         rows=rows, cols=across, subplot_titles=[
-            "<br>".join(textwrap.wrap(title, room, break_long_words=False)) for title in titles
+            "<br>".join(textwrap.wrap(shortened(title, long), room, break_long_words=False))
+            for title in titles
         ],
         shared_yaxes=shared, horizontal_spacing=0.0 if across == 1 else 0.04 if share_y else 0.12,
         vertical_spacing=0.16 / max(rows - 1, 1) if rows > 1 else 0.0,

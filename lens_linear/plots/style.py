@@ -213,7 +213,7 @@ def styled(
         across = len({axis.domain for axis in axes})
         fig.update_xaxes(title_text=x, col=2 if panels and across == 3 else None)
     if y is not None:
-        fig.update_yaxes(title_text=y)
+        fig.update_yaxes(title_text=shortened(y, 40))
     return fig
 
 
@@ -231,15 +231,30 @@ def _wrapped(text: str, width: int) -> list[str]:
         part = " ".join(_cut(word, width) for word in part.split(" "))
         even = -(-len(part) // max(1, -(-len(part) // (width - 8)))) + 8
         lines += textwrap.wrap(part, min(width, even), break_long_words=False)
-    return [line.replace("\0", " ") for line in lines]
+    return [line.replace("\0", " ").replace("\1 ", "").strip("\1") for line in lines]
 
 
 def _cut(word: str, width: int) -> str:
-    """A word in pieces of at most ``width`` characters, an entity or a tag counted as one and kept whole."""
+    """A word in pieces of at most ``width`` characters, each but the last marked as not its end."""
     if len(word) <= width:
         return word
-    signs = re.findall(r"&#?\w+;|<[^>]*>|.", word, re.DOTALL)
-    return " ".join("".join(signs[i : i + width]) for i in range(0, len(signs), width))
+    signs = _signs(word)
+    return "\1 ".join("".join(signs[i : i + width]) for i in range(0, len(signs), width))
+
+
+def _signs(escaped: str) -> list[str]:
+    """Characters of a text, an entity or a tag counted as one."""
+    return re.findall(r"&#?\w+;|<[^>]*>|.", escaped, re.DOTALL)
+
+
+def shortened(escaped: str, width: int) -> str:
+    """An escaped text with every word of more than ``width`` characters cut in its middle."""
+    found = [(word, _signs(word)) for word in escaped.split(" ")]
+    half = (width - 1) // 2
+    return " ".join(
+        word if len(signs) <= width else "".join((*signs[:half], "…", *signs[-half:]))
+        for word, signs in found
+    )
 
 
 def escape(text: object) -> str:
