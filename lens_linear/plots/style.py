@@ -213,7 +213,7 @@ def styled(
         across = len({axis.domain for axis in axes})
         fig.update_xaxes(title_text=x, col=2 if panels and across == 3 else None)
     if y is not None:
-        fig.update_yaxes(title_text=shortened(y, 40))
+        fig.update_yaxes(title_text=shortened(y, 30))
     return fig
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -140,6 +141,66 @@ def test_logits_are_those_of_transformers(zoo, name):
     model, plain = zoo(name)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS), plain(TOKENS).logits, atol=2e-5, rtol=1e-4)
+
+
+OUTPUTS = ("o_proj", "out_proj", "c_proj")  # of attention: what reads the heads' mixed values
+WITH_HEADS = [name for name in SHAPES if name not in REFUSED | {"mamba", "deepseek"}]
+MEANS = {"mean": 0, "pooled": (0, 1)}
+NO_DIRECT = {
+    "olmo clipped": "clips",
+    "gpt1": "never reached",
+    "opt, projected": "a projection follows it",
+}
+
+
+@pytest.mark.parametrize("how", ["mean", "pooled", "zero"])
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_ablation_is_what_transformers_does_without_the_head(zoo, name, how):
+    """Heads by a hook of torch on the model that transformers opens, by rows and by positions."""
+    model, plain = zoo(name)
+    task = ll.Task(TOKENS.flip(0).repeat(2, 1).roll(1, 1), labels=[5, 9, 13, 17], positions=-2)
+    rows, right = task.tokens, torch.tensor([5, 9, 13, 17])
+    readers = [
+        part for place, part in plain.named_modules() if place.endswith(OUTPUTS) and "att" in place
+    ]
+    assert len(readers) == 2
+
+    def loss(layer=None, head=None):
+        def without(module, inputs):
+            mixed = inputs[0].clone()
+            part = mixed.unflatten(-1, (4, -1))[..., head, :]
+            part.copy_(0 * part if how == "zero" else part.mean(MEANS[how], keepdim=True))
+            return mixed, *inputs[1:]
+
+        hook = None if layer is None else readers[layer].register_forward_pre_hook(without)
+        with torch.no_grad():
+            logits = plain(rows).logits[:, -2].double()
+        if hook is not None:
+            hook.remove()
+        return float(torch.nn.functional.cross_entropy(logits, right))
+
+    found = ll.circuits.ablation_scores(model, task, how=how).to_dataframe()
+    expected = [
+        loss(layer, head) - loss() for layer, head in zip(found.layer, found["index"], strict=True)
+    ]
+    assert max(map(abs, expected)) > 1e-3
+    np.testing.assert_allclose(found.lost, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_direct_effects_sum_to_the_logits_of_transformers(zoo, name):
+    model, plain = zoo(name)
+    task = ll.Task(TOKENS, labels=[5, 9], positions=-1)
+    if name in NO_DIRECT:
+        with pytest.raises(UnsupportedModelError, match=NO_DIRECT[name]):
+            ll.direct_logit_attribution(model, task)
+        return
+    found = ll.direct_logit_attribution(model, task)
+    with torch.no_grad():
+        logits = plain(TOKENS).logits[:, -1]
+    assert found.max_error < 1e-5
+    summed = float(found.to_dataframe()["logit"].sum())
+    assert summed == pytest.approx(float(logits[[0, 1], [5, 9]].mean()), abs=1e-4)
 
 
 def seen_plainly(plain, layers):

@@ -32,4 +32,4 @@ def test_titles_of_panels_and_axes_fit_beside_one_another():
         "<br>", ""
     )  # whole, and no space in it
     alone = profile.plot(scores=[NAME]).layout.yaxis.title.text
-    assert all(len(html.unescape(word)) <= 40 for word in alone.split(" "))
+    assert all(len(html.unescape(word)) <= 30 for word in alone.split(" "))
