@@ -26,11 +26,45 @@ def attach(
     return get_or_advise, names, everything
 
 
+# What the field, and TransformerLens, call things that have another name here; without underscores.
+_HEAD = "the methods of lens_linear.head(model, 'L0H0')"
+_RUN = "lens_linear.models.run(model, tokens, record=[...]), or the model's own run_with_cache"
+_ABLATION = "lens_linear.circuits.ablation_scores(model, task, how=...), or lens_linear.circuits.ablate_heads"
+_STATISTIC = "lens_linear.linearity_profile(model, tokens, statistics={name: function})"
+_MEANT = {
+    **dict.fromkeys(("qk", "ov", "eigenvalues", "qkcircuit", "ovcircuit", "svd"), _HEAD),
+    **dict.fromkeys(("runwithcache", "cache", "hook", "hooks", "runwithhooks"), _RUN),
+    **dict.fromkeys(
+        ("ablate", "ablation", "meanablation", "meanablate", "zeroablation"), _ABLATION
+    ),
+    **dict.fromkeys(("zeroablate", "resampleablation", "knockout"), _ABLATION),
+    **dict.fromkeys(("erank", "effectiverank", "statistic", "statistics"), _STATISTIC),
+    **dict.fromkeys(
+        ("causaltracing", "activationpatching", "denoise", "denoising", "noising", "interchange"),
+        "lens_linear.patch(model, clean, corrupted, what=..., into=...)",
+    ),
+    **dict.fromkeys(("logitlens", "tunedlens"), "lens_linear.fit_lens(model, tokens)"),
+    **dict.fromkeys(
+        ("inductionheads", "prevtokenheads", "previoustokenheads", "duplicatetokenheads"),
+        "lens_linear.induction_scores(model)",
+    ),
+    **dict.fromkeys(("directpath", "bigrams", "paths"), "lens_linear.AttentionOnly(model)"),
+    **dict.fromkeys(
+        ("virtualweights", "composition", "compose"),
+        "lens_linear.composition_scores(model), or lens_linear.circuits.virtual_head",
+    ),
+    **dict.fromkeys(("getmodel", "loadmodel", "frompretrained"), "lens_linear.load(name)"),
+    **dict.fromkeys(("todataframe", "plot", "show"), "that method of a result"),
+}
+
+
 def _advice(package: str, name: str) -> str:
     """Where the name, or one like it, is public."""
     places = _public_names()
     if name in places:
         return f"it is {' or '.join(places[name])}"
+    if meant := _MEANT.get(name.lower().replace("_", "")):
+        return f"you may want {meant}"
     spelled = {known.lower(): known for known in places}
     near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.72)
     akin = [known for known in spelled if _share_a_word(known, name.lower()) and known not in near]

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import lens_linear as ll
+from lens_linear._lazy import _MEANT
 
 NAMES = sorted(name for name in ll.__all__ if not inspect.ismodule(getattr(ll, name)))
 
@@ -40,12 +41,22 @@ def test_names_of_the_design_are_there():
             "attention_pattern",
             "circuits.attention_pattern or lens_linear.plots.attention",
         ),
+        (ll, "mean_ablation", "you may want lens_linear.circuits.ablation_scores"),
+        (ll.plots, "OV", "you may want the methods of lens_linear.head("),
         (ll, "qwerty", "dir(lens_linear) lists"),
     ],
 )
 def test_a_name_that_is_not_there_is_answered_with_where_it_is(place, name, answer):
     with pytest.raises(AttributeError, match=re.escape(answer)):
         getattr(place, name)
+
+
+@pytest.mark.parametrize("meant", sorted(set(_MEANT.values())))
+def test_what_is_advised_for_words_of_the_field_is_there(meant):
+    for path in re.findall(r"lens_linear\.([\w.]+)", meant):
+        value = ll
+        for part in path.split("."):
+            value = getattr(value, part)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -87,7 +87,10 @@ def attention_pattern(
     shape = model_shape(model)
     rows = require_model_tokens(model, tokens)
     if len(rows) != 1:
-        raise InvalidArgumentError(f"tokens must be one sequence, got {len(rows)}; pass tokens[0]")
+        raise InvalidArgumentError(
+            f"tokens must be one sequence, got {len(rows)}; pass tokens[0], or take the patterns of all from "
+            f"models.run(model, tokens, record=[(layer, 'pattern')])"
+        )
     layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
     text = require_labels(labels, model, shape.d_vocab)
     out = run(model, rows, record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
