@@ -15,7 +15,7 @@ from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attenti
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import LensLinearError
+from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.packing import pack
 from lens_linear.extensions import HeadScore, added, problems
 from lens_linear.models.describe.rotary import read_rotary
@@ -120,6 +120,14 @@ def clearest(rows: list[dict[str, Any]], n: int) -> list[tuple[int, int]]:
     return sorted((row["layer"], row["index"]) for row in sorted(rows, key=key)[:n])
 
 
+def shown_composition(model: TransformerBridge, *, seed: int) -> CompositionScores:
+    """Scores of all pairs with norms folded in; as the weights are stored where no norm can be read."""
+    try:
+        return composition_scores(model, fold=True, seed=seed)
+    except UnsupportedModelError:
+        return composition_scores(model, seed=seed)
+
+
 def composition(
     model: TransformerBridge,
     shape: ModelShape,
@@ -135,7 +143,7 @@ def composition(
     """
     if shape.n_layers < 2:
         return None, ""
-    found = composition_scores(model, fold=True, seed=seed) if known is None else known
+    found = shown_composition(model, seed=seed) if known is None else known
     parts = {"scores": found.scores, "mean": found.baseline_mean}
     best = [_number(value) for value in found.best_random.tolist()]
     made: dict[str, Any] = {

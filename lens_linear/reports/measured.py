@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.circuits.heads.composition import CompositionScores, composition_scores
+from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
+from lens_linear.explorer.heads import shown_composition
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.text.task import Task
@@ -31,8 +32,8 @@ class Measured:
 
     @cached_property
     def composition(self) -> CompositionScores:
-        """Scores of all pairs of heads, by what they apply: norms folded in."""
-        return composition_scores(self.model, fold=True, seed=self.seed)
+        """Scores of all pairs of heads, by what they apply: norms folded in, where they can be read."""
+        return shown_composition(self.model, seed=self.seed)
 
     @cached_property
     def linearity(self) -> LinearityProfile:

@@ -1,6 +1,7 @@
 """Pages of models that cannot run by themselves: tables, runs, and what did not fit."""
 
 import base64
+import importlib
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 import lens_linear as ll
 from lens_linear.circuits import head_circuit
 from lens_linear.circuits.heads.embedding_scales import token_scales
-from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.explorer.heads import clearest, composition, head_rows
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
+from lens_linear.explorer.heads import clearest, composition, head_rows, shown_composition
 from lens_linear.explorer.packing import packed_bytes
 from lens_linear.models import model_shape
 
@@ -149,3 +150,22 @@ def test_a_texts_run_without_a_head_is_the_ablated_model(nano):
         explorer.run("A cat.", ["L9H0"])
     with pytest.raises(NotEnoughDataError):
         ll.explore(model, [])
+
+
+def test_composition_of_a_norm_that_cannot_be_read_is_of_the_weights_as_stored(monkeypatch):
+    model = ll.toy_model(n_layers=2, norm="LN", seed=0)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ln1.weight.copy_(torch.rand(len(block.ln1.weight)) + 0.1)
+    folded, raw = (ll.composition_scores(model, fold=fold).ratio for fold in (True, False))
+    assert not torch.allclose(folded, raw, atol=1e-2)
+    assert torch.equal(shown_composition(model, seed=0).ratio, folded)
+
+    def refuse(*_, fold, **__):
+        if fold:
+            raise UnsupportedModelError("what stands there is not the norm")
+        return read(*_, fold=fold, **__)
+
+    read = importlib.import_module("lens_linear.circuits.heads.composition").read_attention
+    monkeypatch.setattr("lens_linear.circuits.heads.composition.read_attention", refuse)
+    assert torch.equal(shown_composition(model, seed=0).ratio, raw)
