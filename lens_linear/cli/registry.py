@@ -125,7 +125,7 @@ COMMANDS = (
             CONCEPT,
             number("--order", 32, "of the surrogate (default 32)"),
             BASIS,
-            number("--prompts", 100, "prompts a split (default 100)"),
+            number("--prompts", 100, "prompts a split, 20 or more (default 100)", minimum=20),
             SEED,
             *TABLES,
         ),

@@ -307,6 +307,11 @@ ROWS = [
         "pass one of them",
         lambda: evaluated(text="a text " * 400),
     ),
+    (
+        lambda: said("dynamics attn-1l --prompts 5"),
+        "--prompts must be at least 20",
+        lambda: ll.concept_directions(known(), ll.load_concept("mood").split(20, 20, 20)),
+    ),
 ]
 NOWHERE = dict.fromkeys(
     ("teaching.tutorials._INSTALLED", "teaching.tutorials._CHECKOUT"), Path("nowhere")
