@@ -255,4 +255,5 @@ ROWS = [
         "look at the weights of that layer and those after it, or load the model in a wider precision",
         profile,
     ),
+    (lambda: fitted(basis=len), "but 'len' failed.*mend it", lambda: fitted(basis=columns)),
 ]

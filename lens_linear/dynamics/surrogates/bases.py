@@ -235,7 +235,7 @@ def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> B
     if isinstance(made, Bases):
         found = made.truncated(min(order, made.order))
     else:
-        right, left = made if isinstance(made, (tuple, list)) else (made, None)
+        right, left = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
         right = to_compute(require_float_tensor(f"basis {name!r}", right, ndim=3))
         if left is None:
             left = torch.linalg.pinv(right).mT
@@ -260,20 +260,35 @@ def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> B
 
 def require_basis(name: str, value: Any) -> BasisLike:
     """Accept the name of a basis, ours or an installed package's, bases, or a function that makes them."""
-    if isinstance(value, Bases) or (callable(value) and not isinstance(value, type)):
+    if isinstance(value, Bases) or (isinstance(value, str) and value in BASES):
         return value
-    if isinstance(value, str) and value in BASES:
-        return value
+    if callable(value) and not isinstance(value, type):
+        label = getattr(value, "__name__", type(value).__name__)
+        return _guarded(
+            value,
+            label,
+            lambda reason: (
+                f"{name} must be a function of maps, directions, readout and order, but {label!r} failed "
+                f"({type(reason).__name__}: {reason}); mend it"
+            ),
+        )
     installed = added("bases", ours=BASES)
     part = installed[require_choice(name, value, (*BASES, *installed))]
+    return _guarded(part.value, str(value), lambda reason: part.failed(str(value), reason))
+
+
+def _guarded(
+    function: Callable[..., Any], label: str, words: Callable[[Exception], str]
+) -> Callable[..., Any]:
+    """A function of somebody else's, its failures made into words."""
 
     def basis(*arguments: Any) -> Any:
         try:
-            return part.value(*arguments)
+            return function(*arguments)
         except Exception as reason:
-            raise InvalidArgumentError(part.failed(str(value), reason)) from reason
+            raise InvalidArgumentError(words(reason)) from reason
 
-    basis.__name__ = str(value)
+    basis.__name__ = label
     return basis
 
 
