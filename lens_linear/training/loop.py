@@ -34,6 +34,7 @@ from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
 from lens_linear.models.threads import few_threads
 from lens_linear.tables import Result
+from lens_linear.text.task import NOT_ASKED
 from lens_linear.token_rows import require_stream, require_tokens
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
@@ -159,6 +160,17 @@ class _States:
         self.states.append(output[0])
 
 
+def _asked(labels: Any) -> tuple[Any, Bool[Tensor, "row position"] | None]:
+    """Labels as ids, and where one is asked for: not where they are -100, as in a Task and in torch."""
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or not (labels == NOT_ASKED).any()
+    ):
+        return labels, None
+    return labels.masked_fill(labels == NOT_ASKED, 0), (labels != NOT_ASKED).cpu()
+
+
 def _optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
@@ -203,7 +215,7 @@ def train(
         recipe: shape, phases, seed; or a shape alone (with ``batches`` or a ``stream``).
         stream: token ids of the corpus, one after the other; ignored by phases of repeats only.
         batches: in place of text: a function of the step that returns tokens [row, position], or a pair
-            (tokens, labels) where the right answer at a position is not the next token.
+            (tokens, labels) where the right answer at a position is not the next token; -100 asks for none.
         loss_mask: True where a prediction counts, [position] or [row, position], or a function that
             makes it from the tokens. The prediction at position p is of token p + 1, or of label p.
         steps: with a shape: optimiser steps, 1000 by default.
@@ -314,7 +326,7 @@ class _Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens, labels and mask of one step."""
-        labels = None
+        labels = asked = None
         if self.batches is None:
             tokens = batch_at(self.recipe, self.stream, step)  # type: ignore[arg-type]
         else:
@@ -324,13 +336,21 @@ class _Batches:
             spec = self.recipe.spec
             tokens = require_tokens("batches(step)", made, n_vocab=spec.d_vocab, n_ctx=spec.n_ctx)
             if labels is not None:
+                labels, asked = _asked(labels)
                 labels = require_tokens("labels", labels, n_vocab=spec.d_vocab)
                 if labels.shape != tokens.shape:
                     raise InvalidArgumentError(
                         f"labels must have the shape of the tokens {tuple(tokens.shape)}, got "
                         f"{tuple(labels.shape)}; one label a position, loss_mask says which count"
                     )
-        return tokens, labels, self._mask(tokens, labels is None)
+        mask = self._mask(tokens, labels is None)
+        if asked is not None:
+            mask = asked if mask is None else asked & mask
+            if not bool(mask.any()):
+                raise InvalidArgumentError(
+                    "labels ask for nothing that counts: they are -100 wherever loss_mask lets one count"
+                )
+        return tokens, labels, mask
 
     def _mask(self, tokens: Tensor, shifted: bool) -> Tensor | None:
         if self.loss_mask is None:

@@ -138,3 +138,16 @@ def test_small_models_run_in_one_thread_and_the_number_comes_back(monkeypatch):
         assert seen == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_labels_ask_for_nothing_where_they_are_minus_a_hundred_as_in_a_task():
+    def marked(step):
+        tokens, labels = largest(step)
+        return tokens, labels.masked_fill(~LAST, -100)
+
+    arguments = {"steps": 5, "learning_rate": 1e-2, "progress": False}
+    one = ll.train(SPEC, batches=marked, **arguments)
+    two = ll.train(SPEC, batches=largest, loss_mask=LAST, **arguments)
+    assert one.history == two.history
+    with pytest.raises(InvalidArgumentError, match="ask for nothing that counts"):
+        ll.train(SPEC, batches=marked, loss_mask=~LAST, **arguments)
