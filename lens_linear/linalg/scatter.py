@@ -35,6 +35,7 @@ from lens_linear.linalg.precision import (
 
 # Squares of centred entries must fit in float64; only float64 input can break this.
 _LARGEST = 1e150
+_SHORT = 1024  # rows whose products are summed in float32, where that is asked for
 _DTYPES = tuple(  # by precision, so that processes can agree on one
     sorted(
         (torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -191,7 +192,9 @@ def centre(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, rows.sub_(mean)  # our own copy: no need for another
 
 
-def summarise(x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None) -> Scatter:
+def summarise(
+    x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None, single: bool = False
+) -> Scatter:
     """The statistics of one batch, centred by its own mean before anything is squared.
 
     Args:
@@ -199,7 +202,10 @@ def summarise(x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None) 
         y: [n, d_out].
         full: keep the whole scatter of y, not only its diagonal.
         like: statistics that they will be added to: they come in its form.
+        single: products of float32 rows in float32, see :func:`_in_single`.
     """
+    if single and max(x.dtype.itemsize, y.dtype.itemsize) <= 4:
+        return _in_single(x, y, full)
     (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
     if like is not None and isinstance(like.form, Products):
         form = Products(gram(xc), xc.T @ yc, _squares(yc, full))
@@ -207,6 +213,33 @@ def summarise(x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None) 
     d = yc.shape[1]
     rows = Factor(xc, yc, yc.new_zeros((d, d) if full else d))
     return _settled(Scatter(len(x), x.dtype, mean_x, mean_y, rows))
+
+
+def _in_single(x: Tensor, y: Tensor, full: bool) -> Scatter:
+    """Products of rows about a float32 mean, a thousand rows at a time in float32, summed in float64.
+
+    Half the time of float64 products. An entry is wrong by about 1e-7 of the sizes of its two columns, so a
+    fit needs a penalty well above that.
+    """
+    near_x, near_y = x.float().mean(0), y.float().mean(0)
+    require_finite("x", near_x)
+    require_finite("y", near_y)
+    d_in, d_out = x.shape[1], y.shape[1]
+    sums = near_x.new_zeros(d_in + d_out, dtype=COMPUTE_DTYPE)
+    sxx = sums.new_zeros(d_in, d_in)
+    sxy, syy = sums.new_zeros(d_in, d_out), sums.new_zeros((d_out, d_out) if full else d_out)
+    for rows_x, rows_y in zip(x.split(_SHORT), y.split(_SHORT), strict=True):
+        xc, yc = rows_x.float() - near_x, rows_y.float() - near_y
+        sxx += gram(xc)
+        sxy += xc.T @ yc
+        syy += _squares(yc, full)
+        sums += torch.cat([xc.sum(0), yc.sum(0)])
+    # The float32 means lie a step beside the means.
+    step_x, step_y = (sums / len(x)).split([d_in, d_out])
+    sxx.addr_(step_x, step_x, alpha=-len(x))
+    sxy.addr_(step_x, step_y, alpha=-len(x))
+    syy -= len(x) * (torch.outer(step_y, step_y) if full else step_y.square())
+    return Scatter(len(x), x.dtype, near_x + step_x, near_y + step_y, Products(sxx, sxy, syy))
 
 
 def _settled(scatter: Scatter) -> Scatter:

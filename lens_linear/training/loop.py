@@ -283,7 +283,9 @@ def _recipe(
             )
         return recipe
     n_steps = require_int("steps", given.get("steps", 1000), minimum=1)
-    peak = require_float("learning_rate", given.get("learning_rate", 1e-3), minimum=0.0)
+    peak = require_float(
+        "learning_rate", given.get("learning_rate", 1e-3), minimum=0.0, maximum=1e30
+    )
     phase = Phase(n_steps, length=recipe.n_ctx, learning_rate=peak, warmup=min(50, n_steps // 4))
     kept = require_ints("checkpoints", given.get("checkpoints", ()), minimum=0, maximum=n_steps - 1)
     seed = require_seed(given.get("seed", 0))

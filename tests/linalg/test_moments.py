@@ -255,3 +255,27 @@ def test_bad_input_raises_one_clear_error():
     with pytest.raises(InvalidArgumentError, match="y must have 3 columns"):
         moments.score(Moments().update(x, x).fit())
     assert moments.merge(Moments()).n == 300
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_float32_products_are_those_of_float64_to_their_own_precision(full):
+    generator = torch.Generator().manual_seed(5)
+    x = (torch.randn(3000, 24, generator=generator) * torch.logspace(-2, 2, 24) + 30).float()
+    x[:, 3] += 9000  # a float32 mean of such numbers lies beside the mean
+    y = (x[:, :5] - x[:, 5:10] + torch.randn(3000, 5, generator=generator)).float()
+    single = collect(x, y, (1300, 400), keep_yy=full, single=True)
+    exact = collect(x, y, keep_yy=full)
+    for name in ("sxx", "sxy", "syy") if full else ("sxx", "sxy"):
+        left, right = getattr(single, name), getattr(exact, name)
+        size_x, size_y = exact.sxx.diagonal().sqrt(), exact.scatter_y.sqrt()
+        sides = {"sxx": (size_x, size_x), "sxy": (size_x, size_y), "syy": (size_y, size_y)}[name]
+        assert float(((left - right).abs() / torch.outer(*sides)).max()) < 1e-6, name
+    torch.testing.assert_close(single.mean_x, exact.mean_x, rtol=1e-7, atol=1e-9)
+    penalty = 1e-3 * float(exact.sxx.diagonal().mean())
+    one, other = single.fit(ridge=penalty), exact.fit(ridge=penalty)
+    assert one.r_squared == pytest.approx(other.r_squared, abs=5e-8)
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-6)
+    doubles = collect(x.double(), y.double(), keep_yy=full, single=True)  # not rounded
+    assert_same(doubles, collect(x.double(), y.double(), keep_yy=full))
+    with pytest.raises(NonFiniteError):
+        Moments(single=True).update(x * float("nan"), y)

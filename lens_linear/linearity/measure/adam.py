@@ -244,7 +244,7 @@ def adam_on_rows(
     seed = require_seed(seed)
     require_int("steps", steps, minimum=1)
     require_int("batch", batch, minimum=1)
-    require_float("learning_rate", learning_rate, minimum=0.0)
+    require_float("learning_rate", learning_rate, minimum=0.0, maximum=1e30)
     fit = fit_linear(x, y)
     closed = r_squared(y_test, fit.predict(x_test), mean=fit.mean_y)
     sizes = spectrum(x).values
