@@ -31,6 +31,7 @@ from lens_linear.linalg.precision import (
     gram,
     gram_tolerance,
     row_error,
+    without_autocast,
 )
 
 # Squares of centred entries must fit in float64; only float64 input can break this.
@@ -215,6 +216,7 @@ def summarise(
     return _settled(Scatter(len(x), x.dtype, mean_x, mean_y, rows))
 
 
+@without_autocast()
 def _in_single(x: Tensor, y: Tensor, full: bool) -> Scatter:
     """Products of rows about a float32 mean, a thousand rows at a time in float32, summed in float64.
 

@@ -33,9 +33,9 @@ def test_a_batch_holds_what_half_of_the_free_memory_holds(model, monkeypatch):
     assert sequences_a_pass(model, 500, 7) == 7  # the caller's own number
     monkeypatch.setattr(
         model.cfg, "d_vocab", 2**17
-    )  # a large vocabulary: half a gigabyte of logits
+    )  # a large vocabulary: a quarter of a gigabyte of logits
     only(monkeypatch, 2**40)
-    assert sequences_a_pass(model, 128) == 4 and sequences_a_pass(model, 128, logits=False) == 32
+    assert sequences_a_pass(model, 128) == 2 and sequences_a_pass(model, 128, logits=False) == 32
     monkeypatch.undo()
     only(monkeypatch, attention)
     with pytest.raises(
