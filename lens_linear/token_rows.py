@@ -127,7 +127,7 @@ def require_mask(name: str, value: Any, tokens: Tensor) -> Tensor:
         try:
             whole = value[0 : len(value)] if hasattr(value, "__len__") else value
             mask = torch.as_tensor(np.asarray(whole))
-        except (ValueError, TypeError, RuntimeError):
+        except (ValueError, TypeError, RuntimeError, KeyError):
             mask = None
     if mask is not None and mask.ndim == 1 and len(tokens) == 1:
         mask = mask[None]

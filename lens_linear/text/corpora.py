@@ -231,7 +231,7 @@ def flat_ids(name: str, ids: Sequence[int] | Int[Tensor, " token"]) -> Int[Tenso
     """Accept a flat run of token ids >= 0 as an int64 tensor."""
     try:
         tensor = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise InvalidArgumentError(
             f"{name} must be a flat list of whole token ids ({error}); "
             "join nested lists before packing them"

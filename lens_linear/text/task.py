@@ -205,7 +205,7 @@ def _whole(name: str, value: Any) -> Tensor:
     """Whole numbers of any container as int64."""
     try:
         found = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, KeyError) as error:
         raise InvalidArgumentError(
             f"{name} must hold whole numbers in rows of one length, got {shown(value)}; e.g. "
             f"{name}=torch.tensor([1, 0])"

@@ -360,7 +360,7 @@ class _Batches:
         try:
             mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
             mask = torch.as_tensor(mask).bool().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidArgumentError(
                 f"loss_mask must be a mask of the shape of the tokens, got {shown(self.loss_mask)} "
                 f"({error}); pass a tensor of True and False, or a function that returns one"

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,6 +157,7 @@ def test_pack_takes_arrays_and_refuses_what_is_not_a_run_of_ids():
         ([0.5, 1.0], "flat list"),
         ("abc", "flat list"),
         ([3, -1], "ids >= 0"),
+        ([torch.zeros(0, dtype=torch.long), pd.DataFrame({"x": ["a"]})], "flat list"),
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             pack(ids, 1)

@@ -166,7 +166,7 @@ def joint_min_energy(
 def _numbers(name: str, value: Any) -> Tensor:
     try:
         found = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise InvalidArgumentError(
             f"{name} must be a number or a tensor of numbers, got {type(value).__name__} ({error}); pass "
             "e.g. 0.5"
