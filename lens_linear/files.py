@@ -192,6 +192,7 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 MAX_JSON = 64 * 2**20  # bytes; the largest tokenizer files are below 40 MB
+_DIGITS = 1000  # of a whole number; none that is meant has so many
 
 
 def read_json(path: Path, *, advice: str) -> dict[str, Any]:
@@ -205,13 +206,20 @@ def read_json(path: Path, *, advice: str) -> dict[str, Any]:
             raise OSError("no such file")
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any such file needs")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
         if isinstance(values, dict):
             return values
         reason = "it holds no JSON object"
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error)
     raise CorruptedFileError(f"{str(path)!r} cannot be read ({reason}); {advice}")
+
+
+def _whole(digits: str) -> int:
+    """A whole number as JSON writes it; Python's own refusal of a huge one advises a setting of Python."""
+    if len(digits) > _DIGITS:
+        raise ValueError(f"it holds a whole number of {len(digits):,} digits")
+    return int(digits)
 
 
 _HELD: dict[Path, tuple[BaseFileLock, int]] = {}  # lock file: its lock, thread that holds it

@@ -203,7 +203,11 @@ COMMANDS = (
         "grade_command:grade_notebooks",
         (
             option("submissions", metavar="SUBMISSIONS", help="a folder, or one notebook"),
-            option("--roster", metavar="CSV", help="file with a column 'student'"),
+            option(
+                "--roster",
+                metavar="CSV",
+                help="file with a column 'student', ids that files or folders begin with",
+            ),
             option(
                 "--out",
                 metavar="CSV",

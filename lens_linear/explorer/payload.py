@@ -105,7 +105,7 @@ def read_subject(
 ) -> Subject:
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
     try:
-        # Half of a gigabyte less for 135 million parameters; tables and shares are kept in half precision.
+        # Tables and shares of such a page are kept in half precision.
         dtype = torch.float32 if _large(model) else torch.float64
         weights = read_weights(model, fold=True, dtype=dtype)
     except UnsupportedModelError:

@@ -170,9 +170,8 @@ def _shares(
     following = torch.cat([ids[1:], targets[-1:, 0]])
     targets = torch.cat([targets, following[:, None]], dim=1)
     scale = norm_scale(streams[-1], weights.final_norm, weights.eps)
-    directions = (
-        weights.class_directions(targets).to(scale.dtype) / scale[:, None]
-    )  # [position, target, d_model]
+    # [position, target, d_model]
+    directions = weights.class_directions(targets).to(scale.dtype) / scale[:, None]
     values = torch.stack([torch.einsum("pm,ptm->pt", part, directions) for part in parts], dim=-1)
     bias = (weights.b_U - weights.b_U[: weights.n_outputs].mean())[targets]
     values, names = torch.cat([values, bias[..., None]], dim=-1), [*names, "output bias"]

@@ -21,5 +21,5 @@ def attempt(title: str, make: Callable[[], Section]) -> Section:
         warnings.warn(f"report: {title} failed: {reason!r}", LensLinearWarning, stacklevel=2)
         return Section(f"{title}: failed", f"{type(reason).__name__}: {reason}")
     finally:
-        give_back()  # a real model's page grew by 1 GB in holes between what stays
+        give_back()  # or a real model's page grows from part to part
     return section

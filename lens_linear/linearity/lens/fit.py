@@ -50,13 +50,16 @@ def fit_lens(
     position, often an outlier, counts as much as all other positions together: it costs the map one
     direction, and the reading there becomes as good as elsewhere.
 
+    From ``ridge`` 1e-4 on, float32 streams are multiplied in float32, a thousand rows at a time, and summed
+    in float64: the penalty hides what that loses.
+
     The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison.
 
     Args:
         model: a bridge.
         tokens: ids [sequence, position], or a Task; a warning below 20 rows an input.
         polish: epochs of Adam on the KL from the output to the readings, from the closed form.
-        ridge: at least 0, a share of the variance.
+        ridge: at least 0, a share of the variance; below 1e-4 all products are float64.
         seed: of the order of the rows when polishing.
         raw: False leaves the raw least-squares lens out: half of the work and of the memory.
         batch_size: sequences a forward pass; as many as memory allows by default.
@@ -140,7 +143,6 @@ def _collect(
     ridge: float,
 ) -> tuple[list[Pair], list[Pair]]:
     """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart."""
-    # A penalty of 1e-3 of the variance hides what float32 products lose.
     single = ridge >= _HIDES
     direct = [(Moments(single=single), Moments(single=single)) for _ in layers]
     plain = [(Moments(), Moments()) for _ in layers if raw]

@@ -30,7 +30,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         UnsupportedModelError: pickled weights, an adapter without its model, or Python of its own.
     """
     refuse_adapter(folder)
-    config = read_json(folder / CONFIG, advice="copy the folder again")
+    config = read_json(folder / CONFIG, advice="copy the folder again, or mend the file")
     _require_weights(folder)
     _refuse_nan(config, folder)
     _refuse_own_code(config, folder)
@@ -46,7 +46,8 @@ def refuse_adapter(folder: Path) -> None:
     """
     path = folder / "adapter_config.json"
     if path.is_file() and not (folder / CONFIG).is_file():
-        base = read_json(path, advice="copy the folder again").get("base_model_name_or_path", "?")
+        adapter = read_json(path, advice="copy the folder again, or mend the file")
+        base = adapter.get("base_model_name_or_path", "?")
         raise UnsupportedModelError(
             f"folder {str(folder)!r} holds an adapter (LoRA) for {str(base)!r}, not a model; merge the two "
             "with peft (merge_and_unload, then save_pretrained) and pass that folder"
@@ -66,7 +67,9 @@ def _require_weights(folder: Path) -> None:
             f"folder {str(folder)!r} holds {CONFIG} but no weights (*.safetensors); copy the folder again"
         )
     for index in folder.glob("*.safetensors.index.json"):
-        places = read_json(index, advice="copy the folder again").get("weight_map", {})
+        places = read_json(index, advice="copy the folder again, or mend the file").get(
+            "weight_map", {}
+        )
         names = {str(name) for name in places.values()} if isinstance(places, dict) else {"?"}
         outside = sorted(name for name in names if Path(name).name != name)
         if outside:
