@@ -86,10 +86,10 @@ const checks = {
   async keyboard({ file }) {
     const { page, seen, context } = await open(file);
     const stops = [];
-    for (let i = 0; i < 150; i++) {
+    for (let i = 0; i < 150; i++) { // about a hundred stops, then round again
       await page.keyboard.press("Tab");
       const at = await page.evaluate(focused);
-      if (at.role === null) break;
+      if (at.role === null) continue; // the end, or an entry that went when its list was drawn anew
       stops.push(at);
       if (at.role === "gridcell" && at.view === "map" && !seen.moved) {
         await page.keyboard.press("ArrowUp");
@@ -99,7 +99,7 @@ const checks = {
       }
       if (at.role === "option" && !seen.text) {
         await page.keyboard.press("Home");
-        await page.waitForTimeout(100);
+        await page.waitForTimeout(600); // until what follows the position late (paths, shares) has been drawn
         seen.text = await page.evaluate(() => location.hash);
       }
     }
