@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from lens_linear.checks import require_choice
-from lens_linear.circuits.heads.composition import composition_scores
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.cli.opening import given_text, model_name, open_model
 from lens_linear.cli.output import Answer, Table, result_table, steps
 from lens_linear.errors import UnsupportedModelError
+from lens_linear.explorer.heads import shown_composition
 from lens_linear.extensions import added
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.stats.evaluation import evaluation_tokens
@@ -27,7 +27,7 @@ def circuits(options: argparse.Namespace) -> Answer:
         ]
         begin("composition")
         if model.cfg.n_layers > 1:
-            scores = composition_scores(model, seed=options.seed)
+            scores = shown_composition(model, seed=options.seed)
             frame = scores.to_dataframe().head(options.top)  # largest ratio first
             parts.append(result_table("composition", scores, frame))
         begin("skip-trigrams")

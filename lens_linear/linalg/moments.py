@@ -264,7 +264,7 @@ class Moments:
     def varies(self) -> bool:
         """Whether y varies at all by more than rounding: otherwise R² is 0/0."""
         here = self.scatter
-        constant = constant_columns(here.form.scatter_y, here.mean_y, here.n, torch.float64)
+        constant = constant_columns(here.form.scatter_y, here.mean_y, here.n, here.dtype)
         return not bool(constant.all())
 
     def fit(self, ridge: Ridge = 0.0) -> LinearFit:

@@ -287,7 +287,7 @@ def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
     words = ("circuits", "attn-2l", "--top", 2, "--csv", "--table", "composition")
     out = run(capsys, *words)[1]
     found = pd.read_csv(io.StringIO(out))
-    ratio = ll.composition_scores(ll.load("attn-2l")).ratio.nan_to_num(0).flatten()
+    ratio = ll.composition_scores(ll.load("attn-2l"), fold=True).ratio.nan_to_num(0).flatten()
     assert (found.score / found.baseline_mean).tolist() == pytest.approx(ratio.topk(2)[0].tolist())
     with pytest.raises(LensLinearError, match="'composition'"):
         emit(build_parser().parse_args([*map(str, words[:-1]), "nothing"]), answer)

@@ -36,6 +36,14 @@ def assert_same(a, b, rtol=1e-10):
         assert a.score(fit_b) == pytest.approx(b.score(fit_a), rel=1e-9)
 
 
+@pytest.mark.parametrize("size, varies", [(1e-7, False), (1e-4, True)])
+def test_what_varies_by_rounding_of_its_own_dtype_alone_is_constant(size, varies):
+    x, noise = torch.randn(2, 400, 8, generator=torch.Generator().manual_seed(0))
+    rows = 3.7 + size * noise
+    assert collect(x, rows).varies is varies
+    assert collect(x.double(), 3.7 + size * noise.double()).varies
+
+
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_statistics_are_those_of_numpy(shift):
     x, y = planted(0.5)
