@@ -26,6 +26,37 @@ def shell(line, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+HOLES = """
+import sys, torch
+from lens_linear.cli.terminal import loading
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+if sys.argv[1:]:
+    with loading():
+        pass
+start, kept = resident(), []
+for _ in range(60):
+    passing = [torch.ones(2 << 20) for _ in range(2)]  # 8 MiB each
+    kept.append(torch.ones(1 << 18))  # 1 MiB stays
+    del passing
+print(resident() - start)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc: memory is not read")
+def test_a_command_keeps_no_holes_between_matrices_that_stay():
+    run = [sys.executable, "-c", HOLES]
+    plain, command = (
+        int(subprocess.run([*run, *words], capture_output=True, check=True).stdout)
+        for words in ((), ("own",))
+    )
+    assert command < 120 << 20  # 60 MiB stay
+    assert plain > 2 * command
+
+
 def test_letters_that_the_terminal_lacks_are_codes(capsys):
     shown = {}
     for encoding in ("utf-8", "ascii", "latin-1"):
