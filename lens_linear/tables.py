@@ -35,6 +35,10 @@ class View:
         """Return the table as a DataFrame of its own."""
         raise NotImplementedError
 
+    def _in_view(self) -> pd.DataFrame:
+        """The table in the order in which people look at it: the view shows its first rows."""
+        return self.to_dataframe()
+
     def plot(self, **options: Any) -> Any:
         """Draw the result; the same as ``lens_linear.plots.<figure>(result, **options)``.
 
@@ -49,7 +53,7 @@ class View:
         return getattr(figures, self._figure)(self, **options)
 
     def _repr_html_(self) -> str:
-        frame = self.to_dataframe()
+        frame = self._in_view()
         wanted = main_columns(self, frame)
         hidden = len(frame.columns) - len(wanted) if wanted else 0
         table = rounded(frame[wanted] if wanted else frame)

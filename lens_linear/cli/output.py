@@ -36,12 +36,23 @@ class Table:
         frame: all columns.
         columns: those that matter, first; all when empty.
         says: a sentence above it.
+        printed: the rows that text shows; all when None.
     """
 
     name: str
     frame: pd.DataFrame
     columns: Sequence[str] = ()
     says: str = ""
+    printed: pd.DataFrame | None = None
+
+    @property
+    def text(self) -> str:
+        """The table as lines, and how many rows they leave out."""
+        rows = self.frame if self.printed is None else self.printed
+        lines = fitted(rows, columns=self.columns)
+        if not (left_out := len(self.frame) - len(rows)):
+            return lines
+        return f"{lines}\n\n{left_out:,} more row{'s' * (left_out != 1)} with --csv --table {self.name}"
 
 
 def result_table(name: str, result: Result, frame: pd.DataFrame | None = None) -> Table:
@@ -88,7 +99,7 @@ def emit(options: argparse.Namespace, answer: Answer) -> int:
     elif getattr(options, "csv", False):
         text = _csv(options, answer, chosen)
     elif chosen is not None:
-        text = fitted(chosen.frame, columns=chosen.columns)
+        text = chosen.text
     elif options.quiet and answer.page is not None:
         text = str(answer.page)
     elif answer.verbatim:
@@ -116,8 +127,7 @@ def steps(options: argparse.Namespace, total: int) -> AbstractContextManager[Cal
 def _part(part: str | Table) -> str:
     if isinstance(part, str):
         return wrapped(part)
-    table = fitted(part.frame, columns=part.columns)
-    return f"{wrapped(part.says)}\n\n{table}" if part.says else table
+    return f"{wrapped(part.says)}\n\n{part.text}" if part.says else part.text
 
 
 def wrapped(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from lens_linear.checks import require_choice
 from lens_linear.circuits.induction.scores import induction_scores
@@ -22,9 +23,9 @@ def circuits(options: argparse.Namespace) -> Answer:
     model = open_model(options)
     with steps(options, 3) as begin:
         begin("heads")
-        parts: list[str | Table] = [
-            result_table("heads", induction_scores(model, seed=options.seed))
-        ]
+        heads = induction_scores(model, seed=options.seed)
+        strongest = heads.ranked().head(len(heads.named()) + options.top)
+        parts: list[str | Table] = [replace(result_table("heads", heads), printed=strongest)]
         begin("composition")
         if model.cfg.n_layers > 1:
             scores = shown_composition(model, seed=options.seed)

@@ -141,7 +141,9 @@ def _lines(blocks: Sequence[_Column]) -> list[str]:
 
 def _cell(value: Any, *, tokens: bool) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.{_DIGITS}f}"
+        return (
+            "–" if value != value else f"{round(value, _DIGITS) + 0.0:.{_DIGITS}f}"
+        )  # no "-0.000"
     if value is None or value is pd.NA:
         return "–"
     if not isinstance(value, str):

@@ -148,14 +148,9 @@ def _folded(scores: CompositionScores) -> str:
 def induction_section(measured: Measured, *, name: str) -> Section:
     """Head scores on repeated random tokens, and the pattern of the best induction head."""
     model, scores, seed = measured.model, measured.induction, measured.seed
-    frame = scores.to_dataframe()
+    frame = scores.ranked()
     found, previous = scores.heads("induction"), scores.heads("previous-token")
     best = _strongest(frame, "induction", "prefix_matching")
-    frame = frame.sort_values(
-        ["verdict", "prefix_matching"],
-        key=lambda column: column == "none" if column.name == "verdict" else -column,
-        kind="stable",
-    )
     blocks: list[Block] = [
         Figure(
             figures.head_scores(scores),

@@ -284,6 +284,13 @@ def test_tables_fit_the_terminal_and_csv_has_every_digit(capsys, monkeypatch):
     read = pd.read_csv(io.StringIO(out))
     pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
     assert "skip_trigrams L0H3" in err
+    out = run(capsys, "circuits", "attn-2l", "--top", 2, "--table", "heads")[1]
+    heads = [line.split()[0] for line in out.splitlines() if re.match(r"L\dH\d ", line)]
+    order = frame.assign(none=frame.verdict == "none").sort_values(
+        ["none", "excess"], ascending=[True, False]
+    )
+    assert heads == order["head"].tolist()[:7] and "1 more row with --csv --table heads" in out
+    assert "-0.000" not in out
     words = ("circuits", "attn-2l", "--top", 2, "--csv", "--table", "composition")
     out = run(capsys, *words)[1]
     found = pd.read_csv(io.StringIO(out))

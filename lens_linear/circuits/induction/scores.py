@@ -202,11 +202,19 @@ class InductionScores(Result):
     def _offset_se(self) -> Float[Tensor, "layer head"]:
         return self.stats.by_offset_se.gather(0, self.best_offset[None])[0]
 
+    def ranked(self) -> pd.DataFrame:
+        """Every head: those that have a verdict first, then the others, each by falling excess."""
+        frame = self.to_dataframe().sort_values("excess", ascending=False, kind="stable")
+        order = (frame["verdict"] == "none").argsort(kind="stable")
+        return frame.iloc[order].reset_index(drop=True)
+
     def named(self) -> pd.DataFrame:
         """The heads that have a verdict, largest excess first, with their reasons; all others left out."""
-        frame = self.to_dataframe()
-        frame = frame[frame["verdict"] != "none"]
-        return frame.sort_values("excess", ascending=False, kind="stable").reset_index(drop=True)
+        frame = self.ranked()
+        return frame[frame["verdict"] != "none"]
+
+    def _in_view(self) -> pd.DataFrame:
+        return self.ranked()
 
     def heads(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the (layer, head) pairs with a verdict, largest excess first."""
@@ -233,8 +241,8 @@ class InductionScores(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a head: head, layer, index, the scores of the module's table, copying, verdict, reason.
 
-        ``excess`` is that of the verdict's relation, or the largest where there is none. :meth:`named`
-        folds the heads without a verdict.
+        ``excess`` is that of the verdict's relation, or the largest where there is none. :meth:`ranked`
+        puts the strongest first, :meth:`named` leaves out the heads without a verdict.
         """
         stats = self.stats
         layers, heads = self.copying.shape
