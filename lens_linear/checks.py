@@ -254,8 +254,9 @@ def require_float_tensor(
             f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor({name})"
         )
     if not value.is_floating_point():
+        advice = ".dequantize()" if value.is_quantized else ".float()"
         raise InvalidArgumentError(
-            f"{name} must hold real floating numbers, got dtype {value.dtype}; call .float() on it"
+            f"{name} must hold real floating numbers, got dtype {value.dtype}; call {advice} on it"
         )
     # A subclass may report any device: where it keeps its entries is its own affair.
     empty = value.is_meta and type(value) in (torch.Tensor, torch.nn.Parameter)

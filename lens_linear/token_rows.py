@@ -219,6 +219,11 @@ def _ids(name: str, value: Tensor) -> Tensor:
         raise InvalidArgumentError(
             f"{name} must hold whole token ids, got dtype {value.dtype}; call .long() on ids"
         )
+    if value.is_quantized:
+        raise InvalidArgumentError(
+            f"{name} must hold whole token ids, got quantized numbers ({value.dtype}); call "
+            ".dequantize().long() on ids"
+        )
     # A subclass may report any device: where it keeps its entries is its own affair.
     if value.layout is not torch.strided or (value.is_meta and type(value) is torch.Tensor):
         raise InvalidArgumentError(

@@ -12,6 +12,15 @@ from lens_linear.cli.registry import COMMANDS, RECIPE_NAMES, STUDY_NAMES, Comman
 __all__ = ["RECIPE_NAMES", "STUDY_NAMES", "build_parser", "check_options"]
 
 
+class _Help(argparse.HelpFormatter):
+    """Keeps the lines of an example whole: they are there to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("example: "):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong, and how to see the help."""
 
@@ -38,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=f"example: {command.example}",
+            formatter_class=_Help,
+            epilog="".join(f"example: {line}\n" for line in command.example.splitlines()),
         )
         groups: dict[str, argparse._MutuallyExclusiveGroup] = {}
         for option in command.all_options:

@@ -49,7 +49,7 @@ class Command:
     Attributes:
         name: what is typed.
         text: one line of help.
-        example: a line to copy.
+        example: lines to copy.
         run: ``"module:function"`` in ``lens_linear.cli``; imported when the command runs.
         options: its arguments; ``--json`` and ``--quiet`` are everybody's.
     """
@@ -117,7 +117,7 @@ COMMANDS = (
         "dynamics",
         "measure sensitivity over depth and how well small linear surrogates predict it",
         "lens-linear dynamics gpt-micro --order 16 --basis balanced\n"
-        "         lens-linear dynamics gpt2 gpt2-medium gpt2-large --concept imdb",
+        "lens-linear dynamics gpt2 gpt2-medium gpt2-large --concept imdb",
         "dynamics_command:dynamics",
         (
             *MODEL,

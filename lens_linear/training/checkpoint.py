@@ -77,7 +77,8 @@ def load_checkpoint(
         )
     if metadata.get("corpus", corpus) != corpus:
         raise CorruptedFileError(
-            f"checkpoint {str(path)!r} was written while {recipe.name!r} was trained on another corpus; "
+            f"checkpoint {str(path)!r} was written while {recipe.name!r} was trained on another corpus, or "
+            "with other labels or another loss_mask; "
             "remove it to begin anew, or name another file"
         )
     step = int(metadata["step"])

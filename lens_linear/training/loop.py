@@ -322,9 +322,14 @@ class _Batches:
             )
 
     def checksum(self) -> str:
-        """SHA-256 of the corpus, or of the first batch where the caller makes them."""
-        first = self.stream if self.stream is not None else self.at(0)[0]
-        return hashlib.sha256(first.to(torch.int32).contiguous().numpy().tobytes()).hexdigest()
+        """SHA-256 of the corpus, or of the first batch where the caller makes them, and of what counts."""
+        first, labels, mask = self.at(0)
+        held = [first if self.stream is None else self.stream, labels, mask]
+        digest = hashlib.sha256()
+        for part in held:
+            if part is not None:
+                digest.update(part.cpu().to(torch.int32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens, labels and mask of one step."""
@@ -350,7 +355,8 @@ class _Batches:
             mask = asked if mask is None else asked & mask
             if not bool(mask.any()):
                 raise InvalidArgumentError(
-                    "labels ask for nothing that counts: they are -100 wherever loss_mask lets one count"
+                    "labels ask for nothing that counts: they are -100 wherever loss_mask lets one count; "
+                    "pass labels of tokens there, or a loss_mask that is True where they are"
                 )
         return tokens, labels, mask
 
@@ -457,7 +463,8 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 def validation_loss(
     module: nn.Module, rows: Int[Tensor, "row position"], *, batch: int = 64
 ) -> float:
-    """Mean next-token loss (nats) of a native module over rows of tokens."""
+    """Mean next-token loss (nats) of a native module over rows of at least two tokens."""
+    rows = require_tokens("rows", rows, min_length=2)
     device = next(module.parameters()).device
     losses = [
         float(next_token_loss(module(part.to(device)), part.to(device))) * len(part)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -405,3 +406,14 @@ def test_open_opens_the_page_that_was_written(tmp_path, capsys, monkeypatch):
     assert run(capsys, *words) == (0, f"{page}\n", "") and not opened
     run(capsys, *words, "--open")
     assert opened == [page.resolve().as_uri()]
+
+
+def test_examples_of_the_help_are_lines_to_copy(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    commands = build_parser()._subparsers._group_actions[0].choices
+    shown = {name: one.format_help().splitlines() for name, one in commands.items()}
+    for command in COMMANDS:
+        for line in command.example.splitlines():
+            assert f"example: {line}" in shown[command.name]
+            if "$(" not in line:
+                build_parser().parse_args(shlex.split(line)[1:])

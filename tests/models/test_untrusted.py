@@ -78,8 +78,23 @@ def test_widths_too(opened, folder, key):
 
 @pytest.mark.parametrize("place", [{"rms_norm_eps": float("nan")}, {"rope": {"a": [float("nan")]}}])
 def test_nan_in_a_configuration_is_refused(opened, folder, place):
-    with pytest.raises(CorruptedFileError, match=r"says NaN for '(rms_norm_eps|rope\.a)'"):
+    with pytest.raises(CorruptedFileError, match=r"says nan for '(rms_norm_eps|rope\.a)'"):
         opened(edit(folder, **place))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("rms_norm_eps", float("inf")), ("rms_norm_eps", 1e9), ("layer_norm_epsilon", -1e-5),
+        ("rms_norm_eps", 1), ("num_hidden_layers", 0), ("n_layer", -3), ("vocab_size", -7),
+        ("max_position_embeddings", 0), ("n_positions", -1), ("hidden_size", 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("nested", [False, True])
+def test_numbers_that_no_model_has_are_refused(opened, folder, key, value, nested):
+    name = f"text.{key}" if nested else key
+    with pytest.raises(CorruptedFileError, match=f"for '{name}', and it must be at least [01]"):
+        opened(edit(folder, **({"text": {key: value}} if nested else {key: value})))
 
 
 @pytest.mark.parametrize("where", ["config", "tokenizer", "tokenizer without a beginning"])

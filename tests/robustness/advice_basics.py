@@ -419,6 +419,11 @@ ROWS = [
         lambda: trained(batches=batch, loss_mask=MASK),
     ),
     (
+        lambda: trained(batches=lambda step: (IDS, 0 * IDS - 100)),
+        "pass labels of tokens there",
+        lambda: trained(batches=lambda step: (IDS, IDS)),
+    ),
+    (
         lambda: trained(batches=batch).at(1),
         r"train with checkpoints=\[1\]",
         lambda: trained(batches=batch, checkpoints=[1]).at(1),

@@ -95,6 +95,13 @@ ROWS = [
         lambda: linalg.fit_linear((10 * X).long().float(), Y),
     ),
     (
+        lambda: linalg.fit_linear(torch.quantize_per_tensor(X.float(), 0.1, 0, torch.qint8), Y),
+        r"call .dequantize\(\)",
+        lambda: linalg.fit_linear(
+            torch.quantize_per_tensor(X.float(), 0.1, 0, torch.qint8).dequantize(), Y
+        ),
+    ),
+    (
         lambda: linalg.fit_linear(X.to_sparse(), Y),
         r"call .to_dense\(\)",
         lambda: linalg.fit_linear(X.to_sparse().to_dense(), Y),

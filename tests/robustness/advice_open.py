@@ -154,6 +154,12 @@ ROWS = [
         "lens-linear models --get smollm2-135m",
         lambda: under({"models.open.load.obtained_folder": lambda _: Path(llama())}, smol),
     ),
+    (lambda: blocks(0), "must be at least 1; mend it or copy the folder again", lambda: blocks(2)),
+    (
+        lambda: ll.load(llama(rms_norm_eps=float("inf"))),
+        "below 1; mend it or copy the folder again",
+        lambda: ll.load(llama(rms_norm_eps=1e-6)),
+    ),
     # state dicts of HookedTransformer
     (
         lambda: hooked({**HOOKED, "d_vocab": 7}),

@@ -42,6 +42,8 @@ def stream(ids=None, length=4, n_vocab=24):
     )
 
 
+QUANTIZED = torch.quantize_per_tensor(IDS.float(), 1.0, 0, torch.quint8)
+
 ROWS = [
     # rows of ids
     (
@@ -53,6 +55,11 @@ ROWS = [
         lambda: loss(IDS.to_sparse()),
         r"call .to_dense\(\)",
         lambda: loss(IDS.to_sparse().to_dense()),
+    ),
+    (
+        lambda: loss(QUANTIZED),
+        r"call .dequantize\(\).long\(\) on ids",
+        lambda: loss(QUANTIZED.dequantize().long()),
     ),
     (lambda: loss(IDS[None]), "reshape it", lambda: loss(IDS[None].reshape(12, 16))),
     (lambda: loss(IDS[:0]), "pass at least one row|more or longer text", lambda: loss(IDS[:1])),

@@ -193,10 +193,12 @@ def shuffled(model, change):
             row.data[0, 0], row.data[1, 1] = row.data[1, 1].clone(), row.data[0, 0].clone()
         elif change == "eps":
             other.cfg.eps = 0.3
+        elif change == "a hook":
+            other.add_perma_hook("blocks.1.hook_out", lambda x, hook: x / 2)
     return other
 
 
-@pytest.mark.parametrize("change", ["rows reversed", "two numbers exchanged", "eps"])
+@pytest.mark.parametrize("change", ["rows reversed", "two numbers exchanged", "eps", "a hook"])
 def test_a_checkpoint_of_another_model_is_refused_though_its_sums_agree(tmp_path, change):
     model = ll.toy_model(n_layers=2, d_vocab=30, seed=5)
     assert model_fingerprint(model) == model_fingerprint(shuffled(model, "nothing"))

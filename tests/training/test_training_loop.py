@@ -65,6 +65,27 @@ def test_a_run_never_goes_on_with_another_corpus(tmp_path):
         train(recipe(4), STREAM.flip(0), checkpoint=path, progress=False)
 
 
+def test_a_run_never_goes_on_with_another_mask_or_other_labels(tmp_path):
+    rows = STREAM[: 4 * 16].view(4, 16)
+    first, last = torch.arange(16) < 8, torch.arange(16) >= 8
+    asked = [
+        {"batches": lambda step: rows},
+        {"batches": lambda step: rows, "loss_mask": first},
+        {"batches": lambda step: rows, "loss_mask": last},
+        {"batches": lambda step: (rows, rows)},
+        {"batches": lambda step: (rows, rows.flip(1))},
+    ]
+    for number, own in enumerate(asked):
+        path = tmp_path / f"{number}.safetensors"
+        train(SPEC, steps=2, checkpoint=path, progress=False, **own)
+        for other in asked:
+            if other is own:
+                train(SPEC, steps=2, checkpoint=path, progress=False, **other)
+                continue
+            with pytest.raises(CorruptedFileError, match="other labels or another loss_mask"):
+                train(SPEC, steps=2, checkpoint=path, progress=False, **other)
+
+
 def test_training_learns_a_cycle():
     """x → x + 1 is a bigram rule: the loss must fall far below the log(31) of a guess."""
     cycle = torch.arange(4000) % 31 + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
@@ -28,8 +29,16 @@ def weights_sha256(model: TransformerBridge) -> str:
     return digest.hexdigest()
 
 
+def _code(hook: Any) -> str:
+    code = getattr(hook, "__code__", None)
+    return "" if code is None else str(code.co_code.hex())
+
+
 def model_fingerprint(model: TransformerBridge) -> str:
-    """Return one SHA-256 for weights and configuration: equal only for models that compute the same."""
+    """Return one SHA-256 for weights, configuration and the caller's hooks.
+
+    Equal only for models that compute the same: a hook is told by its place, name and code.
+    """
     words = {
         key: value
         for key, value in vars(model.cfg).items()
@@ -37,5 +46,10 @@ def model_fingerprint(model: TransformerBridge) -> str:
     }
     stored = getattr(model.original_model, "config", None)
     foreign = {} if stored is None or not hasattr(stored, "to_dict") else stored.to_dict()
-    told = json.dumps([words, foreign], sort_keys=True, default=str)
+    hooks = [
+        (name, getattr(hook, "__qualname__", type(hook).__qualname__), _code(hook))
+        for name, point in sorted(model.hook_dict.items())
+        for hook in (handle.user_hook for handle in point.fwd_hooks)
+    ]
+    told = json.dumps([words, foreign, *hooks], sort_keys=True, default=str)
     return hashlib.sha256(f"{told} {weights_sha256(model)}".encode()).hexdigest()

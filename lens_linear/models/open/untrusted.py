@@ -32,7 +32,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     refuse_adapter(folder)
     config = read_json(folder / CONFIG, advice="copy the folder again, or mend the file")
     _require_weights(folder)
-    _refuse_nan(config, folder)
+    _require_numbers(config, folder)
     _refuse_own_code(config, folder)
     _require_sizes(config, folder)
     return config
@@ -85,19 +85,28 @@ def _require_weights(folder: Path) -> None:
             )
 
 
-def _refuse_nan(config: dict[str, Any], folder: Path) -> None:
-    """Refuse NaN anywhere in the configuration: every comparison with it is false, checks pass unseen."""
+def _require_numbers(config: dict[str, Any], folder: Path) -> None:
+    """Refuse numbers that no model has, and NaN, with which every comparison is false."""
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, float) and math.isnan(value):
-            raise CorruptedFileError(
-                f"{CONFIG} in {str(folder)!r} says NaN for {name!r}; mend it or copy the folder again"
-            )
         if isinstance(value, dict):
             waiting += [(f"{name}.{key}", item) for key, item in value.items()]
         elif isinstance(value, list):
             waiting += [(name, item) for item in value]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            key = name.rpartition(".")[2]
+            says = f"{CONFIG} in {str(folder)!r} says {value} for {name!r}"
+            if math.isnan(value):
+                raise CorruptedFileError(f"{says}; mend it or copy the folder again")
+            if key.endswith(("eps", "epsilon")) and not 0 <= value < 1:
+                raise CorruptedFileError(
+                    f"{says}, and it must be at least 0 and below 1; mend it or copy the folder again"
+                )
+            if key in (*_LAYERS, *_WIDTHS, *_POSITIONS, "vocab_size") and value < 1:
+                raise CorruptedFileError(
+                    f"{says}, and it must be at least 1; mend it or copy the folder again"
+                )
 
 
 def _refuse_own_code(config: dict[str, Any], folder: Path) -> None:
