@@ -43,6 +43,28 @@ _MEANT = {
         ("causaltracing", "activationpatching", "denoise", "denoising", "noising", "interchange"),
         "lens_linear.patch(model, clean, corrupted, what=..., into=...)",
     ),
+    **dict.fromkeys(
+        ("bywriter", "meancontrast", "positionalqk", "splitscore", "scorebywriter"),
+        "lens_linear.qk_attribution(model, tokens, 'L1H3') and its by_writer, mean_contrast",
+    ),
+    **dict.fromkeys(
+        ("directpathpatching", "pathpatching", "edgepatching"),
+        "lens_linear.path_patch(model, clean, corrupted, senders=..., receivers=...)",
+    ),
+    **dict.fromkeys(
+        ("cut", "cutedge", "ablatepath"), "lens_linear.cut_path(model, 'L0H0', 'L1H3')"
+    ),
+    **dict.fromkeys(
+        ("dla", "logitattribution", "attributelogits"),
+        "lens_linear.direct_logit_attribution(model, tokens)",
+    ),
+    **dict.fromkeys(("bigramtable", "bigram"), "lens_linear.AttentionOnly(model).bigrams()"),
+    **dict.fromkeys(("headscores", "scores"), "lens_linear.induction_scores(model)"),
+    **dict.fromkeys(("addstatistic", "registerstatistic"), _STATISTIC),
+    **dict.fromkeys(("generate", "sample"), "the model's own generate"),
+    **dict.fromkeys(("widget", "dashboard"), "lens_linear.explore(model)"),
+    **dict.fromkeys(("pca", "sae", "transcoder"), "another library: nothing here does that"),
+    "resume": "checkpoint=path of linearity_profile or train: the same call goes on where it ended",
     **dict.fromkeys(("logitlens", "tunedlens"), "lens_linear.fit_lens(model, tokens)"),
     **dict.fromkeys(
         ("inductionheads", "prevtokenheads", "previoustokenheads", "duplicatetokenheads"),
@@ -61,9 +83,12 @@ _MEANT = {
 def _advice(package: str, name: str) -> str:
     """Where the name, or one like it, is public."""
     places = _public_names()
+    meant = _MEANT.get(name.lower().replace("_", ""))
     if name in places:
-        return f"it is {' or '.join(places[name])}"
-    if meant := _MEANT.get(name.lower().replace("_", "")):
+        figure = all(place.startswith("lens_linear.plots.") for place in places[name])
+        numbers = f" (the numbers: {meant})" if figure and meant else ""
+        return f"it is {' or '.join(places[name])}{numbers}"
+    if meant:
         return f"you may want {meant}"
     spelled = {known.lower(): known for known in places}
     near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.72)

@@ -337,8 +337,11 @@ def require_file(name: str, value: Any) -> Path:
     """Accept the path of an existing regular file."""
     path = require_path(name, value)
     if not path.is_file():
+        there = path.exists()
         raise InvalidArgumentError(
-            f"{name} must be a file that exists, got {str(path)!r}; check the path"
+            f"{name} must be {'a regular file' if there else 'a file that exists'}, got {str(path)!r}"
+            f"{', which is a folder, a device or a pipe: write what it gives to a file' * there}; "
+            "check the path"
         )
     return path
 
@@ -355,9 +358,13 @@ def require_name(name: str, value: Any) -> str:
 
 def require_path(name: str, value: Any) -> Path:
     """Accept a non-empty path."""
-    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+    if not isinstance(value, (str, Path)):
         raise InvalidArgumentError(
             f"{name} must be a path, got {shown(value)}; pass a str or pathlib.Path"
+        )
+    if not str(value) or "\0" in str(value):
+        raise InvalidArgumentError(
+            f"{name} must be a path, got {shown(value)}; write the name of a file or folder"
         )
     try:
         parts = [os.fsencode(part) for part in Path(value).parts]

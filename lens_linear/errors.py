@@ -48,3 +48,7 @@ class LensLinearWarning(UserWarning):
 
 class OfflineError(LensLinearError, OSError):
     """Something needs the network, or a package that is not installed, and it is not to be had."""
+
+
+class WriteError(LensLinearError, OSError):
+    """A file could not be written; nothing was left behind and an older file is untouched."""

@@ -11,21 +11,17 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_linear.checks import require_path
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError, WriteError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
     from torch import Tensor
-
-
-class WriteError(LensLinearError, OSError):
-    """A file could not be written; nothing was left behind and an older file is untouched."""
 
 
 _UMASK = threading.Lock()
@@ -131,6 +127,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a file that its own mode keeps from being changed.
+
+    Raises:
+        WriteError: it is read-only.
+    """
+    _mode(path)
+
+
 def _mode(path: Path) -> int:
     """Return the mode a file at ``path`` shall have: its own, or what a new file gets."""
     try:
@@ -182,6 +187,13 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     from safetensors.torch import save
 
     return write_with(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+
+
+def write_together(parts: Mapping[Path, bytes]) -> None:
+    """Write several files: no older one is touched before all new ones are whole; the first appears last."""
+    with contextlib.ExitStack() as stack:
+        for path, data in parts.items():
+            stack.enter_context(atomic_path(path)).write_bytes(data)
 
 
 def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:

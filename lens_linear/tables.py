@@ -89,10 +89,11 @@ class Result(View):
         """One column of the table, or several: ``result["r2"]``, ``result[["layer", "r2"]]``."""
         frame = self.to_dataframe()
         asked = column if isinstance(column, list) else [column]
-        unknown = [name for name in asked if isinstance(name, str) and name not in frame.columns]
+        unknown = [name for name in asked if not isinstance(name, str) or name not in frame.columns]
         if unknown:
             raise KeyError(
-                f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}"
+                f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}; rows and "
+                "masks are asked of .to_dataframe()"
             )
         return frame[column]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import overload
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_list
+from lens_linear.checks import require_instance, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.tokenizer import token_strings
 
@@ -48,7 +48,15 @@ def require_labels(
     n_tokens = n_vocab if n_tokens is None else n_tokens
     if labels is None:
         return TokenText(model, n_tokens) if getattr(model, "tokenizer", None) is not None else None
-    labels = labels if isinstance(labels, TokenText) else require_list("labels", labels, of="str")
+    if not isinstance(
+        labels, TokenText
+    ):  # a lone surrogate has no bytes of its own: its code stands there
+        given = require_list("labels", labels, of="str")
+        labels = [
+            label.encode("utf-8", "backslashreplace").decode()
+            for label in given
+            if require_instance("labels", label, str, advice="one text a token")
+        ]
     if len(labels) not in (n_vocab, n_tokens):
         raise InvalidArgumentError(
             f"labels must name each of the {n_vocab} tokens, got {len(labels)}; pass one a token"

@@ -24,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Called from Python, it leaves warnings, logging and the standard streams as it found them.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(arguments, str) or not all(isinstance(word, str) for word in words):
+        return _said(
+            f"lens-linear: arguments must be a list of words, got {arguments!r}; pass e.g. ['models']",
+            2,
+        )
     named = [word for word in words[:1] if word.isidentifier()]
     try:
         # Imported inside, so that an interrupt is met from the first moment.

@@ -212,7 +212,8 @@ def hooked(
     """Attach functions to hook points by name for the length of a block.
 
     A function gets the tensor and may return a new one (None leaves it). Exactly the hooks added here
-    are removed at the end, also after an error; hooks of the caller stay. Another thread waits meanwhile.
+    are removed at the end, also after an error; hooks of the caller stay. Another thread that asks for
+    hooks waits meanwhile, and what it runs itself passes by untouched.
     """
     points = require_bridge(model).hook_dict
     added: list[tuple[Any, Any]] = []
@@ -240,8 +241,23 @@ def edited(model: TransformerBridge, edits: Iterable[Edit]) -> Iterator[None]:
         yield
 
 
+def attached(model: TransformerBridge) -> str:
+    """How a reason begins where a model has hooks, its own or those of a ``with`` block; "" without any."""
+    names = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    if not names:
+        return ""
+    return (
+        f"the model has hooks now ({', '.join(map(repr, names[:3]))}), which may be why: leave the with "
+        "block that edits it, or call model.reset_hooks(including_permanent=True); otherwise "
+    )
+
+
 def _adapter(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    owner = threading.get_ident()
+
     def hook(tensor: Tensor, hook: Any = None) -> Tensor | None:
+        if threading.get_ident() != owner:
+            return None
         made = function(tensor)
         # Under a device map what replaces a tensor may come from another device.
         return None if made is None else made.to(tensor.device)

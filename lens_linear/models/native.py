@@ -25,6 +25,7 @@ from lens_linear.checks import (
     require_seed,
 )
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.linalg.memory import require_room
 
 Norm = Literal["none", "LN", "LNPre", "RMS"]
 Activation = Literal["gelu", "relu", "silu"]
@@ -225,6 +226,16 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     """
     seed = require_seed(seed)
     config = spec.config(seed=seed)
+    each_layer = 4 * spec.d_model**2 + 2 * spec.d_model * (
+        0 if spec.attn_only else config.d_mlp or 0
+    )
+    numbers = spec.d_model * (2 * spec.d_vocab + spec.n_ctx) + spec.n_layers * each_layer
+    require_room(
+        4 * numbers,
+        "cpu",
+        what=f"a model of {numbers:,} parameters",
+        advice="make d_vocab, n_ctx, d_model or n_layers smaller",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = NativeModel(config)

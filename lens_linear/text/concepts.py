@@ -37,7 +37,7 @@ from lens_linear.text._seeds import labelled_generator
 from lens_linear.text.huggingface import huggingface_rows
 from lens_linear.text.presets import PRESETS
 
-_BUNDLED = ("mood",)
+BUNDLED = ("mood",)
 _PRESET_LIMIT = 2000
 _CLASSES: Mapping[str, int] = {
     **dict.fromkeys(("0", "false", "no", "negative", "neg"), 0),
@@ -236,7 +236,7 @@ def load_concept(
         require_choice("source (with path=)", source, PRESETS)
     if source in PRESETS:
         return _load_preset(str(source), path, _PRESET_LIMIT if limit is None else limit)
-    if source in _BUNDLED:
+    if source in BUNDLED:
         return _load_bundled(str(source), limit)
     file = Path(source).expanduser()
     if not file.is_file():
@@ -245,7 +245,7 @@ def load_concept(
                 f"source must be a concept's name or a labelled file that exists, got "
                 f"{str(source)!r}; check the path"
             )
-        require_choice("source", str(source), (*_BUNDLED, *PRESETS))
+        require_choice("source", str(source), (*BUNDLED, *PRESETS))
     return _load_file(file, text, label, classes, limit)
 
 

@@ -24,6 +24,7 @@ class RunState:
     minutes: float = 0.0
     history: list[tuple[int, float, float]] = field(default_factory=list)
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    batch: str = ""  # checksum of the last batch that was learnt from, where the caller makes them
 
 
 def save_checkpoint(
@@ -49,6 +50,7 @@ def save_checkpoint(
         "corpus": corpus,
         "step": str(state.step),
         "minutes": repr(state.minutes),
+        "batch": state.batch,
         "history": json.dumps(state.history),
     }
     write_sealed(path, tensors, metadata)
@@ -95,7 +97,8 @@ def load_checkpoint(
             _, at, name = key.split(".", 2)
             kept.setdefault(int(at), {})[name] = value
     history = [tuple(row) for row in json.loads(metadata["history"])]
-    return RunState(step, float(metadata["minutes"]), history, kept)
+    minutes = float(metadata["minutes"])
+    return RunState(step, minutes, history, kept, metadata.get("batch", ""))
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

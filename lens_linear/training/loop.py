@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     require_bool,
+    require_callable,
     require_device,
     require_float,
     require_instance,
@@ -28,7 +29,7 @@ from lens_linear.checks import (
     require_seed,
     shown,
 )
-from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NonFiniteError
 from lens_linear.files import held, require_target
 from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
@@ -253,6 +254,8 @@ def train(
     recipe = _recipe(recipe, steps, learning_rate, seed, checkpoints)
     checkpoint = None if checkpoint is None else require_target("checkpoint", checkpoint)
     place, progress = require_device("device", device), require_bool("progress", progress)
+    if on_step is not None:
+        require_callable("on_step", on_step, advice="a function of step and loss")
     source = _Batches(recipe, stream, batches, loss_mask)
     with held(checkpoint, what="checkpoint"), few_threads(recipe.spec.d_model, threads):
         return _train(recipe, source, checkpoint, save_every, progress, place, on_step)
@@ -292,6 +295,14 @@ def _recipe(
     return Recipe("own", recipe, (phase,), seed=seed, precision="float32", checkpoints=tuple(kept))
 
 
+def _sha256(*parts: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if part is not None:
+            digest.update(part.cpu().to(torch.int32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class _Batches:
     """What is learnt from: text and repeats as the recipe says, or the caller's own batches."""
 
@@ -324,12 +335,11 @@ class _Batches:
     def checksum(self) -> str:
         """SHA-256 of the corpus, or of the first batch where the caller makes them, and of what counts."""
         first, labels, mask = self.at(0)
-        held = [first if self.stream is None else self.stream, labels, mask]
-        digest = hashlib.sha256()
-        for part in held:
-            if part is not None:
-                digest.update(part.cpu().to(torch.int32).contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _sha256(first if self.stream is None else self.stream, labels, mask)
+
+    def batch_checksum(self, step: int) -> str:
+        """SHA-256 of one step's batch where the caller makes them, else nothing."""
+        return "" if self.batches is None else _sha256(*self.at(step))
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens, labels and mask of one step."""
@@ -337,11 +347,23 @@ class _Batches:
         if self.batches is None:
             tokens = batch_at(self.recipe, self.stream, step)  # type: ignore[arg-type]
         else:
-            made = self.batches(step)
+            try:
+                made = self.batches(step)
+            except TypeError as error:
+                raise InvalidArgumentError(
+                    f"batches must be a function of the step that returns rows, but batches({step}) fails "
+                    f"({error}); write e.g. lambda step: rows"
+                ) from error
             if isinstance(made, (tuple, list)) and len(made) == 2:
                 made, labels = made
             spec = self.recipe.spec
-            tokens = require_tokens("batches(step)", made, n_vocab=spec.d_vocab, n_ctx=spec.n_ctx)
+            tokens = require_tokens(
+                "batches(step)",
+                made,
+                n_vocab=spec.d_vocab,
+                n_ctx=spec.n_ctx,
+                min_length=2 if labels is None else 1,
+            )
             if labels is not None:
                 labels, asked = _asked(labels)
                 labels = require_tokens("labels", labels, n_vocab=spec.d_vocab)
@@ -365,7 +387,10 @@ class _Batches:
             return None
         try:
             mask = self.loss_mask(tokens) if callable(self.loss_mask) else self.loss_mask
-            mask = torch.as_tensor(mask).bool().cpu()
+            mask = torch.as_tensor(mask).cpu()
+            if mask.is_floating_point() and not bool(torch.isfinite(mask).all()):
+                raise ValueError("it holds NaN or infinity")
+            mask = mask.bool()
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidArgumentError(
                 f"loss_mask must be a mask of the shape of the tokens, got {shown(self.loss_mask)} "
@@ -398,6 +423,11 @@ def _train(
     optimizer = _optimizer(module, recipe.weight_decay)
     corpus = source.checksum()
     state = load_checkpoint(checkpoint, recipe, module, optimizer, corpus=corpus)
+    if state.step and state.batch != source.batch_checksum(state.step - 1):
+        raise CorruptedFileError(
+            f"checkpoint {str(checkpoint)!r} was written on other batches: those of step {state.step - 1} "
+            "differ; remove it to begin anew, or name another file"
+        )
     states = _States(module) if recipe.cosine else None
     penalty = CosineRegularizer(recipe.cosine) if recipe.cosine else None
     steps = range(state.step, recipe.steps)
@@ -427,6 +457,7 @@ def _train(
             state.step = step + 1
             state.minutes += (time.monotonic() - started) / 60
             started = time.monotonic()
+            state.batch = source.batch_checksum(step)
             save_checkpoint(checkpoint, recipe, module, optimizer, state, corpus=corpus)
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()

@@ -8,7 +8,7 @@ import torch
 from circuit_zoo import hugging_face, ids, native
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.models.capture import run
 
 FULL = {"attn_only": False, "d_mlp": 24, "normalization_type": "LN"}
@@ -250,11 +250,29 @@ def test_what_cannot_be_patched_is_said():
             call()
     with pytest.raises(UnsupportedModelError, match="no 'ffn_out'"):
         ll.patch(model, task, corrupted, what="ffn_out")
-    same = ll.patch(model, task, task.tokens)
+    with pytest.warns(LensLinearWarning, match="nothing to give shares of"):
+        same = ll.patch(model, task, task.tokens)
+    with pytest.warns(LensLinearWarning, match="nothing to give shares of"):
+        ll.path_patch(model, task, task.tokens, receivers="logits")
     assert same["effect"].isna().all() and float((same.values - same.base).abs().max()) < 1e-6
 
 
 KINDS = ("gpt2", "neox", "gemma2", "opt", "qwen2", "llama", "phi")
+
+
+def test_a_block_inside_a_block_is_refused_for_what_it_is():
+    said = pytest.raises(UnsupportedModelError, match="leave the with block that edits it")
+    model = ll.load("gpt-nano")
+    with ll.cut_path(model, "L0H0", "L1H2", via="k"), said:
+        ll.cut_path(model, "L0H1", "L1H2", via="k").__enter__()
+    with ll.cut_path(model, "L0H1", "L1H2", via="k"):
+        pass
+    model = ll.toy_model(n_layers=2, seed=3)
+    model.add_perma_hook("blocks.1.attn.q.hook_out", lambda value, hook: value / 2)
+    with pytest.raises(UnsupportedModelError, match="reset_hooks"):
+        _ = ll.head(model, "L1H0").qk
+    model.reset_hooks(including_permanent=True)
+    _ = ll.head(model, "L1H0").qk
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -304,6 +304,11 @@ ROWS = [
         lambda: ll.compare({"a": profile(), "b": profile()}).difference("a", "b"),
     ),
     (
+        lambda: ll.compare({"a\u202e": profile(), "b": profile()}),
+        "name it 'a⟨202E⟩'",
+        lambda: ll.compare({"a⟨202E⟩": profile(), "b": profile()}),
+    ),
+    (
         lambda: ll.compare({"a": 3}),
         "pass what linearity_profile returns",
         lambda: ll.compare({"a": profile()}),
@@ -417,6 +422,26 @@ ROWS = [
         lambda: trained(batches=batch, loss_mask=MASK[:5]),
         r"must be \[position\] or",
         lambda: trained(batches=batch, loss_mask=MASK),
+    ),
+    (
+        lambda: trained(batches=lambda: IDS),
+        "write e.g. lambda step: rows",
+        lambda: trained(batches=lambda step: IDS),
+    ),
+    (
+        lambda: trained(batches=lambda step: IDS[:, :1]),
+        "batches.* at least 2",
+        lambda: trained(batches=lambda step: IDS[:, :2]),
+    ),
+    (
+        lambda: trained(batches=batch, on_step=5),
+        "a function of step and loss",
+        lambda: trained(batches=batch, on_step=lambda step, loss: None),
+    ),
+    (
+        lambda: trained(batches=batch, loss_mask=torch.full((16,), torch.nan)),
+        "pass a tensor of True and False",
+        lambda: trained(batches=batch, loss_mask=torch.ones(16)),
     ),
     (
         lambda: trained(batches=lambda step: (IDS, 0 * IDS - 100)),

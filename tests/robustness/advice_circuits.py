@@ -38,6 +38,21 @@ def matrix(rows, columns):
 
 
 ROWS = [
+    (
+        lambda: (attribution().map(2, 5), None),
+        "pass a key of at most 2",
+        lambda: attribution().map(2, 2),
+    ),
+    (
+        lambda: attribution().mean_map(torch.ones(2, 16, 16)),
+        r"pass weights.tril\(\)",
+        lambda: attribution().mean_map(torch.ones(2, 16, 16).tril()),
+    ),
+    (
+        lambda: ll.path_patch(toy(), IDS[:1], IDS[1:2], receivers=["L1H0"], via=[]),
+        "leave it out for all",
+        lambda: ll.path_patch(toy(), IDS[:1], IDS[1:2], receivers=["L1H0"]),
+    ),
     # heads
     (
         lambda: ll.head(toy(), 1),
@@ -182,7 +197,7 @@ ROWS = [
     (
         lambda: ll.patch(toy(), IDS[:2], IDS[:2, :8]),
         "make both prompts equally long",
-        lambda: ll.patch(toy(), IDS[:2, :8], IDS[:2, :8]),
+        lambda: ll.patch(toy(), IDS[:2, :8], IDS[2:4, :8]),
     ),
     (
         lambda: ll.patch(toy(), IDS[:1], IDS[1:2], what="ffn_out"),

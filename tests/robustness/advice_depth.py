@@ -255,5 +255,18 @@ ROWS = [
         "look at the weights of that layer and those after it, or load the model in a wider precision",
         profile,
     ),
+    (
+        lambda: fitted(basis=lambda *_: None),
+        "return e.g. torch.stack of one matrix a boundary",
+        lambda: fitted(basis=columns),
+    ),
+    (
+        lambda: ll.gain_profile(known(), "mood", own()),
+        r"pass lens_linear.load_concept\('mood'\), or \['mood'\]",
+        lambda: (
+            ll.gain_profile(known(), ll.load_concept("mood", limit=4), own(), truncate=True),
+            ll.gain_profile(known(), ["mood"], own()),
+        ),
+    ),
     (lambda: fitted(basis=len), "but 'len' failed.*mend it", lambda: fitted(basis=columns)),
 ]

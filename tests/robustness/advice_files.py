@@ -19,6 +19,7 @@ from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.files import hold, read_json, release, require_folder, write_text
 from lens_linear.linalg import Moments
 from lens_linear.linalg.memory import require_room
+from lens_linear.models import ModelSpec
 from lens_linear.stats.resume import Checkpoint, PassState
 from lens_linear.text.concepts import load_concept
 from lens_linear.text.corpora import default_stories
@@ -164,7 +165,19 @@ def trained(corpus=STREAM, name="training"):
     return ll.train(recipe(), corpus, checkpoint=name, progress=False)
 
 
-def half_trained():
+def batched(changed=0, name="batched"):
+    """A run on batches of one's own, of which the first may change once it has been looked at."""
+    asked = []
+
+    def batches(step):
+        asked.append(step)
+        return IDS + changed * (len(asked) > 1)
+
+    spec = ModelSpec(1, d_model=16, n_heads=2, d_vocab=25, n_ctx=16)
+    return ll.train(spec, batches=batches, steps=2, checkpoint=name, save_every=1, progress=False)
+
+
+def half_trained(trained=trained):
     """A run that is broken off after its first checkpoint."""
     from lens_linear.training import loop
 
@@ -178,6 +191,7 @@ def half_trained():
         under({"training.loop.save_checkpoint": once}, trained)
     except KeyboardInterrupt:
         release(Path("training").resolve())
+        release(Path("batched").resolve())
 
 
 def missing_data(call):
@@ -264,6 +278,16 @@ ROWS = [
         lambda: (half_trained(), trained(STREAM.flip(0))),
         "remove it to begin anew, or name another file",
         lambda: trained(STREAM.flip(0), "training-2"),
+    ),
+    (
+        lambda: (half_trained(batched), batched(1)),
+        "those of step 0 differ; remove it to begin anew, or name another file",
+        lambda: batched(1, "training-3"),
+    ),
+    (
+        lambda: require_file("--text", "\0"),
+        "write the name of a file",
+        lambda: require_file("--text", write_text("a.txt", "a")),
     ),
     (
         lambda: recipe().phase_at(2),

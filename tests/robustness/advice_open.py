@@ -160,6 +160,16 @@ ROWS = [
         "below 1; mend it or copy the folder again",
         lambda: ll.load(llama(rms_norm_eps=1e-6)),
     ),
+    (
+        lambda: ll.load(llama(rope_theta=float("inf"))),
+        "positive and finite; mend it or copy the folder again",
+        lambda: ll.load(llama(rope_theta=1e4)),
+    ),
+    (
+        lambda: models.save_model(toy(), llama()),
+        "choose a folder that is empty, or not there yet",
+        lambda: models.save_model(toy(), "mine"),
+    ),
     # state dicts of HookedTransformer
     (
         lambda: hooked({**HOOKED, "d_vocab": 7}),

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import pandas as pd
 import pytest
 import torch
 
@@ -249,6 +250,33 @@ def test_threads_on_one_model_give_what_one_after_the_other_gives():
     assert not errors
     assert all(found[k] == [expected[k]] * 3 for k in range(4))
     assert model.training and all(not p.fwd_hooks for p in model.hook_dict.values())
+
+
+def test_what_another_thread_runs_by_itself_passes_by_our_hooks():
+    model, tokens = ll.toy_model(n_layers=2, seed=2), torch.arange(10)[None]
+    texts = torch.randint(30, (24, 12), generator=torch.Generator().manual_seed(0))
+    expected = model(tokens)
+    profile = ll.linearity_profile(model, texts, progress=False).to_dataframe()
+    seen, ended = [], threading.Event()
+
+    def other():
+        while not ended.is_set():
+            seen.append(model(tokens))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        for _ in range(3):
+            again = ll.linearity_profile(model, texts, progress=False).to_dataframe()
+            with ll.cut_path(model, "L0H0", "L1H1"):
+                before = len(seen)
+                while len(seen) < before + 2:
+                    time.sleep(0.001)
+            pd.testing.assert_frame_equal(again, profile)
+    finally:
+        ended.set()
+        thread.join()
+    assert all(torch.equal(one, expected) for one in seen)
 
 
 def test_another_thread_waits_for_the_end_of_an_edited_block():

@@ -1,11 +1,19 @@
 """Training on batches of one's own, and a model of one's own that opens everywhere."""
 
+import subprocess
+import sys
+
 import pytest
 import tokenizers
 import torch
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import (
+    CorruptedFileError,
+    InvalidArgumentError,
+    UnsupportedModelError,
+    WriteError,
+)
 from lens_linear.models import ModelSpec, native_module
 from lens_linear.training.loop import next_token_loss
 
@@ -151,3 +159,63 @@ def test_labels_ask_for_nothing_where_they_are_minus_a_hundred_as_in_a_task():
     assert one.history == two.history
     with pytest.raises(InvalidArgumentError, match="ask for nothing that counts"):
         ll.train(SPEC, batches=marked, loss_mask=~LAST, **arguments)
+
+
+@pytest.mark.parametrize("changed", [0, 2])
+def test_a_run_goes_on_with_the_same_batches_only(tmp_path, changed):
+    rows = torch.randint(1, 9, (6, 4, 12), generator=torch.Generator().manual_seed(0))
+    spec = ll.training.ModelSpec(1, d_model=16, n_heads=2, d_vocab=9, n_ctx=12)
+    path = tmp_path / "run"
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, loss):
+        if step == 3:
+            raise Killed
+
+    own = {"steps": 6, "checkpoint": path, "save_every": 1, "progress": False}
+    with pytest.raises(Killed):
+        ll.train(spec, batches=lambda step: rows[step], on_step=kill, **own)
+    other = rows.clone()
+    other[changed] += 1
+    with pytest.raises(CorruptedFileError, match=r"other batches|another corpus"):
+        ll.train(spec, batches=lambda step: other[step] % 9, **own)
+    assert len(ll.train(spec, batches=lambda step: rows[step], **own).history) == 6
+
+
+def test_a_save_that_fails_leaves_the_older_model_whole(tmp_path):
+    old, new = ll.load("attn-1l"), ll.toy_model(n_layers=1, d_model=16, d_vocab=30)
+    tokens = torch.arange(20)[None]
+    place = ll.save_model(old, tmp_path / "kept")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    for name in before:
+        (place / name).chmod(0o444)
+        with pytest.raises(WriteError, match="read-only"):
+            ll.save_model(new, place)
+        (place / name).chmod(0o644)
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    full = f"""
+import resource, lens_linear as ll
+model = ll.toy_model(n_layers=1, d_model=16, d_vocab=30)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    ll.save_model(model, {str(place)!r})
+except ll.errors.WriteError as error:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "refused"
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert torch.equal(ll.load(place)(tokens), old(tokens))
+    ll.save_model(new, place)
+    assert ll.load(place).cfg.d_vocab == 30
+    with pytest.raises(InvalidArgumentError, match="must be"):
+        ll.save_model(new, tmp_path / "two\nlines")
+    assert not (tmp_path / "two\nlines").exists()
+
+
+def test_a_folder_of_another_kind_is_not_written_over(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidArgumentError, match="another kind of model"):
+        ll.save_model(ll.toy_model(n_layers=1), tmp_path)

@@ -130,6 +130,11 @@ class QKAttribution(Result):
         length = self.tokens.shape[1]
         query = require_int("query", query, minimum=-length, maximum=length - 1) % length
         key = require_int("key", key, minimum=-length, maximum=length - 1) % length
+        if not bool(self._visible()[query, key]):
+            raise InvalidArgumentError(
+                f"key must stand where the query sees it, got key {key} of query {query} in a causal model; "
+                f"pass a key of at most {query}"
+            )
         return self.queries[:, batch, query] @ self.keys[:, batch, key].T
 
     def mean_map(
@@ -212,6 +217,11 @@ class QKAttribution(Result):
                 "weights must be at least 0 and not all 0: they say how much each (query, key) counts; pass "
                 "e.g. 1 at the pairs of interest and 0 elsewhere"
             )
+        if bool(weights[:, ~self._visible()].any()):
+            raise InvalidArgumentError(
+                "weights must be 0 where the query does not see the key (later keys of a causal model); pass "
+                "weights.tril()"
+            )
         return weights / weights.sum()
 
     def contrast(
@@ -219,7 +229,8 @@ class QKAttribution(Result):
     ) -> Float[Tensor, "component component"]:
         """Return the map of one score minus the mean map over the query's other keys.
 
-        The softmax sees differences between keys only: this is what makes the query look *there*.
+        The softmax sees differences between keys only: this is what makes the query look *there*. A query
+        that sees one key alone has nothing to hold it against: its map comes back whole.
         """
         length = self.tokens.shape[1]
         query = require_int("query", query, minimum=-length, maximum=length - 1) % length

@@ -28,6 +28,7 @@ Associations*; Heimersheim and Nanda 2024, *How to use and interpret activation 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -41,7 +42,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_bool, require_choice
 from lens_linear.circuits.induction.ablation import score_task
 from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import ModelShape, model_shape
@@ -222,6 +223,7 @@ def patch(
         each = what != "head" if by_position is None else require_bool("by_position", by_position)
         sites = _sites(model, shape, what, asked.tokens.shape[1] if each else 0)
         scores = _patched(model, base, source, what, sites, batch_size)
+    warn_if_the_same(before.mean, goal.mean, asked.metric_name)
     return PatchEffects(
         what,
         tuple(sites),
@@ -233,6 +235,17 @@ def patch(
         asked.metric_name,
         asked,
     )
+
+
+def warn_if_the_same(base: float, source: float, metric: str) -> None:
+    """Say it when both runs have one metric: an effect is a share of what lies between them."""
+    if not abs(source - base) > 1e-9:
+        warnings.warn(
+            f"corrupted is answered as clean is ({metric} is {base:.6g} for both), so there is nothing to "
+            "give shares of and the effects are NaN; pass prompts that differ in what decides the answer",
+            LensLinearWarning,
+            stacklevel=3,
+        )
 
 
 def require_pair(

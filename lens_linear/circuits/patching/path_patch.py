@@ -44,7 +44,7 @@ from lens_linear.checks import (
 from lens_linear.circuits.attention.components import HeadOutputs, stream_spot
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, mean_z, score_task
-from lens_linear.circuits.patching.patch import Into, require_pair
+from lens_linear.circuits.patching.patch import Into, require_pair, warn_if_the_same
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
@@ -257,6 +257,7 @@ def path_patch(
             logits = run(model, here, edits=edits).logits
             parts[i].append(score_answers(here, logits))
     scores = [RowScores.joined(each) for each in parts]
+    warn_if_the_same(before.mean, goal.mean, asked.metric_name)
     return PathPatchEffects(
         tuple(writers),
         tuple(readers),
@@ -360,6 +361,10 @@ def _plus(x: Tensor, delta: Tensor) -> Tensor:
 
 def _require_via(via: Any) -> tuple[Via, ...]:
     asked = [via] if isinstance(via, str) else require_list("via", via, of="'q', 'k' or 'v'")
+    if not asked:
+        raise InvalidArgumentError(
+            "via must name 'q', 'k' or 'v', got nothing; leave it out for all"
+        )
     sides: list[Via] = [require_choice("via", side, VIAS) for side in asked]
     return tuple(dict.fromkeys(sides))
 

@@ -23,7 +23,7 @@ from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.tokenizer import tokenize_prompts
-from lens_linear.text.concepts import Concept, ConceptSplit
+from lens_linear.text.concepts import BUNDLED, Concept, ConceptSplit
 from lens_linear.text.task import Task
 from lens_linear.token_rows import read_token_rows
 
@@ -111,6 +111,11 @@ def as_prompts(
         return prompts
     model = require_bridge(model)
     truncate = require_bool("truncate", truncate)
+    if isinstance(prompts, str) and prompts in BUNDLED:
+        raise InvalidArgumentError(
+            f"prompts must be texts, got the name of a concept, {prompts!r}; pass lens_linear.load_concept"
+            f"({prompts!r}), or [{prompts!r}] if the word itself is meant"
+        )
     given: Any = getattr(prompts, part) if isinstance(prompts, ConceptSplit) else prompts
     if isinstance(given, Iterator):
         given = list(given)

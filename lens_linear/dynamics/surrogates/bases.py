@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_choice, require_float_tensor, require_int
+from lens_linear.checks import require_choice, require_float_tensor, require_int, shown
 from lens_linear.dynamics.gains.jacobian_products import BlockJacobians
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.extensions import added
@@ -236,6 +236,12 @@ def _given(made: Any, name: str, directions: Tensor, order: int, seed: int) -> B
         found = made.truncated(min(order, made.order))
     else:
         right, left = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
+        for half in (right,) if left is None else (right, left):
+            if not isinstance(half, Tensor):
+                raise InvalidArgumentError(
+                    f"basis {name!r} must return a tensor [boundary, d_model, order], or a pair of them, got "
+                    f"{shown(made)}; return e.g. torch.stack of one matrix a boundary"
+                )
         right = to_compute(require_float_tensor(f"basis {name!r}", right, ndim=3))
         if left is None:
             left = torch.linalg.pinv(right).mT

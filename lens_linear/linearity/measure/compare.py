@@ -24,6 +24,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.intervals import jackknife, percentiles, resampled
 from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
 from lens_linear.tables import Result
+from lens_linear.text.labels import text_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +247,11 @@ def compare_profiles(profiles: Mapping[str, LinearityProfile]) -> ProfileCompari
     if not isinstance(profiles, Mapping) or not profiles:
         raise InvalidArgumentError("profiles must hold at least one LinearityProfile by name")
     for name, profile in profiles.items():
+        if not isinstance(name, str) or text_label(name.strip() or " ") != name.strip():
+            raise InvalidArgumentError(
+                f"profiles must be named by words that can be seen, got {name!r}; name it "
+                f"{text_label(str(name))!r}"
+            )
         if not isinstance(profile, LinearityProfile):
             raise InvalidArgumentError(
                 f"profiles[{name!r}] must be a LinearityProfile, got {type(profile).__name__}; pass what "

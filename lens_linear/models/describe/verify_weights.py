@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import LensLinearWarning, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.hooks import STILL_WORK, Spot, What, has_spot
+from lens_linear.models.hooks import STILL_WORK, Spot, What, attached, has_spot
 from lens_linear.models.tokenizer import n_known_tokens
 
 _WHATS: tuple[What, ...] = (
@@ -47,6 +47,7 @@ class Probe:
     stream: Float[Tensor, "position d_model"] | None  # after the last block; None without blocks
     logits: Float[Tensor, "position vocab_out"]
     limit: float
+    hooks: str = ""  # what the model had, in words
 
     def near(self, found: Tensor, wanted: Tensor) -> bool:
         """Say whether two tensors agree up to the model's own rounding."""
@@ -81,6 +82,7 @@ def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
     ]
     if n_layers:
         spots.append((n_layers - 1, "resid_post"))
+    hooks = attached(model)
     out = run(model, tokens[None], record=spots)
     dtype = out.logits.dtype
     seen = {spot: value[0].to("cpu", torch.float64) for spot, value in out.recorded.items()}
@@ -91,6 +93,7 @@ def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
         seen.get((n_layers - 1, "resid_post")),
         out.logits[0].to("cpu", torch.float64),
         _LIMITS.get(dtype, _HALF_LIMIT),
+        hooks,
     )
 
 
@@ -115,8 +118,8 @@ def require_attention_matrices(
                 raise UnsupportedModelError(
                     f"the weights of layer {layer} of {probe.name!r} do not give back its {step} (relative "
                     f"gap {probe.gap(found, wanted) if found.shape == wanted.shape else float('inf'):.2g}): "
-                    "it clips, gates, quantises or normalises them, so single heads cannot be read from the "
-                    f"weights; {STILL_WORK}"
+                    f"{probe.hooks}it clips, gates, quantises or normalises them, so single heads cannot be "
+                    f"read from the weights; {STILL_WORK}"
                 )
 
 

@@ -376,7 +376,7 @@ def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None
         raise UnsupportedModelError(
             f"what stands {where} of {probe.name!r} is not the norm its configuration names (relative gap "
             f"{probe.gap(found, seen):.2g}), so it cannot be folded into the weights; "
-            "composition_scores reads them as they are stored"
+            f"{probe.hooks}composition_scores reads them as they are stored"
         )
 
 
@@ -453,7 +453,7 @@ def _embedding(
                 return tokens * factor, None  # Gemma multiplies its embedding by sqrt(d_model)
     raise UnsupportedModelError(
         f"the embedding of {probe.name!r} is not a token row plus a position row (a norm or a "
-        f"projection follows it), so token-space circuits cannot be read exactly; {STILL_WORK}"
+        f"projection follows it), so token-space circuits cannot be read exactly; {probe.hooks}{STILL_WORK}"
     )
 
 
@@ -483,5 +483,5 @@ def _unembedding(
             return weight * factor, bias * factor  # Cohere and Granite scale their logits
     raise UnsupportedModelError(
         f"the logits of {probe.name!r} are not its last residual stream through one norm and W_U, so "
-        f"token-space circuits cannot be read exactly; {STILL_WORK}"
+        f"token-space circuits cannot be read exactly; {probe.hooks}{STILL_WORK}"
     )

@@ -16,7 +16,7 @@ from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import score_scale, score_softcap
-from lens_linear.models.hooks import is_causal
+from lens_linear.models.hooks import attached, is_causal
 
 _ENOUGH = 8  # positions that tell a wrong score from a right one
 
@@ -78,7 +78,8 @@ def attention_scores(
     if not gap <= limit:
         raise UnsupportedModelError(
             f"scores of layer {layer} of {model.cfg.model_name!r} do not give back its attention "
-            f"pattern (largest gap {gap:.3g}): it has no softmax, biases scores by position, normalises "
-            "queries and keys, or the like, so its QK circuits cannot be read exactly (its OV circuits can)"
+            f"pattern (largest gap {gap:.3g}): {attached(model)}it has no softmax, biases scores by "
+            "position, normalises queries and keys, or the like, so its QK circuits cannot be read exactly "
+            "(its OV circuits can)"
         )
     return scores

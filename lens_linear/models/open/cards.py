@@ -22,7 +22,12 @@ def weights_name(step: int | None) -> str:
 
 def write_card(folder: Path, card: dict[str, Any]) -> Path:
     """Write the card last: a folder without one is not a model yet."""
-    return write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+    return write_text(folder / CARD, card_text(card))
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The text of a card's file."""
+    return json.dumps(card, indent=2) + "\n"
 
 
 def read_card(folder: Path) -> dict[str, Any]:

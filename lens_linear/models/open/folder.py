@@ -36,13 +36,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_weights(
-    folder: Path, state: dict[str, Tensor], *, step: int | None = None, half: bool = True
-) -> str:
-    """Write weights, in half precision or as they are; returns the checksum for the card."""
+def write_weights(folder: Path, state: dict[str, Tensor], *, step: int | None = None) -> str:
+    """Write weights in half precision; returns the checksum for the card."""
     path = folder / weights_name(step)
-    kept = {name: value.detach().cpu() for name, value in state.items()}
-    halves = {n: (value.half() if half else value).contiguous() for n, value in kept.items()}
+    halves = {name: value.detach().cpu().half().contiguous() for name, value in state.items()}
     return file_sha256(write_tensors(path, halves, {"format": "pt"}))
 
 

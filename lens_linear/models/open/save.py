@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_instance, require_name, shown
+from lens_linear.checks import require_instance, require_name, require_path, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.files import require_folder, write_text
+from lens_linear.files import require_folder, require_writable, write_together
 from lens_linear.models.hooks import require_bridge
 from lens_linear.models.native import ModelSpec, native_module, spec_of
-from lens_linear.models.open.cards import CARD, SPECIAL_TOKENS, TOKENIZER, write_card
-from lens_linear.models.open.folder import write_weights
+from lens_linear.models.open.cards import CARD, SPECIAL_TOKENS, TOKENIZER, WEIGHTS, card_text
 
 _INSIDE = "_original_component."
 
@@ -67,15 +68,16 @@ def save_model(
         raise InvalidArgumentError(
             f"bos must be a token of the tokenizer, got {shown(bos)}; leave it out, or pass tokenizer="
         )
+    require_name("the folder's name", require_path("folder", folder).resolve().name)
     place = require_folder("folder", folder)
-    require_name("the folder's name", place.resolve().name)
-    (place / CARD).unlink(
-        missing_ok=True
-    )  # a folder without its card is no model, until all is there
+    if not (place / CARD).is_file() and (place / "config.json").exists():
+        raise InvalidArgumentError(
+            f"folder {str(place)!r} holds another kind of model (config.json), whose files would stay beside "
+            "the new ones; choose a folder that is empty, or not there yet"
+        )
     if words is None:
-        (place / TOKENIZER).unlink(missing_ok=True)
-    else:
-        write_text(place / TOKENIZER, words[0].to_str(pretty=True))
+        require_writable(place / TOKENIZER)  # it goes, when there is one
+    weights = save({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
     card: dict[str, Any] = {
         "name": place.resolve().name,
         "spec": spec.to_dict(),
@@ -83,10 +85,14 @@ def save_model(
         "parameters": sum(value.numel() for value in native_module(spec).parameters()),
         "bos": words[1].get("bos_token") if bos is None and words is not None else bos,
         "special_tokens": {} if words is None else words[1],
-        "sha256": write_weights(place, state, half=False),
+        "sha256": hashlib.sha256(weights).hexdigest(),
         "checkpoints": {},
     }
-    write_card(place, card)
+    tokens = {} if words is None else {place / TOKENIZER: words[0].to_str(pretty=True).encode()}
+    # The card comes last: a folder is a model once it is there, and an older model stays until then.
+    write_together({place / CARD: card_text(card).encode(), **tokens, place / WEIGHTS: weights})
+    if words is None:
+        (place / TOKENIZER).unlink(missing_ok=True)
     return place
 
 

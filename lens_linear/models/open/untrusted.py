@@ -19,6 +19,7 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _SIDES = ("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff")
 # A configuration may ask for this many numbers that no file holds (masks, rotary tables).
 _SPARE = 2**28
+_ROTARY = ("rope_theta", "factor", "rotary_emb_base", "original_max_position_embeddings")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -102,6 +103,10 @@ def _require_numbers(config: dict[str, Any], folder: Path) -> None:
             if key.endswith(("eps", "epsilon")) and not 0 <= value < 1:
                 raise CorruptedFileError(
                     f"{says}, and it must be at least 0 and below 1; mend it or copy the folder again"
+                )
+            if key in _ROTARY and not 0 < value < math.inf:
+                raise CorruptedFileError(
+                    f"{says}, and it must be positive and finite; mend it or copy the folder again"
                 )
             if key in (*_LAYERS, *_WIDTHS, *_POSITIONS, "vocab_size") and value < 1:
                 raise CorruptedFileError(
