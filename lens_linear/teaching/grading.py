@@ -30,8 +30,8 @@ import pandas as pd
 import torch
 
 from lens_linear.checks import require_float, require_int, require_path
-from lens_linear.errors import InvalidArgumentError, LensLinearError
-from lens_linear.files import write_text
+from lens_linear.errors import InvalidArgumentError, LensLinearError, WriteError
+from lens_linear.files import held, write_text
 from lens_linear.linalg.memory import free_bytes
 from lens_linear.tables import Result
 from lens_linear.teaching.answers import fresh_cases
@@ -202,12 +202,24 @@ def grade(
     students = read_roster(roster)
     found = find_submissions(require_path("submissions", submissions), students)
     target = None if out is None else require_path("out", out)
-    kept = _kept_rows(target, found)
-    done = {(row["notebook"], row["sha256"]) for row in kept}
-    todo = [s for s in found if (s.name, s.sha256) not in done]
     private = [submissions, roster, *([] if target is None else [target, _review_of(target)])]
     hidden = tuple(str(Path(path).resolve()) for path in private if path is not None)
     limits = _Limits(seconds, whole, free_bytes() * 4 // 5 // jobs, hidden)
+    with held(target, what="grades"):
+        return _grade(found, students, target, jobs, limits, say)
+
+
+def _grade(
+    found: Sequence[Submission],
+    students: Sequence[str],
+    target: Path | None,
+    jobs: int,
+    limits: _Limits,
+    say: Any,
+) -> Grades:
+    kept = _kept_rows(target, found)
+    done = {(row["notebook"], row["sha256"]) for row in kept}
+    todo = [s for s in found if (s.name, s.sha256) not in done]
     rows, finished = list(kept), True
     if target is not None:
         _write_rows(target, kept)
@@ -223,8 +235,8 @@ def grade(
                 say(_sentence(submission, new))
     except KeyboardInterrupt:
         finished = False
-    seen = {s.student.lower() for s in found}
-    missing = tuple(name for name in students if name.lower() not in seen)
+    seen = {submission.student for submission in found}
+    missing = tuple(name for name in students if name not in seen)
     if finished:
         nothing = [
             _row(name, None, None, 0, 0, "Nothing was handed in.", "", "") for name in missing
@@ -284,10 +296,24 @@ def _write_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _append_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with target.open("a", encoding="utf-8", newline="") as file:
-        csv.DictWriter(file, list[str](COLUMNS)).writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
+    """All of them or none.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written any more.
+    """
+    size = target.stat().st_size
+    try:
+        with target.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, list[str](COLUMNS)).writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(target, size)
+        raise WriteError(
+            f"cannot write {str(target)!r} ({error.strerror or error}); the rows before are kept: free some "
+            "space and run the same command, which goes on where it ended"
+        ) from error
 
 
 def _row(student: str, lesson: Any, exercise: Any, points: int, most: int, message: str,
@@ -526,6 +552,8 @@ def _review(
         if sum(body.count("\n") for body in bodies) >= 20:  # less is too little to compare
             key = hashlib.sha256("\n\n".join(bodies).encode("utf-8", "replace")).hexdigest()
             copies.setdefault(key, []).append(submission.name)
+        elif any(row["points"] for row in mine):
+            copies.setdefault(submission.sha256, []).append(submission.name)
     for names in copies.values():
         if len({name.split("/")[0] for name in names}) > 1:
             yield names[0], f"the same code as {', '.join(names[1:])}"

@@ -42,11 +42,12 @@ _CHANGES = {
     "os.symlink",
 }
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn"}
+_NETWORK = {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"}
 _NATIVE = {"ctypes.dlopen", "ctypes.dlsym"}
 _MEMORY = {"gc.get_objects", "gc.get_referrers"}
 _LISTS = {"os.listdir", "os.scandir", "os.chdir"}
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/nix/store", "/gnu/store")
-_DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "shm")]
+_DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
 
 
 def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
@@ -70,7 +71,7 @@ def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
     hidden = tuple(os.path.realpath(path) for path in [*private, *_solutions()])
     session = os.getsid(0)
     walled = own is not None and shut_in([own, *_DEVICES], _readable(), [*hidden, *_lessons()])
-    programs = _PROGRAMS if walled else _PROGRAMS | _NATIVE
+    programs = (_PROGRAMS | _NETWORK) | (set() if walled else _NATIVE)
 
     def refuse(event: str, details: tuple[Any, ...]) -> None:
         if event == "import":

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_roster(path: str | Path | None) -> list[str]:
             f"roster must have a column 'student', got {columns}; add it to the first line"
         )
     names = [(row["student"] or "").strip() for row in rows]
-    return [name for name in names if name]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def read_csv(name: str, path: str | Path) -> tuple[list[str], list[dict[str, str | None]]]:
@@ -52,7 +53,11 @@ def read_csv(name: str, path: str | Path) -> tuple[list[str], list[dict[str, str
     file = require_file(name, path)
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+            first = stream.readline()
+            stream.seek(0)
+            # Spreadsheets in many languages write semicolons.
+            split = max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
+            reader = csv.DictReader(stream, delimiter=split)
             return list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidArgumentError(
@@ -63,8 +68,9 @@ def read_csv(name: str, path: str | Path) -> tuple[list[str], list[dict[str, str
 
 def find_submissions(folder: Path, students: Sequence[str]) -> list[Submission]:
     """Every notebook of a folder, or one notebook, with its student."""
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.ipynb"))
-    files = [f for f in files if ".ipynb_checkpoints" not in f.parts and f.is_file()]
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.[iI][pP][yY][nN][bB]"))
+    files = [f for f in files if ".ipynb_checkpoints" not in f.parts]
+    files = [f for f in files if f.is_symlink() or not f.is_dir()]
     if not files:
         raise InvalidArgumentError(
             f"submissions must hold notebooks (.ipynb), found none in {str(folder)!r}; check the path"
@@ -81,6 +87,8 @@ def find_submissions(folder: Path, students: Sequence[str]) -> list[Submission]:
 def _sha256(path: Path) -> str:
     """Checksum of a file that can be graded; otherwise a word why not."""
     try:
+        if path.is_symlink() or not path.is_file():
+            return "no regular file"  # a pipe would be waited for
         small = path.stat().st_size <= _LARGEST
         return hashlib.sha256(path.read_bytes()).hexdigest() if small else "too large"
     except OSError:
@@ -90,20 +98,26 @@ def _sha256(path: Path) -> str:
 def _student_of(name: Path, students: Sequence[str]) -> str:
     """The student a path belongs to: a folder's or file's whole name, then a part of one, but not its lesson.
 
-    Otherwise the first part of the path.
+    Of several the one that stands first; letters that are written in several ways are equal, capital and
+    small ones where that tells who is meant. Otherwise the first part of the path.
     """
-    parts = [part.lower() for part in (*name.parts[:-1], name.stem)]
-    longest = sorted(students, key=len, reverse=True)
-    for student in longest:
-        if student.lower() in parts:
-            return student
-    rest = [
-        re.sub(r"lesson[_ -]?\d+", "", part) for part in parts
-    ]  # a number there is no student's
-    for student in longest:
-        one = re.escape(student.lower())
-        if any(re.search(rf"(^|[^a-z0-9]){one}([^a-z0-9]|$)", part) for part in rest):
-            return student
+    parts = [unicodedata.normalize("NFC", part) for part in (*name.parts[:-1], name.stem)]
+    names = {student: unicodedata.normalize("NFC", student) for student in students}
+    for alike in (str, str.casefold):
+        whole = {alike(known): student for student, known in reversed(names.items())}
+        for part in parts:
+            if alike(part) in whole:
+                return whole[alike(part)]
+    for alike in (str, str.casefold):
+        found = []
+        for depth, part in enumerate(parts):
+            rest = alike(re.sub(r"(?i)lesson[_ -]?\d+", "", part))  # a number there is no student's
+            for student, known in names.items():
+                one = re.escape(alike(known))
+                if match := re.search(rf"(?<![^\W_]){one}(?![^\W_])", rest):
+                    found.append((depth, match.start(), -len(known), student))
+        if found:
+            return min(found)[-1]
     return name.parts[0] if len(name.parts) > 1 else name.stem
 
 
@@ -116,6 +130,10 @@ def read_notebook(path: Path) -> tuple[Any, list[dict[str, Any]]]:
     Raises:
         InvalidArgumentError: why the file is no notebook.
     """
+    if path.is_symlink() or not path.is_file():
+        raise InvalidArgumentError(
+            "it is a link, a pipe or a device; the notebook itself must be handed in"
+        )
     if path.stat().st_size > _LARGEST:
         raise InvalidArgumentError("it is larger than 50 MiB; it can be handed in without outputs")
     content = path.read_bytes()

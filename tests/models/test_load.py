@@ -360,6 +360,23 @@ def test_a_path_means_the_folder_even_where_it_is_called_like_a_bundled_model(
     assert ll.load(Path("attn-0l")).cfg.n_layers == 0  # no such folder: the bundled one
 
 
+@pytest.mark.parametrize("name", ["pythia-160m", "pythia-70m", "gpt2"])
+def test_a_folder_called_like_a_model_that_transformer_lens_knows(
+    folder, tmp_path, monkeypatch, name
+):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _sentencepiece_like(["▁and", "and"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    tokens = torch.arange(6)[None]
+    expected = ll.load(folder)(tokens)
+    shutil.copytree(folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for way in (f"./{name}", Path(name)):
+        model = ll.load(way)
+        assert model.cfg.model_name == name and torch.equal(model(tokens), expected)
+
+
 @pytest.mark.parametrize(
     "name", ["./nowhere/here", "/nowhere", "~nobody-here/x", "a" * 300, "gpt-micro@x", "x\0y"]
 )

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 import lens_linear as ll
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError
+from lens_linear.errors import CorruptedFileError, InvalidArgumentError, LensLinearError, WriteError
+from lens_linear.files import hold, release
 from lens_linear.teaching import grading, guard, lesson_1, tutorials
 from lens_linear.teaching.barrier import barrier_version
 from lens_linear.teaching.grading import COLUMNS, grade
 from lens_linear.teaching.notebook_process import NotebookProcess
+from lens_linear.teaching.submissions import _student_of, read_roster
 from lens_linear.teaching.wire import decode, encode
 
 RIGHT = {
@@ -318,6 +321,15 @@ def test_native_code_reads_and_writes_its_own_place_only(tmp_path):
         "links": f"{c}assert c.link({str(theirs).encode()!r}, b'mine') == 0",
         "removes": f"{c}assert c.unlink({str(tmp_path / 'gone').encode()!r}) == 0",
     }
+    cells["udp"] = "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM)"
+    cells["native udp"] = f"{c}assert c.socket(2, 2, 0) >= 0"
+    cells["shared"] = "open('/dev/shm/lens-linear-test', 'w').close()"
+    cells["segment"] = (
+        f"{c}s = c.shmget(0x1717, 64, 0o1600)\nassert s >= 0 and c.shmctl(s, 0, None) == 0"
+    )
+    cells["limits"] = (
+        f"{c}old = (ctypes.c_ulong * 2)()\nassert c.prlimit(os.getppid(), 0, None, old) == 0"
+    )
     cells["memory"] = f"{c}assert c.open(b'/proc/%d/mem' % os.getppid(), 0) >= 0"
     right = {
         "own": "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'1')\n"
@@ -325,6 +337,7 @@ def test_native_code_reads_and_writes_its_own_place_only(tmp_path):
         "imports": "import pandas, transformers, plotly.graph_objects as go\ngo.Figure().to_html()",
         "models": "import lens_linear as ll\nll.load('attn-1l')",
     }
+    right["limit"] = "import resource\nresource.getrlimit(resource.RLIMIT_CPU)"
     (tmp_path / "gone").touch()
     tried = {**cells, **right}
     sources = [f"{text}\ndef {who}(): return 1" for who, text in tried.items()]
@@ -334,10 +347,105 @@ def test_native_code_reads_and_writes_its_own_place_only(tmp_path):
         assert {who for who in tried if process.answer(who)} == set(right), process.errors
     finally:
         process.stop()
+    Path("/dev/shm/lens-linear-test").unlink(missing_ok=True)
     assert (tmp_path / "gone").exists() and not (tmp_path / "new").exists()
     for who, text in cells.items():
         if who != "history":  # it is this process's own
             exec(text.replace("b'mine'", repr(str(tmp_path / "mine").encode())), {})
+
+
+@pytest.mark.parametrize(
+    "path, students, whose",
+    [
+        ("jose\u0301/lesson_2.ipynb", ["jose", "jos\u00e9"], "jos\u00e9"),
+        ("jos\u00e9_lesson_2.ipynb", ["jose\u0301"], "jose\u0301"),
+        ("john_smith_lesson_2.ipynb", ["smith", "john"], "john"),
+        ("bob_lesson_2_one_layer.ipynb", ["layer", "bob"], "bob"),
+        ("bob/annabel/lesson_2.ipynb", ["annabel", "bob"], "bob"),
+        ("s1/lesson_2.ipynb", ["S1", "s1"], "s1"),
+        ("S1_lesson_2.ipynb", ["s1", "S1"], "S1"),
+        ("ANN/lesson_2.ipynb", ["ann"], "ann"),
+        ("s10_lesson_2.ipynb", ["s1", "s10"], "s10"),
+        ("s1_2_lesson_2.ipynb", ["s1", "s1_2"], "s1_2"),
+        ("x/lesson_2.ipynb", ["2"], "x"),
+    ],
+)
+def test_whose_a_path_is(path, students, whose):
+    assert _student_of(Path(path), students) == whose
+    assert _student_of(Path(path), students[::-1]) == whose
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_roster_of_any_spreadsheet(tmp_path, mark):
+    file = tmp_path / "roster.csv"
+    file.write_bytes(
+        f"\ufeffstudent{mark}group\r\nann{mark}1\r\nann{mark}1\r\nben{mark}2\r\n".encode()
+    )
+    assert read_roster(file) == ["ann", "ben"]
+
+
+def test_what_is_no_file_is_said_and_capital_endings_count(tmp_path):
+    put(tmp_path, "ann", notebook(answer("1.1")))
+    (tmp_path / "ben").mkdir()
+    (tmp_path / "ben" / "LESSON_1.IPYNB").write_text(
+        json.dumps(notebook(answer("1.2"))), encoding="utf-8"
+    )
+    for who in ("cat", "dan", "eve"):
+        (tmp_path / who).mkdir()
+    (tmp_path / "cat" / "lesson_1.ipynb").symlink_to(next((tmp_path / "ann").iterdir()))
+    (tmp_path / "dan" / "lesson_1.ipynb").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "eve" / "lesson_1.ipynb")
+    grades = grade(tmp_path, out=tmp_path.parent / "kinds.csv")
+    assert points(grades, "ann") == {"1.1"} and points(grades, "ben") == {"1.2"}
+    for who in ("cat", "dan", "eve"):
+        assert points(grades, who) == set()
+        assert any(
+            "must be handed in" in row["message"] for row in grades.rows if row["student"] == who
+        )
+
+
+def test_one_grader_at_a_time_and_copies_of_a_short_notebook_are_named(tmp_path):
+    for who in ("ann", "ben"):
+        put(tmp_path, who, notebook(answer("1.1")))
+        put(tmp_path, f"{who}-empty", notebook("x = 1"))
+    out = tmp_path.parent / "one.csv"
+    hold(out, what="grades")
+    try:
+        told = {}
+
+        def other():  # the lock lets its own thread in again
+            with pytest.raises(WriteError, match="in use by another run") as error:
+                grade(tmp_path, out=out)
+            told["error"] = error
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert told and not out.exists()
+    finally:
+        release(out)
+    copies = [line for line in grade(tmp_path, out=out).review if "the same code" in line[1]]
+    assert len(copies) == 1 and "ann/" in copies[0][0] and "ben/" in copies[0][1]
+
+
+def test_a_full_disk_tears_no_row(tmp_path, monkeypatch):
+    put(tmp_path, "ann", notebook(answer("1.1")))
+    put(tmp_path, "ben", notebook(answer("1.2")))
+    out, real, calls = tmp_path.parent / "full.csv", os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 4:  # the head twice, ann, ben
+            raise OSError(28, "No space left on device")
+        return real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="goes on where it ended"):
+        grade(tmp_path, out=out)
+    kept = out.read_text(encoding="utf-8")
+    assert kept.endswith("\n") and "ann" in kept and "ben" not in kept
+    grades = grade(tmp_path, out=out)
+    assert points(grades, "ann") == {"1.1"} and points(grades, "ben") == {"1.2"}
 
 
 def test_a_table_of_the_published_cases_is_worth_nothing(tmp_path):

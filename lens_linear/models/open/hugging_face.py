@@ -122,7 +122,11 @@ def load_hugging_face_folder(
             whole = _WholeWeights(_causal_class(folder))
             if any((folder / file).is_file() for file in _TOKENIZER_FILES):
                 model = TransformerBridge.boot_transformers(
-                    str(folder), **arguments, dtype=dtype, model_class=whole, n_ctx=n_ctx
+                    str(folder.absolute()),  # a bare name may be one that TransformerLens knows
+                    **arguments,
+                    dtype=dtype,
+                    model_class=whole,
+                    n_ctx=n_ctx,
                 )
             else:
                 model = _without_tokenizer(folder, whole, device, dtype, device_map, n_ctx)
@@ -171,7 +175,7 @@ def load_gguf(path: Path, *, device: torch.device | None, dtype: torch.dtype) ->
                 # Without this mark TransformerLens loads the tokenizer anew from where it came from.
                 read.tokenizer.init_kwargs["add_bos_token"] = True
                 model = TransformerBridge.boot_transformers(
-                    str(path), hf_model=hf_model, tokenizer=read.tokenizer, dtype=dtype
+                    str(path.absolute()), hf_model=hf_model, tokenizer=read.tokenizer, dtype=dtype
                 )
     except Exception as error:
         raise _local_error(path, error) from error
