@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -34,7 +34,7 @@ class _Bar(Protocol):
     n: float
 
     def update(self, count: float) -> object: ...
-    def set_postfix_str(self, text: str) -> object: ...
+    def set_postfix_str(self, text: str, refresh: bool = ...) -> object: ...
     def refresh(self) -> object: ...
 
 
@@ -42,9 +42,15 @@ class LogLines:
     """A bar for a stream that is no terminal: a line at each new step, and one every ten seconds."""
 
     def __init__(
-        self, total: float, what: str, *, write: Callable[[str], object] | None = None
+        self,
+        total: float,
+        what: str,
+        *,
+        begun: float = 0.0,
+        write: Callable[[str], object] | None = None,
     ) -> None:
-        self.total, self.what, self.n, self.word = total, what, 0.0, ""
+        self.total, self.what, self.n, self.word = total, what, begun, ""
+        self.begun = begun
         self.started = time.monotonic()
         self.said = self.started
         self.write = write or _to_stderr
@@ -54,10 +60,11 @@ class LogLines:
         self.n += count
         self.refresh()
 
-    def set_postfix_str(self, text: str) -> None:
-        """A new step: one line at once."""
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """A new step: one line at once; without ``refresh`` the word is said with the next line."""
         self.word = text
-        self._say()
+        if refresh:
+            self._say()
 
     def refresh(self) -> None:
         """One more line if the last one is old."""
@@ -68,7 +75,8 @@ class LogLines:
         self.said = time.monotonic()
         passed = self.said - self.started
         share = self.n / self.total if self.total else 1.0
-        left = tqdm.format_interval(passed / share - passed) if share else "?"
+        done = self.n - self.begun
+        left = tqdm.format_interval(passed * (self.total - self.n) / done) if done else "?"
         line = (
             f"{self.what}: {100 * share:.0f}%, {tqdm.format_interval(passed)} passed, {left} left"
         )
@@ -81,7 +89,7 @@ def _to_stderr(line: str) -> None:
 
 
 @contextmanager
-def _drawn(total: float, what: str) -> Iterator[_Bar]:
+def _drawn(total: float, what: str, begun: float = 0.0) -> Iterator[_Bar]:
     """The bar that suits standard error; a thread keeps its clock going while nothing is reported."""
     stop = threading.Event()
     # tqdm.auto is tqdm.notebook where there is one; importing that to ask would import ipywidgets
@@ -90,10 +98,12 @@ def _drawn(total: float, what: str) -> Iterator[_Bar]:
     bar: _Bar
     if looked_at:
         # smoothing=0: the time left follows from all that was done, also after a pause
-        drawn: Any = tqdm(total=total, desc=what, bar_format=_FORMAT, leave=False, smoothing=0)
+        drawn: Any = tqdm(
+            total=total, initial=begun, desc=what, bar_format=_FORMAT, leave=False, smoothing=0
+        )
         bar = drawn
     else:
-        bar = LogLines(total, what)
+        bar = LogLines(total, what, begun=begun)
 
     def clock() -> None:
         while not stop.wait(1.0):
@@ -142,11 +152,38 @@ def sequence_bar(total: float, what: str, *, show: bool) -> Iterator[Callable[[f
 
 
 @contextmanager
-def step_bar(total: int, what: str, *, show: bool) -> Iterator[Callable[[str], None]]:
+def worded_bar(
+    total: float, what: str, *, show: bool, begun: float = 0.0
+) -> Iterator[Callable[[float, str], None]]:
+    """A :func:`sequence_bar` whose reports carry a word, for a run that may go on from ``begun``.
+
+    Example:
+        >>> with worded_bar(10, "training", show=False, begun=3) as done:
+        ...     done(4, "loss 5.2")
+    """
+    if _AROUND.get() is not None or not show or _switched_off():
+        with sequence_bar(total, what, show=show) as tell:
+            yield lambda count, _word: tell(count)
+        return
+    with _drawn(total, what, begun) as bar:
+        bar.set_postfix_str("")
+
+        def done(count: float, word: str) -> None:
+            bar.set_postfix_str(word, refresh=False)
+            _move(bar, count, total)
+
+        yield done
+
+
+@contextmanager
+def step_bar(
+    total: float, what: str, *, show: bool, heavy: Mapping[str, float] | None = None
+) -> Iterator[Callable[[str], None]]:
     """Yield a function to call with a word on each step as it begins.
 
-    Steps count alike. Inside a step the bar moves with what :func:`sequence_bar` and :func:`watched` report;
-    where a step reports several times over, each takes half of what the step has left.
+    Steps count alike but those that ``heavy`` names by their word: each counts as so many, also in
+    ``total``. Inside a step the bar moves with what :func:`sequence_bar` and :func:`watched` report; where a
+    step reports several times over, each takes half of what the step has left.
 
     Example:
         >>> with step_bar(2, "report", show=False) as begin:
@@ -157,13 +194,14 @@ def step_bar(total: int, what: str, *, show: bool) -> Iterator[Callable[[str], N
         yield lambda _word: None
         return
     with _drawn(total, what) as bar:
-        begun = 0
+        begun = 0.0
 
         def begin(word: str) -> None:
             nonlocal begun
             _move(bar, begun, total)
-            _AROUND.set(_Span(lambda count: _move(bar, count, total), begun, begun + 1))
-            begun = min(begun + 1, total)
+            end = begun + (heavy or {}).get(word, 1.0)
+            _AROUND.set(_Span(lambda count: _move(bar, count, total), begun, end))
+            begun = min(end, total)
             bar.set_postfix_str(word)
 
         before = _AROUND.get()

@@ -3,7 +3,7 @@
 import pytest
 
 from lens_linear import progress
-from lens_linear.progress import LogLines, sequence_bar, step_bar, watched
+from lens_linear.progress import LogLines, sequence_bar, step_bar, watched, worded_bar
 
 
 @pytest.fixture
@@ -27,6 +27,26 @@ def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(clock):
         "fitting: 31%, 00:10 passed, 00:22 left",  # 10 s for 2.5 of 8
         "fitting: 62%, 00:20 passed, 00:12 left",
     ]
+
+
+def test_a_run_that_goes_on_tells_the_time_left_from_its_own_steps(clock, capsys):
+    with worded_bar(100, "train", show=True, begun=60) as done:
+        for step in (70, 80, 90):
+            clock[0] += 6
+            done(step, f"step {step}")
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 60%, 00:00 passed, ? left",
+        "train: 80%, 00:12 passed, 00:12 left: step 80",
+    ]
+
+
+def test_a_heavy_step_counts_as_so_many(clock, capsys):
+    with step_bar(4, "tour", show=True, heavy={"long": 3}) as begin:
+        for word in ("short", "long", "end"):
+            begin(word)
+            clock[0] += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["tour: 0%", "tour: 25%", "tour: 100%"]
 
 
 def shares(capsys, body):

@@ -5,6 +5,7 @@ Only the parser is imported at first, so that ``lens-linear --help`` and wrong w
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -56,14 +57,23 @@ def _run(words: list[str], loading: Callable[[], AbstractContextManager[None]]) 
         return 0
     options = parser.parse_args(words)
     parsing.check_options(options)
-    if getattr(options, "model", None) and not options.quiet:
-        _said(f"opening {options.model} ...", 0)  # the libraries alone take seconds
     module, _, function = parsing.find_command(options.command).run.partition(":")
-    with loading():
+    with loading(), _waiting(options):
         command = importlib.import_module(f"lens_linear.cli.{module}")
     answer = getattr(command, function)(options)
     # pandas only, which every answer has loaded by now
     return int(importlib.import_module("lens_linear.cli.output").emit(options, answer))
+
+
+def _waiting(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Say from the start what is opened: the libraries alone take seconds."""
+    model = getattr(options, "model", None)
+    words, after = (f"opening {model}", 0.0) if model else ("loading the libraries", 1.0)
+    terminal = importlib.import_module("lens_linear.cli.terminal")
+    said: AbstractContextManager[None] = terminal.waiting(
+        words, after=after, show=not getattr(options, "quiet", False)
+    )
+    return said
 
 
 def _said(words: str, status: int) -> int:

@@ -113,15 +113,18 @@ def emit(options: argparse.Namespace, answer: Answer) -> int:
 
 
 def remark(options: argparse.Namespace, text: str) -> None:
-    """A sentence on standard error, at once, unless ``--quiet``."""
+    """Sentences on standard error, at once, as wide as the terminal, unless ``--quiet``."""
     if not options.quiet:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrapped(text) + "\n")
         sys.stderr.flush()
 
 
-def steps(options: argparse.Namespace, total: int) -> AbstractContextManager[Callable[[str], None]]:
-    """The step bar of a command; see :func:`lens_linear.progress.step_bar`."""
-    return step_bar(total, options.command, show=not options.quiet)
+def steps(
+    options: argparse.Namespace, count: int, heavy: Mapping[str, float] | None = None
+) -> AbstractContextManager[Callable[[str], None]]:
+    """The step bar of a command of ``count`` steps; see :func:`lens_linear.progress.step_bar`."""
+    total = count + sum(weight - 1 for weight in (heavy or {}).values())
+    return step_bar(total, options.command, show=not options.quiet, heavy=heavy)
 
 
 def _part(part: str | Table) -> str:

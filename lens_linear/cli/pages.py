@@ -8,13 +8,13 @@ from lens_linear.cli.opening import given_text, model_name, open_model
 from lens_linear.cli.output import Answer, steps
 from lens_linear.explorer.explorer import PROMPTS, explore
 from lens_linear.reports.build import report, report_steps
-from lens_linear.reports.tour_page import STEPS, tour
+from lens_linear.reports.tour_page import HEAVY, STEPS, tour
 
 
 def tour_page(options: argparse.Namespace) -> Answer:
     """The bundled models, taken apart."""
     out = options.out or "lens-linear-tour.html"
-    with steps(options, STEPS) as begin:
+    with steps(options, STEPS, HEAVY) as begin:
         result = tour(out, seed=options.seed, on_step=begin)
     return Answer(
         [result.summary(), f"The page with figures, and a link to its explorer: {result.path}"],

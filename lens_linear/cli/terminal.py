@@ -7,9 +7,11 @@ import io
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -73,6 +75,50 @@ def loading() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_LINES = 10.0  # seconds between two lines in a log
+
+
+@contextmanager
+def waiting(words: str, *, after: float = 0.0, show: bool = True) -> Iterator[None]:
+    """Say on standard error what is waited for: a terminal counts the seconds, a log gets a line every ten.
+
+    What is over before ``after`` seconds is not spoken of.
+    """
+    if not show:
+        yield
+        return
+    stop, began, line = threading.Event(), time.monotonic(), f"{words} ..."
+    room = shutil.get_terminal_size().columns - len(line) > len(" 3,600 s")
+    counted = sys.stderr.isatty() and room
+    said = after == 0.0
+    if said:
+        _write(line if counted else f"{line}\n")
+
+    def count() -> None:
+        nonlocal said
+        wait = after or (1.0 if counted else _LINES)
+        while not stop.wait(wait):
+            passed, said = f"{line} {time.monotonic() - began:,.0f} s", True
+            _write(f"\r{passed}" if counted else f"{passed}\n")
+            wait = 1.0 if counted else _LINES
+
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        counting.join()
+        if said and counted:
+            _write("\n")
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # what is said in passing ends no command
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _leave(*_: object) -> None:

@@ -10,6 +10,7 @@ from lens_linear.checks import require_device, require_file
 from lens_linear.cli.corpus import folder_tokenizer, out_folder, read_texts
 from lens_linear.cli.output import Answer, Table, remark
 from lens_linear.cli.study_command import is_study, run_study_of_recipes
+from lens_linear.cli.terminal import waiting
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import read_json
 from lens_linear.models.open.bundled import training_table
@@ -48,7 +49,8 @@ def train_model(options: argparse.Namespace) -> Answer:
         device=options.device,
         progress=not options.quiet,
     )
-    bake(finished, folder, train=stream, valid=valid, data=source)
+    with waiting("measuring the validation loss", after=1.0, show=not options.quiet):
+        bake(finished, folder, train=stream, valid=valid, data=source)
     checkpoint.unlink(missing_ok=True)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     text = (

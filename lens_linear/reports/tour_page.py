@@ -37,6 +37,8 @@ _LEAD = (
 )
 _MODELS = ("attn-0l", "attn-1l", "attn-2l", "gpt-mini")
 STEPS = 8  # the models, six parts, the explorer
+_EXPLORER, _LINEAR = "attn-2l: explorer", "Linear layers"
+HEAVY = {_LINEAR: 20.0, _EXPLORER: 6.0}  # steps that take as long as so many of the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def tour(
         "text": "the package's own stories",
         "sequences": len(measured["gpt-mini"].tokens),
     }
-    say("attn-2l: explorer")
+    say(_EXPLORER)
     explorer = write_explorer(measured["attn-2l"], path, name="attn-2l")
     page = render_page(
         "A tour of small transformers",
@@ -123,5 +125,5 @@ def _parts(measured: dict[str, Measured]) -> dict[str, Callable[[], Section]]:
         "Paths, exactly": lambda: path_section(
             AttentionOnly(two.model), two.tokens, name="attn-2l"
         ),
-        "Linear layers": lambda: linearity_section(full.linearity, name="gpt-mini"),
+        _LINEAR: lambda: linearity_section(full.linearity, name="gpt-mini"),
     }

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
@@ -34,6 +33,7 @@ from lens_linear.files import held, require_target
 from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module, plain_defaults
 from lens_linear.models.threads import few_threads
+from lens_linear.progress import worded_bar
 from lens_linear.tables import Result
 from lens_linear.text.task import NOT_ASKED
 from lens_linear.token_rows import require_stream, require_tokens
@@ -430,35 +430,33 @@ def _train(
         )
     states = _States(module) if recipe.cosine else None
     penalty = CosineRegularizer(recipe.cosine) if recipe.cosine else None
-    steps = range(state.step, recipe.steps)
-    bar = tqdm(
-        steps, initial=state.step, total=recipe.steps, desc=recipe.name, disable=not progress
-    )
-    for step in bar:
-        if step in recipe.checkpoints and step not in state.kept:
-            state.kept[step] = _copy(module)
-        phase, inner = recipe.phase_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase, inner)
-        loss = _loss(recipe, module, source.at(step), device)
-        total = loss if penalty is None or states is None else loss + penalty(states.states)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        value = float(loss.detach())
-        _require_finite_loss(value, recipe, step)
-        state.history.append((step, value, optimizer.param_groups[0]["lr"]))
-        if on_step is not None:
-            on_step(step, value)
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-        if checkpoint is not None and ((step + 1) % save_every == 0 or step + 1 == recipe.steps):
-            state.step = step + 1
-            state.minutes += (time.monotonic() - started) / 60
-            started = time.monotonic()
-            state.batch = source.batch_checksum(step)
-            save_checkpoint(checkpoint, recipe, module, optimizer, state, corpus=corpus)
+    with worded_bar(recipe.steps, recipe.name, show=progress, begun=state.step) as done:
+        for step in range(state.step, recipe.steps):
+            if step in recipe.checkpoints and step not in state.kept:
+                state.kept[step] = _copy(module)
+            phase, inner = recipe.phase_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(phase, inner)
+            loss = _loss(recipe, module, source.at(step), device)
+            total = loss if penalty is None or states is None else loss + penalty(states.states)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            value = float(loss.detach())
+            _require_finite_loss(value, recipe, step)
+            state.history.append((step, value, optimizer.param_groups[0]["lr"]))
+            if on_step is not None:
+                on_step(step, value)
+            done(step + 1, f"step {step + 1:,} of {recipe.steps:,}, loss {value:.3f}")
+            if checkpoint is not None and (
+                (step + 1) % save_every == 0 or step + 1 == recipe.steps
+            ):
+                state.step = step + 1
+                state.minutes += (time.monotonic() - started) / 60
+                started = time.monotonic()
+                state.batch = source.batch_checksum(step)
+                save_checkpoint(checkpoint, recipe, module, optimizer, state, corpus=corpus)
     minutes = state.minutes + (time.monotonic() - started) / 60
     module.eval()
     return TrainingRun(recipe, module, state.history, state.kept, minutes, torch.get_num_threads())

@@ -166,7 +166,7 @@ def test_a_model_that_papers_name_gets_their_numbers_beside_its_own(
     assert status == 0 and "Published" not in text
 
 
-def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):
+def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys, monkeypatch):
     corpus = tmp_path / "book.txt"
     corpus.write_text("The old mill stood by the river. A miller lived in it with his cat.\n" * 200)
     recipe = tmp_path / "tiny.json"
@@ -181,8 +181,12 @@ def test_training_from_a_file_writes_a_model_folder(tmp_path, capsys):
     phases = [{"steps": 5, "rows": 4, "length": 16}]
     recipe.write_text(json.dumps({"name": "tiny", "spec": spec, "phases": phases}))
     out = tmp_path / "tiny"
-    status, text, _ = run(capsys, "train", recipe, "--corpus", corpus, "--out", out)
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setattr("lens_linear.progress._EVERY", 0.0)
+    status, text, said = run(capsys, "train", recipe, "--corpus", corpus, "--out", out)
     assert status == 0 and "validation loss" in text
+    assert "\r" not in said  # plain lines where there is no terminal
+    assert re.search(r"^tiny: 40%, \S+ passed, \S+ left: step 2 of 5, loss \d\.\d{3}$", said, re.M)
     assert ll.load(out).cfg.n_layers == 1
     assert sorted(p.name for p in out.iterdir()) == [
         "card.json",

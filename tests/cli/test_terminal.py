@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
 
 import lens_linear.cli.parser
-from lens_linear.cli import main
+from lens_linear.cli import main, terminal
 
 COMMAND = [sys.executable, "-m", "lens_linear"]
 
@@ -94,6 +95,34 @@ def test_a_page_whose_name_is_not_utf8(tmp_path):
     code, out, err = shell(f"lens-linear explore attn-0l --out $'{tmp_path}/caf\\xe9.html'")
     assert code == 0, err[-300:]
     assert os.path.exists(name) and b"caf\\udce9.html" in out
+
+
+class Looked(io.StringIO):
+    """A terminal that somebody looks at."""
+
+    def isatty(self):
+        return True
+
+
+def waited(stream, monkeypatch, words, seconds, **options):
+    """What a wait of so many seconds writes."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with terminal.waiting(words, **options):
+        time.sleep(seconds)
+    return stream.getvalue()
+
+
+def test_a_wait_moves_on_a_terminal_and_is_lines_in_a_log(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    said = waited(Looked(), monkeypatch, "opening x", 1.5)
+    assert said == "opening x ...\ropening x ... 1 s\n"
+    long = "opening " + 30 * "x"  # 42 cells: a second line would be counted into, so none is
+    assert waited(Looked(), monkeypatch, long, 0) == f"{long} ...\n"
+    assert waited(Looked(), monkeypatch, "reading", 0, after=1.0) == ""
+    assert waited(Looked(), monkeypatch, "reading", 1.2, show=False) == ""
+    monkeypatch.setattr(terminal, "_LINES", 0.4)
+    said = waited(io.StringIO(), monkeypatch, "opening x", 0.6)
+    assert said == "opening x ...\nopening x ... 0 s\n"
 
 
 def test_an_interrupt_while_the_parser_is_built(monkeypatch, capsys):
