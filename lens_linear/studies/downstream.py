@@ -67,7 +67,7 @@ def downstream_scores(
         batch_size: requests a forward pass; as many as memory allows by default.
 
     Returns:
-        DownstreamScores; acts as a DataFrame.
+        DownstreamScores.
 
     Raises:
         OfflineError: lm-eval is not installed.

@@ -131,7 +131,7 @@ def published_beside_measured(
             (``compare_profiles``) or study; may be empty.
 
     Returns:
-        PublishedTable; acts as a DataFrame.
+        PublishedTable.
 
     Raises:
         InvalidArgumentError: a value is none of these.

@@ -149,7 +149,7 @@ def adam_baseline(
         batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
-        AdamBaseline; acts as a DataFrame with one row per scored step.
+        AdamBaseline; its ``to_dataframe()`` has one row per scored step.
 
     Raises:
         NotEnoughDataError: too few rows.

@@ -177,7 +177,7 @@ def bilinear_probe(
         batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
-        BilinearProbe; acts as a DataFrame with one row per rank, rank 0 first.
+        BilinearProbe; its ``to_dataframe()`` has one row per rank, rank 0 first.
 
     Raises:
         NotEnoughDataError: too few rows.

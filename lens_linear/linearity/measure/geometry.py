@@ -129,7 +129,7 @@ def layer_geometry(
         batch_size: sequences a forward pass; as many as memory allows by default.
 
     Returns:
-        LayerGeometry; acts as a DataFrame indexed by boundary.
+        LayerGeometry; its ``to_dataframe()`` is indexed by boundary.
 
     Raises:
         NotEnoughDataError: fewer than 20 states.

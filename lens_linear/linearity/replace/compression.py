@@ -137,7 +137,7 @@ def ffn_compression(
         progress: show a bar.
 
     Returns:
-        CompressionTable; acts as a DataFrame.
+        CompressionTable.
 
     Raises:
         NotEnoughDataError: too few rows.

@@ -175,7 +175,7 @@ def replacement_curve(
         progress: show a bar over steps.
 
     Returns:
-        ReplacementCurve; acts as a DataFrame with n_replaced, layers, loss, perplexity.
+        ReplacementCurve; its ``to_dataframe()`` has n_replaced, layers, loss, perplexity.
 
     Raises:
         NotEnoughDataError: too few rows to fit on.

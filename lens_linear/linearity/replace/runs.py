@@ -108,7 +108,7 @@ def run_table(
         progress: show a bar over runs.
 
     Returns:
-        RunTable; acts as a DataFrame.
+        RunTable.
 
     Raises:
         NotEnoughDataError: too few rows.
@@ -121,8 +121,8 @@ def run_table(
         >>> from lens_linear.models.open.toy import toy_model
         >>> model = toy_model(n_layers=2, d_model=16, attn_only=False)
         >>> tokens = torch.randint(64, (40, 16), generator=torch.Generator().manual_seed(0))
-        >>> table = run_table(model, tokens)
-        >>> table[table["method"] == "linear"][["first", "last"]].values.tolist()
+        >>> frame = run_table(model, tokens).to_dataframe()
+        >>> frame[frame["method"] == "linear"][["first", "last"]].values.tolist()
         [[0, 0], [1, 1], [0, 1]]
     """
     require_ridge(ridge)
