@@ -5,6 +5,10 @@ nothing, calls no ``show`` and sets no global renderer or template. Readers with
 deficiency can tell the colours apart: Okabe & Ito's eight for categories, red to blue centred at
 zero for signed values, viridis for unsigned ones. No figure has a width of its own: the page or the
 notebook gives it one, from 390 pixels on.
+
+A figure is made for white paper. Where a page of ours draws it (report, tour, gallery) the page turns it for
+readers who prefer dark: ground, ink, and every scale that runs to white. A notebook or a picture file stores
+it as it is, so there it keeps its white ground whatever the reader prefers.
 """
 
 from __future__ import annotations

@@ -14,18 +14,32 @@
     return !printing && (theme === "dark" || (theme !== "light" && preference.matches));
   };
 
-  // What is made for white paper, wherever in a figure: paper and ink take the page's colours, the darkest shades are lifted.
+  // What is made for white paper, wherever in a figure: paper and ink take the page's colours, the darkest shades are lifted,
+  // the palest greys and every scale that runs to white are turned: what is near the paper is near the page's ground.
+  const PALE = 208, WHITE = 235, SPAN = 0.8; // channels of 255; share of lightness that a turned scale takes up
+  const channels = (value) => {
+    const hex = /^#([\da-f]{2})([\da-f]{2})([\da-f]{2})$/i.exec(value), rgb = /^rgb\((\d+), ?(\d+), ?(\d+)\)$/.exec(value);
+    return hex ? hex.slice(1).map((part) => parseInt(part, 16)) : rgb && rgb.slice(1).map(Number);
+  };
+  const turned = (parts, paper) => { // the same hue, light for dark
+    const ground = channels(paper) || [0, 0, 0], shift = 255 - Math.max(...parts) - Math.min(...parts);
+    return `rgb(${parts.map((part, i) => Math.min(255, Math.round(ground[i] + SPAN * (part + shift)))).join(",")})`;
+  };
   const onDark = (value, ink, paper) => {
     if (INKS.test(value)) return ink;
     if (PAPERS.test(value)) return paper;
-    const rgb = /^rgb\((\d+), ?(\d+), ?(\d+)\)$/.exec(value);
-    if (!rgb) return value;
-    const parts = rgb.slice(1).map(Number), light = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+    const parts = channels(value);
+    if (parts && Math.min(...parts) >= PALE) return turned(parts, paper);
+    if (!parts || value[0] === "#") return value;
+    const light = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
     return light > 95 ? value : `rgb(${parts.map((part) => Math.round(part + (255 - part) * (95 - light) / 160)).join(",")})`;
   };
   const recolour = (part, ink, paper) => {
     for (const [key, value] of Object.entries(part)) {
-      if (typeof value === "string" && /color$/i.test(key)) part[key] = onDark(value, ink, paper);
+      if (key === "colorscale" && Array.isArray(value)) {
+        if (value.some(([, one]) => Math.min(...(channels(one) || [0])) >= WHITE))
+          part[key] = value.map(([place, one]) => [place, value.length > 2 ? turned(channels(one), paper) : onDark(one, ink, paper)]);
+      } else if (typeof value === "string" && /color$/i.test(key)) part[key] = onDark(value, ink, paper);
       else if (Array.isArray(value) && /color$/i.test(key)) part[key] = value.map((one) => (typeof one === "string" ? onDark(one, ink, paper) : one));
       else if (value && typeof value === "object" && (!Array.isArray(value) || typeof value[0] === "object"))
         (Array.isArray(value) ? value : [value]).forEach((one) => one && recolour(one, ink, paper));

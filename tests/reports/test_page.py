@@ -1,5 +1,6 @@
 """One page: bundles once, nothing loads from outside, hostile tokens are shown and never run."""
 
+import html
 import json
 import re
 import shutil
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from plotly.colors import hex_to_rgb, unlabel_rgb
 
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
 from lens_linear.plots.circuitsvis import NotebookView, attention_view, bundle_script, safe_json
-from lens_linear.plots.style import styled, tick_label
+from lens_linear.plots.style import matrix, styled, tick_label
 from lens_linear.reports.page import Attention, Figure, Section, Table, render_page
 
 ATTACK = "document.title='HACKED'"
@@ -109,11 +111,11 @@ def test_views_refuse_what_does_not_fit():
 
 
 def test_the_notebook_view_is_one_closed_frame_of_fixed_height():
-    html = NotebookView(
+    frame = NotebookView(
         attention_view(pattern(), HOSTILE, element_id="x"), height=300
     )._repr_html_()
-    assert html.startswith("<iframe") and html.endswith("</iframe>") and 'height="300"' in html
-    assert html.count("<") == 2  # everything inside is escaped
+    assert frame.startswith("<iframe") and frame.endswith("</iframe>") and 'height="300"' in frame
+    assert frame.count("<") == 2  # everything inside is escaped
     assert bundle_script().count("sourceMappingURL") == 0
 
 
@@ -143,3 +145,51 @@ def test_a_real_browser_shows_hostile_tokens_and_runs_nothing(tmp_path):
     assert "&lt;b&gt;bold&lt;/b&gt;" in dom
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not errors, errors
+
+
+TELL = """<script>setTimeout(() => {
+  const all = [...document.querySelectorAll(".js-plotly-plot")];
+  document.title = JSON.stringify(all.map((one) => one.data[0].colorscale));
+}, 3000)</script>"""
+
+
+def scales_drawn(tmp_path, figures, scheme):
+    """Colour scales of the figures as a browser with that preference draws them: channels of 0 to 255."""
+    blocks = [Figure(styled(figure, title="t", x="x", y="y"), "t") for figure in figures]
+    path = tmp_path / f"{scheme}.html"
+    page = render_page("t", "l", [Section("s", "p", blocks)], settings={})
+    path.write_text(page.replace("</body>", f"{TELL}</body>"), encoding="utf-8")
+    done = subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         f"--user-data-dir={tmp_path / scheme}", "--virtual-time-budget=20000", "--dump-dom",
+         f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1))
+    return [
+        np.array([unlabel_rgb(hex_or_rgb(shade)) for _, shade in scale])
+        for scale in json.loads(title)
+    ]
+
+
+def hex_or_rgb(shade):
+    return shade if shade.startswith("rgb") else f"rgb{hex_to_rgb(shade)}"
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_on_a_dark_page_what_is_near_zero_is_near_the_ground(tmp_path):
+    figures = [
+        matrix([[-1.0, 1.0]]),
+        matrix([[0.0, 1.0]], diverging=False),
+        go.Figure(go.Heatmap(z=[[0, 1]], colorscale=[[0, "#FFFFFF"], [1, "#0072B2"]])),
+    ]
+    light, dark = (scales_drawn(tmp_path, figures, scheme) for scheme in ("light", "dark"))
+    signed, unsigned, verdict = ([scale.mean(1) for scale in scales] for scales in zip(light, dark))
+    middle = len(signed[0]) // 2
+    assert signed[0].argmax() == middle and signed[0][middle] > 240
+    assert np.all(np.diff(signed[1][: middle + 1]) < 0) and np.all(np.diff(signed[1][middle:]) > 0)
+    assert signed[1][middle] < 40 and min(signed[1][0], signed[1][-1]) > 150
+    hues = [dark[0][0], dark[0][-1]]
+    assert hues[0].argmax() == 0 and hues[1].argmax() == 2  # red stays red, blue stays blue
+    np.testing.assert_array_equal(*unsigned)  # viridis begins dark as it is
+    assert verdict[0][0] == 255 and verdict[1][0] < 40 and verdict[0][1] == verdict[1][1]
