@@ -370,8 +370,8 @@ def test_a_folder_called_like_a_model_that_transformer_lens_knows(
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
     tokens = torch.arange(6)[None]
     expected = ll.load(folder)(tokens)
-    shutil.copytree(folder, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "here" / name)
+    monkeypatch.chdir(tmp_path / "here")
     for way in (f"./{name}", Path(name)):
         model = ll.load(way)
         assert model.cfg.model_name == name and torch.equal(model(tokens), expected)
