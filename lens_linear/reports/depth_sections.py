@@ -32,8 +32,8 @@ def ffn_section(model: TransformerBridge, asked: Task, *, name: str, seed: int =
     easy = frame.iloc[int(frame["loss_increase"].argmin())]
     hard = frame.iloc[int(frame["loss_increase"].argmax())]
     finding = (
-        f"The FFN of layer {int(easy['layer'])} can be one affine map for {signed(easy['loss_increase'])} nats "
-        f"of loss, that of layer {int(hard['layer'])} for {signed(hard['loss_increase'])}."
+        f"The FFN of layer {int(easy['layer'])} can be one affine map for {signed(easy['loss_increase'])} "
+        f"nats of loss, that of layer {int(hard['layer'])} for {signed(hard['loss_increase'])}."
     )
     columns = ["layer", "ffn_r2", "times_fewer", "loss", "loss_increase", "loss_increase_se"]
     prose = (
