@@ -89,7 +89,10 @@ class Result(View):
         """One column of the table, or several: ``result["r2"]``, ``result[["layer", "r2"]]``."""
         frame = self.to_dataframe()
         asked = column if isinstance(column, list) else [column]
-        unknown = [name for name in asked if not isinstance(name, str) or name not in frame.columns]
+        names = [name for name in asked if isinstance(name, (str, int, float, tuple, type(None)))]
+        if all(isinstance(name, bool) for name in names):
+            return frame[column]  # a mask of rows
+        unknown = [name for name in names if not isinstance(name, str) or name not in frame.columns]
         if unknown:
             raise KeyError(
                 f"{type(self).__name__} has no column {unknown[0]!r}; it has {list(frame.columns)}; rows and "

@@ -51,12 +51,9 @@ def require_labels(
     if not isinstance(
         labels, TokenText
     ):  # a lone surrogate has no bytes of its own: its code stands there
-        given = require_list("labels", labels, of="str")
-        labels = [
-            label.encode("utf-8", "backslashreplace").decode()
-            for label in given
-            if require_instance("labels", label, str, advice="one text a token")
-        ]
+        for label in (given := require_list("labels", labels, of="str")):
+            require_instance("labels", label, str, advice="one text a token")
+        labels = [label.encode("utf-8", "backslashreplace").decode() for label in given]
     if len(labels) not in (n_vocab, n_tokens):
         raise InvalidArgumentError(
             f"labels must name each of the {n_vocab} tokens, got {len(labels)}; pass one a token"

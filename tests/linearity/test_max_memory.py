@@ -46,6 +46,8 @@ def test_groups_of_layers_give_the_numbers_of_one_pass(options, tmp_path):
 def test_a_kill_between_groups_loses_no_group_that_is_done(tmp_path, monkeypatch):
     model, path, few = gpt(), tmp_path / "state", one_layer() + 1
     wanted = ll.linearity_profile(model, TOKENS).to_dataframe()
+    seen = []
+    model.add_hook("blocks.0.hook_in", lambda t, hook: seen.append(t))
     forward, calls = ll.linearity.measure.profile_pass.score_fits, []
 
     def killed(*args, **kwargs):
@@ -59,8 +61,7 @@ def test_a_kill_between_groups_loses_no_group_that_is_done(tmp_path, monkeypatch
         ll.linearity_profile(model, TOKENS, max_memory=few, checkpoint=path)
     assert len(list(tmp_path.glob("state.*-of-5"))) == 3
     monkeypatch.undo()
-    seen = []
-    model.add_hook("blocks.0.hook_in", lambda t, hook: seen.append(t))
+    seen.clear()
     found = ll.linearity_profile(model, TOKENS, max_memory=few, checkpoint=path).to_dataframe()
     pd.testing.assert_frame_equal(found, wanted, rtol=1e-9)
     assert 0 < len(seen) < 10  # 2 passes of 5 groups; two groups were done, and half of the third
