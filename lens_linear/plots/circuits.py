@@ -396,7 +396,9 @@ def _nodes(
     edges: Sequence[tuple[tuple[int, int], tuple[int, int]]],
 ) -> None:
     """All heads of a small model with their names; of a large one dots, and names at the strongest edges."""
-    small = n_layers * n_heads <= 40
+    small = (
+        n_layers * n_heads <= 40 and n_heads <= 6
+    )  # as many circles fit a narrow page side by side
     touched = {at for edge in edges for at in edge}
     told_names = {at for edge in edges[:_NAMED_EDGES] for at in edge}
     every = [(i, j) for i in range(n_layers) for j in range(n_heads)]
@@ -416,7 +418,7 @@ def _nodes(
             text=[f"L{i}H{j}" if small or (i, j) in told_names else "" for i, j in mine],
             textposition="middle center" if small else "top center", textfont={"size": 10},
             hovertext=[f"L{i}H{j}: {name}" for i, j in mine], hoverinfo="text",
-            name="no verdict" if name == "none" else name, showlegend=name != "head",
+            name="no verdict" if name == "none" else name, showlegend=name != "head", cliponaxis=False,
         )  # fmt: skip
 
 

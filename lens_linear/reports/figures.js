@@ -75,7 +75,7 @@
       place.setAttribute("role", "group");
       place.querySelectorAll(".main-svg").forEach((layer) => layer.setAttribute("aria-hidden", "true"));
     });
-    lay(3);
+    lay(5);
   };
 
   // What only the drawn figure tells: labels and numbers that have no room are left out, and so is height that square cells
@@ -90,6 +90,25 @@
       else lines.push(`${lines.pop()} ${word}`.trim());
     name.text = lines.join("<br>");
     return lines.length > 1;
+  };
+  // Names at points that lie on each other: the later one goes below its point, then it goes (the hover has it).
+  const part = (place, data) => {
+    const seen = [];
+    let changed = false;
+    for (const name of place.querySelectorAll(".textpoint text")) {
+      const box = name.getBoundingClientRect(), [first] = name.closest(".trace").__data__;
+      const own = data[first.trace.index], { i } = name.parentNode.__data__;
+      const under = seen.some((one) => one.right > box.left && one.left < box.right && one.bottom > box.top && one.top < box.bottom);
+      if (!under || !box.width) {
+        if (box.width) seen.push(box);
+        continue;
+      }
+      if (!Array.isArray(own.textposition)) own.textposition = own.text.map(() => own.textposition || "middle center");
+      if (own.textposition[i] === "top center") own.textposition[i] = "bottom center";
+      else own.text[i] = "";
+      changed = true;
+    }
+    return changed;
   };
   const fit = (place, data, layout) => {
     const full = place._fullLayout;
@@ -126,6 +145,7 @@
       delete trace.texttemplate;
       changed = true;
     });
+    changed = part(place, data) || changed;
     const square = Object.keys(layout).find((key) => /^yaxis/.test(key) && layout[key].scaleanchor);
     const names = square && [layout.yaxis.title, layout.xaxis.title];
     if (names && names.every((name) => name && name.text) && LETTER * names[0].text.length > full[square]._length) {

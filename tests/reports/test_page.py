@@ -1,6 +1,7 @@
 """One page: bundles once, nothing loads from outside, hostile tokens are shown and never run."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -147,29 +148,48 @@ def test_a_real_browser_shows_hostile_tokens_and_runs_nothing(tmp_path):
     assert not errors, errors
 
 
-TELL = """<script>setTimeout(() => {
-  const all = [...document.querySelectorAll(".js-plotly-plot")];
-  document.title = JSON.stringify(all.map((one) => one.data[0].colorscale));
-}, 3000)</script>"""
-
-
-def scales_drawn(tmp_path, figures, scheme):
-    """Colour scales of the figures as a browser with that preference draws them: channels of 0 to 255."""
-    blocks = [Figure(styled(figure, title="t", x="x", y="y"), "t") for figure in figures]
-    path = tmp_path / f"{scheme}.html"
+def told(tmp_path, figures, script, scheme="light", width=960):
+    """What a script says of the figures as a browser draws them on a page of that width."""
+    blocks = [Figure(styled(figure, title="t"), "t") for figure in figures]
     page = render_page("t", "l", [Section("s", "p", blocks)], settings={})
-    path.write_text(page.replace("</body>", f"{TELL}</body>"), encoding="utf-8")
+    script = f"<script>setTimeout(() => document.title = JSON.stringify({script}), 3000)</script>"
+    page = page.replace("</body>", f"{script}</body>").replace("60rem", f"{width}px")
+    path = tmp_path / f"{scheme}.html"
+    path.write_text(page, encoding="utf-8")
     done = subprocess.run(
         [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          f"--user-data-dir={tmp_path / scheme}", "--virtual-time-budget=20000", "--dump-dom",
          f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}", path.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1))
-    return [
-        np.array([unlabel_rgb(hex_or_rgb(shade)) for _, shade in scale])
-        for scale in json.loads(title)
-    ]
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)
+    return json.loads(html.unescape(title))
+
+
+NAMES = """[...document.querySelectorAll(".textpoint text")].map((one) => {
+  const { left, right, top, bottom } = one.getBoundingClientRect();
+  return [one.textContent, left, right, top, bottom];
+}).filter(([name]) => name)"""
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_names_at_points_do_not_lie_on_each_other(tmp_path):
+    names = [f"L{i}H{j}" for i in range(4) for j in range(12)]
+    points = {
+        "x": [j for _ in range(4) for j in range(12)],
+        "y": [i for i in range(4) for _ in range(12)],
+    }
+    graph = go.Figure(
+        go.Scatter(**points, text=names, mode="markers+text", textposition="top center")
+    )
+    shown = told(tmp_path, [graph], NAMES, width=390)
+    clashes = [
+        (one, two) for (one, l, r, t, b), (two, left, right, top, bottom) in itertools.combinations(shown, 2)
+        if l < right and left < r and t < bottom and top < b
+    ]  # fmt: skip
+    assert not clashes and {name for name, *_ in shown} >= {"L0H0", "L3H0"} and len(shown) >= 20
+    wide = told(tmp_path, [graph], NAMES, width=960)
+    assert len(wide) == len(names)  # where there is room, nothing goes
 
 
 def hex_or_rgb(shade):
@@ -183,7 +203,16 @@ def test_on_a_dark_page_what_is_near_zero_is_near_the_ground(tmp_path):
         matrix([[0.0, 1.0]], diverging=False),
         go.Figure(go.Heatmap(z=[[0, 1]], colorscale=[[0, "#FFFFFF"], [1, "#0072B2"]])),
     ]
-    light, dark = (scales_drawn(tmp_path, figures, scheme) for scheme in ("light", "dark"))
+    scales = (
+        '[...document.querySelectorAll(".js-plotly-plot")].map((one) => one.data[0].colorscale)'
+    )
+    light, dark = (
+        [
+            np.array([unlabel_rgb(hex_or_rgb(shade)) for _, shade in scale])
+            for scale in told(tmp_path, figures, scales, scheme)
+        ]
+        for scheme in ("light", "dark")
+    )
     signed, unsigned, verdict = ([scale.mean(1) for scale in scales] for scales in zip(light, dark))
     middle = len(signed[0]) // 2
     assert signed[0].argmax() == middle and signed[0][middle] > 240
