@@ -66,7 +66,7 @@ class View:
         # pandas escapes cell contents, so tokens such as <script> are shown and not run.
         shown = table.head(_ROWS).to_html(notebook=True, border=0, max_cols=20)
         note = f"<p><small>{'; '.join(notes)}.</small></p>"
-        return f"<p>{html.escape(repr(self))}</p>{shown}{note}"
+        return f"<p>{html.escape(seen(repr(self)))}</p>{shown}{note}"
 
 
 class Result(View):
@@ -127,6 +127,14 @@ def rounded(frame: pd.DataFrame) -> pd.DataFrame:
     def short(value: Any) -> Any:
         if isinstance(value, (float, np.floating)) and np.isfinite(value) and value != 0:
             return float(f"{value:.{_DIGITS}g}")
-        return value
+        return seen(value) if isinstance(value, str) and value else value
 
     return frame.map(short)
+
+
+def seen(text: str) -> str:
+    """A text with what would be invisible written out, as figures and pages write it."""
+    labels = importlib.import_module(
+        "lens_linear.text.labels"
+    )  # above here: by name, when it is needed
+    return str(labels.text_label(text))

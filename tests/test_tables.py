@@ -32,6 +32,33 @@ class Example(Result):
         )
 
 
+def test_what_would_be_invisible_is_written_out_in_a_notebook():
+    model = lens_linear.load("attn-1l")
+    odd = ["\u202eevil", "\ud800", " the", "", "a\u200bb", "\u3164"]
+    labels = [*odd, *(f"t{i}" for i in range(model.cfg.d_vocab - len(odd)))]
+    bigrams = lens_linear.AttentionOnly(model, labels=labels).bigrams()._repr_html_()
+
+    class Named(Result):
+        def __repr__(self):
+            return "Named of a\u202eb with ␣the"
+
+        def to_dataframe(self):
+            return pd.DataFrame({"token_label": odd[:1] + odd[2:], "reason": ["two words"] * 5})
+
+    shown = Named()._repr_html_()
+    for text in (
+        "⟨202E⟩evil",
+        "␣the",
+        "a⟨200B⟩b",
+        "⟨3164⟩",
+        "of a⟨202E⟩b with ␣the",
+        "two words",
+    ):
+        assert text in shown
+    assert not set("\u202e\ud800\u200b\u3164") & set(shown)
+    assert not set("\u202e\ud800\u200b\u3164") & set(bigrams)
+
+
 def test_columns_are_asked_by_name():
     result = Example(4)
     assert result["x"].tolist() == [0, 1, 2, 3] and len(result) == 4 and bool(Example(0))

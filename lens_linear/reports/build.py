@@ -43,6 +43,7 @@ from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import require_task
+from lens_linear.text.labels import text_label
 from lens_linear.text.task import Task
 
 
@@ -98,7 +99,7 @@ def report(
     seed = require_seed(seed)
     task = _one_of(task, text, tokens)
     asked = _asked(model, task, n_sequences)
-    name = Path(str(model.cfg.model_name)).name
+    name = text_label(Path(str(model.cfg.model_name)).name)
     say = require_step(on_step)
     say("loss")
     measured = Measured(model, asked, seed)

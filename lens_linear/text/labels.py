@@ -87,11 +87,11 @@ def text_label(text: str, *, max_length: int | None = None) -> str:
         >>> text_label(" the old\nman "), text_label("\u3164")
         ('␣the old↵man␣', '⟨3164⟩')
     """
-    label = token_label(text)
-    inner = len(label) - len(label.lstrip(SPACE)), len(label.rstrip(SPACE))
-    if inner[0] < inner[1]:
-        words = label[inner[0] : inner[1]].replace(SPACE, " ")
-        label = label[: inner[0]] + words + label[inner[1] :]
+    if not isinstance(text, str):
+        return token_label(text)  # which says what it must be
+    inner = " ".join(_visible_text(word) for word in text.strip(" ").split(" "))
+    before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    label = SPACE * before + inner + SPACE * after * bool(inner) or EMPTY
     return _shortened(label, max_length)
 
 

@@ -360,6 +360,12 @@ def test_a_path_means_the_folder_even_where_it_is_called_like_a_bundled_model(
     assert ll.load(Path("attn-0l")).cfg.n_layers == 0  # no such folder: the bundled one
 
 
+def test_a_folder_of_invisible_letters_names_its_model_in_codes(folder, tmp_path):
+    odd = tmp_path / "a\u202eb\u3164"
+    folder.rename(odd)
+    assert ll.load(odd).cfg.model_name == "a⟨202E⟩b⟨3164⟩"
+
+
 @pytest.mark.parametrize("name", ["pythia-160m", "pythia-70m", "gpt2"])
 def test_a_folder_called_like_a_model_that_transformer_lens_knows(
     folder, tmp_path, monkeypatch, name
