@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import html
 import importlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+# What people ask of a result as if it were a frame or a figure.
+_FRAMES = ("to_csv", "to_json", "to_dict", "to_parquet", "to_latex", "head", "tail", "sort_values", "query",
+           "loc", "iloc", "columns", "describe", "groupby", "iterrows", "itertuples")  # fmt: skip
+_MEANT = {
+    **{name: f".to_dataframe().{name}" for name in _FRAMES},
+    **dict.fromkeys(("df", "frame", "data", "table", "dataframe", "to_pandas"), ".to_dataframe()"),
+    **dict.fromkeys(("show", "draw", "fig", "figure", "render"), ".plot()"),
+    **dict.fromkeys(
+        ("save", "write", "export"), ".to_dataframe().to_csv(path), or .plot().write_html(path)"
+    ),
+}
 _ROWS = 20
 _DIGITS = 4
 
@@ -30,6 +41,14 @@ class View:
     def _that_matter(self) -> tuple[str, ...]:
         """The columns that matter of this one result."""
         return self._columns
+
+    if not TYPE_CHECKING:  # an editor or a type checker must not take any name for one of a result
+
+        def __getattr__(self, name: str) -> Any:
+            advice = f"; you may want {_MEANT[name]}" if name in _MEANT else ""
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}{advice}", name=name, obj=self
+            )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table as a DataFrame of its own."""

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -57,6 +58,23 @@ def test_what_would_be_invisible_is_written_out_in_a_notebook():
         assert text in shown
     assert not set("\u202e\ud800\u200b\u3164") & set(shown)
     assert not set("\u202e\ud800\u200b\u3164") & set(bigrams)
+
+
+def test_names_of_a_frame_and_of_a_figure_are_answered_with_ours():
+    model = lens_linear.load("attn-1l")
+    result = lens_linear.induction_scores(model, periods=[4, 5], rows_per_period=2)
+    for name, ours in (
+        ("df", ".to_dataframe()"),
+        ("to_csv", ".to_dataframe().to_csv"),
+        ("show", ".plot()"),
+    ):
+        said = re.escape(f"InductionScores has no {name!r}; you may want {ours}")
+        with pytest.raises(AttributeError, match=said):
+            getattr(result, name)
+    with pytest.raises(AttributeError, match=r"has no 'nonsense'$"):
+        _ = result.nonsense
+    for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert twin.stats.n_rows == result.stats.n_rows
 
 
 def test_columns_are_asked_by_name():
