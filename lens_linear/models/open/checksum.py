@@ -49,7 +49,7 @@ def model_fingerprint(model: TransformerBridge) -> str:
     hooks = [
         (name, getattr(hook, "__qualname__", type(hook).__qualname__), _code(hook))
         for name, point in sorted(model.hook_dict.items())
-        for hook in (handle.user_hook for handle in point.fwd_hooks)
+        for hook in (getattr(handle, "user_hook", handle) for handle in point.fwd_hooks)
     ]
     told = json.dumps([words, foreign, *hooks], sort_keys=True, default=str)
     return hashlib.sha256(f"{told} {weights_sha256(model)}".encode()).hexdigest()
