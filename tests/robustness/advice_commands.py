@@ -160,6 +160,21 @@ def evaluated(**options):
     return _one_of(None, options.get("text"), options.get("tokens"))
 
 
+def linked_notebook(name):
+    """A notebook, and a link to it."""
+    Path("notebook.ipynb").write_text('{"cells": []}')
+    if not Path("notebook-link.ipynb").is_symlink():
+        Path("notebook-link.ipynb").symlink_to("notebook.ipynb")
+    return submissions.read_notebook(Path(name))
+
+
+def a_row():
+    """One row is written to a table of grades."""
+    Path("grades.csv").touch()
+    grading._append_rows(Path("grades.csv"), [])
+    return True
+
+
 ROWS = [
     # words of a command
     (
@@ -249,6 +264,16 @@ ROWS = [
         lambda: grades("many"),
         "keep changes of your own in another file",
         lambda: graded(out="others.csv"),
+    ),
+    (
+        lambda: linked_notebook("notebook-link.ipynb"),
+        "the notebook itself must be handed in",
+        lambda: linked_notebook("notebook.ipynb"),
+    ),
+    (
+        lambda: under({"teaching.grading.os.fsync": raising(OSError(28, "full"))}, a_row),
+        "run the same command",
+        a_row,
     ),
     (
         lambda: grading._questions(99),
