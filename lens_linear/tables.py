@@ -153,7 +153,6 @@ def rounded(frame: pd.DataFrame) -> pd.DataFrame:
 
 def seen(text: str) -> str:
     """A text with what would be invisible written out, as figures and pages write it."""
-    labels = importlib.import_module(
-        "lens_linear.text.labels"
-    )  # above here: by name, when it is needed
+    # Labels stand above here: asked for by name, as figures are.
+    labels = importlib.import_module("lens_linear.text.labels")
     return str(labels.text_label(text))

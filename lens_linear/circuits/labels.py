@@ -48,11 +48,10 @@ def require_labels(
     n_tokens = n_vocab if n_tokens is None else n_tokens
     if labels is None:
         return TokenText(model, n_tokens) if getattr(model, "tokenizer", None) is not None else None
-    if not isinstance(
-        labels, TokenText
-    ):  # a lone surrogate has no bytes of its own: its code stands there
+    if not isinstance(labels, TokenText):
         for label in (given := require_list("labels", labels, of="str")):
             require_instance("labels", label, str, advice="one text a token")
+        # A lone surrogate has no bytes of its own: its code stands there.
         labels = [label.encode("utf-8", "backslashreplace").decode() for label in given]
     if len(labels) not in (n_vocab, n_tokens):
         raise InvalidArgumentError(

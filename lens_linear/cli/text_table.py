@@ -141,9 +141,7 @@ def _lines(blocks: Sequence[_Column]) -> list[str]:
 
 def _cell(value: Any, *, tokens: bool) -> str:
     if isinstance(value, float):
-        return (
-            "–" if value != value else f"{round(value, _DIGITS) + 0.0:.{_DIGITS}f}"
-        )  # no "-0.000"
+        return "–" if value != value else f"{value:z.{_DIGITS}f}"  # z: no "-0.000"
     if value is None or value is pd.NA:
         return "–"
     if not isinstance(value, str):

@@ -396,9 +396,8 @@ def _nodes(
     edges: Sequence[tuple[tuple[int, int], tuple[int, int]]],
 ) -> None:
     """All heads of a small model with their names; of a large one dots, and names at the strongest edges."""
-    small = (
-        n_layers * n_heads <= 40 and n_heads <= 6
-    )  # as many circles fit a narrow page side by side
+    # As many circles fit a narrow page side by side.
+    small = n_layers * n_heads <= 40 and n_heads <= 6
     touched = {at for edge in edges for at in edge}
     told_names = {at for edge in edges[:_NAMED_EDGES] for at in edge}
     every = [(i, j) for i in range(n_layers) for j in range(n_heads)]
@@ -532,7 +531,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
     fig = bars(
         labels, frame["removed"], name="named heads: expected to be lost", length=60,
         colours=[colour(1) if e == "lost" else colour(0) for e in frame["expected"]],
-        text=[f"{round(value, 2) + 0.0:.0%}" for value in frame["removed"]],  # no "-0%"
+        text=[f"{value:z.0%}" for value in frame["removed"]],  # z: no "-0%"
         custom=frame[["intervention", "heads", "gain_before", "gain_after"]].map(_plain_text),
         hover="%{customdata[1]}: %{customdata[0]}<br>gain %{customdata[2]} → %{customdata[3]} nats",
     )  # fmt: skip

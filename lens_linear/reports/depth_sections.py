@@ -8,7 +8,7 @@ from lens_linear.dynamics.gains.directions import concept_directions
 from lens_linear.dynamics.gains.gain_profile import gain_profile
 from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.linearity.replace.compression import ffn_compression
-from lens_linear.reports.page import Figure, Section, Table, signed
+from lens_linear.reports.page import Figure, Section, Table
 from lens_linear.text.concepts import load_concept
 from lens_linear.text.task import Task
 
@@ -32,8 +32,8 @@ def ffn_section(model: TransformerBridge, asked: Task, *, name: str, seed: int =
     easy = frame.iloc[int(frame["loss_increase"].argmin())]
     hard = frame.iloc[int(frame["loss_increase"].argmax())]
     finding = (
-        f"The FFN of layer {int(easy['layer'])} can be one affine map for {signed(easy['loss_increase'])} "
-        f"nats of loss, that of layer {int(hard['layer'])} for {signed(hard['loss_increase'])}."
+        f"The FFN of layer {int(easy['layer'])} can be one affine map for {easy['loss_increase']:+z.3f} "
+        f"nats of loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+z.3f}."
     )
     columns = ["layer", "ffn_r2", "times_fewer", "loss", "loss_increase", "loss_increase_se"]
     prose = (

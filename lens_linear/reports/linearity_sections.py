@@ -6,7 +6,7 @@ import pandas as pd
 
 from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.plots import linearity as figures
-from lens_linear.reports.page import Block, Figure, Section, Table, signed
+from lens_linear.reports.page import Block, Figure, Section, Table
 from lens_linear.studies.published import published_beside_measured
 
 _SHOWN = [
@@ -90,7 +90,7 @@ def _first_sentences(table: pd.DataFrame) -> str:
     return (
         f"The first position of each sequence holds up to {share:.0%} of a layer's variance. Without it the "
         f"with-residual scores are {_span(later)}; the largest change is "
-        f"{signed(change.iloc[layer])} in layer {layer}."
+        f"{change.iloc[layer]:+z.3f} in layer {layer}."
     )
 
 

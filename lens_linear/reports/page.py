@@ -210,18 +210,9 @@ def _table(table: Table) -> dict[str, object]:
     return {"heads": heads, "records": records, "first": records[:_SHOWN], "folded": folded}
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """A change with its sign, which a rounded zero has too: +0.000, never −0.000.
-
-    >>> signed(-0.0001), signed(0.25)
-    ('+0.000', '+0.250')
-    """
-    return f"{round(float(value), digits) + 0.0:+.{digits}f}"
-
-
 def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{round(value, digits) + 0.0:.{digits}f}"  # no "-0.000"
+        return "–" if value != value else f"{value:z.{digits}f}"  # z: no "-0.000"
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, str):

@@ -222,3 +222,9 @@ def test_on_a_dark_page_what_is_near_zero_is_near_the_ground(tmp_path):
     assert hues[0].argmax() == 0 and hues[1].argmax() == 2  # red stays red, blue stays blue
     np.testing.assert_array_equal(*unsigned)  # viridis begins dark as it is
     assert verdict[0][0] == 255 and verdict[1][0] < 40 and verdict[0][1] == verdict[1][1]
+
+
+def test_a_rounded_zero_has_no_minus():
+    frame = pd.DataFrame({"rise": [-0.0001, -0.25, 0.0004]})
+    page = render_page("t", "l", [Section("s", "p", [Table(frame, "c")])], settings={})
+    assert "-0.000" not in page and ">0.000<" in page and "-0.250" in page
