@@ -61,6 +61,10 @@ def hugging_face(kind, folder):
         "gemma2": lambda: transformers.Gemma2Config(
             head_dim=10, sliding_window=64, query_pre_attn_scalar=10, attention_bias=True, **llama
         ),
+        "gemma3": lambda: transformers.Gemma3TextConfig(
+            head_dim=10, sliding_window=64, query_pre_attn_scalar=10, **llama
+        ),
+        "olmo2": lambda: transformers.Olmo2Config(**llama),
         "opt": lambda: transformers.OPTConfig(
             num_hidden_layers=2,
             num_attention_heads=4,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from circuit_zoo import HF_KINDS, hugging_face, native
+from transformers import AutoModelForCausalLM
 
 import lens_linear as ll
 from lens_linear.circuits.induction.repeated_rows import (
@@ -321,7 +322,7 @@ def test_the_error_of_the_target_logit_is_that_over_rows():
     found = ll.induction_scores(model, rows_per_period=3, seed=2)
     shape = model_shape(model)
     rows = draw_repeated(shape, periods=None, rows_per_period=3, bos=None, seed=2).repeating()
-    z = run(model, rows.tokens, record=[(0, "z")])[(0, "z")].double()
+    z = run(model, rows.tokens, record=[(0, "z")])[(0, "z")].double() - model.b_V[0].double()
     written = torch.einsum("bphe,hed->hbpd", z, model.W_O[0].double()) @ model.W_U.double()
     written = written - written.mean(-1, keepdim=True)
     sums, counts = torch.zeros(3, len(rows.tokens)).double(), torch.zeros(len(rows.tokens)).double()
@@ -335,6 +336,46 @@ def test_the_error_of_the_target_logit_is_that_over_rows():
     expected = (apart.square().sum(1) * n / (n - 1)).sqrt() / counts.sum()
     torch.testing.assert_close(found.target_logit[0], mean, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.target_logit_se[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "olmo2"])
+def test_the_target_logit_goes_through_the_norm_behind_the_attention(kind, tmp_path):
+    model = hugging_face(kind, str(tmp_path))
+    found = ll.induction_scores(model, periods=(4, 6), rows_per_period=2, bos=None, seed=3)
+    rows = draw_repeated(
+        model_shape(model), periods=(4, 6), rows_per_period=2, bos=None, seed=3
+    ).repeating()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / kind, attn_implementation="eager")
+    plain, seen = plain.double().eval(), {}
+    block, last = plain.model.layers[1], plain.model.norm
+    block.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.update(z=args[0]))
+    last.register_forward_pre_hook(lambda _, args: seen.update(stream=args[0]))
+    norm = block.post_attention_layernorm
+
+    def gain(norm, x):  # what a norm multiplies x by, once its own scale is held
+        eps = getattr(norm, "eps", None) or norm.variance_epsilon
+        return (norm.weight + (kind[:5] == "gemma")) * (
+            x.square().mean(-1, keepdim=True) + eps
+        ).rsqrt()
+
+    with torch.no_grad():
+        plain(rows.tokens)
+        out, value = block.self_attn.o_proj, block.self_attn.v_proj.bias
+        whole = out(seen["z"])
+        if value is not None:
+            seen["z"] = seen["z"] - value.reshape(2, 1, -1).expand(2, 2, -1).flatten()
+        width = len(out.weight[0]) // 4
+        for head in range(4):
+            part = slice(head * width, (head + 1) * width)
+            written = seen["z"][..., part] @ out.weight[:, part].T * gain(norm, whole)
+            logits = plain.lm_head(written * gain(last, seen["stream"]))
+            logits = logits - logits.mean(-1, keepdim=True)
+            effects = [
+                float(logits[row, t, rows.tokens[row, t + 1]])
+                for row, period in enumerate(rows.periods.tolist())
+                for t in range(period, 2 * period - 1)
+            ]
+            assert float(found.target_logit[1, head]) == pytest.approx(np.mean(effects), abs=1e-6)
 
 
 def test_infinite_patterns_are_refused_with_their_layer():

@@ -169,6 +169,25 @@ def test_what_changes_no_probability_changes_no_number(plain, pairs, known, chan
         )
 
 
+def _values(part, width):
+    for layer in range(2):
+        bias = part(f"layers.{layer}.attn.v.bias")
+        more = 4 * _draw(len(bias), seed=layer)
+        bias.add_(more)
+        part(f"layers.{layer}.attn.o.bias").sub_(part(f"layers.{layer}.attn.o.weight") @ more)
+
+
+@pytest.mark.parametrize("norm", [None, "LN", "RMS"])
+def test_what_all_values_share_is_no_evidence_of_induction(norm, monkeypatch):
+    monkeypatch.setitem(CHANGES, "values", _values)
+    plain = native(normalization_type=norm, d_vocab=40, n_ctx=30)
+    other, tokens = changed(plain, "values"), ids(plain)
+    torch.testing.assert_close(plain(tokens), other(tokens), rtol=1e-4, atol=1e-3)
+    one, two = (ll.induction_scores(m, rows_per_period=2) for m in (plain, other))
+    torch.testing.assert_close(one.target_logit, two.target_logit, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(one.target_logit_se, two.target_logit_se, rtol=2e-3, atol=1e-3)
+
+
 # A constant on rows or on what is written is in the raw stream, whose R² it changes by definition.
 UNSEEN_IN_THE_STREAM = [name for name in CHANGES if not name.endswith(("row", "heads write"))]
 

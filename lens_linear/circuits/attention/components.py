@@ -70,22 +70,23 @@ class HeadOutputs:
         """Return [head, batch, position, d_model]: what each head writes, b_O left out."""
         z = self._shaped(z)
         out = torch.einsum("bphe,hed->hbpd", z, require_attention(self.weights).W_O[layer])
-        return out / self._post_scale(z, layer)
+        return out / self.post_scale(z, layer)
 
     def bias(self, z: Tensor, layer: int) -> Float[Tensor, "batch position d_model"]:
         """Return what b_O adds at every position."""
         z = self._shaped(z)
         bias = require_attention(self.weights).b_O[layer]
-        return (bias / self._post_scale(z, layer)).expand(*z.shape[:2], -1)
+        return (bias / self.post_scale(z, layer)).expand(*z.shape[:2], -1)
 
     def _shaped(self, z: Tensor) -> Tensor:
         return z.to("cpu", torch.float64).reshape(*z.shape[:2], self.shape.n_heads, -1)
 
-    def _post_scale(self, z: Tensor, layer: int) -> Tensor:
+    def post_scale(self, z: Tensor, layer: int) -> Float[Tensor, "*token 1"]:
+        """Return what the norm behind the attention divides by; 1 where there is none."""
         if self._raw is None:
             return torch.ones(1, dtype=torch.float64)
         raw = require_attention(self._raw)
-        written = torch.einsum("bphe,hed->bpd", z, raw.W_O[layer]) + raw.b_O[layer]
+        written = torch.einsum("...he,hed->...d", z, raw.W_O[layer]) + raw.b_O[layer]
         return norm_scale(written, "rms", self.weights.eps)
 
 

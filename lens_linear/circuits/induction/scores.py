@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -66,6 +67,7 @@ from lens_linear.checks import (
     require_int,
     require_seed,
 )
+from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.circuits.heads.factored import copying_of
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.repeated_rows import (
@@ -108,7 +110,8 @@ class InductionScores(Result):
             differ, or the weights do not say what heads write (a norm or a projection follows the
             embedding, values are clipped or gated).
         target_logit: mean direct effect of the head on the logit of the token that really comes next in
-            the second copy, minus its mean effect on all tokens (logits). NaN where it cannot be read.
+            the second copy, minus its mean effect on all tokens (logits); what the bias ``b_V`` writes
+            everywhere is left out. NaN where it cannot be read.
         target_logit_se: its standard error over rows; NaN for one row.
         thresholds: behind the verdicts.
         bos: token put first in every row, or None.
@@ -355,7 +358,8 @@ def induction_scores(
     target, spread = copying.clone(), copying.clone()
     if weights is not None:
         copying = _copying(weights)
-        target, spread = _target_logit(model, weights, rows, batch_size)
+        with suppress(UnsupportedModelError):  # a norm behind the attention that cannot be split
+            target, spread = _target_logit(model, HeadOutputs(model, weights), rows, batch_size)
     return InductionScores(stats, copying, target, spread, limits, first, seed)
 
 
@@ -391,9 +395,13 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
 
 
 def _target_logit(
-    model: TransformerBridge, weights: ModelWeights, rows: RepeatedRows, batch_size: int | None
+    model: TransformerBridge, heads: HeadOutputs, rows: RepeatedRows, batch_size: int | None
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """Direct effect of each head on the right next token in the second copy, and its standard error."""
+    """Direct effect of each head on the right next token in the second copy, and its standard error.
+
+    What ``b_V`` writes is the same everywhere, whatever the head looks at, and is left out.
+    """
+    weights = heads.weights
     attention = require_attention(weights)
     n_layers, out_vocab = len(attention.W_O), weights.W_U.shape[1]
     spots: list[Spot] = [(layer, "z") for layer in range(n_layers)]
@@ -415,7 +423,9 @@ def _target_logit(
         for layer in range(n_layers):
             z = out[(layer, "z")].to("cpu", torch.float64)[row, position]
             z = z.reshape(len(row), attention.W_O.shape[1], -1)
-            each = torch.einsum("nhe,hed,nd->nh", z, attention.W_O[layer], wanted)
+            reads = wanted / heads.post_scale(z, layer)
+            z = z - attention.b_V[layer]
+            each = torch.einsum("nhe,hed,nd->nh", z, attention.W_O[layer], reads)
             found[:, layer].index_add_(0, row, each)
         sums.append(found)
         counts.append(inside.sum(1))
