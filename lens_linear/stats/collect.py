@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,7 @@ from lens_linear.models.capture import (
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.residuals import SiteScorer
 from lens_linear.stats.resume import Checkpoint, Key, PassState
-from lens_linear.stats.split import RowView
+from lens_linear.stats.split import RowView, as_rows
 
 _NOTHING = Checkpoint(None, "")
 
@@ -108,7 +108,7 @@ def require_rows_for_fit(n_sequences: int, length: int, width: int, *, halved: b
 
 def collect_moments(
     model: TransformerBridge,
-    rows: RowView,
+    rows: Any,
     *,
     sites: Sequence[Site] = ("block", "ffn"),
     layers: Sequence[int] | None = None,
@@ -125,7 +125,8 @@ def collect_moments(
 
     Args:
         model: a bridge.
-        rows: sequences; under ``torch.distributed`` the same in every process.
+        rows: sequences, of any kind that :func:`~lens_linear.stats.split.as_rows` reads; under
+            ``torch.distributed`` the same in every process.
         sites: which maps; every layer must have them.
         layers: all by default.
         skip: leading positions of every sequence that are left out.
@@ -147,6 +148,7 @@ def collect_moments(
         NonFiniteError: NaN or infinite activations, naming the layer.
         InsufficientMemoryError: the statistics would not fit in what is free.
     """
+    rows = as_rows(model, rows, skip=skip)
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     # Products or a factor, and those of the first position beside them.
     matrices = 2 + keep_yy + 2 * first_apart
@@ -180,7 +182,7 @@ def collect_moments(
 
 def score_fits(
     model: TransformerBridge,
-    rows: RowView,
+    rows: Any,
     readings: Sequence[Reading],
     *,
     batch_size: int | None = None,
@@ -196,7 +198,8 @@ def score_fits(
 
     Args:
         model: a bridge.
-        rows: sequences the maps have not seen.
+        rows: sequences the maps have not seen, of any kind that :func:`~lens_linear.stats.split.as_rows`
+            reads.
         readings: maps by (layer, site), each set with the positions it is scored on; the first set names
             the layers and sites, every layer must have the same sites.
         batch_size: sequences a forward pass.
@@ -206,8 +209,9 @@ def score_fits(
         also: as in :func:`collect_moments`.
 
     Returns:
-        For every reading, sums by (layer, site), in the order of ``rows``.
+        For every reading, sums by (layer, site), in the order of ``as_rows(model, rows)``.
     """
+    rows = as_rows(model, rows)
     state = PassState() if state is None else state
     fits, skip = readings[0].fits, readings[0].skip
     layers = sorted({layer for layer, _ in fits})
@@ -318,7 +322,7 @@ class SiteRows:
 
 def gather_rows(
     model: TransformerBridge,
-    rows: RowView,
+    rows: Any,
     *,
     layer: int,
     site: Site = "ffn",
@@ -329,10 +333,13 @@ def gather_rows(
 ) -> SiteRows:
     """Keep (x, y) of one site; at most ``max_rows`` of them, drawn with a seed.
 
+    ``rows`` are of any kind that :func:`~lens_linear.stats.split.as_rows` reads.
+
     Raises:
         InvalidArgumentError: the layer has no such site.
     """
     site = require_choice("site", site, available_sites(model, layer))
+    rows = as_rows(model, rows, skip=skip)
     seed = require_seed(seed)
     if max_rows is not None:
         require_int("max_rows", max_rows, minimum=1)

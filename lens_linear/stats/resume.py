@@ -25,7 +25,7 @@ from lens_linear.files import hold, release, require_target
 from lens_linear.linalg import Moments, process
 from lens_linear.models.capture import SITES, Site
 from lens_linear.models.open.checksum import model_fingerprint
-from lens_linear.stats.split import RowView
+from lens_linear.stats.split import RowView, as_rows
 
 Key = tuple[int, Site]
 FORMAT = "lens_linear.pass 1"
@@ -40,8 +40,12 @@ class PassState:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def fingerprint(model: TransformerBridge, rows: RowView, **knobs: Any) -> str:
-    """Hash of configuration, weights, tokens and knobs: equal only when a pass asks the same question."""
+def fingerprint(model: TransformerBridge, rows: Any, **knobs: Any) -> str:
+    """Hash of configuration, weights, tokens and knobs: equal only when a pass asks the same question.
+
+    ``rows`` are of any kind that :func:`~lens_linear.stats.split.as_rows` reads.
+    """
+    rows = as_rows(model, rows)
     words = json.dumps(knobs, sort_keys=True, default=str)
     question = f"{model_fingerprint(model)} {words} {len(rows)} {tokens_sha256(rows)}"
     return hashlib.sha256(question.encode()).hexdigest()
@@ -50,6 +54,8 @@ def fingerprint(model: TransformerBridge, rows: RowView, **knobs: Any) -> str:
 def tokens_sha256(rows: RowView) -> str:
     """Hash of token ids, row by row: equal only for the same sequences in the same order."""
     digest = hashlib.sha256()
+    if rows.lengths is not None:  # a pad is no token, whatever its id
+        digest.update(rows.lengths.numpy().tobytes())
     for start in range(0, len(rows), 1024):
         digest.update(rows[start : start + 1024].cpu().long().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_seed
+from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.models.capture import (
     TokenRows,
@@ -151,6 +151,7 @@ def as_rows(
 
 def halves(rows: RowView, *, seed: int) -> tuple[RowView, RowView]:
     """Two seeded random halves of the sequences; the first has one more when the number is odd."""
+    require_instance("rows", rows, RowView, advice="as_rows(model, tokens) makes one of tokens")
     seed = require_seed(seed)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     middle = (len(rows) + 1) // 2

@@ -35,7 +35,7 @@ from lens_linear.models.native import ModelSpec, bridge_from_module, native_modu
 from lens_linear.models.threads import few_threads
 from lens_linear.progress import worded_bar
 from lens_linear.tables import Result
-from lens_linear.text.task import NOT_ASKED
+from lens_linear.text.task import NOT_ASKED, Task
 from lens_linear.token_rows import require_stream, require_tokens
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
@@ -493,7 +493,13 @@ def validation_loss(
     module: nn.Module, rows: Int[Tensor, "row position"], *, batch: int = 64
 ) -> float:
     """Mean next-token loss (nats) of a native module over rows of at least two tokens."""
-    rows = require_tokens("rows", rows, min_length=2)
+    if isinstance(rows, Task) and (rows.labels is not None or rows.positions is not None):
+        raise InvalidArgumentError(
+            "rows is a Task with labels or positions, but here next tokens are scored; pass its tokens, or "
+            "use lens_linear.stats.score_model on a bridge"
+        )
+    cfg: Any = module.cfg
+    rows = require_tokens("rows", rows, n_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, min_length=2)
     device = next(module.parameters()).device
     losses = [
         float(next_token_loss(module(part.to(device)), part.to(device))) * len(part)

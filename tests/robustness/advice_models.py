@@ -25,7 +25,7 @@ from lens_linear import (
 )
 from lens_linear.files import require_folder, write_text
 from lens_linear.models import ModelSpec, capture
-from lens_linear.training import Phase, Recipe
+from lens_linear.training import Phase, Recipe, validation_loss
 
 SPEC = ModelSpec(1, d_model=16, n_heads=2, d_vocab=24, n_ctx=16)
 STREAM = IDS.repeat(8, 1).flatten()
@@ -334,6 +334,11 @@ ROWS = [
         lambda: trained(batches=batch, loss_mask=torch.zeros(16).bool()),
         "leaves no prediction",
         lambda: trained(batches=batch, loss_mask=torch.ones(16).bool()),
+    ),
+    (
+        lambda: validation_loss(toy().original_model, ll.Task(IDS, positions=-2)),
+        "pass its tokens, or",
+        lambda: validation_loss(toy().original_model, ll.Task(IDS, positions=-2).tokens),
     ),
     (
         lambda: ll.train(recipe(), IDS, progress=False),

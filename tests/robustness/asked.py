@@ -26,7 +26,7 @@ import lens_linear as ll  # noqa: E402
 from lens_linear.errors import LensLinearError  # noqa: E402
 
 PAGE = ROOT / "docs" / "results" / "asked.md"
-ARGUMENTS = ("tokens", "task", "clean", "prompts")
+ARGUMENTS = ("tokens", "task", "clean", "prompts", "rows")
 # Ids, or texts, that are no rows of a text for the model; and what takes a Task that was checked before.
 NO_ROWS = {
     "BigramTable.log_probs": "single ids",
@@ -42,12 +42,16 @@ NO_ROWS = {
     "answer_values": "a Task that `require_task` gave",
     "score_answers": "a Task that `require_task` gave",
     "warn_if_not_next_token": "a Task that `require_task` gave",
+    "Task.take": "places of rows",
+    "RowView.asked": "places of rows",
+    "halves": "rows that `as_rows` gave; anything else is refused",
+    "plots.matrix": "labels of the rows of a matrix",
 }
 # What depends on which answers are right; everything else reads tokens alone.
 SCORES = set(
     "replacement_curve ffn_compression run_table AttentionOnly.importance PathExpansion.loss steering_cost "
     "in_context_loss Lens.score direct_logit_attribution patch path_patch ablation_scores score_model "
-    "require_task report".split()
+    "require_task report validation_loss".split()
 )
 LENGTHS = [12, 9, 12, 7, 10, 8, 11, 12]
 

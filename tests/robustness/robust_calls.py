@@ -322,6 +322,48 @@ def _visited(model: Any, tokens: Any, **more: Any) -> list[Any]:
     return seen
 
 
+def _passes() -> None:
+    """Passes over rows; what depends on their order (that of ``as_rows``) is left out."""
+    from lens_linear.stats import collect, resume
+    from lens_linear.training.loop import validation_loss
+
+    def scored(rows: Any) -> Any:
+        model = ATTN()
+        fits = {
+            key: moments.fit(ridge=1.0)
+            for key, moments in collect.collect_moments(model, TOKENS, sites=("block",)).items()
+        }
+        ones = {key: torch.ones(model.cfg.d_model) for key in fits}
+        reading = collect.Reading(0, fits, {key: one * 0 for key, one in ones.items()}, ones, {})
+        found = collect.score_fits(model, rows, [reading])[0]
+        return {f"{layer}": float(one.residual.sum()) for (layer, _), one in found.items()}
+
+    call(
+        "collect_moments of text",
+        lambda rows: {
+            str(key): moments.fit(ridge=1.0)
+            for key, moments in collect.collect_moments(ATTN(), rows, sites=("block",)).items()
+        },
+        rows=TOKENS,
+    )
+    call("score_fits of text", scored, rows=TOKENS)
+    call(
+        "gather_rows of text",
+        lambda rows: collect.gather_rows(ATTN(), rows, layer=0, site="block"),
+        rows=TOKENS,
+    )
+    call(
+        "fingerprint of text",
+        lambda rows: int(resume.fingerprint(ATTN(), rows)[:12], 16),
+        rows=TOKENS,
+    )
+    call(
+        "validation_loss of text",
+        lambda rows: validation_loss(ATTN().original_model, rows),
+        rows=TOKENS,
+    )
+
+
 def _stats() -> None:
     from lens_linear.stats import ngrams, require_task, score_model, split
 
@@ -335,6 +377,7 @@ def _stats() -> None:
     call("as_rows", rows_of, model=ATTN, tokens=TOKENS, skip=0, min_sequences=1)
     call("require_task", lambda tokens: _read(require_task(ATTN(), tokens)), tokens=TOKENS)
     call("score_model of text", lambda tokens: score_model(ATTN(), tokens), tokens=TOKENS)
+    _passes()
     call("bigram_counts", ngrams.bigram_counts, tokens=TOKENS, n_vocab=20)
     call("BigramCounts.rows", lambda tokens: counts().rows(tokens), tokens=ids(4))
     call(

@@ -10,6 +10,7 @@ from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnou
 from lens_linear.models.capture import residual_stream
 from lens_linear.models.open.toy import toy_model
 from lens_linear.stats.collect import collect_moments, common_sites, gather_rows
+from lens_linear.stats.resume import fingerprint
 from lens_linear.stats.split import RowView, as_rows, halves
 
 
@@ -122,6 +123,20 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path, monkeypatch):
         ll.linearity_profile(bridge, base, checkpoint=path)
 
 
+@pytest.mark.parametrize("pad", [0, 5])
+def test_a_pad_is_no_token_to_a_checkpoint(tmp_path, monkeypatch, pad):
+    bridge, path, rows = model(), tmp_path / "pass.safetensors", ids()
+    rows[::3, 12:] = pad
+    real = torch.ones_like(rows)
+    real[::3, 12:] = 0
+    kill_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        ll.linearity_profile(bridge, rows, checkpoint=path, save_every=8, batch_size=8)
+    monkeypatch.undo()
+    with pytest.raises(CorruptedFileError, match="another model, text or setting"):
+        ll.linearity_profile(bridge, ll.Task(rows, mask=real), checkpoint=path)
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -181,3 +196,18 @@ def test_rows_are_checked():
         as_rows(model(), ids(2), min_sequences=3)
     with pytest.raises(InvalidArgumentError, match="must be token ids"):
         as_rows(model(), "text")
+
+
+def test_passes_take_rows_of_every_kind():
+    bridge = model()
+    rows = [ids(1, n, seed=n)[0] for n in (9, 14, 11)]
+    found = gather_rows(bridge, [r.tolist() for r in rows], layer=1, site="block", skip=2)
+    streams = [residual_stream(bridge, row[None])[:, 0] for row in sorted(rows, key=len)]
+    torch.testing.assert_close(found.x, torch.cat([stream[1, 2:] for stream in streams]))
+    moments = collect_moments(bridge, ll.Task(rows), sites=("block",))
+    y = torch.cat([stream[2] for stream in streams])
+    torch.testing.assert_close(moments[1, "block"].mean_y, y.mean(0))
+    assert fingerprint(bridge, rows) == fingerprint(bridge, as_rows(bridge, rows))
+    for wrong in (ids(), [[1, 2]], None):
+        with pytest.raises(InvalidArgumentError, match="as_rows"):
+            halves(wrong, seed=0)

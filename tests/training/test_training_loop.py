@@ -10,7 +10,7 @@ import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.native import ModelSpec
 from lens_linear.studies.baking import bake, bigram_floor, repeat_losses
-from lens_linear.training.loop import batch_at, learning_rate, train
+from lens_linear.training.loop import batch_at, learning_rate, train, validation_loss
 from lens_linear.training.recipes import RECIPES, Phase, Recipe
 
 SPEC = ModelSpec(1, d_model=16, n_heads=2, d_vocab=32, n_ctx=16, attn_only=True)
@@ -167,3 +167,17 @@ def test_bundled_attn_2l_copies_and_attn_1l_does_not():
     for name, copies in [("attn-2l", True), ("attn-1l", False)]:
         first, later = repeat_losses(ll.load(name).original_model, RECIPES[name])
         assert (later < 1.0) == copies and first > 6.0
+
+
+def test_the_validation_loss_is_of_next_tokens_that_the_model_knows():
+    model = ll.toy_model(d_vocab=20, n_ctx=9)
+    rows = torch.randint(20, (5, 9), generator=torch.Generator().manual_seed(4))
+    own = torch.nn.functional.cross_entropy(
+        model(rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten()
+    )
+    found = validation_loss(model.original_model, rows.to(torch.uint16), batch=2)
+    assert found == pytest.approx(float(own), abs=1e-5)
+    wrong = (ll.Task(rows, labels=rows[:, 0], positions=-1), ll.Task(rows, positions=3), rows + 12)
+    for asked in (*wrong, rows.repeat(1, 2)):
+        with pytest.raises(InvalidArgumentError):
+            validation_loss(model.original_model, asked)
