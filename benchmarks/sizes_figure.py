@@ -28,9 +28,7 @@ def sizes_figure(frame: pd.DataFrame) -> go.Figure:
             dash="dot" if basis == "krylov" else None, custom=line["model"], hover="%{customdata}: %{y:.3f}",
         )  # fmt: skip
     parameters = models["parameters"].tolist()
-    add_level(
-        fig, models["ceiling"], "ceiling of one profile", x=parameters, dash="dash"
-    )
+    add_level(fig, models["ceiling"], "ceiling of one profile", x=parameters, dash="dash")
     names = [
         f"{model}<br>{n / 1e6:.2g}M" if n < 1e8 else f"{model}<br>{n / 1e6:.0f}M"
         for model, n in zip(models["model"], parameters, strict=True)
