@@ -210,8 +210,13 @@ def composition_scores(
         ranks = writers.values.shape[-1], readers[0].values.shape[-1]
         corners = _corners(d_model, *ranks, n_random, generator)
         found = [_rotated(writers.values, reader.values, corners) for reader in readers]
+        squares = [
+            _rotated_square(writers.values, reader.values, d_model, mean)
+            for reader, (mean, _) in zip(readers, found, strict=True)
+        ]
     else:
         found = [_gaussian(attention.W_Q.shape, n_random, generator)] * len(readers)
+        squares = [_gamma_square(*pair) for pair in found]
     means, sds = (
         torch.stack([pair[i].expand(mask.shape) for pair in found]) * mask for i in (0, 1)
     )
@@ -219,7 +224,7 @@ def composition_scores(
         _scores(writers, readers, mask),
         means,
         sds,
-        torch.stack([_best_random(*pair, mask) for pair in found]),
+        torch.stack([_best_random(square, mask) for square in squares]),
         baseline,
         n_random,
         fold,
@@ -326,28 +331,83 @@ def _multiply_out(
         squares[i, h, j, g] = product.square().sum((-2, -1))
 
 
-def _best_random(mean: Tensor, sd: Tensor, mask: Bool[Tensor, "layer head layer head"]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Square:
+    """The squared score of unrelated pairs, as a share of its mean: variance, skewness; and ``root``, the
+    square of the mean score as such a share.
+    """
+
+    variance: Float[Tensor, "*pair"]
+    skewness: Float[Tensor, "*pair"]
+    root: Float[Tensor, "*pair"]
+
+
+def _gamma_square(mean: Tensor, sd: Tensor) -> _Square:
+    """That of a gamma distribution whose root has this mean and spread, up to the next order (1/8)."""
+    apart = (sd / mean.clamp_min(1e-300)).square()
+    variance = 1 / (1 / (4 * apart.clamp_min(1e-30)) + 1 / 8)
+    return _Square(variance, 2 * variance.sqrt(), 1 / (1 + apart))
+
+
+def _rotated_square(
+    writer: Float[Tensor, "layer head i"],
+    reader: Float[Tensor, "layer head j"],
+    d_model: int,
+    mean: Float[Tensor, "layer head layer head"],
+) -> _Square:
+    """Exact moments over rotations R of ``tr(A R B Rᵀ)``, whose k-th is ``Σ C(A) C(B) / C(1)`` over the zonal
+    polynomials C of degree k (James 1964); A and B have the squared singular values as eigenvalues.
+    """
+    sides = []
+    for values in (writer, reader):
+        shares = values.square() / values.square().sum(-1, keepdim=True).clamp_min(1e-300)
+        sides.append(_zonal(*(shares.pow(k).sum(-1) for k in (2, 3))))
+    ones = _zonal(torch.tensor(1 / d_model).double(), torch.tensor(1 / d_model**2).double())
+    second, third = (torch.zeros_like(mean), torch.zeros_like(mean))
+    for total, k in ((second, 0), (third, 1)):
+        for a, b, one in zip(*(side[k] for side in (*sides, ones)), strict=True):
+            if float(one) > 1e-12:
+                total += a[:, :, None, None] * b / one
+    variance = (second - 1).clamp_min(0)
+    skewness = (third - 3 * second + 2) / variance.clamp_min(1e-30).pow(1.5)
+    return _Square(variance, skewness, mean.square() * d_model)
+
+
+def _zonal(second: Tensor, third: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Zonal polynomials of degree 2 and 3 of eigenvalues that sum to 1, from their sums of powers."""
+    return ((1 + 2 * second) / 3, 2 * (1 - second) / 3), (
+        (1 + 6 * second + 8 * third) / 15,
+        3 * (1 + second - 2 * third) / 5,
+        (1 - 3 * second + 2 * third) / 3,
+    )
+
+
+def _best_random(square: _Square, mask: Bool[Tensor, "layer head layer head"]) -> Tensor:
     """Median of the largest ratio among as many unrelated pairs as there are.
 
-    The squared score of a random pair is a weighted sum of squares, which a gamma distribution with its
-    mean and spread describes (Satterthwaite); the score then has shape ``mean² / (4 sd²)`` up to its next
-    order, 1/8.
-    Pairs are grouped by shape: the search goes over what is left.
+    The squared score of a random pair is a weighted sum of squares, which a shifted gamma distribution with
+    its variance and skewness describes (Hall, Buckley and Eagleson). Pairs are grouped by these: the search
+    goes over what is left.
     """
     if not bool(mask.any()):
         return torch.zeros((), dtype=torch.float64)
-    mean, sd = mean.expand(mask.shape)[mask], sd.expand(mask.shape)[mask]
-    usable = (mean > 0) & (sd > 0)
+    columns = (square.variance, square.skewness, square.root)
+    variance, skewness, root = (x.expand(mask.shape)[mask] for x in columns)
+    usable = (variance > 1e-12) & (root > 0)
     if not bool(usable.any()):
         return torch.ones((), dtype=torch.float64)
-    spread = (sd / mean)[usable]
-    size, counts = (spread.log() * 64).round().unique(return_counts=True)
-    spread = (size / 64).exp()
-    shape = 1 / (4 * spread.square()) + 1 / 8
+    both = torch.stack([variance, skewness.clamp_min(1e-2)])[:, usable]
+    groups, which, counts = (
+        (both.log() * 64).round().unique(dim=1, return_inverse=True, return_counts=True)
+    )
+    variance, skewness = (groups / 64).exp()
+    root = torch.zeros_like(variance).index_add_(0, which, root[usable]) / counts
+    freedom = 8 / skewness.square()
     low, high = torch.ones((), dtype=torch.float64), torch.full((), 100.0, dtype=torch.float64)
     for _ in range(60):  # bisection: expected pairs above the ratio = ln 2
         middle = (low + high) / 2
-        tail = torch.special.gammaincc(shape, shape * middle.square() / (1 + spread.square()))
+        above = (middle.square() * root - 1) / (variance / (2 * freedom)).sqrt()
+        tail = torch.special.gammaincc(freedom / 2, (above + freedom).clamp_min(0) / 2)
         low, high = (middle, high) if float((counts * tail).sum()) > math.log(2) else (low, middle)
     return high
 
