@@ -132,6 +132,14 @@ def test_overview_holds_each_blocks_entry_of_largest_size(max_bytes):
     np.testing.assert_allclose(found.window, full[np.ix_(best, found.columns.tolist())])
 
 
+def test_names_of_a_window_may_come_from_anything_that_gives_texts():
+    found = map_of(factored(3, 2), name="", labels=(iter("abc"), np.array(["x", "y"])), k=5)
+    assert sorted(found.row_labels) == ["a", "b", "c"] and sorted(found.column_labels) == ["x", "y"]
+    for wrong in ([False, np.array([])], [None, 7], [["a", "b"], None]):
+        with pytest.raises(InvalidArgumentError, match="labels must"):
+            map_of(factored(3, 2), name="", labels=wrong)
+
+
 def test_a_large_circuit_is_searched_without_the_dense_matrix():
     # 20,000 × 20,000 would be 1.6 GB; blocks of 8 MB find planted pairs.
     g = torch.Generator().manual_seed(0)

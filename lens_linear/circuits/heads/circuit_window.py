@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.checks import require_instance, require_int
+from lens_linear.checks import require_instance, require_int, require_list
 from lens_linear.circuits.heads.factored import MAX_BYTES, row_blocks
 from lens_linear.circuits.heads.head_circuit import SIDES, Circuit, HeadCircuit
+from lens_linear.circuits.labels import TokenText
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
@@ -159,9 +160,7 @@ def map_of(
             raise InvalidArgumentError(
                 f"{words} must be a pair, one for rows and one for columns, got {pair!r}"
             )
-    for given, size in zip(labels, (matrix.ldim, matrix.rdim), strict=True):
-        if given is not None and (isinstance(given, str) or len(given) != size):
-            raise InvalidArgumentError(f"labels must name each of the {size} rows or columns")
+    rows_named, columns_named = map(_named, labels, (matrix.ldim, matrix.rdim))
     k = require_int("k", k, minimum=1)
     blocks = require_int("blocks", blocks, minimum=1)
     height, width = -(-matrix.ldim // blocks), -(-matrix.rdim // blocks)
@@ -182,9 +181,21 @@ def map_of(
         torch.cat(overview),
         (height, width),
         (matrix.ldim, matrix.rdim),
-        _texts(labels[0], rows),
-        _texts(labels[1], columns),
+        _texts(rows_named, rows),
+        _texts(columns_named, columns),
     )
+
+
+def _named(labels: Sequence[str] | None, size: int) -> Sequence[str] | None:
+    if labels is None:
+        return None
+    if not isinstance(labels, TokenText):
+        labels = require_list("labels", labels, of="str")
+    if len(labels) != size:
+        raise InvalidArgumentError(
+            f"labels must name each of the {size} rows or columns, got {len(labels)}; pass one each"
+        )
+    return labels
 
 
 def _pooled(part: Float[Tensor, "row column"], height: int, width: int) -> Tensor:
