@@ -145,7 +145,8 @@ def work(rank, folder):
         for name, count in (("even", 48), ("odd", 35)):
             profile = ll.linearity_profile(bridge, ids(count), batch_size=4)
             layers = ll.layer_map(bridge, ids(count), batch_size=4)
-            kept = (profile.to_dataframe().to_numpy(), layers.values)
+            lens = ll.fit_lens(bridge, ids(count), batch_size=4)
+            kept = (profile.to_dataframe().to_numpy(), layers.values, lens.weight, lens.raw_weight)
             torch.save(kept, f"{folder}/{name}-{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -156,11 +157,16 @@ def test_two_processes_equal_one(tmp_path):
     for name, count in (("even", 48), ("odd", 35)):
         frame = ll.linearity_profile(model(), ids(count)).to_dataframe()
         layers = ll.layer_map(model(), ids(count))
+        lens = ll.fit_lens(model(), ids(count))
         for rank in range(2):
-            table, values = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False)
+            table, values, weight, raw = torch.load(
+                tmp_path / f"{name}-{rank}.pt", weights_only=False
+            )
             apart = torch.from_numpy(table) - torch.from_numpy(frame.to_numpy())
             assert float(apart.abs().max()) < 1e-9
             assert float((values - layers.values).abs().nan_to_num().max()) < 1e-9
+            assert float((weight - lens.weight).abs().max()) < 1e-9
+            assert float((raw - lens.raw_weight).abs().max()) < 1e-9 * float(raw.abs().max())
 
 
 def test_progress_shows_the_time_left(monkeypatch, capsys):

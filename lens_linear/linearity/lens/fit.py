@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_float, require_int, require_seed
 from lens_linear.errors import LensLinearWarning
-from lens_linear.linalg import LinearFit, Moments
+from lens_linear.linalg import LinearFit, Moments, process
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
@@ -50,8 +50,9 @@ def fit_lens(
     position, often an outlier, counts as much as all other positions together: it costs the map one
     direction, and the reading there becomes as good as elsewhere.
 
-    From ``ridge`` 1e-4 on, float32 streams are multiplied in float32, a thousand rows at a time, and summed
-    in float64: the penalty hides what that loses.
+    From ``ridge`` 1e-4 on, float32 streams are multiplied in float32, a sequence at a time, and summed
+    in float64: the penalty hides what that loses. Under ``torchrun`` each process takes its share of the
+    rows, and all get the same maps; polishing is done by each on all rows.
 
     The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison.
 
@@ -142,17 +143,27 @@ def _collect(
     raw: bool,
     ridge: float,
 ) -> tuple[list[Pair], list[Pair]]:
-    """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart."""
+    """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart.
+
+    Float32 products are of one sequence each, so that no batch and no share of the rows moves a number.
+    """
     single = ridge >= _HIDES
-    direct = [(Moments(single=single), Moments(single=single)) for _ in layers]
+    direct = [(Moments(single=single), Moments()) for _ in layers]
     plain = [(Moments(), Moments()) for _ in layers if raw]
-    for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
-        streams = residual_stream(model, rows[start:stop])
+    mine = rows.share(*process())
+    for start, stop in row_ranges(mine, batch_size, model=model, logits=False):
+        streams = residual_stream(model, mine[start:stop])
         last = readout.normalise(streams[-1])
         for layer, pair in zip(layers, direct, strict=True):
-            _update(pair, readout.normalise(streams[layer]), last)
+            x = readout.normalise(streams[layer])
+            pieces = zip(x.split(1), last.split(1), strict=True) if single else [(x, last)]
+            for piece in pieces:
+                _update(pair, *piece)
         for layer, pair in zip(layers, plain, strict=False):
             _update(pair, streams[layer], streams[-1])
+    for rest, first in [*direct, *plain]:
+        rest.all_reduce_()
+        first.all_reduce_()
     return direct, plain
 
 
