@@ -197,19 +197,22 @@ def add_line(
     legend: bool = True,
     width: float = 2.5,
     mode: str | None = None,
+    of: int = 0,
 ) -> go.Figure:
     """Add a line with its markers; ``band`` and ``bars`` are the low and high ends around it, if known.
 
-    ``at`` is the panel (row, column); panels after the first repeat no legend.
+    ``at`` is the panel (row, column); panels after the first repeat no legend. ``of`` is the number of named
+    lines of which this is one: more than eight get shades, of more than twelve some are named.
     """
     x, y = list(x), list(y)
     row, col = at or (None, None)
-    ink = ink or colour(index)
+    ink = ink or (inks(of)[index] if of else colour(index))
+    legend = legend and (of == 0 or in_legend(index, of, most=12))
     if band is not None and not np.isnan(np.asarray(band, dtype=float)).all():
         low, high = map(list, band)
         fig.add_scatter(
             x=[*x, *reversed(x)], y=[*high, *reversed(low)], mode="lines", fill="toself",
-            fillcolor=faded(ink, 0.18) if ink.startswith("#") else ink, line={"width": 0},
+            fillcolor=faded(ink, 0.18), line={"width": 0},
             hoverinfo="skip", showlegend=False, row=row, col=col,
         )  # fmt: skip
     error = None
@@ -261,6 +264,13 @@ def window(
     return fig.update_yaxes(range=[low - room, high + room], row=row, col=col)
 
 
+def log_axis(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis with a tick a decade; with more of them where that would leave none or one."""
+    drawn = [value for value in values if value > 0]
+    ratio = max(drawn) / min(drawn) if drawn else 1.0
+    return {**LOG, "dtick": "D1" if ratio < 8 else "D2" if ratio < 100 else 1}
+
+
 def layer_axis(fig: go.Figure, count: int, *, room: int = 13) -> go.Figure:
     """Whole numbers on the x axis, as many as have room."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if count <= s * room or s == 1000)
@@ -279,21 +289,30 @@ def in_legend(index: int, count: int, *, most: int = 8) -> bool:
 
 
 def panels(
-    titles: Sequence[str], *, share_y: bool = False, across: int = 3
+    titles: Sequence[str],
+    *,
+    share_y: bool = False,
+    across: int = 3,
+    beside: float | None = None,
+    below: float = 0.16,
 ) -> tuple[go.Figure, list[tuple[int, int]]]:
-    """Subplots in rows of at most ``across``, and where each stands; titles are escaped already."""
+    """Subplots in rows of at most ``across``, and where each stands; titles are escaped already.
+
+    ``beside`` and ``below`` are the shares of the figure that lie between panels, all rows together.
+    """
+    gap = beside or (0.04 if share_y else 0.12)
     across = min(across, len(titles))
     rows = -(-len(titles) // across)
     room = {1: 60, 2: 26}.get(across, 16)  # characters of a title that fit side by side
-    long = {1: 80, 2: 44}.get(across, 28)  # of one word, which stands on a line of its own
+    long = {1: 50, 2: 24}.get(across, 16)  # of one word, which stands on a line of its own
     shared: Any = "all" if share_y else False
     fig = make_subplots(
         rows=rows, cols=across, subplot_titles=[
             "<br>".join(textwrap.wrap(shortened(title, long), room, break_long_words=False))
             for title in titles
         ],
-        shared_yaxes=shared, horizontal_spacing=0.0 if across == 1 else 0.04 if share_y else 0.12,
-        vertical_spacing=0.16 / max(rows - 1, 1) if rows > 1 else 0.0,
+        shared_yaxes=shared, horizontal_spacing=0.0 if across == 1 else gap,
+        vertical_spacing=below / max(rows - 1, 1) if rows > 1 else 0.0,
     )  # fmt: skip
     fig.update_annotations(font_size=12)
     return fig, [(i // across + 1, i % across + 1) for i in range(len(titles))]
@@ -361,10 +380,11 @@ def table_figure(
 ) -> go.Figure:
     """A figure that is one table, high enough for its lines and a few that are wrapped."""
     lines = len(next(iter(columns.values())))
-    return styled(
+    fig = styled(
         go.Figure(table(columns, widths=widths)), title=title, subtitle=subtitle, legend="none",
         height=230 + _ROW * lines,
     )  # fmt: skip
+    return fig.update_layout(margin={"l": 12, "r": 12})  # no axis needs the room
 
 
 def head_map(

@@ -105,6 +105,7 @@ def head_scores(
     if column == "verdict":
         fig, name = _verdict_map(frame, verdicts), "verdicts"
         how = "colour: the verdict; strength: its own score, up to the model's largest"
+        fig.update_layout(height=height_of(fig) + 60)  # its legend
     else:
         values, name = frame[column], column.replace("_", " ")
         if subtract_control and column in _CONTROLS:
@@ -415,7 +416,8 @@ def _nodes(
             x=[j for _, j in mine], y=[i for i, _ in mine], mode="markers+text",
             marker={"color": "white" if small else ink, **(big if small else dots)},
             text=[f"L{i}H{j}" if small or (i, j) in told_names else "" for i, j in mine],
-            textposition="middle center" if small else "top center", textfont={"size": 10},
+            textposition="middle center" if small else "top center",
+            textfont={"size": 10, **({} if small else {"shadow": "auto"})},  # legible on top of an edge
             hovertext=[f"L{i}H{j}: {name}" for i, j in mine], hoverinfo="text",
             name="no verdict" if name == "none" else name, showlegend=name != "head", cliponaxis=False,
         )  # fmt: skip
@@ -458,7 +460,7 @@ def diagonal_accuracy(found: Mapping[str, DiagonalAccuracy] | DiagonalAccuracy) 
     return styled(
         fig, title="How often a token's own entry stands out", x="share of tokens",
         subtitle=f"share of {sizes} tokens whose diagonal entry is among the k largest of its row",
-        height=bars_height(len(found), pitch=56),
+        height=bars_height(len(found), pitch=max(22, min(56, 900 // len(found)))),
     )  # fmt: skip
 
 
@@ -542,7 +544,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
         "%{customdata[2]:.0%}",
     )  # fmt: skip
     drawn = [0.0, *frame["removed"], *frame["control_removed"].dropna()]
-    room = 0.15 * (max(drawn) - min(drawn))
+    room = 0.25 * (max(drawn) - min(drawn))
     fig.update_xaxes(tickformat=".0%", range=[min(drawn) - room, max(drawn) + room])
     fig.data[0].marker.line = {"width": 0}
     fig.data[0].name = "named heads"

@@ -42,6 +42,21 @@ new MutationObserver(() => {
 }).observe(document, { childList: true, subtree: true });
 """
 
+# A frame that is lower than what it shows grows with it, where the page around allows.
+_GROWS = """<script>
+addEventListener("load", () => {
+  const grow = () => {
+    const parts = [...document.querySelectorAll(".circuitsvis *")].filter((part) => !part.childElementCount);
+    const needed = scrollY + Math.max(0, ...parts.map((part) => part.getBoundingClientRect().bottom)) + 20;
+    try {
+      frameElement.style.height = Math.max(frameElement.height, needed) + "px";
+    } catch {}
+  };
+  new ResizeObserver(grow).observe(document.body);
+  new MutationObserver(grow).observe(document.body, { childList: true, subtree: true, attributes: true });
+});
+</script>"""
+
 
 @functools.cache
 def bundle_script() -> str:
@@ -203,11 +218,11 @@ def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, eleme
 
 
 class NotebookView:
-    """A view for notebooks: a frame of fixed height with everything inside, no network asked.
+    """A view for notebooks: a frame with everything inside, no network asked.
 
     Args:
         view: HTML of one or several views of this file.
-        height: of the frame, pixels, at least 50.
+        height: of the frame, pixels, at least 50; it grows with what does not fit.
 
     Raises:
         InvalidArgumentError: a height below 50.
@@ -229,7 +244,7 @@ class NotebookView:
         """Return the whole page that the frame shows."""
         return (
             '<!doctype html><html><head><meta charset="utf-8"></head><body>'
-            f"{bundle_script()}{self.view}</body></html>"
+            f"{bundle_script()}{self.view}{_GROWS}</body></html>"
         )
 
     def _repr_html_(self) -> str:

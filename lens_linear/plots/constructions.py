@@ -180,7 +180,8 @@ def memory_swap(swap: MemorySwap) -> go.Figure:
         [['0', '0'], ['0', '0']]
     """
     fig, places = panels(
-        ("to least squares<br>on the context", "to least squares<br>on the weights' data")
+        ("to least squares<br>on the context", "to least squares<br>on the weights' data"),
+        share_y=True,
     )
     for (row, col), values in zip(places, (swap.to_context_ols, swap.to_weights_ols), strict=True):
         shown = [[f"{v:.2g}" if v > 1e-9 else "0" for v in line] for line in values.tolist()]
@@ -235,7 +236,9 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
         part = deep[deep["layers"] == depth]
         name = f"Newton-Schulz, {depth} layers ({part['flops'].iloc[0] / curve.flops[0]:.1f}×)"
         _middle(fig, part, "condition", name, index=i, dash="solid")
-    fig.update_xaxes(type="log", tickvals=[4**i for i in range(8)]).update_yaxes(**LOG)
+    measured = sorted(set(frame["condition"]))
+    ticks = measured if len(measured) <= 8 else [4**i for i in range(8)]
+    fig.update_xaxes(type="log", tickvals=ticks).update_yaxes(**LOG)
     return styled(
         fig, title="Fixed weights pay for a covariance shift; layers in context do not",
         subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {curve.errors.shape[2]} seeds: median "

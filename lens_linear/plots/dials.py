@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from lens_linear.constructions.memory.dial import AttentionDial
 from lens_linear.constructions.memory.head_dial import GEOMETRIES, HeadDial
 from lens_linear.constructions.memory.trained_heads import EXCHANGES, TrainedHeads
-from lens_linear.plots._kinds import LOG, add_level, add_line, figure, panels
+from lens_linear.plots._kinds import LOG, add_level, add_line, figure, log_axis, panels
 from lens_linear.plots.style import GREY, colour, escape, styled
 
 _DISTANCES = {
@@ -79,7 +79,7 @@ def attention_dial(dial: AttentionDial) -> go.Figure:
             text=escape(regime), x=math.log10(beta), y=1 - 0.09 * i, yref="y domain", xanchor="right",
             showarrow=False, row=1, col=1,
         )  # fmt: skip
-    fig.update_xaxes(type="log", exponentformat="power").update_yaxes(row=2, col=1, **LOG)
+    fig.update_xaxes(**LOG).update_yaxes(row=2, col=1, **LOG)
     fig.update_xaxes(title_text="β (scores of one average row)", row=2, col=1)
     return styled(
         fig, title="From linear attention to softmax: where regression ends and retrieval starts",
@@ -142,9 +142,20 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
                 error_y={"array": shown[f"{column}_se"], "thickness": 1, "width": 2},
                 marker_color=colour(list(names).index(name) + 4),
             )  # fmt: skip
-    fig.update_xaxes(title_text="share explained by linear attention", row=1, col=1)
-    low, high = placed["retrieval_r2"].agg(["min", "max"]) if len(placed) else (0.0, 1.0)
-    room = 0.15 * max(high - low, 0.05)  # names stand above and below their marks
+    ends = placed[["regression_r2", "retrieval_r2"]].agg(["min", "max"]) if len(placed) else None
+    (left, low), (right, high) = (
+        ((0.0, 0.0), (1.0, 1.0)) if ends is None else ends.to_numpy().tolist()
+    )
+    room, wide = (
+        0.15 * max(high - low, 0.05),
+        0.25 * max(right - left, 0.05),
+    )  # names stand about their marks
+    fig.update_xaxes(
+        title_text="share explained by linear attention",
+        range=[left - wide, right + wide],
+        row=1,
+        col=1,
+    )
     fig.update_yaxes(
         title_text="share explained by<br>the best key alone",
         range=[low - room, high + room],
@@ -226,8 +237,8 @@ def head_dial(dial: HeadDial) -> go.Figure:
                     )  # fmt: skip
                     fig.data[-1].marker.size = 11
         if measure == "capacity":
-            fig.update_yaxes(row=at[0], col=1, dtick=1, **LOG)
-    fig.update_xaxes(type="log", exponentformat="power", range=[-2, 2.2])
+            fig.update_yaxes(row=at[0], col=1, **log_axis(frame[measure].dropna()))
+    fig.update_xaxes(range=[-2, 2.2], **LOG)
     fig.update_xaxes(title_text="spread of the scores (nats)", row=len(places), col=1)
     skipped = f", the first {dial.skip} unseen" if dial.skip else ""
     return styled(

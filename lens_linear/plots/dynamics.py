@@ -28,6 +28,7 @@ from lens_linear.plots._kinds import (
     figure,
     inks,
     layer_axis,
+    log_axis,
     panels,
     table_figure,
 )
@@ -84,6 +85,7 @@ def concept_separation(
     for index, (name, found) in enumerate(directions.items()):
         add_line(
             fig, range(len(found)), found.auc.tolist(), name, index=index, custom=found.d_prime.tolist(),
+            of=len(directions),
             hover="boundary %{x}<br>AUC %{y:.3f}<br>d′ %{customdata:.2f}",
         )  # fmt: skip
     add_level(fig, 0.5, "chance", x=[0, longest - 1])
@@ -132,11 +134,11 @@ def gain_profiles(
         frame = profile.to_dataframe()
         counts.add(len(profile.gains))
         # Bands of several profiles hide each other: bars, side by side.
-        shift = 0.07 * (index - (len(profiles) - 1) / 2)
+        shift = min(0.07, 0.6 / len(profiles)) * (index - (len(profiles) - 1) / 2)
         ends = (frame["q05"], frame["q95"]) if bands and len(profile.gains) > 1 else None
         add_line(
             fig, [layer + shift for layer in frame.index], frame["mean"], name, index=index,
-            band=None if several else ends, bars=ends if several else None,
+            band=None if several else ends, bars=ends if several else None, of=len(profiles),
             custom=np.stack([frame["sd"], frame.index], 1),
             hover="layer %{customdata[1]:.0f}<br>gain %{y:.4g} ± %{customdata[0]:.3g} (sd)",
         )  # fmt: skip
@@ -178,7 +180,7 @@ def step_size(table: StepSizeTable) -> go.Figure:
         custom=frame["spearman"].tolist(),
         hover="eps %{x:g}<br>error %{y:.2e}<br>Spearman %{customdata:.4f}",
     )  # fmt: skip
-    fig.update_xaxes(**LOG, dtick=1).update_yaxes(**LOG, dtick=1)
+    fig.update_xaxes(**log_axis(frame["eps"])).update_yaxes(**log_axis(frame["relative_error"]))
     return styled(
         fig, title="Central differences against exact derivatives", legend="none",
         subtitle=f"n = {len(table.adjoint.gains)} prompts; large steps meet curvature, small ones rounding",
@@ -382,7 +384,10 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
         "<extra></extra>",
     )  # fmt: skip
     fig.add_vline(x=1, line={"color": GREY, "dash": "dash"}, layer="below")
-    fig.update_xaxes(**LOG, dtick="D2").update_yaxes(
+    drawn = np.log10([*frame["ratio_q25"].dropna(), *high.dropna(), 1.0])
+    room = 0.15 * max(float(drawn.max() - drawn.min()), 0.3)  # for the numbers above the points
+    reach = [float(drawn.min()) - room, float(drawn.max()) + room]
+    fig.update_xaxes(**LOG, dtick="D2", range=reach).update_yaxes(
         tickvals=places, ticktext=names, range=[len(names) - 0.4, -0.8], showgrid=False
     )
     beaten = bool((finite < 0.995).any())
@@ -439,7 +444,7 @@ def schedule_shapes(
         thumb = name in RULES
         add_line(
             fig, range(len(line)), line, name, index=index, ink=palette.get(name, GREY),
-            width=1.5 if thumb else 2.5, dash=None if thumb else "solid",
+            width=1.5 if thumb else 2.5, dash=None if thumb else "solid", of=len(lines),
             hover="layer %{x}<br>amplitude %{y:.4g}",
         )  # fmt: skip
     add_level(fig, 0.0, "layer left alone", x=[0, length - 1])
@@ -533,6 +538,7 @@ def steering_cost(costs: Mapping[str, SteeringCost] | SteeringCost) -> go.Figure
         frame = cost.to_dataframe().sort_values("scale")
         add_line(
             fig, frame["scale"], frame["loss"], name, index=index, custom=frame["perplexity"].tolist(),
+            of=len(costs),
             hover="scale %{x:g}<br>loss %{y:.4f}<br>perplexity %{customdata:.4g}",
         )  # fmt: skip
     counts = sorted({cost.n_tokens for cost in costs.values()})

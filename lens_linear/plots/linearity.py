@@ -394,10 +394,12 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
         (['a product, held out', 'a product, training', 'affine fit alone'], True)
     """
     named = {probes.where: probes} if isinstance(probes, BilinearProbe) else probes
-    fig = go.Figure()
+    fig, many = go.Figure(), len(named) > 4  # then the bands would hide each other
     for index, (name, probe) in enumerate(named.items()):
         frame = probe.to_dataframe()
-        band = None if frame["gain_low"].isna().all() else (frame["gain_low"], frame["gain_high"])
+        unknown = many or frame["gain_low"].isna().all()
+        band = None if unknown else (frame["gain_low"], frame["gain_high"])
+        told = in_legend(index, len(named))
         for column, dash, what in (
             ("gain", "solid", "held out"),
             ("train_gain", "dot", "training"),
@@ -405,14 +407,17 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
             add_line(
                 fig, frame["rank"], frame[column], f"{name[:22]}, {what}", index=index, dash=dash,
                 band=band if column == "gain" else None, hover="%{x} products: %{y:+.4f}",
+                ink=inks(len(named))[index], width=1.5 if many and column != "gain" else 2.5,
+                legend=told and (column == "gain" or not many),
             )  # fmt: skip
     first = next(iter(named.values()))
     most = max(float(probe.to_dataframe()["rank"].max()) for probe in named.values())
     add_level(fig, 0.0, "affine fit alone", x=[0, most])
     return styled(
         fig, title="What a few products add to the affine fit", y="gain of R² over the affine fit",
-        subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; bands: 95 % intervals "
-        f"over sequences{escape(first.first_position)}", x="products (rank of the bilinear term)", height=500,
+        subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; "
+        + ("dotted: on the training half" if many else "bands: 95 % intervals over sequences")
+        + escape(first.first_position), x="products (rank of the bilinear term)", height=500,
     )  # fmt: skip
 
 
@@ -453,6 +458,7 @@ def replacement_curves(
         ends = None if value != "loss" else (frame["loss"] - se, frame["loss"] + se)
         add_line(
             fig, frame["n_replaced"], frame[value], name, index=index, bars=ends, custom=order,
+            of=len(named),
             hover="%{x} blocks replaced: %{y:.4g}<br>layers %{customdata}",
         )  # fmt: skip
     most = max(len(curve.steps) for curve in named.values()) - 1
@@ -552,7 +558,7 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
         )  # fmt: skip
         add_level(fig, 0.0, "whole model", x=layers)
         return styled(
-            layer_axis(fig, len(layers)), x="layer", y="loss increase (nats per token)",
+            layer_axis(fig, max(layers) + 1), x="layer", y="loss increase (nats per token)",
             title=f"One FFN as one affine layer: {escape(table.model_name)}",
             subtitle=f"{said}{frame['times_fewer'].iloc[0]:.1f} times fewer parameters"
             f"{escape(table.first_position)}",

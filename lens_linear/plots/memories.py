@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from lens_linear.constructions.memory.capacity import MemoryCapacity
 from lens_linear.constructions.memory.head_memory import HeadMemory
 from lens_linear.constructions.memory.retrieval import RetrievalCurve
-from lens_linear.plots._kinds import LOG, add_level, add_line, figure, panels
+from lens_linear.plots._kinds import LOG, add_level, add_line, figure, log_axis, panels
 from lens_linear.plots.style import GREY, colour, styled
 
 _ENERGIES = {"quadratic": 0, "polynomial-3": 2, "polynomial-4": 3, "exponential": 1}
@@ -69,7 +69,8 @@ def memory_capacity(
         fig.update_xaxes(type="linear" if linear else "log", tickvals=ticks, row=row, col=col)
     if heads := [heads] if isinstance(heads, HeadMemory) else list(heads):
         _heads(fig, heads)
-    fig.update_yaxes(title_text="stored patterns", col=1).update_yaxes(dtick=1, **LOG)
+    fig.update_yaxes(title_text="stored patterns", col=1)
+    fig.update_yaxes(**log_axis([*frame["capacity"], *frame["expected"]]))
     return styled(
         fig, title="Memory capacity, from linear to exponential", panels=True, height=600,
         subtitle=f"patterns held at {100 * result.max_bit_error:g} % wrong bits after one update, "
@@ -145,7 +146,7 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
               index=_ENERGIES.get(str(name), 4))  # fmt: skip
     ends = [float(frame["n_patterns"].min()), float(frame["n_patterns"].max())]
     add_level(fig, result.max_bit_error, f"criterion {100 * result.max_bit_error:g} %", x=ends)
-    fig.update_yaxes(range=[-4, 0], **LOG).update_xaxes(dtick=1, **LOG)
+    fig.update_yaxes(range=[-4, 0], **LOG).update_xaxes(**log_axis(frame["n_patterns"]))
     return styled(
         fig, title="Wrong bits against stored patterns", x="stored patterns", y="fraction of wrong bits",
         subtitle=f"one update, noise {result.noise:g}, {result.queries} queries × {result.seeds} seeds "
@@ -183,7 +184,7 @@ def retrieval(
             part = frame[(frame["energy"] == energy) & (frame["noise"] == noise)]
             _mean(fig, part, quantity, f"{100 * noise:g} % of bits flipped", index=i, at=at)
     words = {"recall": "fraction recovered bit for bit", "overlap": "overlap with the target"}
-    fig.update_yaxes(title_text=words[quantity], col=1).update_xaxes(dtick=1, **LOG)
+    fig.update_yaxes(title_text=words[quantity], col=1).update_xaxes(**log_axis(curve.n_patterns))
     return styled(
         fig, title="Retrieval from a Hopfield memory", x="stored patterns", panels=True,
         subtitle=f"d = {curve.d} bits, {curve.steps} updates, {curve.queries} queries × "

@@ -46,11 +46,16 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
     if len(frame) < 2 or not numbers:
         return _as_table(frame, title, subtitle)
     shown = numbers[:_PANELS]
-    labels = _row_names(frame, numbers)
-    fig, places = panels([escape(name.replace("_", " ")) for name in shown], across=3)
+    labels, long = _row_names(frame, numbers), len(frame) > _ROWS
+    each = 220 if long else bars_height(len(frame), pitch=18) - 90
+    across = min(2 if long else 3, len(shown))  # lines have numbers beside every panel
+    height = 160 + each * -(-len(shown) // across)
+    heads = [escape(name.replace("_", " ")) for name in shown]
+    gap = 80 * (height // each - 1) / height
+    fig, places = panels(heads, across=across, beside=0.2 if long else None, below=gap)
     for name, (row, column) in zip(shown, places, strict=True):
         values = frame[name].astype(float).tolist()
-        if len(frame) > _ROWS:
+        if long:
             fig.add_scatter(
                 y=values, mode="lines", line_color=colour(0), name=legend_name(name),
                 row=row, col=column,
@@ -67,8 +72,6 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
             tickmode="array", tickvals=list(range(len(names))), ticktext=names, autorange="reversed",
             row=row, col=column,
         )  # fmt: skip
-    rows = places[-1][0]
-    each = 220 if len(frame) > _ROWS else bars_height(len(frame), pitch=18) - 90
     left = len(numbers) - len(shown)
     more = f"; {left} more columns in the table" if left else ""
     return styled(
@@ -76,7 +79,7 @@ def overview(result: Tabular | pd.DataFrame) -> go.Figure:
         title=title,
         subtitle=subtitle + more,
         legend="none",
-        height=160 + each * rows,
+        height=height,
         panels=True,
     )
 
@@ -99,10 +102,19 @@ def _numbers(frame: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
 
 def _row_names(frame: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
     """What tells the rows apart: columns that are no scores, or the row's number."""
-    keys = [name for name in frame.columns if name not in numbers]
+    keys = [name for name in frame.columns if name not in numbers and frame[name].nunique() > 1]
+    few = [keys[:i] for i in (1, 2, 3) if len(keys) >= i and not frame.duplicated(keys[:i]).any()]
     if not keys:
         return [str(i) for i in range(len(frame))]
-    return [" · ".join(str(value) for value in row) for row in frame[keys[:3]].to_numpy()]
+    told = few[0] if few else keys[:3]
+
+    def word(name: str, value: object) -> str:  # a number alone says nothing
+        return (
+            f"{name.replace('_', ' ')} {value}" if isinstance(value, (int, float)) else str(value)
+        )
+
+    rows = frame[told].itertuples(index=False, name=None)
+    return [" · ".join(word(n, v) for n, v in zip(told, row, strict=True)) for row in rows]
 
 
 def _as_table(frame: pd.DataFrame, title: str, subtitle: str) -> go.Figure:

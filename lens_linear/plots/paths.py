@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,8 @@ def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
         names, values, text=[f"{value:+.2f}" for value in values], hover="%{x:+.4f} logits",
         colours=[GREY if order < 0 else colour(order) for order in orders],
     )  # fmt: skip
+    if len(frame) > len(shown):
+        _cut_rest(fig, values)
     _orders(fig, orders)
     token = tick_label(table.token_text) if table.token_text is not None else f"#{table.token}"
     return styled(
@@ -122,6 +125,22 @@ def path_logits(table: PathTable, *, k: int = 20) -> go.Figure:
         subtitle=f"position {table.position}, logit {table.logit:.2f}; bars add up to the logit above the "
         "mean token's", height=bars_height(len(names)),
     )  # fmt: skip
+
+
+def _cut_rest(fig: go.Figure, values: Sequence[float]) -> None:
+    """Cut the bar of the others, the last, where it dwarfs the named ones; its number is beside its name."""
+    named, rest = max(map(abs, values[:-1])), values[-1]
+    if abs(rest) <= 2 * named:
+        return
+    ends = [min(0.0, *values[:-1]), max(0.0, *values[:-1])]
+    ends[rest > 0] = named if rest > 0 else -named
+    room = 0.25 * (ends[1] - ends[0])
+    fig.update_xaxes(range=[ends[0] - room * (ends[0] < 0), ends[1] + room * (ends[1] > 0)])
+    layout: Any = fig.layout
+    *names, last = layout.yaxis.ticktext
+    fig.update_yaxes(ticktext=[*names, f"{last}: {rest:+.2f}"])
+    if fig.data[0].text is not None:
+        fig.data[0].text = [*fig.data[0].text[:-1], ""]
 
 
 def _orders(fig: go.Figure, orders: list[int]) -> None:
@@ -326,7 +345,7 @@ def _effects(
         shown,
         colours=colours,
         text=[f"{v:+.2f}" for v in shown],
-        length=28,
+        length=22,
         hover="%{x:+.4f}",
     )
     if se is not None:
@@ -335,13 +354,15 @@ def _effects(
         fig.data[0].text = None  # numbers stand beyond the ends of the error bars
         ends = [v + (e if v >= 0 else -e) for v, e in zip(shown, [*spread, 0.0], strict=False)]
         fig.add_scatter(
-            x=ends, y=list(range(len(ends))), text=[f"{v:+.2f}" for v in shown], mode="text",
+            x=ends, y=list(range(len(ends))), text=[f"\u00a0{v:+.2f}\u00a0" for v in shown], mode="text",
             textposition=["middle right" if v >= 0 else "middle left" for v in shown],
             hoverinfo="skip", showlegend=False, cliponaxis=False,
         )  # fmt: skip
         layout: Any = fig.layout
         reach = [*layout.xaxis.range, *(1.25 * end for end in ends)]
         fig.update_xaxes(range=[min(reach), max(reach)])
+    if rest and len(order) > k:
+        _cut_rest(fig, shown)
     return fig
 
 

@@ -68,7 +68,7 @@ def study_measures(
     chosen: list[Any] = list(drawn_columns("measures", measures, frame))
     final = frame[frame["final"]].groupby(["variant", "seed"], sort=False)[chosen].mean()
     final, variants = final.reset_index(), list(result.study.variants)
-    fig, places = panels([COLUMN_NAMES[measure] for measure in chosen], across=2)
+    fig, places = panels([COLUMN_NAMES[measure] for measure in chosen], across=2, below=0.24)
     at_variant = [variants.index(v) for v in final["variant"]]
     for measure, (row, col) in zip(chosen, places, strict=True):
         means = final.groupby("variant", sort=False)[measure].mean()
@@ -88,7 +88,7 @@ def study_measures(
         add_level(
             fig, float(means[result.study.baseline]), "mean of the baseline", x=ends, at=(row, col)
         )
-    names = [tick_label(v, max_length=18) for v in variants]
+    names = [tick_label(v, max_length=14) for v in variants]
     fig.update_xaxes(tickvals=list(range(len(variants))), ticktext=names, tickangle=-40)
     fig.update_xaxes(range=[-0.5, len(variants) - 0.5])
     return styled(

@@ -130,11 +130,11 @@ def shades(count: int) -> list[str]:
     return [str(shade) for shade in sample_colorscale(SEQUENTIAL, ends.tolist())]
 
 
-def faded(hex_colour: str, alpha: float) -> str:
-    """``#RRGGBB`` as an ``rgba`` string, for bands around a line.
+def faded(ink: str, alpha: float) -> str:
+    """A colour as an ``rgba`` string, for bands around a line.
 
     Args:
-        hex_colour: ``#RRGGBB``.
+        ink: ``#RRGGBB`` or ``rgb(r, g, b)``.
         alpha: 0 (nothing is seen) to 1 (opaque).
 
     Returns:
@@ -148,7 +148,10 @@ def faded(hex_colour: str, alpha: float) -> str:
         'rgba(0,114,178,0.25)'
     """
     alpha = require_float("alpha", alpha, minimum=0.0, maximum=1.0)
-    red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
+    parts = (
+        re.findall(r"\d+", ink) if ink[0] != "#" else [int(ink[i : i + 2], 16) for i in (1, 3, 5)]
+    )
+    red, green, blue = map(int, parts)
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
@@ -203,7 +206,11 @@ def styled(
             "text": "<br>".join(small),
             "font": {"size": 13, "color": "#555555"},
         }
-    layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + 36 * panels}
+    heads = [
+        note.text.count("<br>") + 1 for note in fig.layout.annotations if note.yanchor == "bottom"
+    ]
+    above = 6 + 15 * max(2, *heads, 0) if panels else 0  # titles of panels, in lines
+    layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + above}
     if legend == "none":
         layout["showlegend"] = False
     elif legend == "bottom":

@@ -132,13 +132,24 @@ def report(
 
 GO_ON = (
     (
-        "Every figure of this page in a notebook, with the model opened by its name or folder:",
+        "The figures of this page in a notebook, with the model opened by its name or folder:",
         "import lens_linear as ll\n"
         "model = ll.load(NAME)\n"
         "tokens = ll.evaluation_tokens(model)\n"
         "ll.induction_scores(model).plot()\n"
-        "ll.composition_scores(model, fold=True).plot()\n"
-        "ll.linearity_profile(model, tokens).plot()",
+        "if model.cfg.n_layers > 1:\n"
+        "    ll.composition_scores(model, fold=True).plot()\n"
+        "ll.linearity_profile(model, tokens).plot()\n"
+        "if model.cfg.attn_only:\n"
+        "    view = ll.AttentionOnly(model)\n"
+        "    view.skip_trigrams(0, 0).plot()\n"
+        "    view.paths(tokens).importance().plot()\n"
+        "else:\n"
+        "    ll.linearity.ffn_compression(model, tokens).plot()\n"
+        "    parts = ll.load_concept('mood').split(40, 40, 40, seed=0)\n"
+        "    directions = ll.concept_directions(model, parts.concept, truncate=True)\n"
+        "    texts = list(parts.evaluation.texts)\n"
+        "    ll.gain_profile(model, texts, directions, truncate=True).plot()",
     ),
     (
         "The lessons explain each of these from the beginning, with exercises that check themselves:",

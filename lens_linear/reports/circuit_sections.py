@@ -29,6 +29,7 @@ _HEAD_COLUMNS = [
     "copying",
     "prev_token",
     "duplicate",
+    "excess",
     "verdict",
 ]
 
@@ -159,8 +160,9 @@ def induction_section(measured: Measured, *, name: str) -> Section:
         ),
         Table(
             frame[_HEAD_COLUMNS],
-            "Same distance, other period: attention at that offset in rows with another period. Copying: "
-            "eigenvalues of the OV circuit.",
+            "Heads with a verdict first, by the score of the verdict above its control. Same distance, other "
+            "period: attention at that offset in rows with another period. Copying: eigenvalues of the OV "
+            "circuit.",
         ),
     ]
     if best is not None:

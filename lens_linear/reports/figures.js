@@ -67,6 +67,7 @@
     drawn.add(id);
     const place = document.getElementById(id), { data, layout } = paint(JSON.parse(places.get(id)));
     if (printing) layout.width = Math.min(place.clientWidth, SHEET);
+    else widen(place, data, layout);
     const settings = { displaylogo: false, responsive: true, displayModeBar: innerWidth < 600 ? false : "hover" };
     const lay = (rounds) => Plotly.react(id, data, layout, settings).then(() => {
       place.style.height = `${layout.height || 450}px`;
@@ -80,7 +81,7 @@
 
   // What only the drawn figure tells: labels and numbers that have no room are left out, and so is height that square cells
   // do not use. Says whether anything changed.
-  const LINE_OF_TEXT = 15, LETTER = 7, NAME_LETTER = 8; // pixels
+  const LINE_OF_TEXT = 15, LETTER = 7, NAME_LETTER = 8, APART = 3; // pixels
   // A name of an axis or of colours in lines of at most so many pixels; says whether it was too long.
   const wrap = (name, pixels) => {
     if (!name || !name.text || name.text.includes("<br>") || NAME_LETTER * name.text.length <= pixels) return false;
@@ -98,7 +99,7 @@
     for (const name of place.querySelectorAll(".textpoint text")) {
       const box = name.getBoundingClientRect(), [first] = name.closest(".trace").__data__;
       const own = data[first.trace.index], { i } = name.parentNode.__data__;
-      const under = seen.some((one) => one.right > box.left && one.left < box.right && one.bottom > box.top && one.top < box.bottom);
+      const under = seen.some((one) => one.right + APART > box.left && one.left < box.right + APART && one.bottom > box.top && one.top < box.bottom);
       if (!under || !box.width) {
         if (box.width) seen.push(box);
         continue;
@@ -109,6 +110,42 @@
       changed = true;
     }
     return changed;
+  };
+  const setHeight = (layout, height) => {
+    if (layout.title) layout.title.y = 1 - ((1 - layout.title.y) * layout.height) / height; // as far from the top
+    layout.height = height;
+  };
+  // A figure is made with room for its legend at 700 pixels; where that takes more lines the figure grows, once.
+  const LEGEND_LINE = 29, grown = new WeakSet();
+  const roomForLegend = (data, layout, full) => {
+    const { legend } = full;
+    if (!legend || legend.orientation !== "h" || !legend._height || grown.has(layout)) return false;
+    const names = new Set(data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name));
+    const widest = Math.max(...[...names].map((name) => name.length));
+    const lines = Math.max(2, Math.ceil(names.size / Math.max(1, Math.floor(610 / (45 + 8 * widest)))));
+    const more = Math.round(legend._height - LEGEND_LINE * lines);
+    if (more < LEGEND_LINE / 2) return false;
+    grown.add(layout);
+    setHeight(layout, layout.height + more);
+    return true;
+  };
+  // A table whose words have no room in its columns is drawn wider than its place, which scrolls.
+  const widen = (place, data, layout) => {
+    const [table] = data.filter((trace) => trace.type === "table");
+    if (!table) return;
+    const longest = (cell) => Math.max(...String(cell).split(/\s|<br>/).map((word) => word.replace(/&#?\w+;/g, "x").length));
+    const columns = table.header.values.map((head, i) => [head].concat(table.cells.values[i]));
+    const least = columns.map((cells) => 20 + NAME_LETTER * Math.max(...cells.map(longest)));
+    const shares = table.columnwidth || least.map(() => 1), sum = (parts) => parts.reduce((all, one) => all + one);
+    const margin = (layout.margin.l ?? 60) + (layout.margin.r ?? 20), room = place.clientWidth - margin;
+    if (least.every((one, i) => one <= (room * shares[i]) / sum(shares))) return;
+    table.columnwidth = least;
+    if (sum(least) <= room) return;
+    // Texts of several words get lines of up to 24 letters.
+    table.columnwidth = columns.map((cells, i) => Math.max(least[i], 20 + NAME_LETTER * Math.min(24, Math.max(...cells.map((cell) => String(cell).length)))));
+    layout.width = sum(table.columnwidth) + margin;
+    Object.assign(place.style, { overflowX: "auto", overflowY: "hidden" });
+    place.tabIndex = 0;
   };
   const fit = (place, data, layout) => {
     const full = place._fullLayout;
@@ -131,6 +168,10 @@
       const middle = full[key]._offset + full[key]._length / 2;
       changed = wrap(layout[key].title, 2 * Math.min(middle, place.clientWidth - middle) - 16) || changed;
     }
+    const square = Object.keys(layout).find((key) => /^yaxis/.test(key) && layout[key].scaleanchor);
+    for (const key of Object.keys(layout).filter((key) => /^yaxis/.test(key) && full[key] && !square))
+      changed = wrap(layout[key].title, full[key]._length + 24) || changed;
+    changed = roomForLegend(data, layout, full) || changed;
     for (const { colorbar } of data.filter((trace) => trace.colorbar)) {
       changed = wrap(colorbar.title, full._size.h + 24) || changed;
       if (full._size.h > 100 || colorbar.nticks) continue;
@@ -146,7 +187,6 @@
       changed = true;
     });
     changed = part(place, data) || changed;
-    const square = Object.keys(layout).find((key) => /^yaxis/.test(key) && layout[key].scaleanchor);
     const names = square && [layout.yaxis.title, layout.xaxis.title];
     if (names && names.every((name) => name && name.text) && LETTER * names[0].text.length > full[square]._length) {
       names[1].text += ` →<br>${names[0].text} ↓`; // a name longer than its axis would run into the title
@@ -155,8 +195,7 @@
     }
     const spare = square ? Math.round(full._size.h - full[square]._length) : 0;
     if (spare > 8) {
-      if (layout.title) layout.title.y = 1 - ((1 - layout.title.y) * layout.height) / (layout.height - spare); // as far from the top
-      layout.height -= spare;
+      setHeight(layout, layout.height - spare);
       changed = true;
     }
     return changed;

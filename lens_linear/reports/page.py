@@ -42,6 +42,7 @@ _WORDS = {
     "update_ratio": "size of the update / stream",
     "prefix_matching": "prefix matching",
     "positional_control": "same distance, other period",
+    "excess": "above its control",
     "prev_token": "previous token",
     "duplicate": "same token earlier",
     "qk_score": "QK score",

@@ -1,5 +1,6 @@
 """Every figure: legible at three sizes, a text alternative, one clear error for a wrong argument."""
 
+import dataclasses
 import html
 import inspect
 import re
@@ -14,10 +15,10 @@ import pytest
 from sized import SIZES, results
 
 import lens_linear as ll
-from lens_linear import plots
+from lens_linear import linearity, plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
-from lens_linear.plots._kinds import Tabular, describe
+from lens_linear.plots._kinds import Tabular, describe, log_axis, panels
 from lens_linear.plots.pretraining import StudyLike
 from lens_linear.tables import Result
 
@@ -93,6 +94,75 @@ def test_every_other_figure_is_legible_too(name):
         assert len(figure.layout.meta["alt"]) > 40 and "<" not in figure.layout.title.text.replace(
             "<br>", ""
         )
+
+
+def takes_names(name):
+    hints = typing.get_type_hints(getattr(plots, name).__wrapped__)
+    return "Mapping" in str(next(iter(hints.values())))
+
+
+@pytest.mark.parametrize("name", sorted(filter(takes_names, robust_figures.FIGURES)))
+def test_a_figure_of_twenty_named_results_stays_legible(name):
+    made = robust_figures.FIGURES[name]()
+    one = next(iter(made.values())) if isinstance(made, dict) else made
+    figure = getattr(plots, name)({f"name {i}": one for i in range(20)})
+    legible(figure)
+    drawn = [t for t in figure.data if t.type == "scatter" and "lines" in t.mode]
+    lines = [trace.line.color for trace in drawn]
+    assert not lines or len(set(lines)) >= 20
+
+
+def test_a_band_lets_what_lies_below_it_show():
+    for ink in ("#0072B2", *style.shades(12)):
+        assert style.faded(ink, 0.18).endswith(",0.18)")
+    many = {f"step {i}": robust_figures.profile() for i in range(12)}
+    bands = [t for t in plots.profile_comparison(linearity.compare_profiles(many)).data if t.fill]
+    assert bands and all(band.fillcolor.endswith(",0.18)") for band in bands)
+
+
+def test_titles_of_panels_have_room_for_their_lines():
+    def above(title):
+        fig, _ = panels([title, "b", "c"])
+        return style.styled(fig, title="t", panels=True).layout.margin.t
+
+    assert above("block R²") == above("block R² without residual")
+    assert above("intrinsic dimension (TwoNN)") == above("block R²") + 15
+
+
+@pytest.mark.parametrize("ends", [(2, 4), (3, 8.5), (1e-3, 4e-3), (1, 99), (5, 60)])
+def test_a_short_logarithmic_axis_has_at_least_two_ticks(ends):
+    step = log_axis(ends)["dtick"]
+    digits = {1: (1,), "D2": (1, 2, 5), "D1": range(1, 10)}[step]
+    ticks = [digit * 10.0**power for power in range(-4, 3) for digit in digits]
+    assert sum(ends[0] <= tick <= ends[1] for tick in ticks) >= 2
+
+
+@pytest.mark.parametrize("rest", [-30.0, 30.0])
+def test_a_large_rest_does_not_dwarf_the_bars_that_have_names(rest):
+    parts = pd.DataFrame({"component": [f"L{i}H0" for i in range(63)]})
+    figure = plots.direct_logit_attribution(
+        parts.assign(relative=[3.0, -2.0, 1.0, *[rest / 60] * 60]), k=3
+    )
+    low, high = figure.layout.xaxis.range
+    assert low <= -2 and high >= 3 and max(-low, high) < 6
+    assert figure.layout.yaxis.ticktext[-1] == f"the other 60: {rest:+.2f}"
+    assert sum(figure.data[0].x) == pytest.approx(2 + rest)
+
+
+def test_ticks_of_layers_follow_their_reach_not_their_number():
+    (table,) = results(48, 25)["ffn_compression"]
+    some = [row for row in table.rows if row["rank"] == 8 and row["layer"] in (0, 20, 47)]
+    figure = plots.ffn_compression(dataclasses.replace(table, rows=tuple(some)))
+    assert figure.layout.xaxis.title.text == "layer" and 47 / figure.layout.xaxis.dtick <= 13
+
+
+def test_rows_of_a_table_are_told_apart_with_as_few_words_as_will_do():
+    heads = pd.DataFrame(
+        {"head": ["L0H0", "L0H1"], "layer": [0, 0], "index": [0, 1], "score": [1.0, 2.0]}
+    )
+    assert plots.overview(heads).layout.yaxis.ticktext == ("L0H0", "L0H1")
+    layers = pd.DataFrame({"layer": [0, 1], "n": [9, 9], "r2": [0.5, 0.75]})
+    assert plots.overview(layers).layout.yaxis.ticktext == ("layer 0", "layer 1")
 
 
 @pytest.mark.parametrize("name", sorted(robust_figures.FIGURES))

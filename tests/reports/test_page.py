@@ -14,6 +14,7 @@ import pytest
 from plotly.colors import hex_to_rgb, unlabel_rgb
 
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
+from lens_linear.plots._kinds import table_figure
 from lens_linear.plots.circuitsvis import NotebookView, attention_view, bundle_script, safe_json
 from lens_linear.plots.style import matrix, styled, tick_label
 from lens_linear.reports.page import Attention, Figure, Section, Table, render_page
@@ -183,13 +184,85 @@ def test_names_at_points_do_not_lie_on_each_other(tmp_path):
         go.Scatter(**points, text=names, mode="markers+text", textposition="top center")
     )
     shown = told(tmp_path, [graph], NAMES, width=390)
+    apart = 3  # pixels
     clashes = [
         (one, two) for (one, l, r, t, b), (two, left, right, top, bottom) in itertools.combinations(shown, 2)
-        if l < right and left < r and t < bottom and top < b
+        if l < right + apart and left < r + apart and t < bottom and top < b
     ]  # fmt: skip
     assert not clashes and {name for name, *_ in shown} >= {"L0H0", "L3H0"} and len(shown) >= 20
     wide = told(tmp_path, [graph], NAMES, width=960)
     assert len(wide) == len(names)  # where there is room, nothing goes
+
+
+BOXES = """(() => {
+  const box = (part) => {
+    const { left, right, top, bottom } = part.getBoundingClientRect();
+    return { left, right, top, bottom, width: right - left };
+  };
+  const shown = document.getElementById(document.querySelector("[data-figure]").dataset.figure);
+  const one = (where) => [...shown.querySelectorAll(where)].map(box);
+  return {
+    plot: one(".nsewdrag"), legend: one(".legend"), ytitle: one(".ytitle"), title: one(".gtitle-subtitle"),
+    scrolls: getComputedStyle(shown).overflowX, place: box(shown), around: box(shown.parentNode),
+    cells: [...shown.querySelectorAll(".column-cell")].map((cell) =>
+      [".cell-rect", ".cell-text"].map((part) => box(cell.querySelector(part)).width)),
+  };
+})()"""
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_a_long_legend_takes_its_room_from_the_page_and_a_long_name_stays_beside_its_axis(tmp_path):
+    lines = [go.Scatter(x=[0, 1], y=[0, i], name=f"{i}, a name of some length") for i in range(6)]
+    figure = go.Figure(lines).update_yaxes(
+        title="R² of the best affine map (share of variance explained)"
+    )
+    styled(figure, title="t", subtitle="a subtitle", height=420)
+    heights = []
+    for width in (390, 960):
+        found = told(tmp_path, [figure], BOXES, width=width)
+        [plot], [legend], [name], [title] = (
+            found[part] for part in ("plot", "legend", "ytitle", "title")
+        )
+        heights.append(plot["bottom"] - plot["top"])
+        assert plot["bottom"] < legend["top"]
+        assert name["top"] >= title["bottom"] - 1 and name["bottom"] <= legend["top"], width
+    assert heights[0] > 0.75 * heights[1]
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_words_of_a_table_are_whole_on_a_narrow_page(tmp_path):
+    heads = ("source …", "destination →", "out", "effect (logits)", "Δ probability", "attention")
+    wide = table_figure({head: ["somewhere", "there"] for head in heads}, title="t", subtitle="s")
+    small = table_figure({"a": ["one two three", "b"], "what": ["c", "d"]}, title="t", subtitle="s")
+    for figure, scrolls in ((wide, "auto"), (small, "visible")):
+        found = told(tmp_path, [figure], BOXES, width=390)
+        assert found["scrolls"] == scrolls and found["cells"]
+        assert all(text <= cell for cell, text in found["cells"]), found["cells"]
+        assert found["place"]["right"] <= found["around"]["right"] + 1
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("n_heads", "width"), [(4, 900), (12, 390)])
+def test_a_frame_of_attention_shows_all_of_it(tmp_path, n_heads, width):
+    view = attention_view(pattern(n_heads), list("abcdefgh"), element_id="heads")
+    frame = NotebookView(view, height=300)._repr_html_()
+    script = """(() => {
+      const frame = document.querySelector("iframe");
+      const parts = [...frame.contentDocument.querySelectorAll("canvas")];
+      return [frame.clientHeight, Math.max(...parts.map((part) => part.getBoundingClientRect().bottom))];
+    })()"""
+    path = tmp_path / "frame.html"
+    path.write_text(
+        f"<!doctype html><title>t</title><body style='width:{width}px'>{frame}<script>setTimeout(() => "
+        f"document.title = JSON.stringify({script}), 3000)</script>", encoding="utf-8",
+    )  # fmt: skip
+    done = subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}",
+         "--virtual-time-budget=20000", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    height, needed = json.loads(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
+    assert 300 < needed <= height < needed + 60
 
 
 def hex_or_rgb(shade):

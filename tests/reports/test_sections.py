@@ -198,6 +198,31 @@ def test_maps_of_many_heads_can_be_read():
     assert heads.data[0].zmin == 0 and len(heads.layout.yaxis.ticktext) == 5
 
 
+@pytest.mark.parametrize("name", ["gpt-nano", "attn-1l", "attn-2l"])
+def test_the_code_that_a_page_ends_with_runs_for_models_of_every_kind(name):
+    from lens_linear.reports import build
+
+    (_, code), _ = build.GO_ON
+    code = code.replace("ll.load(NAME)", f"ll.load({name!r})").replace(
+        "(model)\n", "(model)[:12]\n", 1
+    )
+    code = code.replace(
+        "ffn_compression(model, tokens)", "ffn_compression(model, tokens, layers=[0])"
+    )
+    exec(code.replace("40, 40, 40", "40, 3, 3"), {})
+
+
+def test_the_table_of_heads_is_sorted_by_a_column_that_it_shows(monkeypatch):
+    from lens_linear.reports import circuit_sections as sections
+
+    frame = ll.induction_scores(ll.load("attn-2l"), rows_per_period=4).ranked()[
+        sections._HEAD_COLUMNS
+    ]
+    named = frame["verdict"] != "none"
+    assert named.is_monotonic_decreasing and named.any()
+    assert frame["excess"][named].is_monotonic_decreasing
+
+
 def test_a_large_model_is_measured_on_as_many_rows_as_its_maps_need(monkeypatch):
     from lens_linear.reports import build
 
