@@ -129,6 +129,9 @@ def test_pickles_are_read_as_tensors_and_nothing_else(tmp_path):
         ({"attention_dir": 3}, InvalidArgumentError, "attention_dir in config must be one of"),
         ({"d_vocab": None}, InvalidArgumentError, "lacks d_vocab"),
         ({"use_attn_scale": False}, UnsupportedModelError, "use_attn_scale=False"),
+        ({"attn_scale": 3.0}, UnsupportedModelError, "says attn_scale=3.0"),
+        ({"attn_scale": "5"}, UnsupportedModelError, "says attn_scale='5'"),
+        ({"attn_scale": 10**400}, UnsupportedModelError, "says attn_scale="),
         ({"use_local_attn": True}, UnsupportedModelError, "use_local_attn=True"),
         ({"positional_embedding_type": "rotary"}, UnsupportedModelError, "=.rotary"),
     ],
@@ -137,3 +140,11 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, change, kind, wor
     torch.save(weights(), tmp_path / "weights.pt")
     with pytest.raises(kind, match=words):
         ll.load(tmp_path / "weights.pt", config=CONFIG | change)
+
+
+@pytest.mark.parametrize("scale", [-1, -1.0, math.sqrt(5), None])
+def test_the_root_of_the_head_s_width_is_no_other_scale(tmp_path, scale):
+    torch.save(weights(), tmp_path / "weights.pt")
+    tokens = torch.tensor([3, 29, 7, 7, 0, 12])
+    found = ll.load(tmp_path / "weights.pt", config=CONFIG | {"attn_scale": scale})(tokens[None])[0]
+    torch.testing.assert_close(found, by_hand(weights(), tokens))

@@ -183,6 +183,11 @@ ROWS = [
         "pass a model with use_attn_scale=True",
         lambda: hooked({**HOOKED, "use_attn_scale": True}),
     ),
+    (
+        lambda: hooked({**HOOKED, "attn_scale": 7.5}),
+        "leave attn_scale out",
+        lambda: hooked({**HOOKED, "attn_scale": None}),
+    ),
     (lambda: hooked({**HOOKED, "d_head": 0, "n_heads": None}), r"pass its cfg.to_dict\(\)", hooked),
     (
         lambda: hooked(rows=0),

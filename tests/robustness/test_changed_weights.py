@@ -47,6 +47,7 @@ def views(model, folder):
         "head": (head, lambda: (head.copying_score, head.ov, head.qk_at(0))),
         "virtual": (both, lambda: both.ov),
         "lens": (lens, lambda: lens.score(TOKENS[:4])),
+        "lens for TransformerLens": (lens, lens.translator),
         "linearised": (linear, lambda: linear(TOKENS[:2])),
         "frozen context": (context, lambda: context.jacobians().outputs),
         "explorer": (

@@ -189,6 +189,7 @@ class Lens(Result):
             >>> torch.allclose(seen.values[-1], model(tokens[:1]), atol=1e-4)
             True
         """
+        self.mark.warn(self.model, "the lens", "fit it anew")
 
         def translate(stream: Tensor, layer: int) -> Tensor:
             return self.readout.affine(self.normed(stream, layer)).to(stream.dtype)

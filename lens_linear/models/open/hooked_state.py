@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def _bridge_config(config: dict[str, Any] | str | Path) -> TransformerBridgeConf
                 f"config says {name}={config[name]!r}, which the converted model would not obey, so every "
                 f"number would be of another model; pass a model with {name}={harmless!r}"
             )
+    width, scale = config["d_head"], config.get("attn_scale")
+    if scale is not None and not _is_root(scale, width):
+        raise UnsupportedModelError(
+            f"config says attn_scale={shown(scale)}, but the converted model divides scores by the root of "
+            f"d_head={width}, so every number would be of another model; multiply W_Q and b_Q by the root of "
+            "d_head over attn_scale, and leave attn_scale out"
+        )
     # -1 stands for "as the other words say" in HookedTransformerConfig.
     values = {name: config[name] for name in _OBEYED if config.get(name) not in (None, -1)}
     # Written down as null it means none; left out, the default of the old class.
@@ -137,6 +145,14 @@ def _bridge_config(config: dict[str, Any] | str | Path) -> TransformerBridgeConf
         raise InvalidArgumentError(
             f"config is not one of a HookedTransformer ({error}); pass its cfg.to_dict()"
         ) from error
+
+
+def _is_root(scale: Any, width: Any) -> bool:
+    """Whether ``scale`` is the root of ``width``, or -1, which stands for it."""
+    try:
+        return float(scale) == -1 or math.isclose(float(scale) ** 2, float(width), rel_tol=1e-4)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _require_sizes(state: dict[str, Tensor], cfg: TransformerBridgeConfig) -> None:
