@@ -61,6 +61,13 @@ def hugging_face(kind, folder):
         "gemma2": lambda: transformers.Gemma2Config(
             head_dim=10, sliding_window=64, query_pre_attn_scalar=10, attention_bias=True, **llama
         ),
+        "gemma2 with windows": lambda: transformers.Gemma2Config(
+            head_dim=10,
+            sliding_window=5,
+            query_pre_attn_scalar=2,
+            attn_logit_softcapping=0.5,
+            **llama,
+        ),
         "gemma3": lambda: transformers.Gemma3TextConfig(
             head_dim=10, sliding_window=64, query_pre_attn_scalar=10, **llama
         ),

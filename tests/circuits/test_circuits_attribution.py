@@ -182,3 +182,43 @@ def test_models_that_look_both_ways_keep_their_later_keys():
     assert len(frame) == 3 * 25 and frame["attention"].sum() == pytest.approx(15)
     positional = ll.head(model, "L1H0").positional_qk(5)
     assert len(positional.to_dataframe()) == 25 and float(positional.pattern[0, 4]) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "window"),
+    [("mistral", 1, 4), ("gpt_neo", 1, 16), ("gemma2 with windows", 0, 5)],
+)
+def test_keys_outside_a_window_are_no_keys(kind, layer, window, tmp_path):
+    model = hugging_face(kind, str(tmp_path))
+    tokens = ids(model, 2, 24)
+    found = ll.qk_attribution(model, tokens, layer, 1)
+    assert found.window == window
+    query, low = 21, 22 - window
+    with pytest.raises(InvalidArgumentError, match=f"at most 21 and at least {low}"):
+        found.map(query, low - 1)
+    table = found.contrast(query, 20, batch=1)
+    scores = torch.einsum("aqd,bkd->abqk", found.queries[:, 1], found.keys[:, 1])[:, :, query]
+    others = [k for k in range(low, query + 1) if k != 20]
+    torch.testing.assert_close(table, scores[:, :, 20] - scores[:, :, others].mean(-1))
+    weights = torch.zeros(2, 24, 24)
+    weights[1, query, 20] = 2
+    torch.testing.assert_close(found.mean_contrast(weights), table)
+    weights[0, query, low - 1] = 1
+    with pytest.raises(InvalidArgumentError, match=rf"tril\(\).triu\({1 - window}\)"):
+        found.mean_map(weights)
+
+    positional = ll.head(model, layer, 1).positional_qk(30)
+    shares = positional.offset_pattern()
+    assert float(shares[window:].abs().max()) == 0 < float(shares[:window].min())
+    frame = positional.to_dataframe()
+    assert int((frame["query"] - frame["key"]).max()) == window - 1
+    assert np.allclose(frame.groupby("query")["attention"].sum(), 1)
+    cap = positional.softcap
+    assert (cap is None) == (kind[:5] != "gemma")
+    if cap is not None:
+        scales = positional.scales.numpy()
+        raw = frame["score"] / scales[frame["query"]] / scales[frame["key"]]
+        assert np.allclose(frame["scaled_score"], cap * np.tanh(raw / cap))
+    assert ll.qk_attribution(model, tokens[:, :3], layer, 0).window is None
+    if kind != "mistral":  # the other layer looks everywhere
+        assert ll.head(model, 1 - layer, 0).positional_qk(30).window is None

@@ -45,6 +45,7 @@ from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights import NormKind, norm_scale, read_attention, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
+from lens_linear.models.frozen.windows import layer_window, seen_keys
 from lens_linear.models.hooks import is_causal
 from lens_linear.tables import Result
 
@@ -68,6 +69,7 @@ class QKAttribution(Result):
         model_scores: the model's own scores before the softmax (bounded, where it has a soft cap).
         softcap: the bound the model puts on scores, or None.
         causal: whether a query sees keys up to itself only; else it sees all.
+        window: how many keys a query sees, itself included, where it does not see all.
     """
 
     _figure = "qk_attribution"
@@ -82,6 +84,7 @@ class QKAttribution(Result):
     softcap: float | None = None
     labels: Sequence[str] | None = field(default=None, repr=False)
     causal: bool = True
+    window: int | None = None
 
     @property
     def name(self) -> str:
@@ -131,9 +134,11 @@ class QKAttribution(Result):
         query = require_int("query", query, minimum=-length, maximum=length - 1) % length
         key = require_int("key", key, minimum=-length, maximum=length - 1) % length
         if not bool(self._visible()[query, key]):
+            low = int(self._visible()[query].nonzero()[0])
             raise InvalidArgumentError(
-                f"key must stand where the query sees it, got key {key} of query {query} in a causal model; "
-                f"pass a key of at most {query}"
+                f"key must stand where the query sees it, got key {key} of query {query} in "
+                f"{'a causal model' if self.window is None else f'a window of {self.window}'}; pass a key of "
+                f"at most {query}{'' if low == 0 else f' and at least {low}'}"
             )
         return self.queries[:, batch, query] @ self.keys[:, batch, key].T
 
@@ -198,8 +203,7 @@ class QKAttribution(Result):
     def _visible(self) -> Bool[Tensor, "query key"]:
         """Which keys a query sees."""
         length = self.tokens.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool)
-        return seen.tril() if self.causal else seen
+        return seen_keys(length, length, causal=self.causal, window=self.window)
 
     def _weights(self, weights: Tensor | None) -> Float[Tensor, "batch query key"]:
         """Weights that sum to 1."""
@@ -219,8 +223,9 @@ class QKAttribution(Result):
             )
         if bool(weights[:, ~self._visible()].any()):
             raise InvalidArgumentError(
-                "weights must be 0 where the query does not see the key (later keys of a causal model); pass "
-                "weights.tril()"
+                "weights must be 0 where the query does not see the key (later keys of a causal model, "
+                "keys outside a window); pass weights.tril()"
+                f"{'' if self.window is None else f'.triu({1 - self.window})'}"
             )
         return weights / weights.sum()
 
@@ -337,6 +342,7 @@ def qk_attribution(
         attention.softcap,
         require_labels(labels, model, shape.d_vocab),
         is_causal(model),
+        layer_window(model, layer, tokens.shape[1]),
     )
     limit = _LIMITS.get(out[(layer, "resid_pre")].dtype, _HALF_LIMIT)
     if not result.max_error <= limit * max(1.0, float(own.abs().max())):

@@ -57,6 +57,7 @@ from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import AttentionWeights, ModelWeights, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.frozen.windows import layer_window
 from lens_linear.models.hooks import is_causal
 
 Circuit = Literal["qk", "ov"]
@@ -239,17 +240,16 @@ class HeadCircuit:
         if n_positions is None:
             n_positions = limit if rows is not None else min(limit, 256)
         n = require_int("n_positions", n_positions, minimum=1, maximum=limit)
+        sees: dict[str, Any] = {
+            "causal": is_causal(self.model),
+            "window": layer_window(self.model, self.layer, n),
+            "softcap": self._attention.softcap,
+        }
         scales = position_scales(self.weights, n)
         if rows is not None:
             queries, keys = self._queries(rows[:n], False), self._keys(rows[:n], False)
-            return PositionalQK(
-                queries * self._attention.scale[self.layer],
-                keys.T,
-                "position rows",
-                scales,
-                self.name,
-                causal=is_causal(self.model),
-            )
+            queries = queries * self._attention.scale[self.layer]
+            return PositionalQK(queries, keys.T, "position rows", scales, self.name, **sees)
         rotary = self._rotary(n)
         if rotary is None:
             raise UnsupportedModelError(
@@ -259,14 +259,8 @@ class HeadCircuit:
         mean = self.weights.token_rows.mean(0, keepdim=True)
         queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
         keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
-        return PositionalQK(
-            queries * self._attention.scale[self.layer],
-            keys.T,
-            "mean content, rotated",
-            scales,
-            self.name,
-            causal=is_causal(self.model),
-        )
+        queries = queries * self._attention.scale[self.layer]
+        return PositionalQK(queries, keys.T, "mean content, rotated", scales, self.name, **sees)
 
     def circuit(self, which: Circuit) -> FactoredMatrix:
         """Return ``.qk`` or ``.ov`` by name."""
