@@ -251,6 +251,27 @@ def watched(items: Iterable[_Item], total: float) -> Iterator[_Item]:
         _AROUND.set(around)
 
 
+def countdown(total: int) -> Callable[[], str]:
+    """What to call when one more of ``total`` is done: it says how many are, and the time left.
+
+    For work in forked processes, where no thread may keep a bar moving.
+
+    Example:
+        >>> done = countdown(2)
+        >>> done(), done()
+        ('1 of 2, 00:00 left', '2 of 2, 00:00 left')
+    """
+    began, count = time.monotonic(), 0
+
+    def done() -> str:
+        nonlocal count
+        count += 1
+        left = (time.monotonic() - began) * (total - count) / count
+        return f"{count} of {total}, {tqdm.format_interval(left)} left"
+
+    return done
+
+
 def _move(bar: _Bar, count: float, total: float) -> None:
     bar.update(max(0.0, min(count, total) - bar.n))
 

@@ -40,6 +40,19 @@ def test_a_run_that_goes_on_tells_the_time_left_from_its_own_steps(clock, capsys
     ]
 
 
+def test_work_without_a_bar_tells_its_count_and_the_time_left(clock):
+    done, said = progress.countdown(4), []
+    for seconds in (30, 30, 60, 10):
+        clock[0] += seconds
+        said.append(done())
+    assert said == [
+        "1 of 4, 01:30 left",
+        "2 of 4, 01:00 left",
+        "3 of 4, 00:40 left",
+        "4 of 4, 00:00 left",
+    ]
+
+
 def test_a_heavy_step_counts_as_so_many(clock, capsys):
     with step_bar(4, "tour", show=True, heavy={"long": 3}) as begin:
         for word in ("short", "long", "end"):

@@ -33,6 +33,7 @@ from lens_linear.checks import require_float, require_int, require_path
 from lens_linear.errors import InvalidArgumentError, LensLinearError, WriteError
 from lens_linear.files import held, write_text
 from lens_linear.linalg.memory import free_bytes
+from lens_linear.progress import countdown
 from lens_linear.tables import Result
 from lens_linear.teaching.answers import fresh_cases
 from lens_linear.teaching.barrier import barrier_version
@@ -175,7 +176,7 @@ def grade(
         jobs: notebooks at once.
         seconds: how long one cell, and one call of an answer, may take.
         whole: how long the cells of one notebook may take together.
-        say: called with a sentence after each notebook.
+        say: called with a sentence after each notebook, with the time left.
 
     Returns:
         The grades.
@@ -226,13 +227,14 @@ def _grade(
     exercise_notebooks()  # says so where the installation has none
     load_lessons()
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
+    done_one = countdown(len(todo))
     try:
         for submission, new in _in_parallel(todo, jobs, limits):
             rows += new
             if target is not None:
                 _append_rows(target, new)
             if say is not None:
-                say(_sentence(submission, new))
+                say(f"{_sentence(submission, new)} ({done_one()})")
     except KeyboardInterrupt:
         finished = False
     seen = {submission.student for submission in found}

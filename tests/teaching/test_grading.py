@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -544,6 +545,9 @@ def test_honest_points_are_kept_and_cheats_are_worth_nothing(graded):
     for who in CHEATS:
         assert points(grades, who) == {"1.2"}, who
     assert len(said) == 9
+    assert [re.search(r"\((\d+ of 9), \d\d:\d\d left\)$", line)[1] for line in said] == [
+        f"{i} of 9" for i in range(1, 10)
+    ]
 
 
 def test_what_dies_or_never_ends_costs_only_itself(graded):
