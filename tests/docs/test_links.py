@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import lens_linear as ll
 from lens_linear.linearity.measure.profile_result import COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -32,17 +34,58 @@ def test_every_page_is_reached_from_the_readme_by_links():
     assert not [str(page.relative_to(ROOT)) for page in PAGES if page not in seen]
 
 
-def test_the_columns_that_a_newcomer_is_told_of_are_those_of_the_profile():
-    text = (ROOT / "docs" / "howto" / "own_model.md").read_text("utf-8")
-    rows = re.findall(r"^\| (`.*?) \|", text, re.M)
-    named = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
-    whole = {name for name in named if not name.startswith("…")}
-    assert len(whole) >= 9 and whole <= set(COLUMNS)
-    ends = [name[1:] for name in named - whole]
-    left = [
-        c for c in COLUMNS if c not in whole and not c.endswith((*ends, "_rank", "_first_share"))
-    ]
-    assert left == ["layer"]
+def told_columns(section):
+    """Names that one section of the page of columns explains, and the ends that stand for several."""
+    text = (ROOT / "docs" / "howto" / "columns.md").read_text("utf-8")
+    (part,) = [each for each in re.split(r"^## ", text, flags=re.M) if each.startswith(section)]
+    heads = re.findall(r"^\| (`.*?) \|", part, re.M)
+    named = {name for head in heads for name in re.findall(r"`(.+?)`", head)}
+    return {name for name in named if name[0] != "…"}, tuple(
+        name[1:] for name in named if name[0] == "…"
+    )
+
+
+def columns_of(section):
+    """What the command prints, by the sections of the page."""
+    model = ll.toy_model()
+    if section == "`lens-linear circuits`: heads":
+        return list(ll.induction_scores(model, rows_per_period=2).to_dataframe())
+    if section == "`lens-linear circuits`: composition":
+        return list(ll.composition_scores(model, n_random=2).to_dataframe())
+    if section == "`lens-linear circuits`: skip-trigrams":
+        return list(ll.AttentionOnly(ll.load("attn-1l")).skip_trigrams(0, 0, k=1).to_dataframe())
+    if section == "`lens-linear linearity`: layers":
+        return ["layer", *COLUMNS]
+    tokens = [torch.arange(5), torch.arange(6)]
+    directions = ll.dynamics.random_directions(model)
+    surrogate = ll.fit_surrogate(model, tokens, directions, order=2)
+    exact = ll.gain_profile(model, tokens, directions)
+    quick = {"target": 0.05, "tolerance": 0.1, "refine_steps": 1}
+    contest = ll.evaluate_schedules(model, tokens, directions, **quick)
+    frames = [exact.to_dataframe().reset_index(), surrogate.agreement(exact).to_dataframe()]
+    return [name for frame in (*frames, contest.to_dataframe()) for name in frame]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        *(
+            f"`lens-linear circuits`: {table}"
+            for table in ("heads", "composition", "skip-trigrams")
+        ),
+        "`lens-linear linearity`: layers",
+        "`lens-linear dynamics`: gains",
+    ],
+)
+def test_every_column_that_a_command_prints_is_explained_and_no_other(section):
+    whole, ends = told_columns(section)
+    there = set(columns_of(section))
+    parts = {"layer", "index", "surrogate", "writer", "reader"}  # named in one line with others
+    assert whole <= there | parts, whole - there
+    assert not [
+        name for name in there - whole - {"layer"}
+        if not name.endswith(ends or ("\0",)) and name.rsplit("_", 1)[0] not in ("writer", "reader")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.stem)
