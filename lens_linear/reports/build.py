@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -124,8 +124,9 @@ def report(
     say("explorer")
     words = task if isinstance(task, str) else None
     explorer = write_explorer(measured, path, name=name, text=words)
+    go_on = _go_on(task, [section.title for section in sections])
     page = render_page(
-        f"{name}: a report", lead, sections, settings=settings, go_on=GO_ON, explorer=explorer
+        f"{name}: a report", lead, sections, settings=settings, go_on=go_on, explorer=explorer
     )
     return write_text(path, page)
 
@@ -156,6 +157,29 @@ GO_ON = (
         "lens-linear tutorials my-course",
     ),
 )
+
+
+# Code of the above that a model needs not allow, by the section that then says why.
+_LINES = {
+    "Induction heads": ("ll.induction_scores",),
+    "Depth dynamics": ("ll.load_concept", "ll.concept_directions", "texts =", "ll.gain_profile"),
+}
+
+
+def _go_on(task: str | Task | Tensor | None, titles: Sequence[str]) -> list[tuple[str, str]]:
+    """How to go on from this page: on what it was measured on, with the parts that the model allows."""
+    (words, code), lessons = GO_ON
+    if task is not None:
+        given = "ll.evaluation_tokens(model, TEXT)" if isinstance(task, str) else "TASK"
+        code = code.replace("ll.evaluation_tokens(model)", f"{given}  # what this page was given")
+    missing = [
+        part
+        for title, parts in _LINES.items()
+        if f"{title}: not measured" in titles
+        for part in parts
+    ]
+    lines = [line for line in code.split("\n") if not any(part in line for part in missing)]
+    return [(words, "\n".join(lines)), lessons]
 
 
 def _one_of(

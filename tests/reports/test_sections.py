@@ -1,5 +1,6 @@
 """What the pages say: each number in a sentence is the number that was measured."""
 
+import html
 import re
 
 import pytest
@@ -210,6 +211,23 @@ def test_the_code_that_a_page_ends_with_runs_for_models_of_every_kind(name):
         "ffn_compression(model, tokens)", "ffn_compression(model, tokens, layers=[0])"
     )
     exec(code.replace("40, 40, 40", "40, 3, 3"), {})
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+def test_the_code_of_a_page_about_a_task_runs_without_text(mlps, tmp_path):
+    model = ll.toy_model(n_layers=2, d_vocab=7, n_ctx=9, attn_only=not mlps, d_model=8, n_heads=2)
+    ll.save_model(model, tmp_path / "small")
+    rows = torch.randint(7, (60, 8), generator=torch.Generator().manual_seed(1))
+    task = ll.Task(rows, labels=rows.sum(1) % 3, positions=-1)
+    ll.report(model, tmp_path / "page.html", task)
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    code = next(
+        part for part in re.findall("<pre[^>]*>(.*?)</pre>", page, re.S) if "ll.load(" in part
+    )
+    code = re.sub("<[^>]+>", "", code)
+    assert "evaluation_tokens" not in code and "mood" not in code and "ll.linearity_profile" in code
+    code = code.replace("ll.load(NAME)", f"ll.load({str(tmp_path / 'small')!r})")
+    exec(code, {"TASK": task})
 
 
 def test_the_table_of_heads_is_sorted_by_a_column_that_it_shows(monkeypatch):
