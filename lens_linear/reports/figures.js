@@ -50,6 +50,8 @@
     if (isDark()) {
       const page = getComputedStyle(document.body), ink = page.color, paper = page.backgroundColor;
       recolour({ data, layout }, ink, paper);
+      for (const bar of data.filter((trace) => trace.type === "bar")) // plotly's own is a dark grey
+        for (const error of [bar.error_x, bar.error_y]) if (error && !error.color) error.color = ink;
       for (const trace of data)
         if (trace.type === "table") {
           Object.assign(trace.header, { fill: { color: GRID }, line: { color: LINE } });

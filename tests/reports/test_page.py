@@ -265,6 +265,14 @@ def test_a_frame_of_attention_shows_all_of_it(tmp_path, n_heads, width):
     assert 300 < needed <= height < needed + 60
 
 
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_whiskers_of_bars_are_seen_on_a_dark_page(tmp_path):
+    bars = go.Figure(go.Bar(x=[1, 2], y=[0, 1], orientation="h", error_x={"array": [0.1, 0.2]}))
+    script = """[...document.querySelectorAll(".errorbar path")].map((one) => getComputedStyle(one).stroke)"""
+    strokes = told(tmp_path, [bars], script, "dark")
+    assert len(strokes) == 2 and all(min(unlabel_rgb(stroke)) > 150 for stroke in strokes), strokes
+
+
 def hex_or_rgb(shade):
     return shade if shade.startswith("rgb") else f"rgb{hex_to_rgb(shade)}"
 
