@@ -152,6 +152,10 @@ def test_bad_schedules_are_refused(linear, oracle):
     rows, directions = oracle.rows_of(linear, [5, 4]), random_directions(linear)
     with pytest.raises(InvalidArgumentError, match="target must not be 0"):
         ll.evaluate_schedules(linear, rows, directions, target=0.0)
+    n_layers = linear.cfg.n_layers
+    for gains in (torch.arange(n_layers + 2.0), torch.ones(2, n_layers - 1), torch.zeros(n_layers)):
+        with pytest.raises(InvalidArgumentError, match="gains must"):
+            ll.evaluate_schedules(linear, rows, directions, gains, target=1.0)
     with pytest.raises(InvalidArgumentError, match="one amplitude for each"):
         ll.evaluate_schedules(linear, rows, directions, schedules={"x": torch.ones(2)})
     with pytest.raises(InvalidArgumentError, match="all zeros"):

@@ -174,7 +174,7 @@ ROWS = [
     ),
     (
         lambda: schedules(schedules={"own": torch.zeros(2)}),
-        "leave that schedule out",
+        "leave it out",
         lambda: schedules(schedules={}),
     ),
     (

@@ -222,7 +222,7 @@ def unit_shape(name: str, shape: Tensor, n_layers: int) -> Tensor:
         )
     size = shape.norm(dim=-1, keepdim=True)
     if not bool((size > 0).all()):
-        raise InvalidArgumentError(f"{name} must not be all zeros; leave that schedule out")
+        raise InvalidArgumentError(f"{name} must not be all zeros; leave it out")
     unit: Tensor = shape / size
     return unit
 

@@ -255,6 +255,7 @@ def _shapes(
 ) -> tuple[tuple[str, ...], Float[Tensor, "schedule prompt layer"]]:
     n_prompts, n_layers = exact.shape
     given = exact.mean(0) if gains is None else gains_of(gains).to(exact.device)
+    unit_shape("gains", given, n_layers)
     shapes: dict[str, Tensor] = {
         BASELINE: given,
         EXACT: exact,
