@@ -358,3 +358,25 @@ def test_in_context_loss_follows_a_task(attn_2l):
     assert found.second == pytest.approx(float(expected[:, 1:].mean()), rel=1e-5)
     with pytest.raises(NotEnoughDataError, match="two answers"):
         in_context_loss(attn_2l, ll.Task(tokens, labels=labels[:, 0]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_never_stands_in_for_itself(seed):
+    model = native(normalization_type="LN")
+    tokens = ids(model, 2, 11, seed=seed)  # of two rows it is always the other one
+    z = run(model, tokens, record=[(0, "z")])[(0, "z")].reshape(2, 11, 3, -1)
+
+    def other(value):
+        value = value.clone().reshape(2, 11, 3, -1)
+        value[:, :, 1] = z.flip(0)[:, :, 1]
+        return value.reshape(2, 11, -1)
+
+    swapped = run(model, tokens, edits=[((0, "z"), other)]).logits
+    with ablate_heads(model, "L0H1", tokens, how="resample", seed=seed):
+        torch.testing.assert_close(model(tokens), swapped, rtol=1e-4, atol=1e-4)
+    found = ablation_scores(model, tokens, how="resample", seed=seed, batch_size=1)
+    loss = torch.nn.functional.cross_entropy(swapped[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert float(found.without[0, 1]) == pytest.approx(float(loss), abs=1e-4)
+    with pytest.raises(InvalidArgumentError, match="at least 2 rows for how='resample'"):
+        ablation_scores(model, tokens[:1], how="resample")
+    ablation_scores(model, tokens[:1], how="resample", reference=tokens[1:])

@@ -193,6 +193,14 @@ ROWS = [
             ablated(tokens=[*RAGGED, IDS[2].tolist()], how="mean"),
         ),
     ),
+    (
+        lambda: circuits.ablation_scores(toy(), IDS[:1], how="resample"),
+        "pass more rows, or a reference",
+        lambda: (
+            circuits.ablation_scores(toy(), IDS[:2], how="resample"),
+            circuits.ablation_scores(toy(), IDS[:1], how="resample", reference=IDS[1:3]),
+        ),
+    ),
     # patching
     (
         lambda: ll.patch(toy(), IDS[:2], IDS[:2, :8]),

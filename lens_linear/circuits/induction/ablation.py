@@ -54,6 +54,8 @@ from lens_linear.text.task import Task
 
 Head = tuple[int, int]
 How = Literal["mean", "pooled", "zero", "resample"]
+# Two runs of one row agree to this share of its largest value.
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 HOWS: tuple[How, ...] = ("mean", "pooled", "zero", "resample")
 
 
@@ -158,7 +160,17 @@ class StandIns:
         row = torch.zeros(len(z), dtype=torch.int64)
         if self.how == "resample":
             row = torch.randint(rows, (len(z),), generator=generator)
+            others = torch.randint(1, max(rows, 2), (len(z),), generator=generator)
+            here = z.reshape(*z.shape[:2], self.shape.n_heads, -1)[:, :, own]
+            same = _same_rows(here, self.values[layer, row][:, :length, own])
+            row = torch.where(same, (row + others) % rows, row)
         return self.values[layer, row][:, :length, own].to(z)
+
+
+def _same_rows(z: Tensor, drawn: Float[Tensor, "row position head d_head"]) -> Tensor:
+    """Which rows that were drawn are the ones that are run: none must stand in for itself."""
+    apart = (z.to(drawn) - drawn).abs().flatten(1).amax(1)
+    return apart <= _SAME.get(z.dtype, 2e-2) * drawn.abs().flatten(1).amax(1)
 
 
 def stand_ins(
@@ -357,6 +369,8 @@ def ablation_scores(
             return score_task(model, task, edits=edits, batch_size=batch_size)
 
     source = task if reference is None else require_task(model, reference)
+    if how == "resample" and source is task:
+        _require_another_row(task)
     replacement = stand_ins(model, how, source, batch_size=batch_size, seed=seed)
     before = score([])
     if tokens is not None and metric == "loss":
@@ -369,6 +383,14 @@ def ablation_scores(
             without[layer, head] = after.mean
             spread[layer, head] = after.minus(before).standard_error
     return AblationScores(before.mean, without, spread, how, metric, metric == "loss", len(task))
+
+
+def _require_another_row(task: Task) -> None:
+    if len(task) < 2:
+        raise InvalidArgumentError(
+            "tokens must hold at least 2 rows for how='resample': another row's values stand in; pass more "
+            "rows, or a reference"
+        )
 
 
 def score_task(
