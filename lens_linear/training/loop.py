@@ -488,6 +488,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
+@own_modes()
 @torch.no_grad()
 def validation_loss(
     module: nn.Module, rows: Int[Tensor, "row position"], *, batch: int = 64
