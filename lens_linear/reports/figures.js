@@ -70,7 +70,7 @@
     const place = document.getElementById(id), { data, layout } = paint(JSON.parse(places.get(id)));
     if (printing) layout.width = Math.min(place.clientWidth, SHEET);
     else widen(place, data, layout);
-    const settings = { displaylogo: false, responsive: true, displayModeBar: innerWidth < 600 ? false : "hover" };
+    const settings = { displaylogo: false, responsive: true, displayModeBar: printing || innerWidth < 600 ? false : "hover" };
     const lay = (rounds) => Plotly.react(id, data, layout, settings).then(() => {
       place.style.height = `${layout.height || 450}px`;
       if (rounds && fit(place, data, layout)) return lay(rounds - 1);

@@ -140,6 +140,18 @@ def test_the_last_line_of_a_cell(name):
     assert isinstance(result.plot(), go.Figure)
 
 
+def test_tensors_with_notes_show_themselves_too():
+    directions = dynamics.random_directions(toy())
+    schedule = ll.min_energy(torch.tensor([1.0, 2.0]), 5.0)
+    for made, number in (
+        (directions, "3 layer boundaries of width 16, random, of no texts"),
+        (schedule, "predicted shift 5"),
+    ):
+        view = made._repr_html_()
+        assert number in repr(made) and "nan" not in repr(made) and ".plot()" in view
+        assert isinstance(made.plot(), go.Figure)
+
+
 def test_every_kind_of_result_is_shown_here_or_by_a_figure_of_its_own():
     for module in pkgutil.walk_packages(ll.__path__, "lens_linear."):
         if not module.name.endswith("__main__"):

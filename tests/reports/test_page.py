@@ -273,6 +273,15 @@ def test_whiskers_of_bars_are_seen_on_a_dark_page(tmp_path):
     assert len(strokes) == 2 and all(min(unlabel_rgb(stroke)) > 150 for stroke in strokes), strokes
 
 
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_buttons_of_figures_are_not_printed(tmp_path):
+    bars = go.Figure(go.Bar(x=[1, 2], y=[0, 1]))
+    count = "document.querySelectorAll('.modebar').length"
+    later = f"setTimeout(() => document.title = {count}, 3000)"
+    assert told(tmp_path, [bars], count) == 1
+    assert told(tmp_path, [bars], f"(dispatchEvent(new Event('beforeprint')), {later})") == 0
+
+
 def hex_or_rgb(shade):
     return shade if shade.startswith("rgb") else f"rgb{hex_to_rgb(shade)}"
 

@@ -53,12 +53,13 @@ class ConceptDirections(MadeTensor):
         return self.plain()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        best = int(self.auc.argmax())
+        best = int(self.auc.nan_to_num(nan=-1.0).argmax())
+        auc = f"held-out AUC {float(self.auc[best]):.3f} at boundary {best} (0.5 is chance)"
+        read = f" on {self.n_texts} texts, {auc}" if self.n_texts else ", of no texts"
         filled = f", boundaries {list(self.filled)} filled from the next one" if self.filled else ""
         return (
             f"ConceptDirections of {self.concept!r}: {self.shape[0]} layer boundaries of width "
-            f"{self.shape[1]}, {self.method} on {self.n_texts} texts, held-out AUC "
-            f"{float(self.auc[best]):.3f} at boundary {best} (0.5 is chance){filled}"
+            f"{self.shape[1]}, {self.method}{read}{filled}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
