@@ -266,9 +266,16 @@ def window(
 
 def log_axis(values: Iterable[float]) -> dict[str, Any]:
     """A logarithmic axis with a tick a decade; with more of them where that would leave none or one."""
-    drawn = [value for value in values if value > 0]
-    ratio = max(drawn) / min(drawn) if drawn else 1.0
-    return {**LOG, "dtick": "D1" if ratio < 8 else "D2" if ratio < 100 else 1}
+    drawn = [value for value in values if value > 0 and np.isfinite(value)]
+
+    def inside(*digits: int) -> int:
+        tens = range(int(np.floor(np.log10(min(drawn)))), int(np.ceil(np.log10(max(drawn)))) + 1)
+        ticks = [digit * 10.0**ten for ten in tens for digit in digits]
+        return sum(min(drawn) <= tick <= max(drawn) for tick in ticks)
+
+    if not drawn or inside(1) >= 2:
+        return {**LOG, "dtick": 1}
+    return {**LOG, "dtick": "D2" if inside(1, 2, 5) >= 2 else "D1"}
 
 
 def layer_axis(fig: go.Figure, count: int, *, room: int = 13) -> go.Figure:

@@ -545,7 +545,8 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
     )  # fmt: skip
     drawn = [0.0, *frame["removed"], *frame["control_removed"].dropna()]
     room = 0.25 * (max(drawn) - min(drawn))
-    fig.update_xaxes(tickformat=".0%", range=[min(drawn) - room, max(drawn) + room])
+    left = 1.6 * room if min(drawn) < 0 else 0.0  # a number there stands before the names
+    fig.update_xaxes(tickformat=".0%", range=[min(drawn) - left, max(drawn) + room])
     fig.data[0].marker.line = {"width": 0}
     fig.data[0].name = "named heads"
     return styled(

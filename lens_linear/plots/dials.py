@@ -12,7 +12,7 @@ from lens_linear.constructions.memory.dial import AttentionDial
 from lens_linear.constructions.memory.head_dial import GEOMETRIES, HeadDial
 from lens_linear.constructions.memory.trained_heads import EXCHANGES, TrainedHeads
 from lens_linear.plots._kinds import LOG, add_level, add_line, figure, log_axis, panels
-from lens_linear.plots.style import GREY, colour, escape, styled
+from lens_linear.plots.style import GREY, OKABE_ITO, colour, escape, styled
 
 _DISTANCES = {
     "ols_error": "to least squares (one gain)",
@@ -140,7 +140,8 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
             fig.add_bar(
                 x=shown["head"], y=shown[column], name=_INSTEAD.get(name, name), row=2, col=1,
                 error_y={"array": shown[f"{column}_se"], "thickness": 1, "width": 2},
-                marker_color=colour(list(names).index(name) + 4),
+                marker_color=colour(place := list(names).index(name) + 4),
+                marker_pattern_shape="/" if place >= len(OKABE_ITO) else "",  # above, kinds have these
             )  # fmt: skip
     ends = placed[["regression_r2", "retrieval_r2"]].agg(["min", "max"]) if len(placed) else None
     (left, low), (right, high) = (
@@ -150,12 +151,11 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         0.15 * max(high - low, 0.05),
         0.25 * max(right - left, 0.05),
     )  # names stand about their marks
-    fig.update_xaxes(
-        title_text="share explained by linear attention",
-        range=[left - wide, right + wide],
-        row=1,
-        col=1,
-    )
+    named = {
+        "title_text": "share explained by linear attention",
+        "range": [left - wide, right + wide],
+    }
+    fig.update_xaxes(**named, row=1, col=1)
     fig.update_yaxes(
         title_text="share explained by<br>the best key alone",
         range=[low - room, high + room],

@@ -80,7 +80,7 @@ def study_measures(
         )  # fmt: skip
         fig.add_scatter(
             x=list(range(len(variants))), y=[means[v] for v in variants], mode="markers",
-            marker={"symbol": "line-ew", "size": 26, "line": {"width": 3, "color": "#222222"}},
+            marker={"symbol": "line-ew", "size": 16, "line": {"width": 3, "color": "#222222"}},
             hovertemplate="mean %{y:.4f}<extra></extra>", name="mean over seeds", row=row, col=col,
             showlegend=(row, col) == (1, 1),
         )  # fmt: skip

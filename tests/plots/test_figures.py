@@ -15,7 +15,7 @@ import pytest
 from sized import SIZES, results
 
 import lens_linear as ll
-from lens_linear import linearity, plots
+from lens_linear import constructions, linearity, plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
 from lens_linear.plots._kinds import Tabular, describe, log_axis, panels
@@ -129,9 +129,10 @@ def test_titles_of_panels_have_room_for_their_lines():
     assert above("intrinsic dimension (TwoNN)") == above("block R²") + 15
 
 
-@pytest.mark.parametrize("ends", [(2, 4), (3, 8.5), (1e-3, 4e-3), (1, 99), (5, 60)])
-def test_a_short_logarithmic_axis_has_at_least_two_ticks(ends):
+@pytest.mark.parametrize("ends", [(2, 4), (3, 8.5), (1e-3, 4e-3), (1, 99), (5, 60), (2, 128)])
+def test_a_short_logarithmic_axis_has_at_least_two_ticks_and_not_many(ends):
     step = log_axis(ends)["dtick"]
+    assert (step == 1) == (ends in ((1, 99), (2, 128)))  # both hold 10 and another power
     digits = {1: (1,), "D2": (1, 2, 5), "D1": range(1, 10)}[step]
     ticks = [digit * 10.0**power for power in range(-4, 3) for digit in digits]
     assert sum(ends[0] <= tick <= ends[1] for tick in ticks) >= 2
@@ -147,6 +148,14 @@ def test_a_large_rest_does_not_dwarf_the_bars_that_have_names(rest):
     assert low <= -2 and high >= 3 and max(-low, high) < 6
     assert figure.layout.yaxis.ticktext[-1] == f"the other 60: {rest:+.2f}"
     assert sum(figure.data[0].x) == pytest.approx(2 + rest)
+
+
+def test_bars_of_exchanges_look_like_no_kind_of_head_and_like_no_other():
+    heads = constructions.trained_heads(robust_figures.attention_only(), robust_figures.TOKENS)
+    bars = [trace.marker for trace in plots.trained_heads(heads).data if trace.type == "bar"]
+    assert len({(bar.color, bar.pattern.shape) for bar in bars}) == len(bars) == 6
+    kinds = {style.colour(i) for i in range(4)}
+    assert all(bar.pattern.shape for bar in bars if bar.color in kinds)
 
 
 def test_ticks_of_layers_follow_their_reach_not_their_number():
