@@ -235,6 +235,13 @@ def answering(tmp_path, monkeypatch):
         (404, {"X-Error-Code": "RepoNotFound"}, UnknownModelError, "has no open model 'some/one'"),
         (404, {"X-Error-Code": "RevisionNotFound"}, UnknownModelError, "has no revision 'dev'"),
         (401, {"X-Error-Message": "Invalid user token."}, UnknownModelError, "refused the token"),
+        (
+            403,
+            {"X-Error-Code": "GatedRepo", "X-Error-Message": "Your request has been rejected."},
+            UnknownModelError,
+            "not given this account access",
+        ),
+        (404, {"X-Error-Code": "EntryNotFound"}, UnsupportedModelError, "lacks a file"),
         (429, {}, OfflineError, "the Hub answered with HTTP status 429"),
         (503, {}, OfflineError, "the Hub answered with HTTP status 503"),
     ],

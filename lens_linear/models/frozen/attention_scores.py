@@ -78,8 +78,9 @@ def attention_scores(
     if not gap <= limit:
         raise UnsupportedModelError(
             f"scores of layer {layer} of {model.cfg.model_name!r} do not give back its attention "
-            f"pattern (largest gap {gap:.3g}): {attached(model)}it has no softmax, biases scores by "
-            "position, normalises queries and keys, or the like, so its QK circuits cannot be read exactly "
-            "(its OV circuits can)"
+            f"pattern (largest gap {gap:.3g}): {attached(model)}it has no softmax, "
+            f"{'' if windows else 'hides keys behind a window, '}biases scores by position, "
+            "normalises queries and keys, or the like, so its QK circuits cannot be read exactly (its OV "
+            "circuits can)"
         )
     return scores

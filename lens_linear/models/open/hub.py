@@ -88,6 +88,12 @@ def hub_error(name: str, error: Exception, *, revision: str | None = None) -> Le
     # The Hub's answer to a name that it does not have speaks of gated repositories too.
     unknown = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
     if "GatedRepoError" in kinds or ("gated repo" in text.lower() and not unknown):
+        if "rejected" in text.lower() or "awaiting" in text.lower():
+            return UnknownModelError(
+                f"the Hub's {name!r} is gated, and its authors have not given this account access: the "
+                "request stands on its page as rejected or waiting; use another model, the token of an "
+                "account that has access, or a local folder"
+            )
         return UnknownModelError(
             f"the Hub's {name!r} is gated: its terms must be accepted on its page, and a token of that "
             "account given with `hf auth login` or HF_TOKEN; or pass a local folder"
@@ -105,6 +111,11 @@ def hub_error(name: str, error: Exception, *, revision: str | None = None) -> Le
         return UnknownModelError(
             f"the Hub has no open model {name!r}; nearest names known: {nearest_names(name)}; "
             f"bundled: {', '.join(bundled_names())}; a private one needs `hf auth login` or HF_TOKEN"
+        )
+    if status == 404:
+        return UnsupportedModelError(
+            f"the Hub has {name!r}, but it lacks a file that a model needs, such as config.json; it may hold "
+            "a data set, an adapter or weights alone: see its page, and pass the name of a whole model"
         )
     offline = {"OSError", "ConnectionError", "ConnectError", "TimeoutException"}
     if kinds & offline or "offline" in text.lower() or "connect" in text.lower():
