@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.circuits.attention.components import HeadOutputs
+from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import pack
 from lens_linear.linearity.lens.lens import Lens
 from lens_linear.linearity.lens.readout import Readout
@@ -90,7 +92,7 @@ def run_payload(
         found["lens"] = _lenses(Readout.of(model), lens, streams, log_probabilities, n_known)
         if shares:
             found["shares"], found["shares_note"] = _shares(
-                out, shape, weights, streams, logits, ids
+                model, out, shape, weights, streams, logits, ids
             )
     return found
 
@@ -138,6 +140,7 @@ def _lens_grid(
 
 
 def _shares(
+    model: TransformerBridge,
     out: Any,
     shape: ModelShape,
     weights: ModelWeights,
@@ -146,18 +149,15 @@ def _shares(
     ids: Tensor,
 ) -> tuple[dict[str, Any] | None, str]:
     """Split logits (less their mean over the tokens) over what wrote the last stream; or say why not."""
-    if shape.n_post_norm:
-        return (
-            None,
-            "Its blocks norm what heads and MLPs write, so that the logits are no sum of these.",
-        )
+    try:
+        outputs = HeadOutputs(model, weights)
+    except UnsupportedModelError as error:
+        return None, str(error)
     names, parts = ["embedding"], [streams[0]]
     for layer in range(shape.n_layers):
-        z = _real(out[(layer, "z")])[0].reshape(len(ids), shape.n_heads, -1)
-        at = weights.attention
-        if at is None:
+        if weights.attention is None:
             break
-        heads = torch.einsum("phd,hdm->hpm", z, at.W_O[layer].to(z.dtype))
+        heads = outputs.of(out[(layer, "z")], layer)[:, 0]
         names += [f"L{layer}H{head}" for head in range(shape.n_heads)]
         parts += list(heads)
         names.append(f"attention bias {layer}")

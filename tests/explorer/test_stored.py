@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.explorer.heads import clearest, composition, head_rows, shown_composition
 from lens_linear.explorer.packing import packed_bytes
+from lens_linear.explorer.runs import run_payload
 from lens_linear.models import model_shape
+from lens_linear.models.describe.weights import read_weights
 
 
 def unpacked(packed):
@@ -40,6 +43,21 @@ def test_tables_are_the_ends_of_the_circuits_rows(nano):
         sign = -1 if name == "lowered" else 1
         found = unpacked(tables[name])[place, row]
         np.testing.assert_allclose(found, sign * wanted.values.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_logits_behind_normed_blocks_are_split_over_their_heads(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "models")
+    from architectures import save_random
+
+    save_random("gemma2", tmp_path, scale=0.1)
+    model = ll.load(tmp_path)
+    ids = torch.arange(3, 15)
+    shares = run_payload(model, model_shape(model), read_weights(model), None, "", ids)["shares"]
+    assert shares["max_error"] < 1e-2  # its logits are bounded, far above these
+    split = dict(zip(shares["components"], unpacked(shares["values"]).transpose(2, 0, 1)))
+    assert np.abs(split["L1H2"]).max() > 0.05
+    for layer in range(3):  # no bias to write: the heads are all there is
+        np.testing.assert_allclose(split[f"attention bias {layer}"], 0, atol=1e-3)
 
 
 def test_a_run_is_what_the_model_gives(nano):
