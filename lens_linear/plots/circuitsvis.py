@@ -42,18 +42,18 @@ new MutationObserver(() => {
 }).observe(document, { childList: true, subtree: true });
 """
 
-# A frame that is lower than what it shows grows with it, where the page around allows.
-_GROWS = """<script>
+# A frame is as high as what it shows, where the page around allows.
+_FITS = """<script>
 addEventListener("load", () => {
-  const grow = () => {
+  const fit = () => {
     const parts = [...document.querySelectorAll(".circuitsvis *")].filter((part) => !part.childElementCount);
     const needed = scrollY + Math.max(0, ...parts.map((part) => part.getBoundingClientRect().bottom)) + 20;
     try {
-      frameElement.style.height = Math.max(frameElement.height, needed) + "px";
+      frameElement.style.height = needed + "px";
     } catch {}
   };
-  new ResizeObserver(grow).observe(document.body);
-  new MutationObserver(grow).observe(document.body, { childList: true, subtree: true, attributes: true });
+  new ResizeObserver(fit).observe(document.body);
+  new MutationObserver(fit).observe(document.body, { childList: true, subtree: true, attributes: true });
 });
 </script>"""
 
@@ -222,7 +222,7 @@ class NotebookView:
 
     Args:
         view: HTML of one or several views of this file.
-        height: of the frame, pixels, at least 50; it grows with what does not fit.
+        height: of the frame, pixels, at least 50, until what it shows is drawn, which it fits then.
 
     Raises:
         InvalidArgumentError: a height below 50.
@@ -244,7 +244,7 @@ class NotebookView:
         """Return the whole page that the frame shows."""
         return (
             '<!doctype html><html><head><meta charset="utf-8"></head><body>'
-            f"{bundle_script()}{self.view}{_GROWS}</body></html>"
+            f"{bundle_script()}{self.view}{_FITS}</body></html>"
         )
 
     def _repr_html_(self) -> str:

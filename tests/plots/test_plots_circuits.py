@@ -251,7 +251,7 @@ def test_attention_in_a_notebook_runs_no_token_and_asks_no_network(view):
     body = page.split("var CircuitsVis")[-1]
     assert (
         "<b>x</b>" not in body and body.count("</script>") == 3
-    )  # the bundle's end, the view's end, and of what lets the frame grow
+    )  # the bundle's end, the view's end, and of what fits the frame
     assert "AttentionHeads" in body and "L1H3" in body
     assert "https://unpkg" not in page.split("<script>")[0]
     figure = safe(plots.attention_pattern(pattern, 2, first_token=True))

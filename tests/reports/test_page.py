@@ -242,10 +242,12 @@ def test_words_of_a_table_are_whole_on_a_narrow_page(tmp_path):
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize(("n_heads", "width"), [(4, 900), (12, 390)])
-def test_a_frame_of_attention_shows_all_of_it(tmp_path, n_heads, width):
+@pytest.mark.parametrize(
+    ("n_heads", "width", "asked"), [(4, 900, 300), (12, 390, 300), (2, 390, 1500)]
+)
+def test_a_frame_of_attention_fits_what_it_shows(tmp_path, n_heads, width, asked):
     view = attention_view(pattern(n_heads), list("abcdefgh"), element_id="heads")
-    frame = NotebookView(view, height=300)._repr_html_()
+    frame = NotebookView(view, height=asked)._repr_html_()
     script = """(() => {
       const frame = document.querySelector("iframe");
       const parts = [...frame.contentDocument.querySelectorAll("canvas")];
