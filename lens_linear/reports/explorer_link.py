@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,5 +37,5 @@ def write_explorer(
         return ExplorerLink(f"There is no explorer beside this page, it failed: {said}")
     return ExplorerLink(
         f"Open the explorer of {name} ({saved.stat().st_size / 1e6:.1f} MB, beside this page)",
-        quote(saved.name),
+        quote(os.fsencode(saved.name)),
     )

@@ -91,9 +91,10 @@ def test_streams_that_are_closed_full_or_gone(line, status, words):
     assert words in err and b"Traceback" not in err and b"Exception ignored" not in err and not out
 
 
-def test_a_page_whose_name_is_not_utf8(tmp_path):
+@pytest.mark.parametrize("command", ["explore", "report"])
+def test_a_page_whose_name_is_not_utf8(tmp_path, command):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.html")
-    code, out, err = shell(f"lens-linear explore attn-0l --out $'{tmp_path}/caf\\xe9.html'")
+    code, out, err = shell(f"lens-linear {command} attn-0l --out $'{tmp_path}/caf\\xe9.html'")
     assert code == 0, err[-300:]
     assert os.path.exists(name) and b"caf\\udce9.html" in out
 

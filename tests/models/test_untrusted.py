@@ -178,6 +178,20 @@ def test_weights_outside_the_folder_are_not_opened(folder):
         ll.load(folder)
 
 
+def test_a_name_in_the_index_that_no_system_takes_is_refused(folder):
+    index = {"weight_map": {"a": "w" * 400}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptedFileError, match="lacks 1 of the 1 files"):
+        ll.load(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "other.safetensors", "chat_template.jinja"])
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, name):
+    os.mkfifo(folder / name)
+    with pytest.raises(CorruptedFileError, match="no regular file"):
+        ll.load(folder)
+
+
 class GatedRepoError(OSError):
     pass
 

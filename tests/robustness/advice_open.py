@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,12 @@ def written(name, file, content, make=llama):
     """A model folder with one more file, or with other bytes in one that it has."""
     path = Path(make(name), file)
     path.write_bytes(content(path.read_bytes()) if callable(content) else content.encode())
+    return ll.load(name)
+
+
+def piped(name):
+    """A model folder that holds a pipe."""
+    os.mkfifo(Path(llama(name), "vocab.json"))
     return ll.load(name)
 
 
@@ -228,6 +235,11 @@ ROWS = [
         lambda: ll.load(folder("lora", adapter_config__json='{"base_model_name_or_path": "a"}')),
         r"merge the two with peft .* and pass that folder",
         lambda: ll.load(llama("merged")),
+    ),
+    (
+        lambda: piped("piped"),
+        "copy the folder again",
+        lambda: ll.load(llama("whole")),
     ),
     (
         lambda: written("outside", "model.safetensors.index.json", index(a="../a.safetensors")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         CorruptedFileError: files are missing, damaged, or the configuration does not fit the weights.
         UnsupportedModelError: pickled weights, an adapter without its model, or Python of its own.
     """
+    _require_files(folder)
     refuse_adapter(folder)
     config = read_json(folder / CONFIG, advice="copy the folder again, or mend the file")
     _require_weights(folder)
@@ -55,6 +57,16 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
+def _require_files(folder: Path) -> None:
+    """Refuse pipes, devices and sockets: who reads them may wait for ever."""
+    for path in sorted(folder.glob("*")):
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise CorruptedFileError(
+                f"{path.name!r} in {str(folder)!r} is no regular file (a pipe, a device or a socket); "
+                "copy the folder again"
+            )
+
+
 def _require_weights(folder: Path) -> None:
     """Refuse folders whose weights are pickled, absent, or named by an index and not there."""
     if not any(folder.glob("*.safetensors")):
@@ -78,7 +90,7 @@ def _require_weights(folder: Path) -> None:
                 f"{index.name} in {str(folder)!r} names weights outside the folder ({outside[0]!r}); copy "
                 "the folder again"
             )
-        absent = sorted(name for name in names if not (folder / name).is_file())
+        absent = sorted(name for name in names if not os.path.isfile(folder / name))
         if absent:
             raise CorruptedFileError(
                 f"folder {str(folder)!r} lacks {len(absent)} of the {len(names)} files of weights that "
