@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from architectures import as_hub_name, save_random
+from safetensors.torch import load_file, save_file
 
 import lens_linear as ll
 from lens_linear.errors import (
@@ -168,6 +169,42 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
 def test_a_sparse_configuration_is_not_read_whole(folder):
     os.truncate(folder / "config.json", 2 * 2**30)
     with pytest.raises(CorruptedFileError, match="more than any such file needs"):
+        ll.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_weights_stored_as_codes_are_refused(folder, dtype):
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "down_proj" in name)
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"stored as codes.*down_proj"):
+        ll.load(folder)
+
+
+@pytest.mark.parametrize("added", [0.0, 1.0])
+def test_files_that_hold_a_tensor_twice_must_agree(folder, added):
+    tensors = load_file(folder / "model.safetensors")
+    places = {name: f"{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for i in range(2):
+        mine = {name: t + i * added for name, t in tensors.items()}
+        save_file(mine, folder / f"{i}.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if added:
+        with pytest.raises(CorruptedFileError, match="with other values"):
+            ll.load(folder)
+    else:
+        assert ll.load(folder).cfg.n_layers
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"metadata": {}, "weight_map": {}}, {"metadata": {}, "weight_map": [1]}]
+)
+def test_an_index_that_names_no_files_is_refused(folder, index):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptedFileError, match="that names files"):
         ll.load(folder)
 
 

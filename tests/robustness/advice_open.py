@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from advice_models import folder, kept, llama, tiny
 from advice_parts import known, raising, toy, under, without_package
+from safetensors.torch import load_file, save_file
 
 import lens_linear as ll
 from lens_linear import models
@@ -40,6 +41,23 @@ def written(name, file, content, make=llama):
 def piped(name):
     """A model folder that holds a pipe."""
     os.mkfifo(Path(llama(name), "vocab.json"))
+    return ll.load(name)
+
+
+def twice(name):
+    """A model folder whose two files of weights disagree."""
+    weights = load_file(Path(llama(name), "model.safetensors"))
+    save_file({key: t + 1 for key, t in weights.items()}, Path(name, "b.safetensors"))
+    places = dict.fromkeys(weights, "model.safetensors") | {next(iter(weights)): "b.safetensors"}
+    held = json.dumps({"metadata": {}, "weight_map": places})
+    return written(name, "model.safetensors.index.json", held, make=str)
+
+
+def coded(name):
+    """A model folder one of whose matrices is stored as bytes."""
+    weights = load_file(Path(llama(name), "model.safetensors"))
+    key = next(key for key in weights if "down_proj" in key)
+    save_file(weights | {key: weights[key].to(torch.int8)}, Path(name, "model.safetensors"))
     return ll.load(name)
 
 
@@ -248,6 +266,21 @@ ROWS = [
     ),
     (
         lambda: written("part", "model.safetensors.index.json", index(a="b.safetensors")),
+        "copy the folder again",
+        lambda: ll.load(llama("whole")),
+    ),
+    (
+        lambda: written("none", "model.safetensors.index.json", index()),
+        "copy the folder again",
+        lambda: ll.load(llama("whole")),
+    ),
+    (
+        lambda: coded("coded"),
+        "save it dequantised",
+        lambda: ll.load(llama("whole")),
+    ),
+    (
+        lambda: twice("twice"),
         "copy the folder again",
         lambda: ll.load(llama("whole")),
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lens_linear.errors import CorruptedFileError, UnsupportedModelError
 from lens_linear.files import read_json
 
 CONFIG = "config.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -80,10 +83,9 @@ def _require_weights(folder: Path) -> None:
             f"folder {str(folder)!r} holds {CONFIG} but no weights (*.safetensors); copy the folder again"
         )
     for index in folder.glob("*.safetensors.index.json"):
-        places = read_json(index, advice="copy the folder again, or mend the file").get(
-            "weight_map", {}
-        )
-        names = {str(name) for name in places.values()} if isinstance(places, dict) else {"?"}
+        held = read_json(index, advice="copy the folder again, or mend the file")
+        places = held.get("weight_map")
+        names = {str(name) for name in places.values()} if isinstance(places, dict) else set()
         outside = sorted(name for name in names if Path(name).name != name)
         if outside:
             raise CorruptedFileError(
@@ -96,6 +98,47 @@ def _require_weights(folder: Path) -> None:
                 f"folder {str(folder)!r} lacks {len(absent)} of the {len(names)} files of weights that "
                 f"{index.name} names (the first is {absent[0]!r}); copy the folder again"
             )
+        if not names or "metadata" not in held:
+            raise CorruptedFileError(
+                f"{index.name} in {str(folder)!r} must hold 'metadata' and a 'weight_map' that names files; "
+                "copy the folder again"
+            )
+        _require_one_value(folder, sorted(names))
+
+
+def _require_one_value(folder: Path, names: list[str]) -> None:
+    """Refuse a tensor that two files of one index hold with different values."""
+    import torch
+
+    first: dict[str, str] = {}
+    for name in names:
+        with _opened(folder / name) as file:
+            for key in list(file.keys()):
+                other = first.setdefault(key, name)
+                if other == name:
+                    continue
+                with _opened(folder / other) as before:
+                    same = torch.equal(file.get_tensor(key), before.get_tensor(key))
+                if not same:
+                    raise CorruptedFileError(
+                        f"{other} and {name} in {str(folder)!r} hold {key!r} with other values, and only "
+                        "one can be the model's; copy the folder again"
+                    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The tensors of a file; one error for what cannot be read."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except CorruptedFileError:
+        raise
+    except Exception as error:  # the library's own class, or what the bytes lead to
+        raise CorruptedFileError(
+            f"the weights in {str(path.parent)!r} cannot be read ({path.name}: {str(error)[:160]}); copy "
+            "the folder again"
+        ) from error
 
 
 def _require_numbers(config: dict[str, Any], folder: Path) -> None:
@@ -172,15 +215,19 @@ def _at_most(what: str, value: Any, most: int, of: str, folder: Path) -> None:
 def _stored(folder: Path) -> tuple[int, int]:
     """Count tensors and numbers in the heads of the weight files."""
     tensors = numbers = 0
+    coded: list[str] = []
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for name in list(file.keys()):
-                    tensors += 1
-                    numbers += math.prod(file.get_slice(name).get_shape())
-        except Exception as error:  # the library's own class, or what the bytes lead to
-            raise CorruptedFileError(
-                f"the weights in {str(folder)!r} cannot be read ({path.name}: {str(error)[:160]}); copy the "
-                "folder again"
-            ) from error
+        with _opened(path) as file:
+            for name in list(file.keys()):
+                tensors += 1
+                held = file.get_slice(name)
+                numbers += math.prod(held.get_shape())
+                if name.endswith(".weight") and held.get_dtype() not in _DTYPES:
+                    coded.append(f"{name} ({held.get_dtype()})")
+    if coded:
+        raise UnsupportedModelError(
+            f"{len(coded)} weights in {str(folder)!r} are stored as codes, not as numbers of 16 bits or more "
+            f"(the first is {coded[0]}): read as they are they would make another model; save it "
+            "dequantised, or open a GGUF file of it"
+        )
     return tensors, numbers
