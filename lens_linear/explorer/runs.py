@@ -157,7 +157,7 @@ def _shares(
     for layer in range(shape.n_layers):
         if weights.attention is None:
             break
-        heads = outputs.of(out[(layer, "z")], layer)[:, 0]
+        heads = _real(outputs.of(out[(layer, "z")], layer)[:, 0])
         names += [f"L{layer}H{head}" for head in range(shape.n_heads)]
         parts += list(heads)
         names.append(f"attention bias {layer}")

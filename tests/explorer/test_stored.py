@@ -45,14 +45,16 @@ def test_tables_are_the_ends_of_the_circuits_rows(nano):
         np.testing.assert_allclose(found, sign * wanted.values.numpy(), rtol=2e-3, atol=1e-3)
 
 
-def test_logits_behind_normed_blocks_are_split_over_their_heads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float32: of large models
+def test_logits_behind_normed_blocks_are_split_over_their_heads(dtype, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "models")
     from architectures import save_random
 
     save_random("gemma2", tmp_path, scale=0.1)
     model = ll.load(tmp_path)
     ids = torch.arange(3, 15)
-    shares = run_payload(model, model_shape(model), read_weights(model), None, "", ids)["shares"]
+    weights = read_weights(model, dtype=dtype)
+    shares = run_payload(model, model_shape(model), weights, None, "", ids)["shares"]
     assert shares["max_error"] < 1e-2  # its logits are bounded, far above these
     split = dict(zip(shares["components"], unpacked(shares["values"]).transpose(2, 0, 1)))
     assert np.abs(split["L1H2"]).max() > 0.05

@@ -56,6 +56,7 @@ class HeadOutputs:
     def __init__(self, model: TransformerBridge, weights: ModelWeights) -> None:
         self.shape: ModelShape = model_shape(model)
         self.weights = weights
+        self._dtype = torch.float64 if weights.attention is None else weights.attention.W_O.dtype
         self._raw: ModelWeights | None = None
         if self.shape.n_post_norm:
             if weights.final_norm != "rms":
@@ -64,7 +65,7 @@ class HeadOutputs:
                     "heads' outputs cannot be told apart exactly; use lens_linear.patch, which runs the "
                     "model itself"
                 )
-            self._raw = read_weights(model, fold=False)
+            self._raw = read_weights(model, fold=False, dtype=self._dtype)
 
     def of(self, z: Float[Tensor, "batch position head d_head"], layer: int) -> Tensor:
         """Return [head, batch, position, d_model]: what each head writes, b_O left out."""
@@ -79,12 +80,12 @@ class HeadOutputs:
         return (bias / self.post_scale(z, layer)).expand(*z.shape[:2], -1)
 
     def _shaped(self, z: Tensor) -> Tensor:
-        return z.to("cpu", torch.float64).reshape(*z.shape[:2], self.shape.n_heads, -1)
+        return z.to("cpu", self._dtype).reshape(*z.shape[:2], self.shape.n_heads, -1)
 
     def post_scale(self, z: Tensor, layer: int) -> Float[Tensor, "*token 1"]:
         """Return what the norm behind the attention divides by; 1 where there is none."""
         if self._raw is None:
-            return torch.ones(1, dtype=torch.float64)
+            return torch.ones(1, dtype=self._dtype)
         raw = require_attention(self._raw)
         written = torch.einsum("...he,hed->...d", z, raw.W_O[layer]) + raw.b_O[layer]
         return norm_scale(written, "rms", self.weights.eps)
