@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,14 +118,14 @@ def waited(stream, monkeypatch, words, seconds, **options):
 def test_a_wait_moves_on_a_terminal_and_is_lines_in_a_log(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     said = waited(Looked(), monkeypatch, "opening x", 1.5)
-    assert said == "opening x ...\ropening x ... 1 s\n"
+    assert re.fullmatch(r"opening x \.{3}(\ropening x \.{3} [1-9] s)+\n", said)
     long = "opening " + 30 * "x"  # 42 cells: a second line would be counted into, so none is
     assert waited(Looked(), monkeypatch, long, 0) == f"{long} ...\n"
     assert waited(Looked(), monkeypatch, "reading", 0, after=1.0) == ""
     assert waited(Looked(), monkeypatch, "reading", 1.2, show=False) == ""
     monkeypatch.setattr(terminal, "_LINES", 0.4)
     said = waited(io.StringIO(), monkeypatch, "opening x", 0.6)
-    assert said == "opening x ...\nopening x ... 0 s\n"
+    assert re.fullmatch(r"opening x \.{3}\n(opening x \.{3} \d s\n)+", said)
 
 
 def test_an_interrupt_while_the_parser_is_built(monkeypatch, capsys):
