@@ -206,9 +206,8 @@ def styled(
             "text": "<br>".join(small),
             "font": {"size": 13, "color": "#555555"},
         }
-    heads = [
-        note.text.count("<br>") + 1 for note in fig.layout.annotations if note.yanchor == "bottom"
-    ]
+    notes: Any = fig.layout
+    heads = [note.text.count("<br>") + 1 for note in notes.annotations if note.yanchor == "bottom"]
     above = 6 + 15 * max(2, *heads, 0) if panels else 0  # titles of panels, in lines
     layout["margin"] = {"t": 28 + _LINE * len(lines) + _SMALL * len(small) + above}
     if legend == "none":
