@@ -63,6 +63,7 @@ from lens_linear.linalg.scatter import (
 
 FORMAT = "lens_linear.moments"
 VERSION = 2
+_SHORT = 1024  # rows whose products are summed in float32, where that is asked for
 
 
 class Moments:
@@ -78,8 +79,9 @@ class Moments:
         d_out: columns of y.
         device: where the statistics live; default: where the first batch is (the CPU for MPS).
         keep_yy: keep all of Σ yᵀy, [d_out, d_out], not only its diagonal.
-        single: multiply float32 rows in float32, a thousand at a time, and sum in float64: half the time.
-            Entries are then right to about 1e-7 of their columns' sizes: for fits with a penalty.
+        single: multiply float32 rows in float32, one sequence of [sequence, position, d] at a time and at
+            most a thousand rows, and sum in float64: half the time. Entries are then right to about 1e-7 of
+            their columns' sizes: for fits with a penalty.
 
     Raises:
         InvalidArgumentError: a size below 1.
@@ -117,6 +119,7 @@ class Moments:
             NonFiniteError: NaN or infinity; the statistics stay as they were.
             InvalidArgumentError: shapes or sizes disagree; likewise.
         """
+        length = x.shape[-2] if isinstance(x, Tensor) and x.ndim > 1 else 0
         x, y = require_pair(x, y, finite=False)
         self._require_sizes(x.shape[1], y.shape[1])
         if x.shape[0] == 0:
@@ -124,8 +127,8 @@ class Moments:
         device = compute_device(x.device) if self.device is None else self.device
         with torch.no_grad():
             x, y = x.to(device), y.to(device)
-            options = {"full": self.keep_yy, "single": self.single}
-            part = summarise(x, y, like=self._scatter, **options)
+            single = min(length, _SHORT) if self.single else 0
+            part = summarise(x, y, full=self.keep_yy, like=self._scatter, single=single)
             held = part if self._scatter is None else combine(self._scatter, part, reuse=True)
         self._hold(held)
         return self

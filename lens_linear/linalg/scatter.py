@@ -36,7 +36,6 @@ from lens_linear.linalg.precision import (
 
 # Squares of centred entries must fit in float64; only float64 input can break this.
 _LARGEST = 1e150
-_SHORT = 1024  # rows whose products are summed in float32, where that is asked for
 _DTYPES = tuple(  # by precision, so that processes can agree on one
     sorted(
         (torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -194,7 +193,7 @@ def centre(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarise(
-    x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None, single: bool = False
+    x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None, single: int = 0
 ) -> Scatter:
     """The statistics of one batch, centred by its own mean before anything is squared.
 
@@ -203,10 +202,10 @@ def summarise(
         y: [n, d_out].
         full: keep the whole scatter of y, not only its diagonal.
         like: statistics that they will be added to: they come in its form.
-        single: products of float32 rows in float32, see :func:`_in_single`.
+        single: rows whose products are taken in float32 at once, see :func:`_in_single`; 0 for float64.
     """
     if single and max(x.dtype.itemsize, y.dtype.itemsize) <= 4:
-        return _in_single(x, y, full)
+        return _in_single(x, y, full, single)
     (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
     if like is not None and isinstance(like.form, Products):
         form = Products(gram(xc), xc.T @ yc, _squares(yc, full))
@@ -217,31 +216,36 @@ def summarise(
 
 
 @without_autocast()
-def _in_single(x: Tensor, y: Tensor, full: bool) -> Scatter:
-    """Products of rows about a float32 mean, a thousand rows at a time in float32, summed in float64.
+def _in_single(x: Tensor, y: Tensor, full: bool, length: int) -> Scatter:
+    """Products of ``length`` rows in float32 about their own mean, added up in float64.
 
     Half the time of float64 products. An entry is wrong by about 1e-7 of the sizes of its two columns, so a
-    fit needs a penalty well above that.
+    fit needs a penalty well above that. What the means of the pieces add is float64.
     """
-    near_x, near_y = x.float().mean(0), y.float().mean(0)
-    require_finite("x", near_x)
-    require_finite("y", near_y)
-    d_in, d_out = x.shape[1], y.shape[1]
-    sums = near_x.new_zeros(d_in + d_out, dtype=COMPUTE_DTYPE)
-    sxx = sums.new_zeros(d_in, d_in)
-    sxy, syy = sums.new_zeros(d_in, d_out), sums.new_zeros((d_out, d_out) if full else d_out)
-    for rows_x, rows_y in zip(x.split(_SHORT), y.split(_SHORT), strict=True):
+    d = x.shape[1], y.shape[1]
+    sxx = x.new_zeros(d[0], d[0], dtype=COMPUTE_DTYPE)
+    sxy, syy = sxx.new_zeros(d), sxx.new_zeros((d[1], d[1]) if full else d[1])
+    means, steps, sizes = [], [], []
+    for rows_x, rows_y in zip(x.split(length), y.split(length), strict=True):
+        near_x, near_y = rows_x.float().mean(0), rows_y.float().mean(0)
         xc, yc = rows_x.float() - near_x, rows_y.float() - near_y
         sxx += gram(xc)
         sxy += xc.T @ yc
         syy += _squares(yc, full)
-        sums += torch.cat([xc.sum(0), yc.sum(0)])
-    # The float32 means lie a step beside the means.
-    step_x, step_y = (sums / len(x)).split([d_in, d_out])
-    sxx.addr_(step_x, step_x, alpha=-len(x))
-    sxy.addr_(step_x, step_y, alpha=-len(x))
-    syy -= len(x) * (torch.outer(step_y, step_y) if full else step_y.square())
-    return Scatter(len(x), x.dtype, near_x + step_x, near_y + step_y, Products(sxx, sxy, syy))
+        # The float32 means lie a step beside the means.
+        steps.append(torch.cat([xc.mean(0), yc.mean(0)]).to(COMPUTE_DTYPE))
+        means.append(torch.cat([near_x, near_y]) + steps[-1])
+        sizes.append(len(xc))
+    found, share = torch.stack(means), sxx.new_tensor(sizes)[:, None]
+    mean = (found * share).sum(0) / len(x)
+    require_finite("x", mean[: d[0]])
+    require_finite("y", mean[d[0] :])
+    for sign, rows in ((1, found - mean), (-1, torch.stack(steps))):
+        along_x, along_y = (rows * share.sqrt()).split(d, 1)
+        sxx.addmm_(along_x.T, along_x, alpha=sign)
+        sxy.addmm_(along_x.T, along_y, alpha=sign)
+        syy += sign * _squares(along_y, full)
+    return Scatter(len(x), x.dtype, *mean.split(d), Products(sxx, sxy, syy))
 
 
 def _settled(scatter: Scatter) -> Scatter:

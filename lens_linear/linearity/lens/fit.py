@@ -155,10 +155,7 @@ def _collect(
         streams = residual_stream(model, mine[start:stop])
         last = readout.normalise(streams[-1])
         for layer, pair in zip(layers, direct, strict=True):
-            x = readout.normalise(streams[layer])
-            pieces = zip(x.split(1), last.split(1), strict=True) if single else [(x, last)]
-            for piece in pieces:
-                _update(pair, *piece)
+            _update(pair, readout.normalise(streams[layer]), last)
         for layer, pair in zip(layers, plain, strict=False):
             _update(pair, streams[layer], streams[-1])
     for rest, first in [*direct, *plain]:
