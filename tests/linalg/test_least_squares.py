@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg_data import ill_conditioned, normal, numpy_fit, planted
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeCV
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
-from lens_linear.linalg import Moments, fit_linear, r_squared, reduced_rank
+from lens_linear.linalg import Moments, fit_linear, r_squared, reduced_rank, row_error
 
 
 def by_rows(x, y, **kw):
@@ -140,6 +140,41 @@ def test_ridge_on_ill_conditioned_moments():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_leave_one_out_ridge_is_that_of_the_rows_and_close_to_scikit_learns(dtype):
+    x = normal(90, 40) * torch.logspace(0, -1, 40)
+    y = x @ normal(40, 5, seed=1) + 3 * normal(90, 5, seed=2)
+    x, y = x.to(dtype), y.to(dtype)
+    fit = Moments().update(x, y).fit(ridge="loo")
+    oracle = RidgeCV(alphas=np.geomspace(1e-3, 1e4, 141)).fit(x.numpy(), y.numpy())
+    assert 0.4 < fit.ridge / oracle.alpha_ < 2.5 and fit.ridge > 1
+    same = Moments().update(x, y).fit(ridge=fit.ridge)
+    assert torch.equal(same.weight, fit.weight)
+    # Generalised cross-validation over the penalties of the documentation, from the rows.
+    xc, yc = (x - x.mean(0)).double(), (y - y.mean(0)).double()
+    errors = {}
+    for penalty in np.logspace(-12, 3, 61) * float(xc.square().sum(0).mean()):
+        hat = xc @ torch.linalg.solve(xc.T @ xc + penalty * torch.eye(40, dtype=xc.dtype), xc.T)
+        rss = float((yc - hat @ yc).square().sum())
+        errors[penalty] = rss / (90 - 1 - float(hat.trace())) ** 2
+    assert fit.ridge == pytest.approx(min(errors, key=errors.__getitem__), rel=1e-4)
+
+
+def test_the_leave_one_out_ridge_of_rows_without_noise_is_what_their_rounding_asks_for():
+    x = normal(90, 4).float()
+    fit = Moments().update(x, x.flip(1)).fit(ridge="loo")
+    largest = float(torch.linalg.matrix_norm((x - x.mean(0)).double(), 2))
+    assert fit.ridge == pytest.approx((row_error(x.dtype) * largest) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype, spread", [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+def test_a_small_variation_about_a_large_mean_is_kept(dtype, spread):
+    x = normal(400, 2)
+    y = x.sum(1, keepdim=True)
+    x[:, 0] = 1 + spread * x[:, 0]
+    assert Moments().update(x.to(dtype), y.to(dtype)).fit().r_squared > 1 - 1e-6
+
+
 def test_in_sample_noise_scores_rank_over_n_minus_1_on_average():
     n, d, trials = 60, 20, 200
     scores = [
@@ -159,6 +194,7 @@ def test_r_squared_by_hand_and_against_the_training_mean():
     guess = torch.tensor([[1.0, 1.0], [2.0, 4.0]])
     # centred: 1 + 1 + 4 + 4 = 10, errors 1 + 1 = 2; about (0, 0): 1 + 9 + 16 = 26
     assert r_squared(y, guess) == pytest.approx(0.8)
+    assert r_squared(y.T[:, :, None], guess.T[:, :, None]) == pytest.approx(0.8)  # rows in two axes
     assert r_squared(y, guess, mean=torch.zeros(2)) == pytest.approx(1 - 2 / 26)
     with pytest.raises(InvalidArgumentError, match="0/0"):
         r_squared(torch.ones(3, 2), torch.ones(3, 2))
@@ -214,7 +250,7 @@ def test_truncate_to_the_full_rank_changes_nothing():
 
 def test_dataframe_and_repr():
     x, y = planted(0.6)
-    fit = fit_linear(x, torch.cat([y, torch.full((300, 1), 2.5, dtype=torch.float64)], 1))
+    fit = fit_linear(x, torch.cat([y, torch.full((300, 1), 0.1, dtype=torch.float64)], 1))
     frame = fit.to_dataframe()
     assert (
         list(frame.columns) == ["bias", "weight_norm", "r_squared"] and frame.index.name == "output"
