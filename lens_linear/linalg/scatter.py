@@ -245,7 +245,8 @@ def _in_single(x: Tensor, y: Tensor, full: bool, length: int) -> Scatter:
         sxx.addmm_(along_x.T, along_x, alpha=sign)
         sxy.addmm_(along_x.T, along_y, alpha=sign)
         syy += sign * _squares(along_y, full)
-    return Scatter(len(x), x.dtype, *mean.split(d), Products(sxx, sxy, syy))
+    mean_x, mean_y = mean.split(d)
+    return Scatter(len(x), x.dtype, mean_x, mean_y, Products(sxx, sxy, syy))
 
 
 def _settled(scatter: Scatter) -> Scatter:

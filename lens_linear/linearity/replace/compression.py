@@ -5,8 +5,10 @@ A standard FFN holds about 8 d² weights, one affine layer d², a map of rank r 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -168,19 +170,24 @@ def ffn_compression(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
-    fitted, tested = (_collected(model, half, chosen, skip, batch_size) for half in (train, test))
-    places: list[tuple[AffineMap, int | None, dict[str, float]]] = []
+    fitted = _collected(model, train, chosen, skip, batch_size)
+    maps: list[tuple[AffineMap, int | None, tuple[LinearFit, LinearFit]]] = []
     for layer in chosen:
-        seen, unseen = _statistics(fitted, layer), _statistics(tested, layer)
+        seen = _statistics(fitted, layer)
         if not seen[0].varies:
             continue
         fits = _fits(seen, ridge)
         for rank in ranks:
-            fit, later = (f if rank is None else f.truncate(rank) for f in fits)
-            places.append((from_fit("ffn", layer, layer, fit), rank, _scores(unseen, fit, later)))
+            both = fits if rank is None else (fits[0].truncate(rank), fits[1].truncate(rank))
+            maps.append((from_fit("ffn", layer, layer, both[0]), rank, both))
+    tested: dict[Key, Moments] = defaultdict(Moments)
     give_back()
     with sequence_bar(len(test), "compressing", show=progress) as bar:
-        base, losses = _losses(model, test, [m for m, *_ in places], batch_size, bar)
+        base, losses = _losses(
+            model, test, [m for m, *_ in maps], batch_size, bar, partial(_take_in, tested, skip)
+        )
+    unseen = {layer: _statistics(tested, layer) for layer in sorted({m.first for m, *_ in maps})}
+    places = [(m, rank, _scores(unseen[m.first], *both)) for m, rank, both in maps]
     warn_if_not_next_token(test.asked(slice(0, 1)), base.mean, model)
     out = [_row(model, *place, base, loss) for place, loss in zip(places, losses, strict=True)]
     return CompressionTable(
@@ -201,17 +208,25 @@ def _losses(
     maps: list[AffineMap],
     batch_size: int | None,
     on_rows: Callable[[int], None],
+    visit: Callable[[int, Tensor, Tensor], None],
 ) -> tuple[RowScores, list[RowScores]]:
-    """Loss of the model as it is, and with each map in place; blocks before a map run once for all."""
+    """Loss of the model as it is, and with each map in place; blocks before a map run once for all.
+
+    ``visit`` gets (layer, input, output) of each FFN that has a map, as the whole model runs it.
+    """
     require_open_question(model, rows.task)
     stand_ins = _stand_ins(model, rows, max((m.first for m in maps), default=0))
-    spots: list[Spot] = [(layer, "resid_pre") for layer in sorted({m.first for m in maps})]
+    layers = sorted({m.first for m in maps})
+    spots: list[Spot] = [(layer, "resid_pre") for layer in layers if stand_ins]
+    spots += [(layer, end) for layer in layers for end in ("ffn_in", "ffn_out")]
     base: list[RowScores] = []
     found: list[list[RowScores]] = [[] for _ in maps]
     for start, stop in row_ranges(rows, batch_size, model=model):
         task = rows.asked(slice(start, stop))
-        seen = run(model, task.tokens, record=spots if stand_ins else ())
+        seen = run(model, task.tokens, record=spots)
         base.append(score_answers(task, seen.logits, metric="loss"))
+        for layer in layers:
+            visit(layer, seen[(layer, "ffn_in")], seen[(layer, "ffn_out")])
         for m, scores in zip(maps, found, strict=True):
             if stand_ins is None:
                 logits = run(model, task.tokens, edits=m.edits()).logits
@@ -250,6 +265,14 @@ def _collected(
         batch_size=batch_size,
         first_apart=skip == 0,
     )
+
+
+def _take_in(found: dict[Key, Moments], skip: int, layer: int, x: Tensor, y: Tensor) -> None:
+    """Rows of one layer, those of the first position apart, as :func:`_collected` keeps them."""
+    if skip == 0:
+        found[first_key((layer, "ffn"))].update(x[:, 0], y[:, 0])
+    start = max(skip, 1)
+    found[layer, "ffn"].update(x[:, start:], y[:, start:])
 
 
 def _statistics(found: dict[Key, Moments], layer: int) -> Statistics:
