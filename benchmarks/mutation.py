@@ -198,7 +198,10 @@ class Reached:
         found: dict[str, dict[int, list[str]]] = {}
         for file in data.measured_files():
             found[file] = {
-                line: sorted((t for t in names if t), key=lambda t: self.seconds.get(t, 0.0))
+                # A line that runs as the package is imported concerns every test.
+                line: sorted(
+                    [t for t in names if t] or self.seconds, key=lambda t: self.seconds.get(t, 0.0)
+                )
                 for line, names in data.contexts_by_lineno(file).items()
             }
         return found

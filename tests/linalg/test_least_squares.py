@@ -250,7 +250,9 @@ def test_truncate_to_the_full_rank_changes_nothing():
 
 def test_dataframe_and_repr():
     x, y = planted(0.6)
-    fit = fit_linear(x, torch.cat([y, torch.full((300, 1), 0.1, dtype=torch.float64)], 1))
+    fit = fit_linear(
+        x, torch.cat([y, 1 + 2.3e-16 * (torch.arange(300.0) % 2)[:, None].double()], 1)
+    )
     frame = fit.to_dataframe()
     assert (
         list(frame.columns) == ["bias", "weight_norm", "r_squared"] and frame.index.name == "output"

@@ -154,6 +154,14 @@ def test_pairs_hold_a_right_and_a_wrong_answer():
     task = ll.Task(EVEN, labels=[[1, 2], [3, 4]], metric="logit_difference")
     assert task.targets[:, 2].tolist() == [1, 3] and task.wrong[:, 2].tolist() == [2, 4]
     both = ll.Task(EVEN, labels=torch.tensor([[[1, 2], [5, 6]]] * 2), positions=[1, 2])
+    none = [-100, -100]
+    pairs = [[[9, 8], [9, 8], [4, 7]], [[5, 6], none, [6, 8]]]
+    every = ll.Task(LEFT, labels=torch.tensor(pairs), metric="logit_difference")
+    assert every.targets.tolist() == [[4, -100, -100], [5, -100, 6]]
+    assert every.wrong.tolist() == [[7, -100, -100], [6, -100, 8]]
+    two = ll.Task(EVEN, labels=torch.tensor(pairs), positions=[2, 0], metric="logit_difference")
+    assert two.targets.tolist() == [[9, -100, 4], [5, -100, 6]]
+    assert two.wrong.tolist() == [[8, -100, 7], [6, -100, 8]]
     assert both.targets.tolist() == [[-100, 1, 5]] * 2 and both.wrong.tolist() == [[-100, 2, 6]] * 2
 
 

@@ -67,6 +67,8 @@ class TestSplit:
         assert sorted(t for p in parts for t in p.texts) == list("abcdef")
         with pytest.raises(NotEnoughDataError, match="need 4 and 4"):
             concept.split(4, 2, 2)
+        with pytest.raises(NotEnoughDataError, match="need 3 and 4"):
+            concept.split(3, 2, 2)
         with pytest.raises(InvalidArgumentError, match="n_operating must be at least 2"):
             concept.split(2, 1, 2)
 

@@ -52,6 +52,8 @@ def test_seed_and_bos():
     one = repeated_tokens(8, [3, 5], 12, 30, 4)
     assert torch.equal(one.tokens, repeated_tokens(8, [3, 5], 12, 30, 4).tokens)
     assert not torch.equal(one.tokens, repeated_tokens(8, [3, 5], 12, 30, 5).tokens)
+    whole = repeated_tokens(1, 5, 10, 5, distinct=True).tokens  # as many ids as the period is long
+    assert sorted(whole[0, :5].tolist()) == [0, 1, 2, 3, 4]
     assert random_tokens(3, 4, 10, bos=9)[:, 0].tolist() == [9, 9, 9]
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter, defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ CASES = {
     "mood": {"n_names": 0, "n_mood_words": 2},
     "all": {"n_names": 1, "name_length": 2, "name_pool": 3, "n_mood_words": 2},
 }
+AGAIN = {"n_words": 2, "n_skip_trigrams": 0, "n_names": 2, "name_length": 2, "name_pool": 4}
+CASES["a name comes again, and words after it"] = {**AGAIN, "n_mood_words": 0}
 
 
 def tiny(case):
@@ -139,8 +141,10 @@ def slow_floors(language, length):
     return stats.entropy(following), bigram, full / (length - 1), joint
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("length", [2, 3, 5])
+@pytest.mark.parametrize(
+    "case, length",
+    [*product(list(CASES)[:-1], [2, 3, 5]), (list(CASES)[-1], 8)],
+)
 def test_floors_equal_brute_force_enumeration(case, length):
     language = tiny(case)
     unigram, bigram, full, joint = slow_floors(language, length)
@@ -150,6 +154,9 @@ def test_floors_equal_brute_force_enumeration(case, length):
     assert floors.unigram == pytest.approx(unigram, abs=1e-12)
     assert floors.bigram == pytest.approx(bigram, abs=1e-12)
     assert floors.full == pytest.approx(full, abs=1e-12)
+    mass, following = joint.sum(1, keepdims=True), joint.sum(0)
+    table = np.where(mass > 0, joint / np.where(mass > 0, mass, 1), following)
+    np.testing.assert_allclose(language.marginal_bigrams(length).numpy(), table, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -299,16 +306,16 @@ def test_a_low_rank_bigram_model_reaches_the_floor_and_not_less():
 class TestMoodSentences:
     language = SyntheticLanguage(n_mood_words=6)
 
-    @pytest.mark.parametrize("n", [1, 7, 40])
-    def test_label_is_the_class_of_every_mood_word(self, n):
-        sentences = self.language.mood_sentences(n, length=13, n_mood=3, seed=1)
+    @pytest.mark.parametrize("n, n_mood", [(1, 3), (7, 6), (40, 3)])
+    def test_label_is_the_class_of_every_mood_word(self, n, n_mood):
+        sentences = self.language.mood_sentences(n, length=13, n_mood=n_mood, seed=1)
         labels = self.language.labels
         positive, negative = set(sentences.positive_words), set(sentences.negative_words)
         assert sentences.tokens.shape == (n, 13)
         assert int(sentences.labels.sum()) == n // 2
         for row, label in zip(sentences.tokens.tolist(), sentences.labels.tolist()):
             words = [labels[i] for i in row]
-            assert sum(w in (positive if label else negative) for w in words) == 3
+            assert sum(w in (positive if label else negative) for w in words) == n_mood
             assert not any(w in (negative if label else positive) for w in words)
             assert {words[0], words[-1]}.isdisjoint(positive | negative)
 
