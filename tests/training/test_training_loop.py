@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
 
 import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.models.native import ModelSpec
+from lens_linear.models.native import ModelSpec, native_module
 from lens_linear.studies.baking import bake, bigram_floor, repeat_losses
 from lens_linear.training.loop import batch_at, learning_rate, train, validation_loss
 from lens_linear.training.recipes import RECIPES, Phase, Recipe
@@ -34,6 +35,7 @@ class Killed(BaseException):
 def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path):
     whole = train(recipe(), STREAM, progress=False)
     path = tmp_path / "run.safetensors"
+    started = time.monotonic()
 
     def kill(step, _loss):
         if step == 7:
@@ -45,6 +47,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
     assert [row[1] for row in whole.history] == [row[1] for row in resumed.history]
     assert not list(tmp_path.glob("*.tmp"))
+    assert 0 < resumed.minutes * 60 < time.monotonic() - started
 
 
 def test_another_recipes_checkpoint_is_refused(tmp_path):
@@ -92,6 +95,38 @@ def test_training_learns_a_cycle():
     phase = Phase(steps=150, rows=16, length=16, learning_rate=1e-2, warmup=10)
     run = train(Recipe("cycle", SPEC, (phase,), precision="float32"), cycle, progress=False)
     assert run.history[0][1] > 3.0 and run.history[-1][1] < 0.3
+    assert f"last training loss {run.history[-1][1]:.3f}" in repr(run)
+
+
+def test_a_run_is_a_plain_loop():
+    """AdamW of betas 0.9 and 0.95, decay on matrices alone, gradients of norm 1 at most, a rate a phase."""
+    spec = dataclasses.replace(SPEC, attn_only=False)
+    short = Phase(steps=2, rows=1, length=6, learning_rate=0.03, warmup=1)
+    phases = (short, dataclasses.replace(short, steps=3, rows=64, length=16, learning_rate=0.06))
+    made = Recipe("loop", spec, phases, weight_decay=0.5, precision="float32")
+    run = train(made, STREAM, progress=False)
+    module = native_module(spec, seed=0).train()
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    rates = [learning_rate(phase, step) for phase in phases for step in range(phase.steps)]
+    norms = []
+    for step, rate in enumerate(rates):
+        tokens = batch_at(made, STREAM, step)
+        loss = torch.nn.functional.cross_entropy(
+            module(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        )
+        module.zero_grad()
+        loss.backward()
+        norms.append(float(torch.cat([p.grad.flatten() for p in module.parameters()]).norm()))
+        for p in module.parameters():
+            p.grad /= max(1.0, norms[-1])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        assert run.history[step] == (step, pytest.approx(loss.item(), rel=1e-4), rate)
+    assert min(norms[1:-1]) < 1 and norms[0] > 1.6, norms
 
 
 def test_batches_mix_text_and_repeats_of_many_periods():
@@ -150,6 +185,15 @@ def test_bigram_floor_is_the_conditional_entropy_of_a_known_chain():
 
 
 def test_recipes_are_sound():
+    two = Recipe(
+        "two", SPEC, (Phase(steps=5, length=8), Phase(steps=7, length=8)), checkpoints=(0, 1, 9)
+    )
+    assert two.phase_at(4) == (two.phases[0], 4) and two.phase_at(5) == (two.phases[1], 0)
+    with pytest.raises(InvalidArgumentError, match="below 12"):
+        two.phase_at(12)
+    small = two.scaled(0.4)
+    assert [(phase.steps, phase.warmup) for phase in small.phases] == [(2, 20), (3, 20)]
+    assert small.checkpoints == (0, 1, 4) and two.scaled(1e-9).steps == 2
     for name, one in RECIPES.items():
         assert one.name == name and Recipe.from_dict(one.to_dict()) == one
         assert one.tokens > 1e6
