@@ -255,8 +255,7 @@ def window(
     at: tuple[int, int] | None = None,
 ) -> go.Figure:
     """Set the y axis (of a panel) so that all that is drawn so far is inside, but not below ``lowest``."""
-    values = [np.asarray(t.y, dtype=float) for t in fig.data if t.y is not None]
-    drawn = np.concatenate([v[np.isfinite(v)] for v in values] or [np.zeros(1)])
+    drawn = heights(fig) if fig.data else np.zeros(1)
     low, high = max(float(drawn.min()), lowest), float(drawn.max())
     high = high if highest is None else max(highest, high)
     room = 0.04 * max(high - low, 1e-3)
@@ -264,18 +263,32 @@ def window(
     return fig.update_yaxes(range=[low - room, high + room], row=row, col=col)
 
 
+def heights(fig: go.Figure) -> np.ndarray:
+    """The finite numbers along y of all that is drawn so far."""
+    values = [np.asarray(t.y, dtype=float) for t in fig.data if t.y is not None]
+    drawn: np.ndarray = np.concatenate([np.zeros(0), *values])
+    return np.asarray(drawn[np.isfinite(drawn)])
+
+
 def log_axis(values: Iterable[float]) -> dict[str, Any]:
-    """A logarithmic axis with a tick a decade; with more of them where that would leave none or one."""
-    drawn = [value for value in values if value > 0 and np.isfinite(value)]
+    """A logarithmic axis: at most nine powers of ten, or whole numbers where there would be none or one.
 
-    def inside(*digits: int) -> int:
-        tens = range(int(np.floor(np.log10(min(drawn)))), int(np.ceil(np.log10(max(drawn)))) + 1)
-        ticks = [digit * 10.0**ten for ten in tens for digit in digits]
-        return sum(min(drawn) <= tick <= max(drawn) for tick in ticks)
-
-    if not drawn or inside(1) >= 2:
+    Plotly's own ticks between powers are small bare digits: "2" where 20 is meant.
+    """
+    drawn = [float(value) for value in values if value > 0 and np.isfinite(value)]
+    if not drawn:
         return {**LOG, "dtick": 1}
-    return {**LOG, "dtick": "D2" if inside(1, 2, 5) >= 2 else "D1"}
+    low, high = min(drawn), max(drawn)
+    tens = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    decades = sum(low <= 10.0**ten <= high for ten in tens)
+    if decades >= 2:
+        return {**LOG, "dtick": -(-decades // 9)}
+    for digits in ((1, 2, 5), range(1, 10)):
+        ticks = [float(f"{digit}e{ten}") for ten in tens for digit in digits]
+        if sum(low <= tick <= high for tick in ticks) >= 2:
+            break
+    words = [f"{tick:g}" for tick in ticks]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": words}
 
 
 def layer_axis(fig: go.Figure, count: int, *, room: int = 13) -> go.Figure:

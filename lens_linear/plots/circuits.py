@@ -56,6 +56,8 @@ _VERDICTS = {
     "positional": ("offset_mass", "pos", colour(3)),
     "undecided": ("prefix_matching", "?", "#8C8C8C"),
 }
+# Kinds of composition are lines between heads: no colour of a verdict.
+_KIND_INKS = {"Q": colour(4), "K": colour(7), "V": colour(5)}
 _CONTROLS = {"prefix_matching": "positional_control", "duplicate": "duplicate_control"}
 
 
@@ -367,7 +369,7 @@ def circuit_graph(
         at = (kind, writer, i, reader, j)
         fig.add_scatter(
             x=[i + shift, j + shift], y=[writer, reader], mode="lines", opacity=0.7, name=name,
-            line={"color": colour(kind), "width": 1 + 4 * abs(float(z[at])) / widest},
+            line={"color": _KIND_INKS[KINDS[kind]], "width": 1 + 4 * abs(float(z[at])) / widest},
             legendgroup=name, showlegend=name not in named, hovertext=_pair(composition, at),
             hoverinfo="text",
         )  # fmt: skip
@@ -381,10 +383,11 @@ def circuit_graph(
     fig.update_xaxes(
         range=[-0.7, n_heads - 0.3], showgrid=False, dtick=max(1, n_heads // 8), tick0=0
     )
-    more = f" of {len(strong)}" if len(strong) > len(edges) else ""
+    more = f" of {len(strong):,}" if len(strong) > len(edges) else ""
+    what = f"the {len(edges)} strongest{more} edges" if edges else "no edge"
     return styled(
         fig, title="Heads and what they read from each other", x="head",
-        subtitle=f"the {len(edges)} strongest{more} edges with z of at least {min_z:g}; width is z",
+        subtitle=f"{what} with z of at least {min_z:g}{'; width is z' if edges else ''}",
         height=min(900, 260 + 90 * n_layers),
     )  # fmt: skip
 

@@ -13,7 +13,16 @@ from lens_linear.constructions.least_squares.ols_training import OLSTraining
 from lens_linear.constructions.least_squares.slow_fast import MemorySwap, ShiftCurve
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.adam import AdamBaseline
-from lens_linear.plots._kinds import FLOOR, LOG, add_level, add_line, figure, panels, window
+from lens_linear.plots._kinds import (
+    FLOOR,
+    add_level,
+    add_line,
+    figure,
+    heights,
+    log_axis,
+    panels,
+    window,
+)
 from lens_linear.plots.style import (
     DASHES,
     GREY,
@@ -103,7 +112,7 @@ def ols_convergence(
     if quantity == "geometry_error" and run.form == "paper" and p == 1:
         title = "One input and a free scale: the distance is zero by definition"
     return styled(
-        fig.update_yaxes(**LOG), title=title, x="epoch (full-batch step)", y=y,
+        fig.update_yaxes(**log_axis(heights(fig))), title=title, x="epoch (full-batch step)", y=y,
         subtitle=f"{run.form} form, n = {n}, p = {p}, {run.optimizer}, learning rate "
         f"{run.learning_rate:g}; {done} of {seeds} seeds converged{last}",
     )  # fmt: skip
@@ -238,7 +247,7 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
         _middle(fig, part, "condition", name, index=i, dash="solid")
     measured = sorted(set(frame["condition"]))
     ticks = measured if len(measured) <= 8 else [4**i for i in range(8)]
-    fig.update_xaxes(type="log", tickvals=ticks).update_yaxes(**LOG)
+    fig.update_xaxes(type="log", tickvals=ticks).update_yaxes(**log_axis(heights(fig)))
     return styled(
         fig, title="Fixed weights pay for a covariance shift; layers in context do not",
         subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {curve.errors.shape[2]} seeds: median "
@@ -288,7 +297,7 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
         _middle(fig, part, "layers", method, ink=GREY if i else "#000000", mode="markers")
         fig.data[-1].marker = {"size": 11, "symbol": "diamond", "color": GREY if i else "#000000"}
     return styled(
-        fig.update_yaxes(**LOG), title="What it costs to recompute the inverse in context",
+        fig.update_yaxes(**log_axis(heights(fig))), title="What it costs to recompute the inverse in context",
         subtitle=f"shift of condition number {condition:g}, d = {curve.d}, n = {curve.n}, "
         f"{curve.errors.shape[2]} seeds: median and 95 % of them",
         x="attention layers (readout included)", y="relative error to least squares", height=520,
@@ -333,7 +342,8 @@ def adam_convergence(baseline: AdamBaseline) -> go.Figure:
     above = float(frame[list(lines)].max().max()) > baseline.closed_form + 1e-4
     note = "; above the closed form: stopped early, it overfits less" if above else ""
     return styled(
-        fig.update_xaxes(type="log", dtick=1), title=f"A trained linear layer: {escape(baseline.where)}",
+        fig.update_xaxes(**log_axis(frame["step"])),
+        title=f"A trained linear layer: {escape(baseline.where)}",
         subtitle=f"learning rate {baseline.learning_rate:g}, batches of {baseline.batch}; condition number "
         f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}"
         f"{escape(baseline.first_position)}",

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from lens_linear.constructions.memory.dial import AttentionDial
 from lens_linear.constructions.memory.head_dial import GEOMETRIES, HeadDial
 from lens_linear.constructions.memory.trained_heads import EXCHANGES, TrainedHeads
-from lens_linear.plots._kinds import LOG, add_level, add_line, figure, log_axis, panels
+from lens_linear.plots._kinds import add_level, add_line, figure, log_axis, panels
 from lens_linear.plots.style import GREY, OKABE_ITO, colour, escape, styled
 
 _DISTANCES = {
@@ -79,7 +79,8 @@ def attention_dial(dial: AttentionDial) -> go.Figure:
             text=escape(regime), x=math.log10(beta), y=1 - 0.09 * i, yref="y domain", xanchor="right",
             showarrow=False, row=1, col=1,
         )  # fmt: skip
-    fig.update_xaxes(**LOG).update_yaxes(row=2, col=1, **LOG)
+    counts = [v for t in fig.data if t.yaxis == "y2" for v in t.y]
+    fig.update_xaxes(**log_axis(betas)).update_yaxes(row=2, col=1, **log_axis(counts))
     fig.update_xaxes(title_text="β (scores of one average row)", row=2, col=1)
     return styled(
         fig, title="From linear attention to softmax: where regression ends and retrieval starts",
@@ -238,7 +239,7 @@ def head_dial(dial: HeadDial) -> go.Figure:
                     fig.data[-1].marker.size = 11
         if measure == "capacity":
             fig.update_yaxes(row=at[0], col=1, **log_axis(frame[measure].dropna()))
-    fig.update_xaxes(range=[-2, 2.2], **LOG)
+    fig.update_xaxes(range=[-2, 2.2], **log_axis([1e-2, 1e2]))
     fig.update_xaxes(title_text="spread of the scores (nats)", row=len(places), col=1)
     skipped = f", the first {dial.skip} unseen" if dial.skip else ""
     return styled(

@@ -22,7 +22,6 @@ from lens_linear.dynamics.surrogates.agreement_table import AgreementTable
 from lens_linear.dynamics.surrogates.surrogate import Surrogate
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots._kinds import (
-    LOG,
     add_level,
     add_line,
     figure,
@@ -387,7 +386,7 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
     drawn = np.log10([*frame["ratio_q25"].dropna(), *high.dropna(), 1.0])
     room = 0.15 * max(float(drawn.max() - drawn.min()), 0.3)  # for the numbers above the points
     reach = [float(drawn.min()) - room, float(drawn.max()) + room]
-    fig.update_xaxes(**LOG, dtick="D2", range=reach).update_yaxes(
+    fig.update_xaxes(**log_axis(10 ** np.asarray(reach)), range=reach).update_yaxes(
         tickvals=places, ticktext=names, range=[len(names) - 0.4, -0.8], showgrid=False
     )
     beaten = bool((finite < 0.995).any())

@@ -27,9 +27,11 @@ from lens_linear.plots._kinds import (
     add_level,
     add_line,
     figure,
+    heights,
     in_legend,
     inks,
     layer_axis,
+    log_axis,
     panels,
     window,
 )
@@ -277,7 +279,7 @@ def profile_difference(
         )  # fmt: skip
         panel: dict[str, Any] = {"row": at[0], "col": at[1]}
         fig.add_hline(0, line_dash="dot", line_width=1, **panel)
-    fig.update_xaxes(nticks=4)
+    layer_axis(fig, max(layers) + 1, room=4)
     return styled(
         fig, title="Difference of two linearity profiles", panels=True, x="layer",
         subtitle=f"{escape(difference.first)} minus {escape(difference.second)}; "
@@ -414,7 +416,8 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     most = max(float(probe.to_dataframe()["rank"].max()) for probe in named.values())
     add_level(fig, 0.0, "affine fit alone", x=[0, most])
     return styled(
-        fig, title="What a few products add to the affine fit", y="gain of R² over the affine fit",
+        layer_axis(fig, int(most) + 1), title="What a few products add to the affine fit",
+        y="gain of R² over the affine fit",
         subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; "
         + ("dotted: on the training half" if many else "bands: 95 % intervals over sequences")
         + escape(first.first_position), x="products (rank of the bilinear term)", height=500,
@@ -464,7 +467,7 @@ def replacement_curves(
     most = max(len(curve.steps) for curve in named.values()) - 1
     add_level(fig, float(first.to_dataframe()[value].iloc[0]), "whole model", x=[0, most])
     if perplexity:
-        fig.update_yaxes(type="log")
+        fig.update_yaxes(**log_axis(heights(fig)))
     return styled(
         layer_axis(fig, most + 1), title=f"Replacing blocks: {escape(first.model_name)}",
         subtitle=f"n = {first.n_tokens:,} held-out tokens, maps fitted on {first.n_fit:,}",
@@ -573,7 +576,7 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
         )  # fmt: skip
     ends = [float(frame["times_fewer"].min()), float(frame["times_fewer"].max())]
     add_level(fig, 0.0, "whole model", x=ends)
-    fig.update_xaxes(type="log", dtick="D1" if ends[1] < 40 * ends[0] else 1)
+    fig.update_xaxes(**log_axis(ends))
     return styled(
         fig, title=f"One FFN as one affine layer: {escape(table.model_name)}",
         subtitle=f"{said}low rank to the right{escape(table.first_position)}",

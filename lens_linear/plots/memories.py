@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from lens_linear.constructions.memory.capacity import MemoryCapacity
 from lens_linear.constructions.memory.head_memory import HeadMemory
 from lens_linear.constructions.memory.retrieval import RetrievalCurve
-from lens_linear.plots._kinds import LOG, add_level, add_line, figure, log_axis, panels
+from lens_linear.plots._kinds import add_level, add_line, figure, log_axis, panels
 from lens_linear.plots.style import GREY, colour, styled
 
 _ENERGIES = {"quadratic": 0, "polynomial-3": 2, "polynomial-4": 3, "exponential": 1}
@@ -87,7 +88,8 @@ def _capacities(
     theory = f"{slope['theory_low']:.3g}"
     if slope["theory_high"] > slope["theory_low"]:
         theory += f" to {slope['theory_high']:.3g}"
-    label = f"{name}: slope {slope['slope']:.2f} ± {slope['se']:.2f} (theory {theory})"
+    se = f" ± {slope['se']:.2f}" if np.isfinite(slope["se"]) else ""
+    label = f"{name}: slope {slope['slope']:.2f}{se} (theory {theory})"
     held, sd = group["capacity"], group["sd"].fillna(0)
     add_line(
         fig, group["d"], held, name, ink=ink, at=at, bars=(held - sd, held + sd), mode="markers",
@@ -146,7 +148,9 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
               index=_ENERGIES.get(str(name), 4))  # fmt: skip
     ends = [float(frame["n_patterns"].min()), float(frame["n_patterns"].max())]
     add_level(fig, result.max_bit_error, f"criterion {100 * result.max_bit_error:g} %", x=ends)
-    fig.update_yaxes(range=[-4, 0], **LOG).update_xaxes(**log_axis(frame["n_patterns"]))
+    fig.update_yaxes(range=[-4, 0], **log_axis([1e-4, 1])).update_xaxes(
+        **log_axis(frame["n_patterns"])
+    )
     return styled(
         fig, title="Wrong bits against stored patterns", x="stored patterns", y="fraction of wrong bits",
         subtitle=f"one update, noise {result.noise:g}, {result.queries} queries × {result.seeds} seeds "

@@ -66,6 +66,8 @@ _AXIS = {
     "automargin": True,
     "title": {"standoff": 10},
 }
+# Numbers as they are read aloud, 10,000 and 0.0001, beyond that powers of ten; not plotly's "10k" and "100µ".
+_NUMBERS = {"exponentformat": "power", "minexponent": 5, "separatethousands": True}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Open Sans, Segoe UI, Helvetica, Arial, sans-serif", "size": 13},
@@ -75,14 +77,19 @@ TEMPLATE = go.layout.Template(
         "colorscale": {"diverging": DIVERGING, "sequential": SEQUENTIAL},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "xaxis": _AXIS | _NUMBERS,
+        "yaxis": _AXIS | _NUMBERS,
         "hoverlabel": {"font": {"family": "monospace", "size": 13}, "align": "left"},
         "margin": {"l": 60, "r": 20, "b": 50},
         "autosize": True,
-    }
+    },
+    data={"heatmap": [{"colorbar": _NUMBERS}], "scatter": [{"marker": {"colorbar": _NUMBERS}}]},
 )
 _LINE, _SMALL = 23, 17  # pixels of a line of the title and of the subtitle
+_LETTER, _UPRIGHT = (
+    7,
+    5,
+)  # pixels of a tick label's letter; upright letters that every height has room for
 
 
 def colour(index: int) -> str:
@@ -179,7 +186,8 @@ def styled(
         y: title of every y axis.
         subtitle: smaller lines below the title: n, units, the knobs.
         legend: where the legend stands; at the right it takes room from the figure.
-        height: pixels; a legend of more than two lines at the bottom adds its own.
+        height: pixels; a legend of more than two lines at the bottom adds its own, and so do long labels that
+            stand upright.
         width: pixels; None lets the page decide.
         panels: subplots with titles of their own, which need room.
 
@@ -194,6 +202,7 @@ def styled(
     """
     lines, small = _wrapped(title, 44), _wrapped(subtitle or "", 60)
     height += _LEGEND_LINE * max(0, _legend_lines(fig) - 2) if legend == "bottom" else 0
+    height += _LETTER * max(0, _upright_letters(fig) - _UPRIGHT)
     layout: dict[str, Any] = {"template": TEMPLATE, "height": height, "width": width}
     layout["title"] = {
         "text": "<br>".join(lines),
@@ -232,6 +241,12 @@ def _legend_lines(fig: go.Figure) -> int:
     names = {trace.name for trace in fig.data if trace.name and trace.showlegend is not False}
     widest = max((len(html.unescape(name)) for name in names), default=0)
     return -(-len(names) // max(1, 610 // (45 + 8 * widest)))
+
+
+def _upright_letters(fig: go.Figure) -> int:
+    """Letters of the longest tick label that stands upright below a panel."""
+    axes: list[Any] = [axis for axis in fig.select_xaxes() if axis.tickangle == -90]
+    return max((len(_signs(text)) for axis in axes for text in axis.ticktext or ()), default=0)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

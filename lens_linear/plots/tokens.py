@@ -27,6 +27,7 @@ from lens_linear.plots._kinds import (
     bars_height,
     chosen,
     figure,
+    layer_axis,
     table,
     table_figure,
 )
@@ -534,7 +535,7 @@ def svd_directions(found: CircuitSVD, *, directions: int = 6) -> go.Figure:
                 rows[title].append("  ".join(tick_label(t, max_length=12) for t in tokens))
     fig.add_trace(table(rows, widths=[0.9, 0.6, 5, 5]), row=2, col=1)
     fig.update_yaxes(title_text="singular value", row=1, col=1)
-    fig.update_xaxes(title_text="direction", row=1, col=1)
+    layer_axis(fig, len(values)).update_xaxes(title_text="direction")
     return styled(
         fig, title=f"Singular directions of {escape(found.name)}", legend="none", height=430 + 90 * n,
         subtitle=f"{found.warning or 'no near-equal singular values among them'}; vermilion: near-equal"

@@ -157,7 +157,8 @@
       if (axis.tickmode !== "array" || !labels || labels.length < 2 || !length) continue;
       const level = key[0] === "x" && axis.tickangle !== -90;
       const room = level ? LETTER * (1 + Math.max(...labels.map((label) => label.length))) : LINE_OF_TEXT;
-      const [from, to] = full[key].range, [first, last] = [axis.tickvals[0], axis.tickvals[labels.length - 1]];
+      const onAxis = full[key].type === "log" ? Math.log10 : Number;
+      const [from, to] = full[key].range, [first, last] = [axis.tickvals[0], axis.tickvals[labels.length - 1]].map(onAxis);
       const pitch = (length * Math.abs((last - first) / (to - from))) / (labels.length - 1);
       if (level && pitch < room) axis.tickangle = -90;
       const step = Math.ceil(LINE_OF_TEXT / pitch);

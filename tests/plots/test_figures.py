@@ -19,6 +19,7 @@ from lens_linear import constructions, linearity, plots
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots import style
 from lens_linear.plots._kinds import Tabular, describe, log_axis, panels
+from lens_linear.plots.circuits import _VERDICTS
 from lens_linear.plots.pretraining import StudyLike
 from lens_linear.tables import Result
 
@@ -129,13 +130,54 @@ def test_titles_of_panels_have_room_for_their_lines():
     assert above("intrinsic dimension (TwoNN)") == above("block R²") + 15
 
 
-@pytest.mark.parametrize("ends", [(2, 4), (3, 8.5), (1e-3, 4e-3), (1, 99), (5, 60), (2, 128)])
-def test_a_short_logarithmic_axis_has_at_least_two_ticks_and_not_many(ends):
-    step = log_axis(ends)["dtick"]
-    assert (step == 1) == (ends in ((1, 99), (2, 128)))  # both hold 10 and another power
-    digits = {1: (1,), "D2": (1, 2, 5), "D1": range(1, 10)}[step]
-    ticks = [digit * 10.0**power for power in range(-4, 3) for digit in digits]
-    assert sum(ends[0] <= tick <= ends[1] for tick in ticks) >= 2
+@pytest.mark.parametrize(
+    "ends", [(2, 4), (3, 8.5), (1e-3, 4e-3), (1, 99), (5, 60), (2, 128), (1e-16, 1)]
+)
+def test_a_logarithmic_axis_has_two_to_nine_ticks_and_each_says_its_whole_number(ends):
+    axis = log_axis(ends)
+    if ends in ((1, 99), (2, 128), (1e-16, 1)):  # these hold two powers of ten
+        powers = np.floor(np.log10(ends[1])) - np.ceil(np.log10(ends[0]))
+        assert 2 <= powers // axis["dtick"] + 1 <= 9 and isinstance(axis["dtick"], int)
+    else:
+        assert [float(word) for word in axis["ticktext"]] == axis["tickvals"]
+        assert 2 <= sum(ends[0] <= tick <= ends[1] for tick in axis["tickvals"]) <= 9
+
+
+@pytest.mark.parametrize("name", sorted(robust_figures.FIGURES))
+def test_no_tick_is_a_bare_digit_a_letter_for_a_power_or_half_of_a_thing_that_is_counted(name):
+    figure = robust_figures.draw(name)
+    if not isinstance(figure, go.Figure):
+        return
+    whole = {"direction", "layer", "layer boundary", "blocks replaced"}
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        if axis.type == "log":  # plotly's own choice and "D1", "D2" write 20 as a small 2
+            assert axis.tickvals or isinstance(axis.dtick, (int, float)), axis.title.text
+        if axis.title.text in whole or "products" in str(axis.title.text):
+            assert axis.tickvals or (axis.dtick and axis.dtick % 1 == 0), axis.title.text
+    template = figure.layout.template
+    bars = [template.data.heatmap[0].colorbar]
+    for numbers in (template.layout.xaxis, template.layout.yaxis, *bars):
+        assert numbers.exponentformat == "power" and numbers.minexponent > 4
+    assert "nan" not in figure.to_json().replace("NaN", "").split('"layout"')[0].lower().split()
+
+
+@pytest.mark.parametrize("letters", [2, 9, 16])
+def test_upright_labels_take_no_room_from_the_rows(letters):
+    names = ["x" * letters, *map(str, range(11))]
+    cells = style.matrix(np.eye(12), rows=range(12), columns=[names[0]] * 12)
+    figure = style.styled(cells, title="t", height=style.matrix_height(12), legend="none")
+    assert figure.layout.height - style.matrix_height(12) >= 7 * (letters - 5)
+
+
+def test_kinds_of_composition_have_no_colour_of_a_verdict():
+    composition, heads = results(12, 12)["circuit_graph"]
+    drawn = plots.circuit_graph(composition, heads).data
+    lines = {trace.name: trace.line.color for trace in drawn if trace.mode == "lines"}
+    assert len(set(lines.values())) == len(lines) == 3
+    assert not set(lines.values()) & {ink for _, _, ink in _VERDICTS.values()}
+    none = plots.circuit_graph(composition, heads, min_z=1e9).layout.title.subtitle.text
+    assert none.startswith("no edge") and "width" not in none
+    assert "of 2,8" in plots.circuit_graph(composition, heads).layout.title.subtitle.text
 
 
 @pytest.mark.parametrize("rest", [-30.0, 30.0])
