@@ -284,6 +284,29 @@ def test_buttons_of_figures_are_not_printed(tmp_path):
     assert told(tmp_path, [bars], f"(dispatchEvent(new Event('beforeprint')), {later})") == 0
 
 
+def sheets(tmp_path, sections, width):
+    """Pages of paper that a report takes when it is printed from a window of that width."""
+    path, paper = tmp_path / "print.html", tmp_path / "print.pdf"
+    path.write_text(render_page("t", "l", sections, settings={}), encoding="utf-8")
+    subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         f"--user-data-dir={tmp_path / 'print'}", "--virtual-time-budget=5000", "--no-pdf-header-footer",
+         f"--window-size={width},1000", f"--print-to-pdf={paper}", path.as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    return len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes()))
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_no_printed_page_is_left_empty_before_a_table_or_an_attention_view(tmp_path):
+    table = Table(pd.DataFrame({"a": np.arange(12) / 7, "b": np.arange(12) / 3}), "caption " * 90)
+    assert sheets(tmp_path, [Section("s", "p", [table] * 4)], 800) == 3  # four of 0.6 pages
+    names = [f"L1H{i}" for i in range(4)]
+    view = Attention(pattern(4, 20), ["word"] * 20, names, "caption")
+    assert sheets(tmp_path, [Section("s", "p", [view])], 700) == 1
+    assert sheets(tmp_path, [Section("s", "p", [view])], 1400) <= 2  # the settings may take one
+
+
 def hex_or_rgb(shade):
     return shade if shade.startswith("rgb") else f"rgb{hex_to_rgb(shade)}"
 
