@@ -7,10 +7,11 @@ it is with :func:`watched`, and the step bar of a command moves.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -270,6 +271,19 @@ def countdown(total: int) -> Callable[[], str]:
         return f"{count} of {total}, {tqdm.format_interval(left)} left"
 
     return done
+
+
+_QUIET = 10.0  # seconds without a result before it is said what is waited for
+
+
+def readable(pipes: Sequence[int], what: str, say: Callable[[str], None] | None) -> list[int]:
+    """The pipes of forked processes that can be read; while none can, ``say`` hears every ten seconds."""
+    began = time.monotonic()
+    while True:
+        ready, _, _ = select.select(pipes, [], [], None if say is None else _QUIET)
+        if ready or say is None:
+            return ready
+        say(f"still running {what}: {time.monotonic() - began:,.0f} s without a result")
 
 
 def _move(bar: _Bar, count: float, total: float) -> None:

@@ -1,5 +1,8 @@
 """Progress: lines in a log, what is inside a step moves it, nothing goes back."""
 
+import os
+import threading
+
 import pytest
 
 from lens_linear import progress
@@ -104,3 +107,17 @@ def test_nothing_is_drawn_unless_asked(capsys, monkeypatch):
     with sequence_bar(2, "x", show=True) as done:
         done(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("say", [True, False])
+def test_while_forked_work_gives_nothing_it_is_said_what_is_waited_for(monkeypatch, say):
+    monkeypatch.setattr(progress, "_QUIET", 0.05)
+    out, into = os.pipe()
+    threading.Timer(0.3, os.write, (into, b"x")).start()
+    said = []
+    assert progress.readable([out], "anna.ipynb", said.append if say else None) == [out]
+    if say:
+        assert 2 <= len(said) <= 6 and all("anna.ipynb" in words for words in said)
+    assert not said or say
+    for end in (out, into):
+        os.close(end)

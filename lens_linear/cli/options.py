@@ -6,7 +6,9 @@ A check is light: it runs before torch or TransformerLens are imported, so that 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,10 +84,23 @@ def page(default: str) -> tuple[Option, ...]:
     )
 
 
-def _device(flag: str, value: str) -> None:
+# One of these is there wherever Linux has a driver: NVIDIA's, AMD's, that of Windows below, that of a Jetson.
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap")
+
+
+def device(flag: str, value: str) -> None:
+    """Accept the name of a device that this machine may have; torch knows for sure when it is loaded."""
     if not _DEVICE.fullmatch(value):
         raise InvalidArgumentError(
             f"{flag} must be a device such as cpu, cuda, cuda:0 or mps, got {value!r}; leave it out for cpu"
+        )
+    kind, linux = value.split(":")[0], sys.platform == "linux"
+    if (kind == "mps" and sys.platform != "darwin") or (
+        kind == "cuda" and linux and not any(map(os.path.exists, _GPUS))
+    ):
+        raise InvalidArgumentError(
+            f"{flag} must be a device of this machine, got {value!r} and there is no such one; leave it out "
+            "for cpu"
         )
 
 
@@ -145,7 +160,7 @@ TABLES = (
 )
 PLACE = (
     option(
-        "--device", metavar="NAME", help="where to run: cpu, cuda, mps (default cpu)", check=_device
+        "--device", metavar="NAME", help="where to run: cpu, cuda, mps (default cpu)", check=device
     ),
     option(
         "--dtype",

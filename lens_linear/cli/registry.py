@@ -22,6 +22,7 @@ from lens_linear.cli.options import (
     TOP,
     Option,
     decimal,
+    device,
     file,
     number,
     option,
@@ -182,7 +183,13 @@ COMMANDS = (
             decimal(
                 "--scale", 1.0, "multiply all steps by this (default 1)", minimum=1e-4, metavar="X"
             ),
-            option("--device", default="cpu", metavar="NAME", help="where to train (default cpu)"),
+            option(
+                "--device",
+                default="cpu",
+                metavar="NAME",
+                help="where to train (default cpu)",
+                check=device,
+            ),
             *TABLES,
         ),
     ),

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import select
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +32,7 @@ from lens_linear.checks import require_float, require_int, require_path
 from lens_linear.errors import InvalidArgumentError, LensLinearError, WriteError
 from lens_linear.files import held, write_text
 from lens_linear.linalg.memory import free_bytes
-from lens_linear.progress import countdown
+from lens_linear.progress import countdown, readable
 from lens_linear.tables import Result
 from lens_linear.teaching.answers import fresh_cases
 from lens_linear.teaching.barrier import barrier_version
@@ -176,7 +175,7 @@ def grade(
         jobs: notebooks at once.
         seconds: how long one cell, and one call of an answer, may take.
         whole: how long the cells of one notebook may take together.
-        say: called with a sentence after each notebook, with the time left.
+        say: called with a sentence after each notebook, with the time left, and while one takes long.
 
     Returns:
         The grades.
@@ -229,7 +228,7 @@ def _grade(
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     done_one = countdown(len(todo))
     try:
-        for submission, new in _in_parallel(todo, jobs, limits):
+        for submission, new in _in_parallel(todo, jobs, limits, say):
             rows += new
             if target is not None:
                 _append_rows(target, new)
@@ -325,7 +324,7 @@ def _row(student: str, lesson: Any, exercise: Any, points: int, most: int, messa
 
 
 def _in_parallel(
-    todo: Sequence[Submission], jobs: int, limits: _Limits
+    todo: Sequence[Submission], jobs: int, limits: _Limits, say: Any
 ) -> Iterator[tuple[Submission, list[dict[str, Any]]]]:
     """Judge in forked processes, ``jobs`` at a time; each writes its rows to a pipe of its own."""
     waiting = list(todo)
@@ -341,8 +340,8 @@ def _in_parallel(
                     _judge_and_exit(submission, into, limits)
                 os.close(into)
                 running[out] = (pid, submission, bytearray())
-            ready, _, _ = select.select(list(running), [], [])
-            for out in ready:
+            names = ", ".join(one.name for _, one, _ in running.values())
+            for out in readable(list(running), names, say):
                 part = os.read(out, 2**16)
                 pid, submission, content = running[out]
                 content += part

@@ -344,6 +344,7 @@ def test_dynamics_prints_the_gain_of_every_layer(capsys, monkeypatch):
         "circuits attn-2l --top 0",
         "report attn-2l --out no/such/page.html",
         "circuits attn-2l --device ??",
+        f"circuits attn-2l --device {'cuda' if sys.platform == 'darwin' else 'mps'}",
         "dynamics gpt-nano --concept nothing",
         "dynamics gpt-nano attn-9l",
         "dynamics gpt-nano --basis krilov",
@@ -360,6 +361,22 @@ def test_a_slip_is_answered_before_anything_heavy_is_imported(words):
         [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "2 []" and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["report attn-2l", "dynamics gpt-nano", "train attn-0l --corpus ."]
+)
+def test_a_card_that_is_not_there_is_refused_before_a_model_is_opened(words, monkeypatch, capsys):
+    from lens_linear.cli import options
+
+    monkeypatch.setattr(options.sys, "platform", "linux")
+    monkeypatch.setattr(options, "_GPUS", ("/dev/no-card",))
+    for name in ("cuda", "cuda:1", "mps"):
+        assert main([*words.split(), "--device", name]) == 2
+        said = capsys.readouterr().err
+        assert f"got {name!r}" in said and "opening" not in said
+    monkeypatch.setattr(options, "_GPUS", (__file__,))
+    options.device("--device", "cuda")  # there is a driver: torch says the rest
 
 
 def test_a_model_in_another_precision(capsys):

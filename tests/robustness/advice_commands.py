@@ -175,12 +175,19 @@ def a_row():
     return True
 
 
+MISSING_DEVICE = "cuda" if sys.platform == "darwin" else "mps"  # no machine has both
+
 ROWS = [
     # words of a command
     (
-        lambda: options._device("--device", "the card"),
+        lambda: options.device("--device", "the card"),
         "leave it out for cpu",
-        lambda: options._device("--device", "cpu") is None,
+        lambda: options.device("--device", "cpu") is None,
+    ),
+    (
+        lambda: options.device("--device", MISSING_DEVICE),
+        "leave it out for cpu",
+        lambda: options.device("--device", "cpu") is None,
     ),
     (
         lambda: options._basis("--basis", "krylv"),
