@@ -28,6 +28,13 @@ class HasTexts(Protocol):
         ...
 
 
+def counted(n: int, noun: str, spec: str = "") -> str:
+    """A number and what it counts: "1 row", "2 rows", "0 queries"; ``spec`` formats the number."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeo" else f"{noun}s"
+    many = f"{noun}es" if noun.endswith(("ch", "ss", "x")) else many
+    return f"{n:{spec}} {noun if n == 1 else many}"
+
+
 def require_int(
     name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
 ) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import overload
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_instance, require_list
+from lens_linear.checks import counted, require_instance, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.tokenizer import token_strings
 
@@ -31,7 +31,7 @@ class TokenText(Sequence[str]):
         return token_strings(self._model, [range(self._n)[index]])[0]
 
     def __repr__(self) -> str:
-        return f"TokenText: {self._n} tokens"
+        return f"TokenText: {counted(self._n, 'token')}"
 
 
 def require_labels(

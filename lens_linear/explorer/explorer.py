@@ -17,6 +17,7 @@ from typing import Any, Literal
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     HasTexts,
+    counted,
     require_choice,
     require_heads,
     require_instance,
@@ -75,13 +76,14 @@ class Explorer:
             what = "any text runs in the page"
         else:
             what = (
-                f"{len(self.payload['runs'])} of {len(self.payload['prompts'])} prompts in the page"
+                f"{len(self.payload['runs'])} of {counted(len(self.payload['prompts']), 'prompt')} in "
+                f"the page"
             )
         left_out = sum(map(len, self.payload["missing"].values()))
-        said = f", {left_out} notes on what is left out" if left_out else ""
+        said = f", {counted(left_out, 'note')} on what is left out" if left_out else ""
         note = self._subject.mark.note(self._subject.model)
         schema = self.payload["schema"]
-        return f"Explorer of {facts['name']}: {what}, {heads} heads, schema {schema}{said}{note}"
+        return f"Explorer of {facts['name']}: {what}, {counted(heads, 'head')}, schema {schema}{said}{note}"
 
     def save(self, path: str | Path) -> Path:
         """Write one page that opens offline, in any browser of the last three years.

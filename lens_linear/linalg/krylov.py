@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_callable,
     require_finite,
     require_float,
@@ -68,9 +69,9 @@ class KrylovBasis(Result):
     def __repr__(self) -> str:
         d, order = self.basis.shape[-2:]
         lowest = int(self.exact_order.min())
-        end = "no breakdown" if lowest == order else f"breakdown after {lowest} columns"
+        end = "no breakdown" if lowest == order else f"breakdown after {counted(lowest, 'column')}"
         batch = f"{self.basis.shape[0]} bases of " if self.basis.ndim == 3 else ""
-        return f"KrylovBasis: {batch}order {order} in {d} dimensions, {end}"
+        return f"KrylovBasis: {batch}order {order} in {counted(d, 'dimension')}, {end}"
 
 
 def _against(basis: Tensor, w: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_float,
     require_float_tensor,
     require_instance,
@@ -163,7 +164,7 @@ class LinearFit(Result):
         low = f", map of rank {self.map_rank}" if self.map_rank < min(self.rank, d_out) else ""
         return (
             f"LinearFit {d_in} -> {d_out}: in-sample R² = {self.r_squared:.4f} "
-            f"(independent noise would score {self.null_r2:.4f}), n = {self.n} rows, "
+            f"(independent noise would score {self.null_r2:.4f}), n = {counted(self.n, 'row')}, "
             f"rank {self.rank} of {d_in}{low}{knobs}, by {self.solver}"
         )
 

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_bool,
     require_device,
     require_file,
@@ -430,7 +431,7 @@ class Moments:
 
     def __repr__(self) -> str:
         d_in, d_out = ("?" if d is None else d for d in (self.d_in, self.d_out))
-        return f"Moments {d_in} -> {d_out}: n = {self.n} rows"
+        return f"Moments {d_in} -> {d_out}: n = {counted(self.n, 'row')}"
 
 
 def _checksum(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_bool, require_float_tensor, require_rows
+from lens_linear.checks import counted, require_bool, require_float_tensor, require_rows
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import fit_linear, require_pair
 from lens_linear.linalg.precision import constant_columns, to_compute
@@ -110,7 +110,7 @@ class OrthogonalProcrustes(Result):
         what = "rotation and scale" if self.scaled else "rotation"
         return (
             f"OrthogonalProcrustes (best {what}, not the linear-map score): "
-            f"R² = {self.r_squared:.4f}, scale {self.scale:.4g}, n = {self.n} rows, "
+            f"R² = {self.r_squared:.4f}, scale {self.scale:.4g}, n = {counted(self.n, 'row')}, "
             f"d = {len(self.mean_x)}"
         )
 

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_bool,
     require_choice,
     require_float,
@@ -121,7 +122,8 @@ class Spectrum(Result):
 
     def __repr__(self) -> str:
         return (
-            f"Spectrum of {self.n} rows in {self.d} dimensions: rank {self.rank}, effective rank "
+            f"Spectrum of {counted(self.n, 'row')} in {counted(self.d, 'dimension')}: rank {self.rank}, "
+            f"effective rank "
             f"{self.effective_rank:.1f}, participation ratio {self.participation_ratio:.1f}, "
             f"first direction {self.anisotropy:.1%} of the variance"
         )
@@ -247,7 +249,7 @@ class IntrinsicDimension(Result):
 
     def __repr__(self) -> str:
         return (
-            f"IntrinsicDimension {self.dimension:.2f} (TwoNN, n = {self.n} points, "
+            f"IntrinsicDimension {self.dimension:.2f} (TwoNN, n = {counted(self.n, 'point')}, "
             f"{self.n_removed} removed, line through {self.n_fitted} ratios)"
         )
 

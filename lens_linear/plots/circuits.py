@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import require_choice, require_list
+from lens_linear.checks import counted, require_choice, require_list
 from lens_linear.circuits.heads.composition import KINDS, CompositionScores, Kind
 from lens_linear.circuits.heads.factored import DiagonalAccuracy
 from lens_linear.circuits.induction.ablation import AblationScores
@@ -192,7 +192,7 @@ def ablation_map(scores: AblationScores) -> go.Figure:
     return styled(
         fig, title=f"{word[0].upper()}{word[1:]} without one head", x="head", y="layer",
         subtitle=f"{scores.how} ablation; {scores.metric} of the whole model {scores.before:.2f} over "
-        f"{scores.n_rows} rows", height=height_of(fig),
+        f"{counted(scores.n_rows, 'row')}", height=height_of(fig),
     )  # fmt: skip
 
 
@@ -505,7 +505,7 @@ def in_context_loss(curve: InContextLoss) -> go.Figure:
     return styled(
         fig, title="Loss along the sequence", y="loss (nats)",
         subtitle=f"{names[0]} {curve.first:.3f}, {names[1]} {curve.second:.3f} nats: gain "
-        f"{curve.gain:+.3f}; {curve.n_rows} rows",
+        f"{curve.gain:+.3f}; {counted(curve.n_rows, 'row')}",
         x="token, counted from the start of the second copy" if copies else "token index",
     )  # fmt: skip
 
@@ -555,7 +555,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
     return styled(
         fig, title="The induction mechanism, step by step", x="share of the in-context gain taken away",
         subtitle=f"gain of the whole model {mechanism.before.gain:.2f} nats a token, "
-        f"{mechanism.n_rows} rows; in brackets what the story expects: vermilion lost, blue kept",
+        f"{counted(mechanism.n_rows, 'row')}; in brackets what the story expects: vermilion lost, blue kept",
         height=bars_height(len(frame), pitch=46),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import counted
 from lens_linear.constructions.least_squares.hat import HatMatrix
 from lens_linear.constructions.least_squares.ols_training import OLSTraining
 from lens_linear.constructions.least_squares.slow_fast import MemorySwap, ShiftCurve
@@ -114,7 +115,7 @@ def ols_convergence(
     return styled(
         fig.update_yaxes(**log_axis(heights(fig))), title=title, x="epoch (full-batch step)", y=y,
         subtitle=f"{run.form} form, n = {n}, p = {p}, {run.optimizer}, learning rate "
-        f"{run.learning_rate:g}; {done} of {seeds} seeds converged{last}",
+        f"{run.learning_rate:g}; {done} of {counted(seeds, 'seed')} converged{last}",
     )  # fmt: skip
 
 
@@ -250,7 +251,8 @@ def covariance_shift(curve: ShiftCurve, *, layers: Sequence[int] = (3, 5, 7, 9, 
     fig.update_xaxes(type="log", tickvals=ticks).update_yaxes(**log_axis(heights(fig)))
     return styled(
         fig, title="Fixed weights pay for a covariance shift; layers in context do not",
-        subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {curve.errors.shape[2]} seeds: median "
+        subtitle=f"d = {curve.d}, contexts of n = {curve.n}, {counted(curve.errors.shape[2], 'seed')}: "
+        f"median "
         "and 95 % of them; (×) flops beside the fixed layer",
         x="condition number of the shift (1: none)", y="relative error to least squares", height=540,
     )  # fmt: skip
@@ -299,7 +301,7 @@ def shift_cost(curve: ShiftCurve, *, condition: float | None = None) -> go.Figur
     return styled(
         fig.update_yaxes(**log_axis(heights(fig))), title="What it costs to recompute the inverse in context",
         subtitle=f"shift of condition number {condition:g}, d = {curve.d}, n = {curve.n}, "
-        f"{curve.errors.shape[2]} seeds: median and 95 % of them",
+        f"{counted(curve.errors.shape[2], 'seed')}: median and 95 % of them",
         x="attention layers (readout included)", y="relative error to least squares", height=520,
     )  # fmt: skip
 
@@ -345,7 +347,7 @@ def adam_convergence(baseline: AdamBaseline) -> go.Figure:
         fig.update_xaxes(**log_axis(frame["step"])),
         title=f"A trained linear layer: {escape(baseline.where)}",
         subtitle=f"learning rate {baseline.learning_rate:g}, batches of {baseline.batch}; condition number "
-        f"{baseline.condition_number:.3g}; n = {baseline.n_tokens:,} held-out rows{note}"
+        f"{baseline.condition_number:.3g}; n = {counted(baseline.n_tokens, 'held-out row', ',')}{note}"
         f"{escape(baseline.first_position)}",
         x="Adam steps", y="held-out R²",
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import counted
 from lens_linear.constructions.memory.dial import AttentionDial
 from lens_linear.constructions.memory.head_dial import GEOMETRIES, HeadDial
 from lens_linear.constructions.memory.trained_heads import EXCHANGES, TrainedHeads
@@ -84,7 +85,8 @@ def attention_dial(dial: AttentionDial) -> go.Figure:
     fig.update_xaxes(title_text="β (scores of one average row)", row=2, col=1)
     return styled(
         fig, title="From linear attention to softmax: where regression ends and retrieval starts",
-        subtitle=f"n = {dial.n} rows, d = {dial.d}, {dial.values.shape[2]} seeds: median and 95 % of them",
+        subtitle=f"n = {counted(dial.n, 'row')}, d = {dial.d}, {counted(dial.values.shape[2], 'seed')}: "
+        f"median and 95 % of them",
         height=860, panels=True,
     )  # fmt: skip
 
@@ -163,7 +165,9 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         row=1,
         col=1,
     )
-    says = [f"{escape(heads.model)}, {heads.n_rows} rows of {heads.n_positions} tokens"]
+    says = [
+        f"{escape(heads.model)}, {counted(heads.n_rows, 'row')} of {counted(heads.n_positions, 'token')}"
+    ]
     says += ["open: they read the first position"] if sink.any() else []
     alike = len(frame) - len(placed)
     says += [f"{alike} not placed: equal values or scores"] if alike else []
@@ -244,7 +248,8 @@ def head_dial(dial: HeadDial) -> go.Figure:
     skipped = f", the first {dial.skip} unseen" if dial.skip else ""
     return styled(
         fig, title="The dial on trained heads: regression or retrieval", panels=True,
-        subtitle=f"{escape(dial.model)}, {dial.values.shape[-1]} rows of {dial.n_positions} tokens{skipped}; "
+        subtitle=f"{escape(dial.model)}, {counted(dial.values.shape[-1], 'row')} of "
+        f"{counted(dial.n_positions, 'token')}{skipped}; "
         "solid: own geometry (mark: as trained); dotted: geometry of least squares",
         height=140 + 300 * len(places),
     )  # fmt: skip

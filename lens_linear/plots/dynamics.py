@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import counted
 from lens_linear.dynamics.gains.directions import ConceptDirections
 from lens_linear.dynamics.gains.gain_profile import GainProfile
 from lens_linear.dynamics.gains.step_size import StepSizeTable
@@ -145,7 +146,7 @@ def gain_profiles(
     spread = "; 5th to 95th percentile over prompts" if bands and max(counts) > 1 else ""
     return styled(
         layer_axis(fig, len(frame)), title="How far the readout moves for a push at each layer",
-        subtitle=f"n = {', '.join(map(str, sorted(counts)))} prompts{spread}",
+        subtitle=f"n = {', '.join(map(str, sorted(counts)))} prompt{'s' * (max(counts) > 1)}{spread}",
         x="layer of the push", y="gain (readout per unit added)",
     )  # fmt: skip
 
@@ -182,7 +183,8 @@ def step_size(table: StepSizeTable) -> go.Figure:
     fig.update_xaxes(**log_axis(frame["eps"])).update_yaxes(**log_axis(frame["relative_error"]))
     return styled(
         fig, title="Central differences against exact derivatives", legend="none",
-        subtitle=f"n = {len(table.adjoint.gains)} prompts; large steps meet curvature, small ones rounding",
+        subtitle=f"n = {counted(len(table.adjoint.gains), 'prompt')}; large steps meet curvature, "
+        "small ones rounding",
         x="step eps (units added)", y="relative error of the gains",
     )  # fmt: skip
 
@@ -242,7 +244,7 @@ def agreement_by_order(
     fig.update_yaxes(title_text=_SCORES[score], col=1)
     return styled(
         fig, title=f"Agreement of surrogates with the full model, {_READINGS[jacobian]}", panels=True,
-        subtitle=f"n = {table.n_evaluation} evaluation prompts, identified on {table.n_operating}"
+        subtitle=f"n = {counted(table.n_evaluation, 'evaluation prompt')}, identified on {table.n_operating}"
         + _WHY * (score == "spearman"),
         x="order (coordinates)", height=160 + 330 * places[-1][0],
     )  # fmt: skip
@@ -309,7 +311,7 @@ def agreement_by_size(
     fig.update_xaxes(type="log", tickvals=sizes["size"].tolist(), ticktext=names)
     return styled(
         fig, title=f"Order-{order} surrogates against model size, {_READINGS[jacobian]}", x="model",
-        subtitle=f"n = {table.n_evaluation} evaluation prompts; sizes are layers × width"
+        subtitle=f"n = {counted(table.n_evaluation, 'evaluation prompt')}; sizes are layers × width"
         + _WHY * (score == "spearman"),
         y=_SCORES[score],
     )  # fmt: skip
@@ -398,7 +400,8 @@ def schedule_energies(comparison: ScheduleComparison) -> go.Figure:
     )
     return styled(
         fig, title=f"Energy needed to move the readout by {comparison.target:.3g}", legend="none",
-        subtitle=f"over minimum energy, median and quartiles of {len(comparison.baseline)} prompts; {why}",
+        subtitle=f"over minimum energy, median and quartiles of "
+        f"{counted(len(comparison.baseline), 'prompt')}; {why}",
         x="energy / energy of minimum energy", height=180 + 50 * len(names),
     )  # fmt: skip
 

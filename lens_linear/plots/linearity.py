@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import require_choice, require_list
+from lens_linear.checks import counted, require_choice, require_list
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.linearity.measure.compare import ProfileComparison, ProfileDifference
@@ -107,7 +107,8 @@ def linearity_profile(
     measure = f"{profile.fit} R² of the best affine map; " if shares else ""
     return styled(
         layer_axis(fig, profile.n_layers), title=f"Linearity by layer: {escape(profile.model_name)}",
-        subtitle=f"{measure}n = {profile.n_tokens:,} tokens{fitted}{skipped}", panels=bool(places),
+        subtitle=f"{measure}n = "
+        f"{counted(profile.n_tokens, 'token', ',')}{fitted}{skipped}", panels=bool(places),
         x="layer", y=None if places else "R² (fraction of variance explained)" if shares else titles[0],
         height=130 + 340 * places[-1][0] if places else 480,
     )  # fmt: skip
@@ -178,7 +179,7 @@ def layer_map(result: LayerMap) -> go.Figure:
     )  # fmt: skip
     return styled(
         fig, title=f"Best affine map between layers: {escape(result.model_name)}",
-        subtitle=f"{result.fit} R², n = {result.n_tokens:,} tokens; negative values shown as 0"
+        subtitle=f"{result.fit} R², n = {counted(result.n_tokens, 'token', ',')}; negative values shown as 0"
         f"{escape(result.first_position)}",
         x="to (residual stream)", y="from (residual stream)", height=220 + min(520, 60 + 34 * len(names)),
     )  # fmt: skip
@@ -232,10 +233,10 @@ def profile_comparison(
                 band=_band(part, score) if bands else None,
             )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
-    counted = " or ".join(f"{n:,}" for n in tokens[:3])
+    sizes = " or ".join(f"{n:,}" for n in tokens[:3])
     fig.update_xaxes(nticks=4)
     return styled(
-        fig, title="Linearity profiles side by side", subtitle=f"n = {counted} tokens each", panels=True,
+        fig, title="Linearity profiles side by side", subtitle=f"n = {sizes} tokens each", panels=True,
         x="depth (0 first, 1 last)",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip
@@ -283,7 +284,8 @@ def profile_difference(
     return styled(
         fig, title="Difference of two linearity profiles", panels=True, x="layer",
         subtitle=f"{escape(difference.first)} minus {escape(difference.second)}; "
-        f"n = {difference.n_sequences:,} sequences, paired; {100 * difference.confidence:.4g} % bands",
+        f"n = {counted(difference.n_sequences, 'sequence', ',')}, paired; "
+        f"{100 * difference.confidence:.4g} % bands",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip
 
@@ -418,7 +420,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     return styled(
         layer_axis(fig, int(most) + 1), title="What a few products add to the affine fit",
         y="gain of R² over the affine fit",
-        subtitle=f"n = {first.n_tokens:,} held-out rows, fitted on {first.n_fit:,}; "
+        subtitle=f"n = {counted(first.n_tokens, 'held-out row', ',')}, fitted on {first.n_fit:,}; "
         + ("dotted: on the training half" if many else "bands: 95 % intervals over sequences")
         + escape(first.first_position), x="products (rank of the bilinear term)", height=500,
     )  # fmt: skip
@@ -470,7 +472,7 @@ def replacement_curves(
         fig.update_yaxes(**log_axis(heights(fig)))
     return styled(
         layer_axis(fig, most + 1), title=f"Replacing blocks: {escape(first.model_name)}",
-        subtitle=f"n = {first.n_tokens:,} held-out tokens, maps fitted on {first.n_fit:,}",
+        subtitle=f"n = {counted(first.n_tokens, 'held-out token', ',')}, maps fitted on {first.n_fit:,}",
         x="blocks replaced", y=escape(y),
     )  # fmt: skip
 
@@ -511,7 +513,8 @@ def run_table(table: RunTable, *, method: Literal["linear", "remove"] = "linear"
     what = "one affine map" if method == "linear" else "nothing"
     return styled(
         fig, title=f"Runs of blocks replaced by {what}: {escape(table.model_name)}",
-        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens",
+        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = "
+        f"{counted(table.n_tokens, 'held-out token', ',')}",
         x="last block of the run", y="first block of the run", height=220 + min(520, 60 + 34 * len(grid)),
     )  # fmt: skip
 
@@ -549,7 +552,8 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
     frame, fig = table.to_dataframe(), go.Figure()
     layers = list(dict.fromkeys(frame["layer"]))
     said = (
-        f"loss {table.base_loss:.3f} nats per token whole; n = {table.n_tokens:,} held-out tokens; "
+        f"loss {table.base_loss:.3f} nats per token whole; n = "
+        f"{counted(table.n_tokens, 'held-out token', ',')}; "
     )
     if (
         frame["times_fewer"].nunique() == 1 and len(layers) > 1

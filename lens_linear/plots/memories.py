@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import counted
 from lens_linear.constructions.memory.capacity import MemoryCapacity
 from lens_linear.constructions.memory.head_memory import HeadMemory
 from lens_linear.constructions.memory.retrieval import RetrievalCurve
@@ -75,7 +76,7 @@ def memory_capacity(
     return styled(
         fig, title="Memory capacity, from linear to exponential", panels=True, height=600,
         subtitle=f"patterns held at {100 * result.max_bit_error:g} % wrong bits after one update, "
-        f"noise {result.noise:g}; {result.seeds} seeds (± sd); dashed: theory at this d",
+        f"noise {result.noise:g}; {counted(result.seeds, 'seed')} (± sd); dashed: theory at this d",
         x="bits d" + (" (heads: width of a key)" if heads else ""),
     )  # fmt: skip
 
@@ -153,8 +154,8 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
     )
     return styled(
         fig, title="Wrong bits against stored patterns", x="stored patterns", y="fraction of wrong bits",
-        subtitle=f"one update, noise {result.noise:g}, {result.queries} queries × {result.seeds} seeds "
-        "(± sd); none wrong leaves the axis",
+        subtitle=f"one update, noise {result.noise:g}, {counted(result.queries, 'query')} × "
+        f"{counted(result.seeds, 'seed')} (± sd); none wrong leaves the axis",
     )  # fmt: skip
 
 
@@ -191,8 +192,8 @@ def retrieval(
     fig.update_yaxes(title_text=words[quantity], col=1).update_xaxes(**log_axis(curve.n_patterns))
     return styled(
         fig, title="Retrieval from a Hopfield memory", x="stored patterns", panels=True,
-        subtitle=f"d = {curve.d} bits, {curve.steps} updates, {curve.queries} queries × "
-        f"{curve.overlap.shape[-1]} seeds (± sd)", height=160 + 330 * places[-1][0],
+        subtitle=f"d = {curve.d} bits, {counted(curve.steps, 'update')}, {counted(curve.queries, 'query')} × "
+        f"{counted(curve.overlap.shape[-1], 'seed')} (± sd)", height=160 + 330 * places[-1][0],
     )  # fmt: skip
 
 
@@ -239,6 +240,6 @@ def head_memory(result: HeadMemory) -> go.Figure:
     return styled(
         fig.update_xaxes(type="log", tickvals=list(result.n_patterns)), height=540, x="stored keys",
         title="An attention head as an associative memory",
-        subtitle=f"{result.n_keys} keys of d = {result.d}, {whose}, β = {result.beta:.3g}; signal "
+        subtitle=f"{counted(result.n_keys, 'key')} of d = {result.d}, {whose}, β = {result.beta:.3g}; signal "
         f"{head['signal']:.1f} nats, spread {head['spread']:.1f}", y="recall: target holds over half",
     )  # fmt: skip

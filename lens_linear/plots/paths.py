@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from lens_linear.checks import counted
 from lens_linear.circuits.attention.attribution import QKAttribution
 from lens_linear.circuits.paths.expansion import PathAblation, PathExpansion, PathTable
 from lens_linear.circuits.paths.importance import PathImportance
@@ -76,7 +77,7 @@ def path_importance(importance: PathImportance | PathExpansion) -> go.Figure:
     return styled(
         fig, title="What paths of each order are worth", x="loss lowered by (nats a token)",
         subtitle=f"from {importance.uniform:.2f} nats (uniform guess) to {importance.losses[-1]:.2f}, "
-        f"{importance.n_tokens} tokens; patterns and norm scales frozen", legend="none",
+        f"{counted(importance.n_tokens, 'token')}; patterns and norm scales frozen", legend="none",
         height=bars_height(len(labels), pitch=40),
     )  # fmt: skip
 
@@ -262,7 +263,11 @@ def qk_attribution(
         square=True, limits=(-largest, largest) if largest > 0 else None,
     )  # fmt: skip
     cap = "" if attribution.softcap is None else f"; before the bound of {attribution.softcap:g}"
-    few = "" if len(grid) == len(values) else f"; the {k} strongest of {len(values)} components"
+    few = (
+        ""
+        if len(grid) == len(values)
+        else f"; the {k} strongest of {counted(len(values), 'component')}"
+    )
     return styled(
         fig, title=f"Where the scores of {attribution.name} come from", x="component of the key",
         subtitle=f"{where}; sum {float(values.sum()):.2f}, pre-softmax{cap}{few}",
@@ -320,7 +325,8 @@ def direct_logit_attribution(result: Tabular | pd.DataFrame, *, k: int = 24) -> 
     )
     return styled(
         fig, title="What each component writes onto the answer", legend="none",
-        subtitle=f"{len(frame)} components, sum {float(frame['relative'].sum()):+.3f}; norm scales frozen",
+        subtitle=f"{counted(len(frame), 'component')}, sum {float(frame['relative'].sum()):+.3f}; norm "
+        f"scales frozen",
         x="direct effect (logits)", height=bars_height(len(fig.data[0].y)),
     )  # fmt: skip
 
@@ -398,7 +404,11 @@ def patching(result: Tabular | pd.DataFrame, *, k: int = 24) -> go.Figure:
     unit = "effect (share of the way)"
     placed = "position" in frame and bool((frame["position"] >= 0).any())
     headed = "head" in frame and "layer" in frame and bool((frame["head"] != "").all())
-    said = escape(result) if not isinstance(result, pd.DataFrame) else f"{len(frame)} patches"
+    said = (
+        escape(result)
+        if not isinstance(result, pd.DataFrame)
+        else f"{counted(len(frame), 'patch')}"
+    )
     if headed and not placed:
         at = frame["head"].str.extract(r"H(\d+)$")[0].astype(int)
         fig = head_map(_grid(frame, at), value_name=unit)
@@ -551,7 +561,9 @@ def lens_profile(score: Tabular | pd.DataFrame) -> go.Figure:
     fig.data[-1].showlegend = True
     fig.update_yaxes(rangemode="tozero")
     fig.update_yaxes(range=[0, 1.03], col=2)
-    said = escape(score) if not isinstance(score, pd.DataFrame) else f"{len(frame)} layers"
+    said = (
+        escape(score) if not isinstance(score, pd.DataFrame) else f"{counted(len(frame), 'layer')}"
+    )
     return styled(
         layer_axis(fig, len(frame), room=8), title="What can be read off after each layer", subtitle=said,
         x="read after layer", panels=True,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import require_head, require_int
+from lens_linear.checks import counted, require_head, require_int
 from lens_linear.circuits.attention.patterns import AttentionPattern
 from lens_linear.circuits.heads.circuit_window import CircuitMap
 from lens_linear.circuits.heads.factored import TopPairs
@@ -140,7 +140,7 @@ def attention_pattern(
     return styled(
         _causal(pattern.pattern[head], labels, ("query", "key"), shown, max_cells),
         title=f"Attention of L{pattern.layer}H{head}",
-        subtitle=f"{len(labels)} tokens; rows sum to 1{note}",
+        subtitle=f"{counted(len(labels), 'token')}; rows sum to 1{note}",
         x="key",
         y="query",
         height=_square(len(labels)),
@@ -196,7 +196,8 @@ def positional_qk(found: PositionalQK, *, max_cells: int = MAX_CELLS) -> go.Figu
     return styled(
         _causal(found.pattern, None, ("query position", "key position"), True, max_cells),
         title=f"Positional attention of {escape(found.name)}",
-        subtitle=f"scores from {found.source}, causal softmax; {found.ldim} positions, rows sum to 1",
+        subtitle=f"scores from {found.source}, causal softmax; {counted(found.ldim, 'position')}, rows "
+        f"sum to 1",
         x="key position",
         y="query position",
         height=_square(found.ldim),
@@ -395,7 +396,7 @@ def bigram_table(
     guesses = {f"{rank + 1}.": [_next_cell(row, rank) for row in rows] for rank in range(k)}
     return table_figure(
         {"after": first, **guesses}, title="Bigrams of the direct path",
-        subtitle=f"next tokens by probability (with the bias), W_E W_U alone; {vocab} tokens",
+        subtitle=f"next tokens by probability (with the bias), W_E W_U alone; {counted(vocab, 'token')}",
     )  # fmt: skip
 
 
@@ -444,7 +445,7 @@ def skip_trigram_table(table: SkipTrigrams, *, k: int = 20) -> go.Figure:
     return table_figure(
         columns, title="Skip-trigrams", widths=[1.3, 1.3, 1.3, 1, 1.1, 0.8, 0.8, 1, 0.8],
         subtitle=f"{escape(', '.join(table.heads))}; effect: estimated rise of the logit above the average "
-        f"token's, the source among {table.context} keys",
+        f"token's, the source among {counted(table.context, 'key')}",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lens_linear import __version__
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_instance, require_int, require_seed, require_step
+from lens_linear.checks import counted, require_instance, require_int, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import (
     InvalidArgumentError,
@@ -232,9 +232,11 @@ def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
     cfg, tokens = model.cfg, asked.tokens
     score = score_model(model, as_rows(model, asked), warn=False).loss
     prose = (
-        f"{name} has {cfg.n_layers} layers of {cfg.n_heads} heads, a residual stream of {cfg.d_model} "
+        f"{name} has {counted(cfg.n_layers, 'layer')} of {counted(cfg.n_heads, 'head')}, a residual "
+        f"stream of {cfg.d_model} "
         f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {n_parameters(model):,} parameters. On the "
-        f"text of this report ({int(asked.lengths.sum()):,} tokens in {len(tokens)} rows) its loss is "
+        f"text of this report ({int(asked.lengths.sum()):,} tokens in {counted(len(tokens), 'row')}) "
+        f"its loss is "
         f"{score.mean:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
         f"{math.log(model_shape(model).d_vocab_out):.3f}."
     )

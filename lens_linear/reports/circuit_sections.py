@@ -10,6 +10,7 @@ import torch
 
 from lens_linear import plots as figures
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import counted
 from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
@@ -283,7 +284,7 @@ def path_section(
         f"Adding the paths order by order (0 is the direct path, 1 goes through one head, and so on) "
         f"{moves} it: {gains}. What is left is "
         f"{importance.losses[-1]:.2f}, the model's own {importance.metric} on these "
-        f"{importance.n_tokens} answers."
+        f"{counted(importance.n_tokens, 'answer')}."
     )
     return Section(
         "Paths, exactly",
@@ -295,7 +296,8 @@ def path_section(
             )
         ],
         finding=(
-            f"{name} is an exact sum of {len(expansion.terms)} paths; by order they {moves[:-1]} the "
+            f"{name} is an exact sum of {counted(len(expansion.terms), 'path')}; by order they "
+            f"{moves[:-1]} the "
             f"{importance.metric}: {gains}."
         ),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_linear import __version__
-from lens_linear.checks import require_seed, require_step
+from lens_linear.checks import counted, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
 from lens_linear.models.open.bundled import available_models
@@ -50,7 +50,7 @@ class Tour:
     path: Path
 
     def __repr__(self) -> str:
-        return f"Tour: {len(self.sections)} sections in {self.path}"
+        return f"Tour: {counted(len(self.sections), 'section')} in {self.path}"
 
     def summary(self) -> str:
         """Return the prose of the sections as plain text."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_int, require_seed
+from lens_linear.checks import counted, require_choice, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process
 from lens_linear.linalg.memory import require_room
@@ -58,7 +58,7 @@ class SequenceSums:
 
     def __repr__(self) -> str:
         share = 1 - float(self.residual.sum() / self.total.sum())
-        return f"SequenceSums: R² {share:.4g} over {len(self.total):,} sequences"
+        return f"SequenceSums: R² {share:.4g} over {counted(len(self.total), 'sequence', ',')}"
 
 
 class Reading(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import counted
 from lens_linear.models.capture import per_block, row_ranges, run
 from lens_linear.models.hooks import Edit, hooked
 from lens_linear.stats.split import RowView, as_rows
@@ -30,10 +31,10 @@ class ModelScores:
         def words(one: RowScores) -> str:
             return f"{one.mean:.4g} ± {one.standard_error:.2g}"
 
-        answers, rows = f"{int(self.loss.counts.sum()):,}", f"{len(self.loss.counts):,}"
+        answers, rows = int(self.loss.counts.sum()), len(self.loss.counts)
         return (
             f"ModelScores: loss {words(self.loss)} nats, metric {words(self.metric)} (mean ± standard "
-            f"error over rows); {answers} answers in {rows} rows"
+            f"error over rows); {counted(answers, 'answer', ',')} in {counted(rows, 'row', ',')}"
         )
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_float_tensor,
@@ -79,7 +80,7 @@ class BigramCounts(Result):
     def __repr__(self) -> str:
         return (
             f"BigramCounts: {len(self.count)} different pairs among {self.n_pairs}, from "
-            f"{self.n_tokens} tokens, vocabulary {self.n_vocab}"
+            f"{counted(self.n_tokens, 'token')}, vocabulary {self.n_vocab}"
         )
 
     @property
@@ -141,8 +142,8 @@ class BigramDistribution:
 
     def __repr__(self) -> str:
         return (
-            f"BigramDistribution: p(next | current) over {self.counts.n_vocab} tokens from "
-            f"{self.counts.n_pairs} pairs, smoothing {self.smoothing:g}"
+            f"BigramDistribution: p(next | current) over {counted(self.counts.n_vocab, 'token')} from "
+            f"{counted(self.counts.n_pairs, 'pair')}, smoothing {self.smoothing:g}"
         )
 
     def rows(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
@@ -176,7 +177,7 @@ class BigramDivergence(Result):
         seen = int((self.n_current > 0).sum())
         return (
             f"BigramDivergence: KL(corpus || model) = {self.mean:.4f} nats a token, over "
-            f"{int(self.n_current.sum())} tokens of {seen} kinds"
+            f"{counted(int(self.n_current.sum()), 'token')} of {seen} kinds"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import shown
+from lens_linear.checks import counted, shown
 from lens_linear.errors import (
     InvalidArgumentError,
     LensLinearWarning,
@@ -53,9 +53,9 @@ class RowScores:
     counts: Int[Tensor, " row"]
 
     def __repr__(self) -> str:
-        answers, rows = f"{int(self.counts.sum()):,}", f"{len(self.counts):,}"
+        answers, rows = int(self.counts.sum()), len(self.counts)
         mean = f"{self.mean:.4g} ± {self.standard_error:.2g}"
-        return f"RowScores: mean {mean}; {answers} answers in {rows} rows"
+        return f"RowScores: mean {mean}; {counted(answers, 'answer', ',')} in {counted(rows, 'row', ',')}"
 
     @classmethod
     def joined(cls, parts: Sequence[RowScores]) -> RowScores:

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
+from lens_linear.checks import counted, require_int
 from lens_linear.errors import InvalidArgumentError, OfflineError, UnsupportedModelError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import forward_logits
@@ -47,7 +47,7 @@ class DownstreamScores(Result):
     def __repr__(self) -> str:
         shown = ", ".join(f"{r['task']} {r['metric']} {r['value']:.4g}" for r in self.rows[:4])
         tasks = len({row["task"] for row in self.rows})
-        return f"DownstreamScores of {self.model_name}: {tasks} tasks ({shown}), lm-eval"
+        return f"DownstreamScores of {self.model_name}: {counted(tasks, 'task')} ({shown}), lm-eval"
 
 
 def downstream_scores(

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lens_linear.checks import require_file, require_float, require_int, require_rows
+from lens_linear.checks import counted, require_file, require_float, require_int, require_rows
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import read_json, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
@@ -182,8 +182,9 @@ class StudyResult(Result):
 
     def __repr__(self) -> str:
         return (
-            f"StudyResult {self.study.name!r}: {len(self.study.variants)} variants x "
-            f"{len(self.study.seeds)} seeds, scored on n = {self.n_tokens:,} validation tokens, "
+            f"StudyResult {self.study.name!r}: {counted(len(self.study.variants), 'variant')} x "
+            f"{counted(len(self.study.seeds), 'seed')}, scored on n = "
+            f"{counted(self.n_tokens, 'validation token', ',')}, "
             f"{self.minutes:.1f} minutes of training"
         )
 

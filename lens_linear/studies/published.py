@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lens_linear.checks import require_instance
+from lens_linear.checks import counted, require_instance
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.compare import ProfileComparison
 from lens_linear.linearity.measure.profile_result import LinearityProfile
@@ -114,7 +114,7 @@ class PublishedTable(Result):
 
     def __repr__(self) -> str:
         run = sum(row["measured"] != NOT_RUN for row in self.rows)
-        return f"PublishedTable: {len(self.rows)} rows, {run} measured here, the rest not run"
+        return f"PublishedTable: {counted(len(self.rows), 'row')}, {run} measured here, the rest not run"
 
 
 def published_beside_measured(

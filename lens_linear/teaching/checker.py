@@ -27,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 
+from lens_linear.checks import counted
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.files import write_text
 from lens_linear.teaching.answers import Exercise, NotWritten, Wrong, changed, copied, unfit
@@ -93,7 +94,7 @@ class Checker:
 
     def __repr__(self) -> str:
         done = sum(result.passed for result in self._results.values())
-        return f"Checker: {done} of {len(self._results)} exercises tried in this session passed"
+        return f"Checker: {done} of {counted(len(self._results), 'exercise')} tried in this session passed"
 
     def __call__(self, exercise: str, answer: Any, *, strict: bool | None = None) -> CheckResult:
         """Check an answer to an exercise.

@@ -28,7 +28,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lens_linear.checks import require_float, require_int, require_path
+from lens_linear.checks import counted, require_float, require_int, require_path
 from lens_linear.errors import InvalidArgumentError, LensLinearError, WriteError
 from lens_linear.files import held, write_text
 from lens_linear.linalg.memory import free_bytes
@@ -121,7 +121,8 @@ class Grades(Result):
         got, most = (sum(row[name] for row in self.rows) for name in ("points", "out_of"))
         stopped = "" if self.finished else "; stopped before the end, run it again to go on"
         return (
-            f"Grades: {got} of {most} points over {students} students, {len(self.review)} notes to read, "
+            f"Grades: {got} of {counted(most, 'point')} over {counted(students, 'student')}, "
+            f"{counted(len(self.review), 'note')} to read, "
             f"nothing from {len(self.missing)}{stopped}"
         )
 

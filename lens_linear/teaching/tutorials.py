@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lens_linear.checks import require_bool, require_path
+from lens_linear.checks import counted, require_bool, require_path
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import write_with
 from lens_linear.tables import Result
@@ -34,7 +34,7 @@ class CopiedTutorials(Result):
 
     def __repr__(self) -> str:
         return (
-            f"CopiedTutorials: {len(self.written)} notebooks written to {str(self.directory)!r}, "
+            f"CopiedTutorials: {counted(len(self.written), 'notebook')} written to {str(self.directory)!r}, "
             f"{len(self.unchanged)} already there, {len(self.kept)} changed by you and kept"
         )
 

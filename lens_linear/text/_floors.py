@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear.checks import counted
 from lens_linear.tables import Result
 from lens_linear.text._process import Process
 
@@ -44,7 +45,7 @@ class EntropyFloors(Result):
 
     def __repr__(self) -> str:
         return (
-            f"EntropyFloors for sequences of {self.length} tokens, exact: unigram "
+            f"EntropyFloors for sequences of {counted(self.length, 'token')}, exact: unigram "
             f"{self.unigram:.4f}, bigram {self.bigram:.4f}, full {self.full:.4f} nats a token"
         )
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear.checks import require_choice, require_int
+from lens_linear.checks import counted, require_choice, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._process import MOOD, Process, Sampler
 from lens_linear.text._seeds import labelled_generator
@@ -30,7 +30,8 @@ class MoodSentences:
     def __repr__(self) -> str:
         n, length = self.tokens.shape
         return (
-            f"MoodSentences: {n} sentences of {length} tokens, {int(self.labels.sum())} positive, "
+            f"MoodSentences: {counted(n, 'sentence')} of {counted(length, 'token')}, "
+            f"{int(self.labels.sum())} positive, "
             f"mood words {', '.join(self.positive_words)} against {', '.join(self.negative_words)}"
         )
 

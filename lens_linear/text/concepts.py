@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_int,
     require_ints,
@@ -105,7 +106,7 @@ class Concept:
 
     def __repr__(self) -> str:
         return (
-            f"Concept {self.name!r}: {len(self)} texts, {self.n_positive} positive and "
+            f"Concept {self.name!r}: {counted(len(self), 'text')}, {self.n_positive} positive and "
             f"{len(self) - self.n_positive} negative, from {self.source}"
         )
 

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_instance, require_int
+from lens_linear.checks import counted, require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._floors import EntropyFloors, exact_floors
 from lens_linear.text._mood import MoodHalf, MoodSentences, random_mood_sentences
@@ -140,14 +140,16 @@ class SyntheticLanguage:
             )
 
     def __repr__(self) -> str:
-        parts = [f"{self.n_words} words with exact bigrams"]
+        parts = [f"{counted(self.n_words, 'word')} with exact bigrams"]
         if self.n_skip_trigrams:
             parts.append(f"{self.n_skip_trigrams} skip-trigrams of strength {self.strength:g}")
         if self.n_names:
-            parts.append(f"{self.n_names} names of {self.name_length} syllables a sequence")
+            parts.append(
+                f"{counted(self.n_names, 'name')} of {self.name_length} syllables a sequence"
+            )
         if self.n_mood_words:
             parts.append(f"{self.n_mood_words} mood words a class")
-        return f"SyntheticLanguage: {', '.join(parts)}; {self.n_vocab} tokens, seed {self.seed}"
+        return f"SyntheticLanguage: {', '.join(parts)}; {counted(self.n_vocab, 'token')}, seed {self.seed}"
 
     @property
     def n_vocab(self) -> int:

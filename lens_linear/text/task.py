@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lens_linear.checks import require_list, shown
+from lens_linear.checks import counted, require_list, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.token_rows import PaddedRows, read_token_rows
 
@@ -179,8 +179,9 @@ class Task:
         where = f"{min(places)} to {max(places)}" if len(places) > 1 else f"{min(places)}"
         names = "" if self.names is None else f", among {', '.join(map(repr, self.names[:6]))}"
         return (
-            f"Task: {len(self)} rows of {low if low == high else f'{low} to {high}'} tokens, "
-            f"{'next token, ' if self.is_next_token else ''}{int(asked.sum()):,} answers at {where} "
+            f"Task: {counted(len(self), 'row')} of {low if low == high else f'{low} to {high}'} tokens, "
+            f"{'next token, ' if self.is_next_token else ''}{counted(int(asked.sum()), 'answer', ',')} "
+            f"at {where} "
             f"position{'' if places == {1} else 's'} a row{names}, scored by {self.metric_name}"
         )
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear.checks import require_file, require_int, require_iterable, shown
+from lens_linear.checks import counted, require_file, require_int, require_iterable, shown
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.files import atomic_path
 from lens_linear.text.corpora import flat_ids
@@ -144,8 +144,9 @@ class TokenStream:
 
     def __repr__(self) -> str:
         return (
-            f"TokenStream: {len(self)} rows of {self.length} tokens on disk in {self.path.name}, "
-            f"{self.n_tokens} tokens, vocabulary {self.n_vocab}"
+            f"TokenStream: {counted(len(self), 'row')} of {counted(self.length, 'token')} on disk in "
+            f"{self.path.name}, "
+            f"{counted(self.n_tokens, 'token')}, vocabulary {self.n_vocab}"
         )
 
 

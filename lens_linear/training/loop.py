@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     require_bool,
     require_callable,
     require_device,
@@ -87,8 +88,9 @@ class TrainingRun(Result):
     def __repr__(self) -> str:
         last = self.history[-1][1] if self.history else math.nan
         return (
-            f"TrainingRun: {self.recipe.name}, {self.recipe.steps} steps, {self.recipe.tokens:,} "
-            f"tokens, last training loss {last:.3f} nats per token, {self.minutes:.1f} minutes"
+            f"TrainingRun: {self.recipe.name}, {counted(self.recipe.steps, 'step')}, "
+            f"{counted(self.recipe.tokens, 'token', ',')}, last training loss {last:.3f} nats per "
+            f"token, {self.minutes:.1f} minutes"
         )
 
 

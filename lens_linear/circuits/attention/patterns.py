@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int
+from lens_linear.checks import counted, require_int
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
@@ -40,7 +40,7 @@ class AttentionPattern(Result):
 
     def __repr__(self) -> str:
         heads, length = self.pattern.shape[:2]
-        return f"AttentionPattern of layer {self.layer}: {heads} heads, {length} tokens"
+        return f"AttentionPattern of layer {self.layer}: {counted(heads, 'head')}, {counted(length, 'token')}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns head, query, key, attention: keys up to their query, or all where later ones are seen."""

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_choice, require_int, require_seed
+from lens_linear.checks import counted, head_name, require_choice, require_int, require_seed
 from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import AttentionWeights, read_attention, reading_norm_kind
 from lens_linear.progress import watched
@@ -108,7 +108,8 @@ class CompositionScores(Result):
             for (kind, n), best in zip(self.above_random().items(), self.best_random, strict=True)
         )
         return (
-            f"CompositionScores: {self.n_pairs} pairs of heads of {self.scores.shape[1]} layers, "
+            f"CompositionScores: {counted(self.n_pairs, 'pair')} of heads of "
+            f"{counted(self.scores.shape[1], 'layer')}, "
             f"{how} weights, "
             f"{self.n_random} {self.baseline} draws; above the best random pair: {above}"
         )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_instance,
     require_int,
@@ -378,7 +379,10 @@ class DiagonalAccuracy(Result):
 
     def __repr__(self) -> str:
         n = len(self.ranks)
-        return f"DiagonalAccuracy: top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of {n} tokens by {self.by}"
+        return (
+            f"DiagonalAccuracy: top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of "
+            f"{counted(n, 'token')} by {self.by}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns k, accuracy, chance (k over the number of tokens)."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.checks import require_instance, require_int
+from lens_linear.checks import counted, require_instance, require_int
 from lens_linear.linalg.spectra import Spectrum
 from lens_linear.tables import Result
 
@@ -70,7 +70,7 @@ class CircuitSVD(Result):
         share = float(self.S.square().sum() / self.spectrum.values.square().sum().clamp_min(1e-300))
         caution = f"; {self.warning}" if self.warning else ""
         return (
-            f"CircuitSVD of {self.name}: {len(self.S)} directions with {share:.1%} of the squared "
+            f"CircuitSVD of {self.name}: {counted(len(self.S), 'direction')} with {share:.1%} of the squared "
             f"norm{caution}"
         )
 

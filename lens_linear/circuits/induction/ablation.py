@@ -33,7 +33,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_choice, require_heads, require_int, require_seed
+from lens_linear.checks import (
+    counted,
+    head_name,
+    require_choice,
+    require_heads,
+    require_int,
+    require_seed,
+)
 from lens_linear.circuits.induction.in_context import copy_losses, row_losses
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.errors import InvalidArgumentError
@@ -95,8 +102,8 @@ class AblationScores(Result):
         clear = int((self.lost.abs() > 2 * self.lost_se).sum())
         return (
             f"AblationScores: {self.metric} {self.before:.3f}; without {head_name(layer, head)} "
-            f"{float(self.without[layer, head]):.3f} ({self.how} ablation, {self.n_rows} rows); "
-            f"{clear} of {self.lost.numel()} heads change it by more than two standard errors"
+            f"{float(self.without[layer, head]):.3f} ({self.how} ablation, {counted(self.n_rows, 'row')}); "
+            f"{clear} of {counted(self.lost.numel(), 'head')} change it by more than two standard errors"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

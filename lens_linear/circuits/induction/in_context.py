@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_int, require_seed
+from lens_linear.checks import counted, require_int, require_seed
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows, draw_repeated
 from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
@@ -78,7 +78,7 @@ class InContextLoss(Result):
         copies = ("first copy", "second copy")
         one, two = halves if self.aligned == "token index" else copies
         return (
-            f"InContextLoss over {self.n_rows} rows: {self.first:.3f} nats in the {one}, "
+            f"InContextLoss over {counted(self.n_rows, 'row')}: {self.first:.3f} nats in the {one}, "
             f"{self.second:.3f} in the {two}, gain {self.gain:+.3f}"
         )
 

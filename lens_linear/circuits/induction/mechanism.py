@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_heads, require_int
+from lens_linear.checks import counted, head_name, require_heads, require_int
 from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
@@ -138,7 +138,8 @@ class InductionMechanism(Result):
         state = "every step confirmed" if self.confirmed else "not every step confirmed"
         return (
             f"InductionMechanism: induction {names(self.induction)}, previous-token "
-            f"{names(self.previous)}, gain {self.before.gain:.2f} nats over {self.n_rows} rows; {state}"
+            f"{names(self.previous)}, gain {self.before.gain:.2f} nats over "
+            f"{counted(self.n_rows, 'row')}; {state}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

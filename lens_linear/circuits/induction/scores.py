@@ -60,6 +60,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     head_name,
     require_float,
     require_head,
@@ -237,7 +238,8 @@ class InductionScores(Result):
         named = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) or "no named head"
         layers, heads = self.copying.shape
         return (
-            f"InductionScores of {layers * heads} heads: {named}; {self.stats.n_rows} random rows, "
+            f"InductionScores of {counted(layers * heads, 'head')}: {named}; "
+            f"{counted(self.stats.n_rows, 'random row')}, "
             f"periods {', '.join(map(str, self.stats.periods))}"
         )
 

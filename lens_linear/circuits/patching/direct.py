@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_int
+from lens_linear.checks import counted, head_name, require_int
 from lens_linear.circuits.attention.components import (
     Component,
     HeadOutputs,
@@ -101,9 +101,9 @@ class DirectLogitAttribution(Result):
         named = ", ".join(f"{self.names[i]} {float(mean[i]):+.2f}" for i in best)
         bound = f", before the bound of {self.softcap:g}" if self.softcap is not None else ""
         return (
-            f"DirectLogitAttribution: {len(self.components)} components, {len(self.answers)} "
-            f"answers, largest "
-            f"error {self.max_error:.2g}{bound}; largest on average (logits above the others): {named}"
+            f"DirectLogitAttribution: {counted(len(self.components), 'component')}, "
+            f"{counted(len(self.answers), 'answer')}, largest error {self.max_error:.2g}{bound}; "
+            f"largest on average (logits above the others): {named}"
         )
 
     def to_dataframe(self, answer: int | None = None) -> pd.DataFrame:

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import head_name, require_bool, require_choice
+from lens_linear.checks import counted, head_name, require_bool, require_choice
 from lens_linear.circuits.induction.ablation import score_task
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
@@ -128,7 +128,8 @@ class PatchEffects(Result):
         best = ", ".join(f"{self.names[i]} {float(self.effects[i]):+.2f}" for i in order)
         return (
             f"PatchEffects of {len(self.sites)} {self.what} patches into the {self.into} run over "
-            f"{len(self.task)} rows: {self.metric} {self.base:.3f}, {self.source:.3f} in the other "
+            f"{counted(len(self.task), 'row')}: {self.metric} {self.base:.3f}, {self.source:.3f} in the "
+            f"other "
             f"run; share of "
             f"the way: {best}"
         )

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     head_name,
     require_choice,
     require_heads,
@@ -159,9 +160,9 @@ class PathPatchEffects(Result):
             f"{head_name(*self.senders[i])} {float(self.effects[i]):+.2f}" for i in order
         )
         return (
-            f"PathPatchEffects of {len(self.senders)} senders on {self.receiver_name}, into the "
+            f"PathPatchEffects of {counted(len(self.senders), 'sender')} on {self.receiver_name}, into the "
             f"{self.into} run "
-            f"over {self.n_rows} rows: {self.metric} {self.base:.3f}, {self.source:.3f} in the "
+            f"over {counted(self.n_rows, 'row')}: {self.metric} {self.base:.3f}, {self.source:.3f} in the "
             f"other run; share "
             f"of the way: {best}"
         )

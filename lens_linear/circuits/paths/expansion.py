@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_int
+from lens_linear.checks import counted, require_int
 from lens_linear.circuits.paths.chains import Heads, PathName
 from lens_linear.circuits.paths.importance import (
     PathImportance,
@@ -96,7 +96,8 @@ class PathTable(Result):
 
     def __repr__(self) -> str:
         return (
-            f"PathTable: {len(self.rows)} paths to the logit {self.logit:.3f} of token {self.token} at "
+            f"PathTable: {counted(len(self.rows), 'path')} to the logit {self.logit:.3f} of token "
+            f"{self.token} at "
             f"position {self.position}"
         )
 
@@ -122,7 +123,10 @@ class PathAblation(Result):
     metric: str = "loss"
 
     def __repr__(self) -> str:
-        return f"PathAblation: {len(self.rows)} paths taken away one by one; {self.metric} {self.loss:.3f}"
+        return (
+            f"PathAblation: {counted(len(self.rows), 'path')} taken away one by one; {self.metric} "
+            f"{self.loss:.3f}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns path, source, order, effect (nats a token), most helpful first."""
@@ -168,7 +172,8 @@ class PathExpansion(Result):
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
         return (
-            f"PathExpansion: {len(self.names)} paths of up to {max(len(n.heads) for n in self.names)} "
+            f"PathExpansion: {counted(len(self.names), 'path')} of up to "
+            f"{max(len(n.heads) for n in self.names)} "
             f"heads, {batch} × {length} tokens, largest error against the model {self.max_error:.2g} logits"
         )
 

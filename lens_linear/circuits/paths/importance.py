@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lens_linear.checks import counted
 from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.frozen.frozen_attention import FrozenRun
@@ -55,7 +56,7 @@ class PathImportance(Result):
     def __repr__(self) -> str:
         parts = ", ".join(f"order {n}: {effect:+.3f}" for n, effect in enumerate(self.effects))
         what = "loss lowered (nats)" if self.metric == "loss" else f"{self.metric} raised"
-        return f"PathImportance over {self.n_tokens} tokens, {what} by {parts}"
+        return f"PathImportance over {counted(self.n_tokens, 'token')}, {what} by {parts}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns order, n_paths, loss_before, loss_after, effect, effect_per_path."""

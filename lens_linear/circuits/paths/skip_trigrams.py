@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.checks import require_choice, require_int, require_ints, require_list
+from lens_linear.checks import counted, require_choice, require_int, require_ints, require_list
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.factored import MAX_BYTES, first_largest, row_blocks, top_of_blocks
 from lens_linear.circuits.paths.bigrams import BigramTable
@@ -92,7 +92,7 @@ class SkipTrigrams(Result):
     def __repr__(self) -> str:
         return (
             f"SkipTrigrams: the {len(self.triples)} strongest of {', '.join(self.heads)}, each source "
-            f"among {self.context} keys"
+            f"among {counted(self.context, 'key')}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lens_linear._tl import HookPoint
-from lens_linear.checks import require_float, require_int
+from lens_linear.checks import counted, require_float, require_int
 from lens_linear.constructions.least_squares.ols import OLSAttention
 from lens_linear.constructions.least_squares.spectral import (
     RangedModule,
@@ -180,8 +180,9 @@ class NewtonSchulzAttention(RangedModule):
     def __repr__(self) -> str:
         p, r = self.W_in.shape
         return (
-            f"NewtonSchulzAttention: {len(self.layers)} layers, p = {p} inputs, width {r}, "
-            f"context of n = {len(self.context_x)} rows"
+            f"NewtonSchulzAttention: {counted(len(self.layers), 'layer')}, p = {counted(p, 'input')}, "
+            f"width {r}, "
+            f"context of n = {counted(len(self.context_x), 'row')}"
         )
 
 

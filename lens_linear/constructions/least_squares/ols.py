@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lens_linear._tl import HookPoint
-from lens_linear.checks import require_bool, require_choice
+from lens_linear.checks import counted, require_bool, require_choice
 from lens_linear.constructions.least_squares.effect import (
     Allowance,
     Units,
@@ -491,14 +491,15 @@ class OLSAttention(RangedModule):
 
     def __repr__(self) -> str:
         n, p, m = len(self.context_x), self.W_Q.shape[0], self.context_y.shape[1]
-        text = f"OLSAttention ({self.form} form): n = {n} context rows, "
-        text += f"p = {p} inputs, m = {m} outputs"
+        text = f"OLSAttention ({self.form} form): n = {counted(n, 'context row')}, "
+        text += f"p = {counted(p, 'input')}, m = {counted(m, 'output')}"
         solution, distance = self._standing()[:2]
         if self.spectrum is None:
             text += f"; {HOW[solution]}; beside this context's least squares {_how_far(distance)}"
         elif solution == "other data":
             text += (
-                f"; weights made from {self.geometry_rows} rows, not (or no longer) the least squares "
+                f"; weights made from {counted(self.geometry_rows, 'row')}, not (or no longer) the "
+                f"least squares "
                 f"of this context: {_how_far(distance)}"
             )
         else:

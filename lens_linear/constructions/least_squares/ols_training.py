@@ -36,6 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_int,
@@ -96,7 +97,7 @@ class OLSTraining(Result):
         lost = f"; {self.diverged} diverged" if self.diverged else ""
         return (
             f"OLSTraining ({self.form} form, {self.optimizer}): n = {n}, p = {p}, "
-            f"m = {self.y.shape[1]}; {len(done)} of {len(self.epochs_to_converge)} seeds within "
+            f"m = {self.y.shape[1]}; {len(done)} of {counted(len(self.epochs_to_converge), 'seed')} within "
             f"{self.tolerance:g} of least squares {when}, of {len(self.loss) - 1} run{lost}"
         )
 

@@ -38,7 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_instance, require_int
+from lens_linear.checks import counted, require_instance, require_int
 from lens_linear.constructions.least_squares.ols import Form, OLSAttention
 from lens_linear.constructions.least_squares.spectral import float_rows
 from lens_linear.errors import InvalidArgumentError
@@ -70,8 +70,9 @@ class OLSTransformer:
         queries, length = self.tokens.shape
         return (
             f"OLSTransformer ({self.form} form): {self.layers} layer{'s' * (self.layers > 1)} of linear "
-            f"attention and identity FFN, stream of width {self.model.cfg.d_model}; {queries} queries "
-            f"after n = {length - 1} context rows, m = {self.outputs} outputs"
+            f"attention and identity FFN, stream of width {self.model.cfg.d_model}; "
+            f"{counted(queries, 'query')} "
+            f"after n = {counted(length - 1, 'context row')}, m = {counted(self.outputs, 'output')}"
         )
 
     def predict(self, tokens: Int[Tensor, "query position"] | None = None) -> Float[Tensor, "q m"]:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from lens_linear._tl import derive_generator
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_int,
@@ -211,7 +212,7 @@ class ShiftCurve(Result):
         _, shifts, seeds = self.errors.shape
         return (
             f"ShiftCurve: {len(set(self.methods))} methods × {shifts} covariance shifts up to "
-            f"condition number {max(self.conditions):g}, n = {self.n}, d = {self.d}, {seeds} seeds"
+            f"condition number {max(self.conditions):g}, n = {self.n}, d = {self.d}, {counted(seeds, 'seed')}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import HookedRootModule
-from lens_linear.checks import require_float, require_float_tensor, shown
+from lens_linear.checks import counted, require_float, require_float_tensor, shown
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
 Solution = Literal["unique", "minimum-norm", "ridge"]
@@ -47,8 +47,8 @@ class SpectralRoot:
 
     def __repr__(self) -> str:
         return (
-            f"SpectralRoot: {self.solution} root from n = {self.n} rows, "
-            f"rank {self.rank} of p = {self.p} columns, condition number {self.condition:.3g}"
+            f"SpectralRoot: {self.solution} root from n = {counted(self.n, 'row')}, "
+            f"rank {self.rank} of p = {counted(self.p, 'column')}, condition number {self.condition:.3g}"
         )
 
 

@@ -40,7 +40,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_int, require_ints, require_list, require_seed
+from lens_linear.checks import (
+    counted,
+    require_float,
+    require_int,
+    require_ints,
+    require_list,
+    require_seed,
+)
 from lens_linear.constructions.memory.binary_patterns import (
     draw_signs,
     expected_capacity,
@@ -103,7 +110,7 @@ class MemoryCapacity(Result):
             for energy, slope, se in self.slopes()[["energy", "slope", "se"]].to_numpy().tolist()
         ]
         return (
-            f"MemoryCapacity: {len(self.curves)} curves, {self.queries} queries × {self.seeds} "
+            f"MemoryCapacity: {counted(len(self.curves), 'curve')}, {self.queries} queries × {self.seeds} "
             f"seeds, noise {self.noise:g}, bit error {self.max_bit_error:g}; slopes: "
             + ", ".join(parts)
         )

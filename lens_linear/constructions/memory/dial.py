@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lens_linear._tl import derive_generator
 from lens_linear.checks import (
+    counted,
     require_float,
     require_floats,
     require_int,
@@ -98,8 +99,9 @@ class AttentionDial(Result):
     def __repr__(self) -> str:
         ends = self.regimes().set_index("regime")["beta"]
         return (
-            f"AttentionDial: {len(self.setting)} settings, n = {self.n} rows, d = {self.d}, "
-            f"{self.values.shape[2]} seeds; softmax is regression (with a gain) up to "
+            f"AttentionDial: {counted(len(self.setting), 'setting')}, n = {counted(self.n, 'row')}, d = "
+            f"{self.d}, "
+            f"{counted(self.values.shape[2], 'seed')}; softmax is regression (with a gain) up to "
             f"{_place_text(ends['regression ends'])} and retrieval from "
             f"{_place_text(ends['retrieval starts'])}"
         )

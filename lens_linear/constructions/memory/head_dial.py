@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge, derive_generator
 from lens_linear.checks import (
+    counted,
     head_name,
     require_bool,
     require_floats,
@@ -107,7 +108,8 @@ class HeadDial(Result):
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.items())
         return (
             f"HeadDial of {self.model}: {len(self.heads)} heads × {len(self.betas)} settings on "
-            f"{self.values.shape[-1]} rows of {self.n_positions} tokens, {self.queries} queries a row; as "
+            f"{counted(self.values.shape[-1], 'row')} of {counted(self.n_positions, 'token')}, "
+            f"{counted(self.queries, 'query')} a row; as "
             f"trained: {kinds}"
         )
 

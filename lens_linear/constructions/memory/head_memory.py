@@ -42,6 +42,7 @@ from torch import Tensor
 
 from lens_linear._tl import derive_generator
 from lens_linear.checks import (
+    counted,
     require_bool,
     require_float,
     require_int,
@@ -92,7 +93,7 @@ class HeadMemory(Result):
         rows = self.position().set_index("source")
         head = rows.loc["head"]
         return (
-            f"HeadMemory: {self.n_keys} keys of d = {self.d}, β = {self.beta:.3g}; signal "
+            f"HeadMemory: {counted(self.n_keys, 'key')} of d = {self.d}, β = {self.beta:.3g}; signal "
             f"{head.signal:.2f} nats over a spread of {head.spread:.2f}: predicted capacity "
             f"{head.predicted_capacity:.3g} keys (random keys: "
             f"{rows.loc['random keys'].predicted_capacity:.3g})"

@@ -25,7 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import derive_generator
-from lens_linear.checks import require_float, require_int, require_ints, require_list, require_seed
+from lens_linear.checks import (
+    counted,
+    require_float,
+    require_int,
+    require_ints,
+    require_list,
+    require_seed,
+)
 from lens_linear.constructions.memory.binary_patterns import draw_signs, field, flip
 from lens_linear.constructions.memory.energies import Energy, parse_energy
 from lens_linear.errors import InvalidArgumentError
@@ -56,8 +63,8 @@ class RetrievalCurve(Result):
     def __repr__(self) -> str:
         return (
             f"RetrievalCurve: {', '.join(self.energies)}; d = {self.d} bits, up to "
-            f"{max(self.n_patterns)} patterns, {len(self.noise)} noise levels, "
-            f"{self.queries} queries × {self.overlap.shape[-1]} seeds, {self.steps} updates"
+            f"{counted(max(self.n_patterns), 'pattern')}, {counted(len(self.noise), 'noise level')}, "
+            f"{self.queries} queries × {self.overlap.shape[-1]} seeds, {counted(self.steps, 'update')}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

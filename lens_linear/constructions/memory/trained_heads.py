@@ -37,6 +37,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge, derive_generator
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_heads,
     require_list,
@@ -81,10 +82,11 @@ class TrainedHeads(Result):
 
     def __repr__(self) -> str:
         kinds = self.frame["kind"].value_counts()
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        each = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         return (
-            f"TrainedHeads of {self.model}: {len(self.frame)} heads ({counted}) on {self.n_rows} rows of "
-            f"{self.n_positions} tokens, loss {self.loss:.3f} nats a token"
+            f"TrainedHeads of {self.model}: {counted(len(self.frame), 'head')} ({each}) on "
+            f"{counted(self.n_rows, 'row')} of "
+            f"{counted(self.n_positions, 'token')}, loss {self.loss:.3f} nats a token"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_float_tensor
+from lens_linear.checks import counted, require_float_tensor
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
 from lens_linear.tables import Result
@@ -64,7 +64,8 @@ class Agreement(Result):
         how = "each by its own prediction" if self.paired else "all by one profile"
         return (
             f"Agreement: Spearman {self.spearman:.3f}, Pearson {self.pearson:.3f}, relative error "
-            f"{self.relative_error:.3f} over {self.n_layers} layers, mean of {self.n_prompts} prompts, "
+            f"{self.relative_error:.3f} over {counted(self.n_layers, 'layer')}, mean of "
+            f"{counted(self.n_prompts, 'prompt')}, "
             f"{how} (ceiling of one profile {self.ceiling:.3f}, layer number alone "
             f"{self.layer_order:.3f})"
         )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float, require_seed
+from lens_linear.checks import counted, require_choice, require_float, require_seed
 from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
 from lens_linear.dynamics.gains.jacobian_products import frozen_batches
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
@@ -55,7 +55,7 @@ class ConceptDirections(MadeTensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         best = int(self.auc.nan_to_num(nan=-1.0).argmax())
         auc = f"held-out AUC {float(self.auc[best]):.3f} at boundary {best} (0.5 is chance)"
-        read = f" on {self.n_texts} texts, {auc}" if self.n_texts else ", of no texts"
+        read = f" on {counted(self.n_texts, 'text')}, {auc}" if self.n_texts else ", of no texts"
         filled = f", boundaries {list(self.filled)} filled from the next one" if self.filled else ""
         return (
             f"ConceptDirections of {self.concept!r}: {self.shape[0]} layer boundaries of width "

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_float_tensor,
@@ -79,7 +80,8 @@ class GainProfile(Result):
     def __repr__(self) -> str:
         low, high = int(self.lengths.min()), int(self.lengths.max())
         return (
-            f"GainProfile: {self.gains.shape[1]} layers, {len(self.gains)} prompts of {low} to {high} "
+            f"GainProfile: {counted(self.gains.shape[1], 'layer')}, "
+            f"{counted(len(self.gains), 'prompt')} of {low} to {high} "
             f"tokens, {_HOW[self.method].format(eps=self.eps)}, in units of readout per unit added"
         )
 

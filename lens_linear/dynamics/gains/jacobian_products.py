@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import own_modes, to_compute
@@ -66,8 +67,8 @@ class BlockJacobians:
 
     def __repr__(self) -> str:
         cfg = self.model.cfg
-        size = f"{cfg.n_layers} blocks of width {cfg.d_model}"
-        return f"BlockJacobians: {size} at {len(self.prompts)} prompts"
+        size = f"{counted(cfg.n_layers, 'block')} of width {cfg.d_model}"
+        return f"BlockJacobians: {size} at {counted(len(self.prompts), 'prompt')}"
 
     @property
     def n_layers(self) -> int:

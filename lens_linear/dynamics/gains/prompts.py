@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_bool, require_int, texts_in
+from lens_linear.checks import counted, require_bool, require_int, texts_in
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
@@ -53,7 +53,7 @@ class Prompts:
 
     def __repr__(self) -> str:
         low, high = int(self.lengths.min()), int(self.lengths.max())
-        return f"Prompts: {len(self)} rows of {low} to {high} tokens"
+        return f"Prompts: {counted(len(self), 'row')} of {low} to {high} tokens"
 
     def rows(self, index: Tensor) -> tuple[Int[Tensor, "row position"], Int[Tensor, " row"]]:
         """Return tokens and lengths of some rows, cut to the longest of them."""

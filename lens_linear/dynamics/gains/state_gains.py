@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear.checks import counted
 from lens_linear.tables import Result
 
 # Ridges tried, in units of the mean squared length of the centred states.
@@ -60,9 +61,10 @@ class StateGains(Result):
 
     def __repr__(self) -> str:
         return (
-            f"StateGains: {len(self.mean)} layers from the state at boundary {self.boundary}, ridge "
+            f"StateGains: {counted(len(self.mean), 'layer')} from the state at boundary "
+            f"{self.boundary}, ridge "
             f"{self.ridge:g}, leave-one-out relative error {self.error:.3f} (mean profile "
-            f"{self.mean_error:.3f}) on {self.n_prompts} prompts"
+            f"{self.mean_error:.3f}) on {counted(self.n_prompts, 'prompt')}"
         )
 
     def predict(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_floats
+from lens_linear.checks import counted, require_floats
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.gain_profile import GainProfile, gain_profile
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
@@ -43,7 +43,9 @@ class StepSizeTable(Result):
         errors = [agreement.relative_error for agreement in self.agreements]
         best = errors.index(min(errors))
         return (
-            f"StepSizeTable: {len(self.steps)} steps, {len(self.adjoint.gains)} prompts, least relative "
+            f"StepSizeTable: {counted(len(self.steps), 'step')}, "
+            f"{counted(len(self.adjoint.gains), 'prompt')}, "
+            f"least relative "
             f"error {errors[best]:.2g} at eps = {self.steps[best]:g}"
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_float_tensor,
@@ -73,7 +74,8 @@ class SteeredText(Result):
     def __repr__(self) -> str:
         how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
         return (
-            f"SteeredText: {len(self.prompts)} prompts continued by {self.tokens.shape[2]} tokens at "
+            f"SteeredText: {counted(len(self.prompts), 'prompt')} continued by "
+            f"{counted(self.tokens.shape[2], 'token')} at "
             f"scales {', '.join(f'{s:g}' for s in self.scales)}, {how}, added at {self.where!r} tokens"
         )
 
@@ -280,7 +282,8 @@ class SteeringCost(Result):
     def __repr__(self) -> str:
         worst = max(self.losses)
         return (
-            f"SteeringCost: {len(self.scales)} scales on {self.n_tokens} tokens, loss up to {worst:.3f} "
+            f"SteeringCost: {counted(len(self.scales), 'scale')} on {counted(self.n_tokens, 'token')}, "
+            f"loss up to {worst:.3f} "
             "nats a token"
         )
 

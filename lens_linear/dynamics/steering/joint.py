@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_floats, require_int, require_list
+from lens_linear.checks import counted, require_floats, require_int, require_list
 from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.jacobian_products import block_jacobians, frozen_batches
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
@@ -56,8 +56,9 @@ class JointSteering(Result):
         goals = ", ".join(f"{float(x):.3g}" for x in self.targets)
         got = ", ".join(f"{float(x):.3g}" for x in self.achieved)
         return (
-            f"JointSteering: {len(self.targets)} concepts, targets {goals}, mean shifts {got} over "
-            f"{self.n_prompts} prompts, energy {self.energy:.4g}"
+            f"JointSteering: {counted(len(self.targets), 'concept')}, targets {goals}, mean shifts "
+            f"{got} over "
+            f"{counted(self.n_prompts, 'prompt')}, energy {self.energy:.4g}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_float_tensor, require_int
+from lens_linear.checks import counted, require_float, require_float_tensor, require_int
 from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
 from lens_linear.dynamics.gains.gain_profile import GainProfile
 from lens_linear.dynamics.surrogates.surrogate import Surrogate
@@ -55,7 +55,7 @@ class Schedule(MadeTensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         if self.ndim == 1:
             return (
-                f"Schedule: {self.shape[0]} layers, predicted shift {float(self.predicted):.4g}, "
+                f"Schedule: {counted(self.shape[0], 'layer')}, predicted shift {float(self.predicted):.4g}, "
                 f"energy {float(self.energy):.4g} (sum of squared amplitudes)"
             )
         return (

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_instance, require_int, require_seed
+from lens_linear.checks import counted, require_float, require_instance, require_int, require_seed
 from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.jacobian_products import block_jacobians
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
@@ -93,7 +93,7 @@ class ScheduleComparison(Result):
         return (
             f"ScheduleComparison: {len(self.names)} schedules × {len(self.baseline)} prompts, shift of "
             f"{self.target:.4g} in the readout, reached by minimum energy at "
-            f"{int(self.reached[0].sum())} prompts"
+            f"{counted(int(self.reached[0].sum()), 'prompt')}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

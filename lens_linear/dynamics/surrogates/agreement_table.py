@@ -19,6 +19,7 @@ import torch
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
+    counted,
     require_choice,
     require_float,
     require_instance,
@@ -113,8 +114,9 @@ class AgreementTable(Result):
     def __repr__(self) -> str:
         models = len({row.model for row in self.rows})
         return (
-            f"AgreementTable: {len(self.rows)} surrogates of {models} models against {self.reference} gains "
-            f"at {self.n_evaluation} prompts, identified on {self.n_operating}"
+            f"AgreementTable: {counted(len(self.rows), 'surrogate')} of {counted(models, 'model')} "
+            f"against {self.reference} gains "
+            f"at {counted(self.n_evaluation, 'prompt')}, identified on {self.n_operating}"
         )
 
     def to_dataframe(self) -> pd.DataFrame:

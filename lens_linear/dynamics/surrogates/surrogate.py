@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_float_tensor, require_int
+from lens_linear.checks import counted, require_choice, require_float_tensor, require_int
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.directions import last_states
 from lens_linear.dynamics.gains.gain_profile import GainProfile, require_directions
@@ -83,7 +83,8 @@ class Surrogate(Result):
     def __repr__(self) -> str:
         return (
             f"Surrogate: order {self.order} of {self.directions.shape[1]}, {self.basis} basis, "
-            f"{self.jacobian} Jacobian, {len(self.B)} layers, identified on {len(self.lengths)} prompts"
+            f"{self.jacobian} Jacobian, {counted(len(self.B), 'layer')}, identified on "
+            f"{counted(len(self.lengths), 'prompt')}"
         )
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_instance, require_int, require_layers
+from lens_linear.checks import counted, require_instance, require_int, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import without_autocast
 from lens_linear.linearity.lens.readout import Readout
@@ -61,7 +61,8 @@ class LensScore(Result):
         return (
             f"LensScore of {self.model_name}: KL to the output {middle.kl:.3f} nats at layer "
             f"{int(middle.layer)} ({raw}logit lens {middle.logit_kl:.3f}), "
-            f"first position apart; n = {int(middle.n):,} positions of {self.n_sequences} sequences"
+            f"first position apart; n = {counted(int(middle.n), 'position', ',')} of "
+            f"{counted(self.n_sequences, 'sequence')}"
         )
 
 
@@ -138,11 +139,16 @@ class Lens(Result):
 
     def __repr__(self) -> str:
         rows = self.n / self.weight.shape[1]
-        how = f", {self.polish} epochs of Adam on the KL" if self.polish else ", closed form"
+        how = (
+            f", {counted(self.polish, 'epoch')} of Adam on the KL"
+            if self.polish
+            else ", closed form"
+        )
         few = f"; only {rows:.1f} rows an input ({FEW} at least)" if rows < FEW else ""
         return (
-            f"Lens of {self.model_name}: {len(self.r2)} layers{how}, in-sample R² "
-            f"{float(self.r2.min()):.3f} to {float(self.r2.max()):.3f}; n = {self.n:,} rows{few}"
+            f"Lens of {self.model_name}: {counted(len(self.r2), 'layer')}{how}, in-sample R² "
+            f"{float(self.r2.min()):.3f} to {float(self.r2.max()):.3f}; n = "
+            f"{counted(self.n, 'row', ',')}{few}"
             f"{self.mark.note(self.model)}"
         )
 

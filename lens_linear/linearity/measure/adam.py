@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_float, require_int, require_seed
+from lens_linear.checks import counted, require_float, require_int, require_seed
 from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
 from lens_linear.linalg.least_squares import require_halves
 from lens_linear.linalg.precision import own_modes
@@ -104,8 +104,9 @@ class AdamBaseline(Result):
 
     def __repr__(self) -> str:
         return (
-            f"AdamBaseline for {self.where}: held-out R² {float(self.r2[-1]):.4f} after {self.steps[-1]} "
-            f"steps of Adam at {self.learning_rate:g} ({float(self.r2_standardized[-1]):.4f} on "
+            f"AdamBaseline for {self.where}: held-out R² {float(self.r2[-1]):.4f} after "
+            f"{counted(self.steps[-1], 'step')} of Adam at {self.learning_rate:g} "
+            f"({float(self.r2_standardized[-1]):.4f} on "
             f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
             f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
             f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=False)}"

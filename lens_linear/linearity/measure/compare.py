@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_choice
+from lens_linear.checks import counted, require_choice
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.intervals import jackknife, percentiles, resampled
 from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
@@ -148,12 +148,12 @@ class ProfileComparison(Result):
 
     def __repr__(self) -> str:
         parts = [
-            f"{name} ({profile.n_layers} layers, mean block R² "
+            f"{name} ({counted(profile.n_layers, 'layer')}, mean block R² "
             f"{float(profile.scores['block'].nanmean()):.3f})"
             for name, profile in self.profiles.items()
         ]
         n = sum(profile.n_tokens for profile in self.profiles.values())
-        return f"ProfileComparison: {', '.join(parts)}; n = {n:,} tokens over all"
+        return f"ProfileComparison: {', '.join(parts)}; n = {counted(n, 'token', ',')} over all"
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +214,8 @@ class ProfileDifference(Result):
         n_layers = len(self.columns["block_r2"])
         parts = ", ".join(f"{name} in {count}" for name, count in clear.items() if count)
         return (
-            f"ProfileDifference: {self.first} minus {self.second}, {n_layers} layers, n = "
-            f"{self.n_sequences} sequences, paired; away from 0 at {self.confidence:.0%}: "
+            f"ProfileDifference: {self.first} minus {self.second}, {counted(n_layers, 'layer')}, n = "
+            f"{counted(self.n_sequences, 'sequence')}, paired; away from 0 at {self.confidence:.0%}: "
             f"{parts or 'nothing'}"
         )
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_choice, require_layers
+from lens_linear.checks import counted, require_choice, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
 from lens_linear.linalg.least_squares import Ridge, require_ridge
@@ -119,7 +119,8 @@ class LayerMap(Result):
         return (
             f"LayerMap of {self.model_name}: {self.fit} R² between {len(self)} layer boundaries, "
             f"{float(self.values[0, -1]):.3f} from first to last, {min(above):.3f} to {max(above):.3f} "
-            f"between neighbours, null about {self.null_r2:.2g}; n = {self.n_tokens:,} tokens{fitted}"
+            f"between neighbours, null about {self.null_r2:.2g}; n = "
+            f"{counted(self.n_tokens, 'token', ',')}{fitted}"
             f"{self.first_position}{few_rows(self.n_fit, self.d_model)}"
         )
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_choice
+from lens_linear.checks import counted, require_choice
 from lens_linear.linalg.least_squares import Ridge
 from lens_linear.linearity.measure.intervals import few_rows, jackknife
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
@@ -210,9 +210,11 @@ class LinearityProfile(Result):
         )
         fitted = f", fitted on {self.n_fit:,}" if self.fit == "held-out" else ""
         return (
-            f"LinearityProfile of {self.model_name}: {self.n_layers} layers, {self.fit} R² of blocks "
-            f"{spread('block')} (without residual {spread('block_no_residual')}), FFN {spread('ffn')}, "
-            f"attention {spread('attn')}{own}; n = {self.n_tokens:,} tokens in {self.n_sequences} "
-            f"sequences{fitted}, skip {self.skip}, null about {float(self.null_r2.mean()):.2g}"
+            f"LinearityProfile of {self.model_name}: {counted(self.n_layers, 'layer')}, {self.fit} R² "
+            f"of blocks {spread('block')} (without residual {spread('block_no_residual')}), FFN "
+            f"{spread('ffn')}, "
+            f"attention {spread('attn')}{own}; n = {counted(self.n_tokens, 'token', ',')} in "
+            f"{counted(self.n_sequences, 'sequence')}{fitted}, skip {self.skip}, null about "
+            f"{float(self.null_r2.mean()):.2g}"
             f"{self._silent_clause()}{self._first_clause()}{few_rows(self.n_fit, self.d_model)}"
         )

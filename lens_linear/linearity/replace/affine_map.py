@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
+from lens_linear.checks import counted
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.least_squares import Ridge
@@ -92,7 +93,8 @@ class AffineMap:
             return f"AffineMap for the {self.site} of {where}: not fitted"
         return (
             f"AffineMap for the {self.site} of {where}: rank {self.rank}, in-sample R² = "
-            f"{self.r_squared:.4f}, n = {self.n:,} rows, {self.n_parameters:,} parameters"
+            f"{self.r_squared:.4f}, n = {counted(self.n, 'row', ',')}, "
+            f"{counted(self.n_parameters, 'parameter', ',')}"
         )
 
 
@@ -144,8 +146,10 @@ class Linearization(Result):
     def __repr__(self) -> str:
         sites = "/".join(sorted({m.site for m in self.maps})) or "no"
         return (
-            f"Linearization of {self.model_name}: {len(self.maps)} affine maps in place of {sites} layers "
-            f"{list(self.layers)}, {self.n_parameters:,} of {self.parameters_before:,} parameters; "
+            f"Linearization of {self.model_name}: {counted(len(self.maps), 'affine map')} in place of "
+            f"{sites} layers "
+            f"{list(self.layers)}, {self.n_parameters:,} of "
+            f"{counted(self.parameters_before, 'parameter', ',')}; "
             f"{self.method}"
         )
 

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import require_ints
+from lens_linear.checks import counted, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
@@ -74,7 +74,8 @@ class RunTable(Result):
         linear = [row for row in self.rows if row["method"] == "linear"]
         best = min(linear, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
         return (
-            f"RunTable of {self.model_name}: {len(linear)} runs of blocks as one affine map; cheapest is "
+            f"RunTable of {self.model_name}: {counted(len(linear), 'run')} of blocks as one affine map; "
+            f"cheapest is "
             f"{best['first']}-{best['last']}, loss {best['loss']:.3f} for {self.base_loss:.3f} nats per "
             f"token; n = {self.n_tokens:,} test tokens, fitted on {self.n_fit:,}"
         )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_int
+from lens_linear.checks import counted, require_int
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import Stop, forward_logits
 from lens_linear.models.hooks import hooked, require_bridge
@@ -33,7 +33,8 @@ class Rotary:
     def __repr__(self) -> str:
         pairs = "adjacent" if self.adjacent else "half-split"
         return (
-            f"Rotary: {self.cos.shape[0]} positions, {self.cos.shape[1]} dimensions, {pairs} pairs"
+            f"Rotary: {counted(self.cos.shape[0], 'position')}, "
+            f"{counted(self.cos.shape[1], 'dimension')}, {pairs} pairs"
         )
 
     def rotate(self, x: Float[Tensor, "*axes position d_head"]) -> Tensor:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from lens_linear.checks import require_bool
+from lens_linear.checks import counted, require_bool
 from lens_linear.errors import NonFiniteError, UnsupportedModelError
 from lens_linear.models.describe.verify_weights import (
     Probe,
@@ -126,7 +126,10 @@ class AttentionWeights:
 
     def __repr__(self) -> str:
         layers, heads, d_model, d_head = self.W_Q.shape
-        return f"AttentionWeights: {layers} layers × {heads} heads, {d_model} columns to {d_head} a head"
+        return (
+            f"AttentionWeights: {layers} layers × {heads} heads, {counted(d_model, 'column')} to "
+            f"{d_head} a head"
+        )
 
 
 def norm_kind(model: TransformerBridge) -> NormKind:

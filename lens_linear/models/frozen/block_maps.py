@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_linear.checks import counted
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMaps:
@@ -34,7 +36,10 @@ class BlockMaps:
 
     def __repr__(self) -> str:
         prompts, d_model = self.inputs[0].shape
-        return f"BlockMaps: {len(self.inputs)} blocks of width {d_model} at {prompts} prompts"
+        return (
+            f"BlockMaps: {counted(len(self.inputs), 'block')} of width {d_model} at "
+            f"{counted(prompts, 'prompt')}"
+        )
 
     def push(
         self,

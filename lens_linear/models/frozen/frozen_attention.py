@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.checks import counted
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import PaddedTokens, require_model_rows, run
 from lens_linear.models.describe.shape import model_shape
@@ -65,7 +66,8 @@ class FrozenRun:
     def __repr__(self) -> str:
         rows, length = self.tokens.shape
         return (
-            f"FrozenRun: attention of {len(self.patterns)} layers on {rows} rows of {length} tokens"
+            f"FrozenRun: attention of {counted(len(self.patterns), 'layer')} on {counted(rows, 'row')} "
+            f"of {counted(length, 'token')}"
         )
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from lens_linear.checks import counted
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import model_device, require_model_tokens, run
 from lens_linear.models.describe.rotary import Rotary, read_rotary
@@ -83,8 +84,8 @@ class FrozenContext:
     def __repr__(self) -> str:
         low, high = int(self.lengths.min()), int(self.lengths.max())
         return (
-            f"FrozenContext: {len(self.lengths)} prompts of {low} to {high} tokens, "
-            f"{self.n_layers} layers, path {self.path!r}{self.mark.note(self.model)}"
+            f"FrozenContext: {counted(len(self.lengths), 'prompt')} of {low} to {high} tokens, "
+            f"{counted(self.n_layers, 'layer')}, path {self.path!r}{self.mark.note(self.model)}"
         )
 
     @property
