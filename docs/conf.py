@@ -73,8 +73,18 @@ def escape_stars(
     lines[:] = [re.sub(r"(?<![*\w\\])\*(batch|pair|token)", r"\\*\1", line) for line in lines]
 
 
+def keep_colons(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Undo what napoleon makes of a property whose first line has a colon: what stands before it is no type."""
+    taken = [i for i, line in enumerate(lines) if line.startswith(":type: ")]
+    if what == "property" and taken:
+        lines[0] = f"{lines.pop(taken[0]).removeprefix(':type: ')}: {lines[0]}"
+
+
 def setup(app: object) -> None:
     """Write the made pages before sources are read."""
+    app.connect("autodoc-process-docstring", keep_colons, priority=800)  # type: ignore[attr-defined]
     # Shapes such as "*batch d" are no emphasis; napoleon writes them as text.
     app.connect("autodoc-process-docstring", escape_stars, priority=900)  # type: ignore[attr-defined]
     app.connect("config-inited", lambda *_: made_pages.write_all(HERE))  # type: ignore[attr-defined]

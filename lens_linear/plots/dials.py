@@ -159,15 +159,12 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         "range": [left - wide, right + wide],
     }
     fig.update_xaxes(**named, row=1, col=1)
+    ends = [low - room, high + room]
     fig.update_yaxes(
-        title_text="share explained by<br>the best key alone",
-        range=[low - room, high + room],
-        row=1,
-        col=1,
+        title_text="share explained by<br>the best key alone", range=ends, row=1, col=1
     )
-    says = [
-        f"{escape(heads.model)}, {counted(heads.n_rows, 'row')} of {counted(heads.n_positions, 'token')}"
-    ]
+    size = f"{counted(heads.n_rows, 'row')} of {counted(heads.n_positions, 'token')}"
+    says = [f"{escape(heads.model)}, {size}"]
     says += ["open: they read the first position"] if sink.any() else []
     alike = len(frame) - len(placed)
     says += [f"{alike} not placed: equal values or scores"] if alike else []

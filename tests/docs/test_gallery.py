@@ -67,3 +67,20 @@ def test_a_fault_in_an_entry_ends_the_build(old, new, message):
     text = TOY.replace(old, new).replace(".plot();", "\nx = 1")
     with pytest.raises(gallery.GalleryError, match=re.escape(message)):
         gallery.run(text, gallery.live)
+
+
+def test_words_before_a_colon_in_a_property_are_no_type():
+    sys.path.insert(0, str(DOCS))
+    import conf
+
+    class Kind:
+        pass
+
+    for before, after in (("A share", "of the whole."), ("Words: more", "and more.")):
+        lines = [after, "", f":type: {before}", "", "A second paragraph."]  # as napoleon leaves it
+        conf.keep_colons(None, "property", "x", Kind, None, lines)
+        assert lines[0] == f"{before}: {after}" and "A second paragraph." in lines
+        assert not any(line.startswith(":type:") for line in lines)
+    kept = ["A number.", "", ":type: int"]
+    conf.keep_colons(None, "attribute", "x", Kind, None, kept)
+    assert kept == ["A number.", "", ":type: int"]
