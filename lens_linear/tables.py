@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from lens_linear.checks import counted
+
 # What people ask of a result as if it were a frame or a figure.
 _FRAMES = ("to_csv", "to_json", "to_dict", "to_parquet", "to_latex", "head", "tail", "sort_values", "query",
            "loc", "iloc", "columns", "describe", "groupby", "iterrows", "itertuples")  # fmt: skip
@@ -78,12 +80,14 @@ class View:
         table = rounded(frame[wanted] if wanted else frame)
         notes = []
         if hidden:
-            notes.append(f"{hidden} more columns in <code>.to_dataframe()</code>")
+            notes.append(f"{counted(hidden, 'more column')} in <code>.to_dataframe()</code>")
         if len(table) > _ROWS:
             notes.append(f"the first {_ROWS} of {len(table):,} rows")
         notes.append("<code>.plot()</code> draws it")
         # pandas escapes cell contents, so tokens such as <script> are shown and not run.
-        shown = table.head(_ROWS).to_html(notebook=True, border=0, max_cols=20)
+        shown = table.head(_ROWS).to_html(
+            notebook=True, border=0, max_cols=20, float_format=_digits, na_rep="–"
+        )
         note = f"<p><small>{'; '.join(notes)}.</small></p>"
         return f"<p>{html.escape(seen(repr(self)))}</p>{shown}{note}"
 
@@ -138,6 +142,12 @@ def main_columns(result: View, frame: pd.DataFrame) -> list[str]:
         for name in result._that_matter()
     )
     return [name for name in names if name in frame.columns]
+
+
+def _digits(value: float) -> str:
+    """Four digits and no zeros behind them, which would be digits that nobody measured."""
+    text = f"{value:.{_DIGITS}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e9 else text
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -105,7 +105,7 @@ def test_the_view_is_a_sentence_and_the_columns_that_matter():
     view = Example(30)._repr_html_()
     assert view.startswith("<p>Example &lt;of&gt; 30 rows</p>")
     assert "&lt;b&gt;" in view and "<b>" not in view
-    assert "1 more columns" in view and "first 20 of 30 rows" in view and "<th>x</th>" not in view
+    assert "1 more column in" in view and "first 20 of 30 rows" in view and "<th>x</th>" not in view
     assert "1.235" in view and "1.23456" not in view
 
 
@@ -115,6 +115,22 @@ def test_ids_stand_in_for_labels_that_are_not_there():
 
     view = Unlabelled(2)._repr_html_()
     assert "<th>x</th>" in view and "<th>y</th>" in view and "<th>t</th>" not in view
+
+
+def test_a_view_claims_no_digits_that_were_not_measured():
+    class Mixed(Example):
+        def to_dataframe(self):
+            return pd.DataFrame(
+                {
+                    "x": [14.78, 0.07571],
+                    "y": [1234567.0, 2.5],
+                    "t": [float("nan"), 3e-7],
+                    "u": ["a", None],
+                }
+            )
+
+    cells = re.findall(r"<td>(.*?)</td>", Mixed(2)._repr_html_())
+    assert cells[:3] == ["14.78", "1,235,000", "–"] and cells[4:7] == ["0.07571", "2.5", "3e-07"]
 
 
 def test_rounding_keeps_four_digits_and_everything_else():

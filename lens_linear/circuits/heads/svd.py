@@ -60,9 +60,13 @@ class CircuitSVD(Result):
         """A sentence about near-equal singular values, None when there are none among the first k."""
         if not self.near_equal:
             return None
-        runs = ", ".join(f"{run[0]}-{run[-1]}" for run in self.near_equal)
+        runs = ", ".join(
+            f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in self.near_equal
+        )
+        alone = sum(map(len, self.near_equal)) == 1
+        have = f"direction {runs} has a" if alone else f"directions {runs} have"
         return (
-            f"directions {runs} have singular values within {self.rtol:.0%} of a neighbour: only the "
+            f"{have} singular value{'' if alone else 's'} within {self.rtol:.0%} of a neighbour: only the "
             "space they span is determined, not the single directions"
         )
 
