@@ -119,6 +119,8 @@ def test_ids_stand_in_for_labels_that_are_not_there():
 
 def test_a_view_claims_no_digits_that_were_not_measured():
     class Mixed(Example):
+        _columns = ("x", "y", "t", "u")
+
         def to_dataframe(self):
             return pd.DataFrame(
                 {

@@ -108,7 +108,7 @@ def ols_transformer(layer: OLSAttention, x_new: Any, *, layers: int = 1) -> OLST
     Example:
         >>> layer = OLSAttention.from_data([[2.0, 1.0], [1.0, 2.0]], [4.0, 5.0])
         >>> ols_transformer(layer, [[1.0, 1.0]])
-        OLSTransformer (in-context form): 1 layer of linear attention and identity FFN, stream of width 7; 1 queries after n = 2 context rows, m = 1 outputs
+        OLSTransformer (in-context form): 1 layer of linear attention and identity FFN, stream of width 7; 1 query after n = 2 context rows, m = 1 output
     """  # noqa: E501
     require_instance("layer", layer, OLSAttention, advice="build it with OLSAttention.from_data")
     layers = require_int("layers", layers, minimum=1)

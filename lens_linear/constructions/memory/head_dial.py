@@ -107,7 +107,8 @@ class HeadDial(Result):
         found = self.regimes().query("geometry == 'own'")["trained"].value_counts()
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.items())
         return (
-            f"HeadDial of {self.model}: {len(self.heads)} heads × {len(self.betas)} settings on "
+            f"HeadDial of {self.model}: {counted(len(self.heads), 'head')} × "
+            f"{counted(len(self.betas), 'setting')} on "
             f"{counted(self.values.shape[-1], 'row')} of {counted(self.n_positions, 'token')}, "
             f"{counted(self.queries, 'query')} a row; as "
             f"trained: {kinds}"
@@ -243,7 +244,7 @@ def head_dial(
         >>> from lens_linear.models.open.toy import toy_model
         >>> tokens = torch.randint(64, (2, 40), generator=torch.Generator().manual_seed(0))
         >>> head_dial(toy_model(n_layers=1), tokens, heads=["L0H2"], betas=(0.01, 1.0))
-        HeadDial of toy: 1 heads × 2 settings on 2 rows of 40 tokens, 24 queries a row; as trained: 1 regression
+        HeadDial of toy: 1 head × 2 settings on 2 rows of 40 tokens, 24 queries a row; as trained: 1 regression
     """  # noqa: E501
     tokens = require_model_tokens(model, tokens)
     settings = tuple(sorted(set(require_floats("betas", betas, minimum=1e-6, maximum=1e100))))
