@@ -91,3 +91,11 @@ def test_every_column_that_a_command_prints_is_explained_and_no_other(section):
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.stem)
 def test_no_link_is_dead(page):
     assert not [str(target) for target in targets(page) if not target.exists()]
+
+
+def test_paper_has_no_skip_link_and_keeps_a_figure_with_the_code_above_it():
+    """Furo's fixed link lay over the last lines of every sheet, and its rules kept whole pages unbreakable."""
+    css = (Path(__file__).resolve().parents[2] / "docs" / "_static" / "site.css").read_text("utf-8")
+    paper = css.split("@media print {")[1]
+    assert ".skip-to-content { display: none; }" in paper
+    assert "figure { break-inside: avoid; break-after: auto;" in paper and "break-after: avoid" in paper
