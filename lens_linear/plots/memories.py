@@ -76,7 +76,7 @@ def memory_capacity(
     return styled(
         fig, title="Memory capacity, from linear to exponential", panels=True, height=600,
         subtitle=f"patterns held at {100 * result.max_bit_error:g} % wrong bits after one update, "
-        f"noise {result.noise:g}; {counted(result.seeds, 'seed')} (± sd); dashed: theory at this d",
+        f"noise {result.noise:g}; {counted(result.seeds, 'seed')} (±\u00a0sd); dashed: theory at this d",
         x="bits d" + (" (heads: width of a key)" if heads else ""),
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def bit_error(result: MemoryCapacity) -> go.Figure:
     return styled(
         fig, title="Wrong bits against stored patterns", x="stored patterns", y="fraction of wrong bits",
         subtitle=f"one update, noise {result.noise:g}, {counted(result.queries, 'query')} × "
-        f"{counted(result.seeds, 'seed')} (± sd); none wrong leaves the axis",
+        f"{counted(result.seeds, 'seed')} (±\u00a0sd); none wrong leaves the axis",
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def retrieval(
     return styled(
         fig, title="Retrieval from a Hopfield memory", x="stored patterns", panels=True,
         subtitle=f"d = {curve.d} bits, {counted(curve.steps, 'update')}, {counted(curve.queries, 'query')} × "
-        f"{counted(curve.overlap.shape[-1], 'seed')} (± sd)", height=160 + 330 * places[-1][0],
+        f"{counted(curve.overlap.shape[-1], 'seed')} (±\u00a0sd)", height=160 + 330 * places[-1][0],
     )  # fmt: skip
 
 

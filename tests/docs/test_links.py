@@ -94,7 +94,7 @@ def test_no_link_is_dead(page):
 
 
 def test_paper_has_no_skip_link_and_keeps_a_figure_with_the_code_above_it():
-    """Furo's fixed link lay over the last lines of every sheet, and its rules kept whole pages unbreakable."""
+    """Furo's fixed link lay over the last lines of every sheet; its rules made whole pages unbreakable."""
     css = (Path(__file__).resolve().parents[2] / "docs" / "_static" / "site.css").read_text("utf-8")
     paper = css.split("@media print {")[1]
     assert ".skip-to-content { display: none; }" in paper
