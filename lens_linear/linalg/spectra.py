@@ -352,11 +352,14 @@ def intrinsic_dimension(
         distinct = _distinct(distinct, chunk)
     require_rows("x", len(distinct), minimum=20, why="distinct points")
     first, second = _neighbour_distances(distinct, chunk).unbind(1)
-    usable = (first >= _ZERO) & (second > (1 + _ZERO) * first)
+    # Equal distances (tokens by positions make a lattice) differ by rounding only.
+    tie = _SAME if coinciding == "once" else _ZERO * first
+    usable = (first >= _ZERO) & (second > first + tie)
     ratios = (second / first)[usable].sort().values
-    # Ties keep their place at the bottom of the empirical distribution.
-    places = torch.arange(1, len(distinct) + 1, device=rows.device, dtype=rows.dtype)
-    distribution = places[len(distinct) - len(ratios) :] / len(distinct)
+    # The reference keeps ties at the bottom of the empirical distribution; a smooth one has none.
+    total = len(ratios) if coinciding == "once" else len(distinct)
+    places = torch.arange(1, total + 1, device=rows.device, dtype=rows.dtype)
+    distribution = places[total - len(ratios) :] / total
     fitted = min(int(len(ratios) * keep + 1e-9), len(ratios) - 1)
     require_rows("x", fitted, minimum=2, why="distinct neighbour ratios in the fit")
     log_ratio, log_tail = ratios[:fitted].log(), -torch.log1p(-distribution[:fitted])

@@ -198,7 +198,8 @@ def spec_of(model: TransformerBridge) -> ModelSpec:
     if not (native and same):
         raise UnsupportedModelError(
             f"model {cfg.model_name!r} is no native model of a shape that ModelSpec tells; keep a Hugging "
-            "Face model with its own save_pretrained"
+            "Face model with its own save_pretrained, and a state dict of HookedTransformer as it is, "
+            "with its config"
         )
     return spec
 

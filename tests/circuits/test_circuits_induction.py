@@ -8,6 +8,7 @@ from circuit_zoo import HF_KINDS, hugging_face, native
 from transformers import AutoModelForCausalLM
 
 import lens_linear as ll
+from lens_linear import circuits
 from lens_linear.circuits.induction.repeated_rows import (
     AttentionStats,
     RepeatedRows,
@@ -17,7 +18,12 @@ from lens_linear.circuits.induction.repeated_rows import (
 from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.circuits.induction.verdicts import Thresholds
 from lens_linear.constructions.induction_model import build_induction
-from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
+from lens_linear.errors import (
+    InvalidArgumentError,
+    LensLinearWarning,
+    NonFiniteError,
+    UnsupportedModelError,
+)
 from lens_linear.models.capture import run
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
@@ -429,3 +435,14 @@ def test_standard_errors_are_those_of_rows_taken_one_by_one():
             for r in alone
         ]
         np.testing.assert_allclose(found.by_offset_se[offset], np.sqrt(variance(band)), rtol=1e-6)
+
+
+def test_a_model_of_another_question_is_told_so_on_random_repeats(recwarn):
+    """Far worse than a guess in both copies: the next token is not what it answers."""
+    model = toy_model(n_layers=1, d_vocab=20, n_ctx=24)
+    circuits.in_context_loss(model)
+    assert not any("worse than a uniform guess" in str(w.message) for w in recwarn)
+    with torch.no_grad():
+        model.unembed.original_component.weight.mul_(300)
+    with pytest.warns(LensLinearWarning, match="worse than a uniform guess.*lens_linear.Task"):
+        circuits.in_context_loss(model)

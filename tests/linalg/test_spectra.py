@@ -155,3 +155,15 @@ def test_a_lattice_has_only_ties_and_no_estimate():
     lattice = torch.cartesian_prod(axis, axis)
     with pytest.raises(NotEnoughDataError, match="neighbour ratios in the fit"):
         intrinsic_dimension(lattice)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_equal_distances_of_a_lattice_are_ties_in_every_precision(precision):
+    """Tokens beside positions: the nearest points of a lattice are equally far, up to rounding."""
+    corners, places = torch.eye(3, 8).double(), 20 * normal(40, 8, seed=1)
+    lattice = (corners[:, None] + places).flatten(0, 1)
+    free = 100 + 20 * normal(60, 8, seed=2)
+    found = intrinsic_dimension(torch.cat([lattice, free]).to(precision))
+    assert found.n - found.n_removed == 60
+    alone = intrinsic_dimension(free.to(precision)).dimension
+    assert found.dimension == pytest.approx(alone, rel=1e-4)

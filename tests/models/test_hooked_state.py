@@ -148,3 +148,43 @@ def test_the_root_of_the_head_s_width_is_no_other_scale(tmp_path, scale):
     tokens = torch.tensor([3, 29, 7, 7, 0, 12])
     found = ll.load(tmp_path / "weights.pt", config=CONFIG | {"attn_scale": scale})(tokens[None])[0]
     torch.testing.assert_close(found, by_hand(weights(), tokens))
+
+
+def test_a_config_beside_the_weights_is_found(tmp_path):
+    state, path = weights(), tmp_path / "sums.pt"
+    torch.save(state, path)
+    with pytest.raises(InvalidArgumentError, match="or config= with a state dict"):
+        ll.load(path)
+    (tmp_path / "sums.json").write_text(json.dumps(CONFIG))
+    tokens = torch.tensor([5, 0, 29])
+    for name in (path, str(path)):
+        found = ll.load(name)
+        torch.testing.assert_close(
+            found(tokens[None])[0], by_hand(state, tokens), atol=2e-5, rtol=1e-4
+        )
+    with pytest.raises(UnsupportedModelError, match="as it is, with its config"):
+        ll.save_model(found, tmp_path / "kept")
+
+
+@pytest.mark.parametrize(("size", "held"), [(1e-30, 12), (3e-42, 12), (1e-20, 7)])
+def test_norm_weights_driven_to_nothing_leave_the_scores_right(tmp_path, size, held):
+    """Weight decay does so; the answer is a float64 least-squares fit on what the FFN reads, rescaled."""
+    state, path = weights(), tmp_path / "decayed.pt"
+    for layer in range(2):
+        state[f"blocks.{layer}.ln2.w"][held:] = size
+        state[f"blocks.{layer}.ln2.b"][held:] = size
+    torch.save(state, path)
+    model = ll.load(path, config=CONFIG)
+    tokens = torch.randint(30, (60, 16), generator=torch.Generator().manual_seed(1))
+    found = ll.linearity_profile(model, tokens, fit="in-sample", sites=["ffn"])
+    _, cache = model.run_with_cache(tokens)
+    for layer in range(2):
+        x = cache[f"blocks.{layer}.ln2.hook_out"].flatten(0, 1).double()
+        y = cache[f"blocks.{layer}.hook_mlp_out"].flatten(0, 1).double()
+        x, y = x - x.mean(0), y - y.mean(0)
+        x = x[:, x.std(0) > 1e-38]  # smaller ones no float32 map can read
+        x = x / x.std(0)
+        rest = y - x @ torch.linalg.lstsq(x, y, driver="gelsd", rcond=1e-6).solution
+        right = 1 - float(rest.square().sum() / y.square().sum())
+        assert 0.1 < right < 0.999
+        assert found["ffn_r2"][layer] == pytest.approx(right, abs=2e-4)

@@ -68,7 +68,8 @@ def load(
         revision: branch, tag or commit of a Hub model. Not together with ``checkpoint``.
         n_ctx: longest sequence to allow; beyond the model's own context for rotary Hugging Face models
             only, where the rotation does not depend on the context (longrope's and dynamic ones do).
-        config: of a HookedTransformer state dict: its ``cfg.to_dict()``, or a JSON file of it.
+        config: of a HookedTransformer state dict: its ``cfg.to_dict()`` or what it was made with as a dict,
+            or a JSON file of it; one that lies beside the weights under the same name is found.
         device: where to put it; the processor by default. Not together with ``device_map``.
         dtype: of the weights; torch's own defaults for type and device change nothing here.
         device_map: spread a Hugging Face model over devices, as ``accelerate`` does.
@@ -150,6 +151,8 @@ def _open(
         _refuse_device_map(text, where.device_map)
         model = load_folder(BUNDLED / text if bundled else folder, checkpoint=checkpoint)
         return _placed(model, where)
+    if config is None and checkpoint is None and revision is None:
+        config = _config_beside(folder)
     if config is not None:
         _refuse("with config", text, revision=revision, checkpoint=checkpoint)
         _refuse_device_map(text, where.device_map)
@@ -208,6 +211,15 @@ def _called(folder: Path, label: str | None) -> Iterator[None]:
             "copy the folder again", "remove it from the local cache and get it again"
         )
         raise type(error)(said) from error
+
+
+def _config_beside(path: Path) -> Path | None:
+    """The config that lies beside a state dict under the same name, as ``weights.json``."""
+    beside = path.with_suffix(".json") if path.suffix in SUFFIXES else None
+    try:
+        return beside if beside is not None and path.is_file() and beside.is_file() else None
+    except OSError:  # a name that no file system takes
+        return None
 
 
 def _hooked_state(
@@ -275,7 +287,8 @@ def _refuse_paths(text: str, folder: Path) -> None:
         is_file = False
     if is_file:
         raise InvalidArgumentError(
-            f"name must be a folder or a model name, but {text!r} is a file; pass its folder"
+            f"name must be a folder or a model name, but {text!r} is a file; pass its folder, or config= "
+            "with a state dict of HookedTransformer"
         )
     refuse_absent_folder(text, folder)
 

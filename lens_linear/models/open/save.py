@@ -111,7 +111,8 @@ def _state(model: TransformerBridge, spec: ModelSpec) -> dict[str, Tensor]:
     if lost or wrong:
         raise UnsupportedModelError(
             f"model {model.cfg.model_name!r} is no native model of a known shape ({(lost + wrong)[0]!r} does "
-            "not fit); keep a Hugging Face model with its own save_pretrained"
+            "not fit); keep a Hugging Face model with its own save_pretrained, and a state dict of "
+            "HookedTransformer as it is, with its config"
         )
     return {name: found[name].detach().clone() for name in known}
 
