@@ -19,7 +19,7 @@ def test_hankel_values_of_a_system_with_a_closed_form():
     torch.testing.assert_close(result.hankel[:3], gramian)
     torch.testing.assert_close(result.left.T @ result.right, torch.eye(2, dtype=torch.float64))
     assert result.error_bound == pytest.approx(2 / (1 - 0.01))
-    assert "order 2 of 3" in repr(result)
+    assert f"order 2 of 3, keeps {gramian[:2].sum() / gramian.sum():.2%}" in repr(result)
 
 
 def stable_system(d=8):

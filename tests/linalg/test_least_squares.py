@@ -128,6 +128,19 @@ def test_ridge_is_scikit_learns(fit, ridge, deficient):
     assert result.r_squared == pytest.approx(direct, abs=1e-12)
 
 
+@both
+@pytest.mark.parametrize("n", [14, 300])
+@pytest.mark.parametrize("ridge", [0.0, 1e-4, 1e-2])
+def test_the_score_is_that_of_the_map_where_rounding_fills_empty_directions(fit, n, ridge):
+    """A sum of two columns is rounded by 4e-3: a direction that is left out and still moves predictions."""
+    x = normal(n, 4)
+    x = torch.cat([x, x[:, :2] + x[:, 2:]], 1).bfloat16()
+    y = (x.double() @ normal(6, 3, seed=3) + normal(n, 3, seed=4)).bfloat16()
+    result = fit(x, y, ridge=ridge)
+    assert result.rank == (6 if n * ridge == 0.14 else 4)  # a larger penalty stands above rounding
+    assert result.r_squared == pytest.approx(r_squared(y, result.predict(x)), abs=1e-9)
+
+
 def test_ridge_on_ill_conditioned_moments():
     x, y = ill_conditioned(kind="all", condition=1e5)
     ridge = 1e-4

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from linalg_data import ill_conditioned, planted
 
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import Moments
+from lens_linear.linalg import Moments, all_reduce_sum
 
 
 def cases():
@@ -17,6 +17,7 @@ def cases():
         "even": (x + 1000, y + 3, 300, {}),
         "uneven": (x, y + 3, 590, {"keep_yy": True}),
         "one has none": (x, y - 3, 600, {}),
+        "rounded": (x.bfloat16(), y.bfloat16(), 290, {}),
         "hard": (hard_x, hard_y + 3, 250, {}),
     }
 
@@ -51,6 +52,7 @@ def test_two_processes_equal_one(tmp_path):
             for field in ("mean_x", "mean_y", "sxx", "sxy", "scatter_y"):
                 left, right = getattr(both, field), getattr(one, field)
                 assert float((left - right).abs().max() / right.abs().max()) < 1e-12, (name, field)
+            assert both.fit().tolerance == one.fit().tolerance
             assert both.fit().r_squared == pytest.approx(one.fit().r_squared, abs=1e-9)
             scale = float(y.std())
             assert float((both.fit().predict(x) - one.fit().predict(x)).abs().max()) < 1e-6 * scale
@@ -61,3 +63,4 @@ def test_without_a_process_group_nothing_happens():
     moments = Moments().update(x, y)
     before = moments.sxx
     assert moments.all_reduce_() is moments and moments.sxx is before
+    assert all_reduce_sum(before).equal(before)

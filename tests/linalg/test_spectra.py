@@ -37,6 +37,11 @@ def test_planted_spectrum_gives_the_closed_forms():
     assert frame["cumulative_share"].iloc[-1] == pytest.approx(1)
 
 
+def test_one_direction_alone():
+    alone = Spectrum(torch.tensor([3.0, 0.0, 0.0]), 9, 3, True)
+    assert (alone.effective_rank, alone.participation_ratio, alone.anisotropy) == (1, 1, 1)
+
+
 def test_degenerate_groups_chain_and_zero_values_do_not_join():
     values = torch.tensor([10.0, 9.8, 9.6, 5.0, 4.99, 1.0, 0.0, 0.0])
     groups = Spectrum(values, 100, 8, True).degenerate_groups(rtol=0.03)
