@@ -12,6 +12,7 @@ from pathlib import Path
 
 import linearity_profile
 import numpy as np
+import scaling
 import torch
 from meter import HERE, Row, in_process, medians, wall
 from reference import (
@@ -44,6 +45,8 @@ NOTES = """
   `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
 - Memory ratios compare what the measurement adds to the process that is already there (interpreter,
   libraries, model, one small warm-up run), and each is the peak of a process of its own.
+- *Exponent*: slope of log time against log size between the two largest sizes; its budget is that of the
+  cause, and 0.1 for noise. Random small models, one axis at a time.
 - The naive surrogate asks for one Jacobian product for each of 32 directions and each layer, by central
   differences of whole forward passes; a few are timed and the rest is multiplied.
 """
@@ -434,7 +437,7 @@ def tour(quick: bool, folder: Path) -> list[Row]:
             f"{seconds:.0f} s",
             seconds,
             "s",
-            45,
+            7,
         )
     ]
 
@@ -490,6 +493,9 @@ CASES = {
     "circuits": circuits,
     "paths": paths,
     "tour": tour,
+    "large composition": scaling.large_composition,
+    "threads": scaling.threads,
+    "exponents": scaling.exponents,
     "gpu": gpu,
     "tests": tests,
 }
