@@ -159,9 +159,9 @@ def trained_heads(heads: TrainedHeads) -> go.Figure:
         "range": [left - wide, right + wide],
     }
     fig.update_xaxes(**named, row=1, col=1)
-    ends = [low - room, high + room]
+    upright = [low - room, high + room]
     fig.update_yaxes(
-        title_text="share explained by<br>the best key alone", range=ends, row=1, col=1
+        title_text="share explained by<br>the best key alone", range=upright, row=1, col=1
     )
     size = f"{counted(heads.n_rows, 'row')} of {counted(heads.n_positions, 'token')}"
     says = [f"{escape(heads.model)}, {size}"]
