@@ -7,7 +7,7 @@ import torch
 from linearity_data import small, tokens
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import residual_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens has .* rows for .* inputs")
@@ -159,3 +159,20 @@ def test_reading_has_the_models_own_favourite_on_top():
     np.testing.assert_allclose(last["probability"], best.values.detach(), atol=1e-5)
     assert (last["probability_2"] <= last["probability"]).all()
     assert lens.read("The old mill").plot().data[0].z.shape == (len(lens.weight) + 1, len(ids))
+
+
+def test_a_model_that_sees_later_tokens_has_a_lens_but_no_next_token():
+    model = ll.toy_model(n_layers=2, d_model=16, causal=False, seed=3)
+    ids = torch.randint(64, (70, 10), generator=torch.Generator().manual_seed(2))
+    lens = ll.fit_lens(model, ids[:50])
+    states = streams(model, ids[:50])
+    a, b = oracle(states[1], states[-1], 0.0)
+    read = states[1] @ lens.raw_weight[1].numpy() + lens.raw_bias[1].numpy()
+    np.testing.assert_allclose(read, states[1] @ a + b, atol=1e-6)
+    with pytest.raises(UnsupportedModelError, match="say what it answers"):
+        lens.score(ids[50:])
+    found = lens.score(ll.Task(ids[50:], labels=ids[50:, :1], positions=[0])).to_dataframe()
+    logits = model(ids[50:])[:, 0].log_softmax(-1)
+    own = -logits.gather(1, ids[50:, :1]).mean()
+    assert found["loss"].iloc[-1] == pytest.approx(float(own), abs=1e-5)
+    assert found["kl"].iloc[-1] < 1e-6 < found["kl"].iloc[0]

@@ -20,7 +20,7 @@ from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import model_device, residual_stream, row_ranges
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import require_blocks, require_causal
+from lens_linear.models.hooks import require_blocks
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
 
@@ -72,7 +72,7 @@ def fit_lens(
 
     Raises:
         NotEnoughDataError: at most ``d_model + 1`` rows.
-        UnsupportedModelError: no blocks, or not a causal language model.
+        UnsupportedModelError: no blocks.
         InsufficientMemoryError: one layer needs more than ``max_memory``.
 
     Source: Din et al. 2023, arXiv 2303.09435 (raw least squares); Belrose et al. 2023, arXiv 2303.08112
@@ -88,7 +88,6 @@ def fit_lens(
         (True, True)
     """
     rows = as_rows(model, tokens)
-    require_causal(model)
     require_blocks(model)
     polish = require_int("polish", polish, minimum=0)
     ridge = require_float("ridge", ridge, minimum=0.0)

@@ -21,10 +21,14 @@ from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import require_causal
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.stats.split import as_rows
-from lens_linear.stats.task_scores import RowScores, score_answers, warn_if_not_next_token
+from lens_linear.stats.task_scores import (
+    RowScores,
+    require_open_question,
+    score_answers,
+    warn_if_not_next_token,
+)
 from lens_linear.tables import Result
 
 FEW = 20  # rows an input below which a fitted lens is far from that of enough text
@@ -226,9 +230,11 @@ class Lens(Result):
 
         Raises:
             InvalidArgumentError: tokens or layers that the model does not have.
+            UnsupportedModelError: next tokens are asked of a model that sees later ones.
         """
         self.mark.warn(self.model, "the lens", "fit it anew")
         rows = as_rows(self.model, tokens, skip=1)
+        require_open_question(self.model, rows.task)
         chosen = _layers(layers, len(self.weight))
         sums: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
         own: list[RowScores] = []
@@ -317,7 +323,6 @@ class Lens(Result):
 
 
 def _prompt(model: TransformerBridge, text: str) -> Tensor:
-    require_causal(model)
     return tokenize_prompts(model, [text])[0][None]
 
 
