@@ -50,6 +50,8 @@ def test_where_states_say_nothing_the_mean_profile_is_left():
     found = fit_state_gains(states, gains)
     assert found.error <= found.mean_error
     assert float((found.predict(states) - gains.mean(0)).norm() / gains.norm()) < 0.3
+    alike = torch.cat([torch.ones_like(states[:1]), states])  # a boundary where all prompts are one
+    assert fit_state_gains(alike, gains).error == found.error
     two = fit_state_gains(states[:, :2], gains[:2])
     torch.testing.assert_close(two.predict(states), gains[:2].mean(0).expand(60, 4))
 

@@ -14,6 +14,7 @@ from lens_linear.dynamics import (
     steer_concepts,
 )
 from lens_linear.dynamics.steering.min_energy import heuristic_schedules
+from lens_linear.dynamics.steering.schedules import ScheduleComparison
 from lens_linear.errors import InvalidArgumentError
 
 gains = st.lists(st.floats(-5, 5).filter(lambda x: abs(x) > 0.01), min_size=2, max_size=8)
@@ -92,6 +93,29 @@ def test_energies_on_a_linear_model_have_their_closed_form(linear, oracle):
     frame = found.to_dataframe()
     assert frame.loc[0, "schedule"] == "minimum energy" and frame.loc[0, "ratio_median"] == 1.0
     assert frame["reached"].min() == 1.0 and frame["worst_miss"].max() < 1e-5
+
+
+def test_the_table_of_schedules_by_hand():
+    nan = float("nan")
+    achieved = torch.tensor([[2.0, 2.0, 2.02, 1.9], [2.0, 1.8, nan, nan]])
+    energy = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 3.0, nan, nan]])
+    found = ScheduleComparison(
+        names=("minimum energy", "mine"),
+        shapes=torch.ones(2, 4, 1),
+        amplitudes=energy.sqrt(),
+        achieved=achieved,
+        baseline=torch.zeros(4),
+        target=2.0,
+        energy=energy,
+        tolerance=0.1,
+        whole_gap=0.0,
+    )
+    first, mine = found.to_dataframe().to_dict("records")
+    assert first["energy_median"] == 3.0 and first["worst_miss"] == pytest.approx(0.05)
+    assert mine["worst_miss"] == pytest.approx(0.1) and mine["reached"] == 0.5
+    ratios = [3.0, 1.5, np.inf, np.inf]
+    assert mine["ratio_median"] == np.inf and mine["ratio_q25"] == 1.5 + 0.75 * (3.0 - 1.5)
+    assert mine["min_energy_wins"] == 1.0 and found.ratios[1].tolist() == ratios
 
 
 def test_a_target_that_cannot_be_reached_is_said(linear, oracle):

@@ -69,7 +69,9 @@ def test_full_order_is_the_adjoint_on_a_third_party_model(stories_model, basis):
 
 
 @pytest.mark.parametrize("basis", [b for b in BASES if b != "balanced"])
-def test_orthonormal_bases_begin_with_the_direction(setting, basis):
+def test_orthonormal_bases_begin_with_the_direction_and_hold_what_they_are_named_for(
+    setting, dense, basis
+):
     model, rows, directions = setting
     built = build_bases(
         block_jacobians(model, rows), directions, directions[-1], order=5, kind=basis
@@ -78,9 +80,21 @@ def test_orthonormal_bases_begin_with_the_direction(setting, basis):
     torch.testing.assert_close(built.right.mT @ built.right, eye)
     torch.testing.assert_close(built.right[:, :, 0], directions)
     assert built.left is built.right and built.order == 5
+    mean, states = dense.mean(0), block_jacobians(model, rows).states()
+    for layer in range(3):
+        if basis == "krylov-stationary":
+            once = mean[layer] @ directions[layer]
+            inside = torch.stack([once, mean[layer] @ once])
+        elif basis == "pca":
+            apart = states[layer + 1] - states[layer + 1].mean(0)
+            inside = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -4:].T
+        else:
+            continue
+        right = built.right[layer + 1]
+        torch.testing.assert_close(inside @ right @ right.T, inside, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("order", [1, 4, 9, 16])
+@pytest.mark.parametrize("order", [1, 2, 4, 9, 16])
 def test_balanced_bases_are_dual_also_beyond_their_rank(setting, order):
     model, rows, directions = setting
     built = build_bases(
@@ -90,6 +104,29 @@ def test_balanced_bases_are_dual_also_beyond_their_rank(setting, order):
     torch.testing.assert_close(built.left.mT @ built.right, eye, rtol=1e-7, atol=1e-7)
     hankel = built.to_dataframe()["hankel"].dropna()
     assert len(hankel) and (hankel >= 0).all()
+
+
+def test_hankel_values_are_those_of_dense_matrices(setting, dense):
+    """Of what every injection has become at a boundary, and what the readout sees there."""
+    model, rows, directions = setting
+    readout = directions[-1]
+    built = build_bases(block_jacobians(model, rows), directions, readout, order=3, kind="balanced")
+    for boundary in range(4):
+        reach, see = [], []
+        for jacobians in dense:
+            for source in range(boundary + 1):
+                state = directions[source]
+                for matrix in jacobians[source:boundary]:
+                    state = matrix @ state
+                reach.append(state)
+            costate = readout
+            for matrix in jacobians[boundary:].flip(0):
+                costate = matrix.T @ costate
+            see.append(costate)
+        values = torch.linalg.svdvals(torch.stack(see) @ torch.stack(reach).T) / len(rows)
+        found = built.hankel[boundary]
+        kept = min(3, int((values > 1e-6 * values[0]).sum()))
+        torch.testing.assert_close(found[:kept], values[:kept], rtol=1e-4, atol=1e-7)
 
 
 def test_mean_system_matches_dense_matrices(setting, dense):
