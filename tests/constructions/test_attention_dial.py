@@ -1,5 +1,6 @@
 """From linear attention to softmax on one context, against slow oracles."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -84,6 +85,8 @@ def test_regimes_follow_in_order_and_capacity_grows():
     ends = dial.regimes().set_index("regime")
     assert ends.beta["regression ends"] < 1 < ends.beta["retrieval starts"]
     assert ends.beta_low["retrieval starts"] <= ends.beta["retrieval starts"]
+    many = dataclasses.replace(dial, frozen_at=torch.arange(41.0)).regimes().set_index("regime")
+    assert many.loc["freezing (theory)"][["beta", "beta_low", "beta_high"]].tolist() == [20, 1, 39]
     capacity = dial.summary().capacity.to_numpy()
     assert capacity[0] < 4 < 9 < capacity[-1]
     share = dial.summary().best_share.to_numpy()

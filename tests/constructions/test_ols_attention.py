@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
 import lens_linear as ll
-from lens_linear.constructions.least_squares.spectral import spectral_root
+from lens_linear.constructions.least_squares.spectral import default_rtol, spectral_root
 from lens_linear.errors import (
     InvalidArgumentError,
     LensLinearError,
@@ -334,3 +334,9 @@ def test_single_precision_and_other_dtypes_are_accepted():
     grad = torch.as_tensor(x).requires_grad_()
     torch.testing.assert_close(ll.OLSAttention.from_data(grad, y).predict(new), want)
     assert ll.OLSAttention.from_data(x > 0, y > 0).predict(new > 0).shape == (9, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (9, 2)])
+def test_the_default_tolerance_is_numpys(shape):
+    assert default_rtol(*shape) == max(shape) * np.finfo(np.float64).eps
+    assert default_rtol(*shape, torch.float32) == max(shape) * np.finfo(np.float32).eps

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,14 @@ def test_seeds_do_not_depend_on_each_other_and_repeat():
     many = ll.train_ols_attention(x, y, seeds=3, epochs=20)
     one = ll.train_ols_attention(x, y, seeds=1, epochs=20, seed=2)
     torch.testing.assert_close(many.loss[:, 2:], one.loss)
+    loss = many.loss.clone()
+    loss[9:, 0] = torch.inf  # one seed diverged: two are left, then one
+    loss[15:, 1] = torch.nan
+    summary = dataclasses.replace(many, loss=loss).summary().query("quantity == 'loss'")
+    both, alone = loss[9:15, 1:].sort(1).values, loss[15:, 2]
+    np.testing.assert_array_equal(summary[["low", "high"]][9:15], both)
+    np.testing.assert_array_equal(summary["median"][15:], alone)
+    assert summary[["low", "high"]][15:].isna().all(None)
     frame = many.to_dataframe()
     assert list(frame.columns) == ["seed", "epoch", "loss", "prediction_error", "geometry_error"]
     assert frame.query("seed == 2 and epoch == 7")["loss"].item() == one.loss[7, 0].item()

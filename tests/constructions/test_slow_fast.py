@@ -312,6 +312,8 @@ def test_cost_counts_the_seeds_that_get_there():
     first = frame[frame.error <= 1e-6].groupby("seed").layers.min()
     row = cost.loc["Newton-Schulz from L"]
     assert (row.layers_low, row.layers_high, row.reached) == (first.min(), first.max(), 1.0)
+    two = covariance_shift(conditions=(64,), layers=12, seeds=2).cost(tolerance=1e-6)
+    assert two.set_index("method").loc["Newton-Schulz from L"].layers_high <= first[:2].max()
     lost = curve.cost(tolerance=0.3).set_index("method").loc["gradient descent"]
     got = (curve.errors[2:14, 0] <= 0.3).any(0).double().mean()
     assert lost.reached == pytest.approx(float(got)) and lost.reached < 1
