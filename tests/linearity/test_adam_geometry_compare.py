@@ -41,6 +41,9 @@ def test_adam_reaches_the_closed_form_only_on_well_conditioned_inputs():
     assert frame.step.tolist()[:4] == [0, 1, 2, 4] and frame.step.iloc[-1] == 800
     assert frame.shortfall.iloc[-1] == pytest.approx(bad.closed_form - float(bad.r2[-1]))
     assert "closed form" in repr(bad)
+    x, y, x_test, y_test = rows(1.0)
+    double, new = (1e8 * torch.cat([part, part[:, :1]], 1) for part in (x, x_test))
+    assert adam_on_rows(double, y, new, y_test, steps=1).condition_number < 4  # of what is there
 
 
 def test_standardising_cures_unequal_columns():
