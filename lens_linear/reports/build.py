@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -34,10 +35,10 @@ from lens_linear.reports.circuit_sections import (
     path_section,
     skip_trigram_section,
 )
-from lens_linear.reports.depth_sections import dynamics_section, ffn_section, rows_enough
+from lens_linear.reports.depth_sections import dynamics_section, ffn_section
 from lens_linear.reports.explorer_link import write_explorer
 from lens_linear.reports.linearity_sections import linearity_section
-from lens_linear.reports.measured import Measured
+from lens_linear.reports.measured import Measured, rows_enough
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.stats.model_scores import score_model
@@ -103,7 +104,7 @@ def report(
     say = require_step(on_step)
     say("loss")
     measured = Measured(model, asked, seed)
-    sections = [attempt("The model", lambda: overview(model, asked, name))]
+    sections = [attempt("The model", lambda: overview(measured, asked, name, own=task is None))]
     sections += model_sections(measured, asked, name, on_step=say)
     sections += added_sections(model, asked, on_step=say)
     settings = {
@@ -227,22 +228,31 @@ def _real_rows(asked: Task) -> list[list[int]]:
     return [row[real].tolist() for row, real in zip(asked.tokens, asked.mask, strict=True)]
 
 
-def overview(model: TransformerBridge, asked: Task, name: str) -> Section:
-    """What the model is, and its loss on what it is asked."""
-    cfg, tokens = model.cfg, asked.tokens
-    score = score_model(model, as_rows(model, asked), warn=False).loss
+def overview(measured: Measured, asked: Task, name: str, *, own: bool = False) -> Section:
+    """What the model is, and its loss on what it is asked (``own``: on the package's own stories)."""
+    model, cfg = measured.model, measured.model.cfg
+    n_tokens, n_rows, loss = _whole_loss(measured, asked, own)
     prose = (
         f"{name} has {counted(cfg.n_layers, 'layer')} of {counted(cfg.n_heads, 'head')}, a residual "
         f"stream of {cfg.d_model} "
         f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {n_parameters(model):,} parameters. On the "
-        f"text of this report ({int(asked.lengths.sum()):,} tokens in {counted(len(tokens), 'row')}) "
-        f"its loss is "
-        f"{score.mean:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
+        f"text of this report ({n_tokens:,} tokens in {counted(n_rows, 'row')}) its loss is "
+        f"{loss:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
         f"{math.log(model_shape(model).d_vocab_out):.3f}."
     )
     if asked.is_next_token and (said := mostly_one_token(model, _real_rows(asked))):
         prose += f" Beware: {said}."
     return Section("The model", prose)
+
+
+def _whole_loss(measured: Measured, asked: Task, own: bool) -> tuple[int, int, float]:
+    """Tokens, rows and loss; of a large model on our own text, of the rows that test its FFNs' maps."""
+    if own and n_parameters(measured.model) >= LARGE:
+        with suppress(Exception):  # one without FFNs; what else fails is said in its section
+            table = measured.compression
+            return table.n_tokens, table.n_tokens // asked.tokens.shape[1], table.base_loss
+    score = score_model(measured.model, as_rows(measured.model, asked), warn=False).loss
+    return int(asked.lengths.sum()), len(asked.tokens), score.mean
 
 
 def model_sections(
@@ -259,7 +269,7 @@ def model_sections(
         "Composition": lambda: composition_section(measured.composition, name=name),
         "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
         "Linearity": lambda: linearity_section(measured.linearity, name=name),
-        "FFN replacement": lambda: ffn_section(model, asked, name=name, seed=seed),
+        "FFN replacement": lambda: ffn_section(measured.compression, name=name),
         "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
     for title in _titles(model, attention_only=view is not None):

@@ -7,27 +7,16 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains.directions import concept_directions
 from lens_linear.dynamics.gains.gain_profile import gain_profile
 from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
-from lens_linear.linearity.replace.compression import ffn_compression
+from lens_linear.linearity.replace.compression import CompressionTable
 from lens_linear.reports.page import Figure, Section, Table
 from lens_linear.text.concepts import load_concept
-from lens_linear.text.task import Task
 
-_LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
 _PROMPTS = 40
 _ORDER = 16
 
 
-def rows_enough(model: TransformerBridge, length: int) -> int:
-    """Rows of tokens that give a map eight rows an input, and as many to score it."""
-    return max(4, -(-16 * model.cfg.d_model // length))
-
-
-def ffn_section(model: TransformerBridge, asked: Task, *, name: str, seed: int = 0) -> Section:
+def ffn_section(table: CompressionTable, *, name: str) -> Section:
     """What the loss says when one FFN is its best affine map."""
-    n = model.cfg.n_layers
-    layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
-    rows = asked.take(slice(0, rows_enough(model, asked.tokens.shape[1])))
-    table = ffn_compression(model, rows, layers=layers, seed=seed)
     frame = table.to_dataframe()
     easy = frame.iloc[int(frame["loss_increase"].argmin())]
     hard = frame.iloc[int(frame["loss_increase"].argmax())]

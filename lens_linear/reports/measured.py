@@ -14,7 +14,15 @@ from lens_linear.circuits.induction.scores import InductionScores, induction_sco
 from lens_linear.explorer.heads import shown_composition
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.linearity.measure.profile_result import LinearityProfile
+from lens_linear.linearity.replace.compression import CompressionTable, ffn_compression
 from lens_linear.text.task import Task
+
+_LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
+
+
+def rows_enough(model: TransformerBridge, length: int) -> int:
+    """Rows of tokens that give a map eight rows an input, and as many to score it."""
+    return max(4, -(-16 * model.cfg.d_model // length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +47,15 @@ class Measured:
     def linearity(self) -> LinearityProfile:
         """With and without the first position, from one pass."""
         return linearity_profile(self.model, self.tokens, seed=self.seed)
+
+    @cached_property
+    def compression(self) -> CompressionTable:
+        """Some FFNs as one affine map each, and the loss of the whole model on the rows that test them."""
+        n = self.model.cfg.n_layers
+        layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
+        asked = self.tokens if isinstance(self.tokens, Task) else Task(self.tokens)
+        rows = asked.take(slice(0, rows_enough(self.model, asked.tokens.shape[1])))
+        return ffn_compression(self.model, rows, layers=layers, seed=self.seed)
 
     def found(self) -> dict[str, Any]:
         """What has been measured so far, by name."""

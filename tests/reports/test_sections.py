@@ -188,6 +188,26 @@ def test_tokens_of_ones_own_are_what_is_measured(dying, tmp_path):
         report(model, tmp_path / "page.html", "a" * 40_000)
 
 
+@pytest.mark.parametrize("name", ["gpt-nano", "attn-1l"])
+def test_the_loss_of_a_large_model_is_that_of_the_rows_that_test_its_maps(
+    name, dying, monkeypatch, tmp_path
+):
+    dying("build", *_PARTS, *_MORE)
+    dying("explorer_link", "explore")
+    monkeypatch.setattr("lens_linear.reports.build.LARGE", 1)
+    model = ll.load(name)
+    with pytest.warns(UserWarning, match="failed"):
+        page = report(model, tmp_path / "page.html", seed=3).read_text("utf-8")
+    rows = ll.evaluation_tokens(model)
+    rows = rows[: 16 * model.cfg.d_model // rows.shape[1]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))
+    if name == "gpt-nano":  # the second of two seeded halves
+        rows = rows[order[(len(rows) + 1) // 2 :]]
+    with torch.no_grad():
+        loss = float(model(rows, return_type="loss"))
+    assert f"({rows.numel():,} tokens in {len(rows)} rows) its loss is {loss:.3f} nats" in page
+
+
 def test_maps_of_many_heads_can_be_read():
     model = ll.toy_model(n_layers=5, n_heads=8, seed=0)
     figure = composition_map(ll.composition_scores(model, n_random=5))
