@@ -9,8 +9,13 @@ import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.capture import residual_stream
 from lens_linear.models.open.toy import toy_model
-from lens_linear.stats.collect import collect_moments, common_sites, gather_rows
-from lens_linear.stats.resume import fingerprint
+from lens_linear.stats.collect import (
+    collect_moments,
+    common_sites,
+    gather_rows,
+    require_rows_for_fit,
+)
+from lens_linear.stats.resume import fingerprint, tokens_sha256
 from lens_linear.stats.split import RowView, as_rows, halves
 
 
@@ -202,6 +207,25 @@ def test_rows_are_checked():
         as_rows(model(), ids(2), min_sequences=3)
     with pytest.raises(InvalidArgumentError, match="must be token ids"):
         as_rows(model(), "text")
+
+
+def test_every_token_is_in_the_hash_of_rows():
+    rows = torch.zeros(1030, 2, dtype=torch.int64)
+    found = {tokens_sha256(as_rows(model(), rows))}
+    for row, column in ((0, 0), (0, 1), (1, 0), (1023, 1), (1024, 0), (1029, 1)):
+        changed = rows.clone()
+        changed[row, column] = 1
+        found.add(tokens_sha256(as_rows(model(), changed)))
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize("sequences, length, width, halved", [(2, 5, 8, False), (3, 5, 8, True)])
+def test_one_row_more_than_columns_and_mean_is_enough(sequences, length, width, halved):
+    require_rows_for_fit(sequences, length, width, halved=halved)
+    with pytest.raises(
+        NotEnoughDataError, match=f"so {sequences * length if not halved else 10} rows"
+    ):
+        require_rows_for_fit(sequences, length, width + 1, halved=halved)
 
 
 def test_passes_take_rows_of_every_kind():

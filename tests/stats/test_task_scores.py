@@ -177,7 +177,7 @@ def test_labels_at_one_position_and_each_metric(model, side):
 
 def test_what_the_model_cannot_answer_is_refused(model):
     with pytest.raises(InvalidArgumentError, match="outputs 0 to 63"):
-        require_task(model, ll.Task([[1, 2]], labels=[64]))
+        require_task(model, ll.Task([[1, 2], [3, 4]], labels=[64, 0]))
     with pytest.raises(InvalidArgumentError, match="each of the 64 outputs"):
         require_task(model, ll.Task([[1, 2]], labels=[1], names=["no", "yes"]))
     with pytest.raises(InvalidArgumentError, match="n_ctx"):
