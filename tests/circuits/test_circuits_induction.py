@@ -413,7 +413,7 @@ def test_standard_errors_are_those_of_rows_taken_one_by_one():
 
     kinds = np.array(periods)
     for which, back in enumerate((1, 0)):
-        total = 0
+        total = of_own = 0
         for p in (4, 6):
             offset = p - back
             own = [at(r, offset, range(p, 2 * p)) for r in np.flatnonzero(kinds == p)]
@@ -422,8 +422,11 @@ def test_standard_errors_are_those_of_rows_taken_one_by_one():
                 for r, k in enumerate(kinds)
                 if k != p and (k == 0 or (offset % k and (offset + 1) % k))
             ]
+            of_own = of_own + variance(own)
             total = total + variance(own) + variance([at(r, offset, range(p, 2 * p)) for r in free])
         np.testing.assert_allclose(found.excess_se[which], np.sqrt(total) / 2, rtol=1e-6)
+        if which == 0:
+            np.testing.assert_allclose(found.prefix_se, np.sqrt(of_own) / 2, rtol=1e-6)
     alone = np.flatnonzero(kinds == 0)
     peak = [
         at(r, 1, range(1, 16)) - (at(r, 0, range(16)) + at(r, 2, range(2, 16))) / 2 for r in alone
