@@ -4,7 +4,12 @@ import torch
 from circuit_zoo import hugging_face, native
 
 import lens_linear as ll
-from lens_linear.circuits.heads.composition import KINDS, _rotated_square, composition_scores
+from lens_linear.circuits.heads.composition import (
+    KINDS,
+    _gamma_square,
+    _rotated_square,
+    composition_scores,
+)
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -193,3 +198,11 @@ def test_moments_of_the_squared_score_are_those_of_random_rotations():
         if spread > 1e-6:
             third = float((square - square.mean()).pow(3).mean()) / spread**1.5
             assert float(found.skewness) == pytest.approx(third, rel=0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [20.0, 100.0])
+def test_the_square_of_a_gamma_score_varies_as_its_fourth_moment_says(shape):
+    found = _gamma_square(torch.tensor(3.0), torch.tensor(3.0 / shape**0.5))
+    expected = (shape + 2) * (shape + 3) / (shape * (shape + 1)) - 1
+    assert float(found.variance) == pytest.approx(expected, rel=0.05)
+    assert float(found.root) == pytest.approx(shape / (shape + 1))
