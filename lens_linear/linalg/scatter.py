@@ -236,7 +236,7 @@ def _in_single(x: Tensor, y: Tensor, full: bool, length: int) -> Scatter:
         steps.append(torch.cat([xc.mean(0), yc.mean(0)]).to(COMPUTE_DTYPE))
         means.append(torch.cat([near_x, near_y]) + steps[-1])
         sizes.append(len(xc))
-    found, share = torch.stack(means), sxx.new_tensor(sizes)[:, None]
+    found, share = torch.stack(means), torch.tensor(sizes).to(sxx)[:, None]
     mean = (found * share).sum(0) / len(x)
     require_finite("x", mean[: d[0]])
     require_finite("y", mean[d[0] :])

@@ -98,4 +98,7 @@ def test_paper_has_no_skip_link_and_keeps_a_figure_with_the_code_above_it():
     css = (Path(__file__).resolve().parents[2] / "docs" / "_static" / "site.css").read_text("utf-8")
     paper = css.split("@media print {")[1]
     assert ".skip-to-content { display: none; }" in paper
-    assert "figure { break-inside: avoid; break-after: auto;" in paper and "break-after: avoid" in paper
+    assert (
+        "figure { break-inside: avoid; break-after: auto;" in paper
+        and "break-after: avoid" in paper
+    )

@@ -67,7 +67,7 @@ def test_published_numbers_stand_beside_and_are_never_filled_in(table):
     mine = frame.drop(index=list(PUBLISHED))
     assert len(mine) == 1 and (mine["published_spearman"] == "none").all()
     assert isinstance(mine["spearman"].iloc[0], float)
-    assert "12 surrogates of 1 models" in repr(table)
+    assert "12 surrogates of 1 model " in repr(table)
 
 
 @pytest.mark.parametrize(
