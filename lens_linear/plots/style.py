@@ -245,7 +245,8 @@ def _legend_lines(fig: go.Figure) -> int:
 
 def _upright_letters(fig: go.Figure) -> int:
     """Letters of the longest tick label that stands upright below a panel."""
-    axes: list[Any] = [axis for axis in fig.select_xaxes() if axis.tickangle == -90]
+    every: list[Any] = list(fig.select_xaxes())
+    axes = [axis for axis in every if axis.tickangle == -90]
     return max((len(_signs(text)) for axis in axes for text in axis.ticktext or ()), default=0)
 
 

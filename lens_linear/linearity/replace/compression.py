@@ -27,7 +27,7 @@ from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
 from lens_linear.models.capture import TokenRows, row_ranges, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
-from lens_linear.models.hooks import Spot
+from lens_linear.models.hooks import Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
@@ -217,8 +217,8 @@ def _losses(
     require_open_question(model, rows.task)
     stand_ins = _stand_ins(model, rows, max((m.first for m in maps), default=0))
     layers = sorted({m.first for m in maps})
-    spots: list[Spot] = [(layer, "resid_pre") for layer in layers if stand_ins]
-    spots += [(layer, end) for layer in layers for end in ("ffn_in", "ffn_out")]
+    starts: tuple[What, ...] = ("resid_pre",) if stand_ins else ()
+    spots: list[Spot] = [(n, at) for n in layers for at in (*starts, "ffn_in", "ffn_out")]
     base: list[RowScores] = []
     found: list[list[RowScores]] = [[] for _ in maps]
     for start, stop in row_ranges(rows, batch_size, model=model):
