@@ -374,3 +374,19 @@ def test_the_large_matrix_is_refused_whatever_makes_it(product, word):
         return float(values.real.sum() / values.abs().sum())
 
     assert word in ll.check("2.6", score).message
+
+
+def test_a_score_of_inputs_in_half_precision_counts_in_every_draw():
+    """Shifted too far, half precision leaves a column constant, and what is left of it is rounding."""
+    from lens_linear.teaching.answers import fresh_cases
+    from lens_linear.teaching.lesson_4 import _linearity_score
+
+    def answer(x, y):
+        x, y = (t.bfloat16().to(t.dtype) for t in (x, y))
+        x, y = x - x.mean(0), y - y.mean(0)
+        left = (y - x @ torch.linalg.lstsq(x, y).solution).square().sum()
+        return (1 - left / y.square().sum()).bfloat16()
+
+    for draw in range(120):
+        with fresh_cases(draw):
+            assert _linearity_score(answer).startswith("Correct"), draw
