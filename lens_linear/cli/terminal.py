@@ -65,9 +65,8 @@ def loading() -> Iterator[None]:
     holes between matrices that stay: SmolLM2's profile then added 1.6 GB in place of 0.8 (at 3 MB). torch
     asks for large pages for them, where the system has such: half of the time in the system.
     """
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # read by torch when it first asks for memory
+    # Read by torch when it first asks for memory.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LONG)
     own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
