@@ -224,9 +224,8 @@ def explore(
         if prompts is None
         else require_texts("prompts", prompts, empty="pass at least one text, or leave prompts out")
     )
-    subject = read_subject(model, given, known, chosen)
     payload, subject = build_payload(
-        subject,
+        read_subject(model, given, known, chosen),
         precision=precision,
         max_bytes=max_bytes - len(bundle()) - 12_000,  # the page around the payload
         text=text,

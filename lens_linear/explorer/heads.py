@@ -234,7 +234,8 @@ def head_tables(
     at = require_attention(weights)
     ids, typical = torch.tensor(list(tokens)), scales.float()
     rows = weights.token_rows.float()
-    outputs = weights.class_directions(torch.arange(weights.n_outputs)).T.float()
+    outputs = weights.W_U[:, : weights.n_outputs].float()
+    mean = outputs.mean(1)
     n_layers, n_heads = at.W_Q.shape[:2]
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}
@@ -248,11 +249,14 @@ def head_tables(
         if rotary is not None:
             distance, queries = 1, queries @ rotary.relative(1, w_q.shape[-1]).float()
         # One product for all heads of a layer: a large vocabulary is read once.
-        keys = rows @ w_k[::group].movedim(0, 1).flatten(1) / typical[: len(rows), None]
+        keys = rows @ w_k[::group].movedim(0, 1).flatten(1)
+        keys.div_(typical[: len(rows), None])
         keys = keys.unflatten(1, (n_heads // group, -1))
         scores = torch.stack([one @ keys[:, i // group].T for i, one in enumerate(queries)])
         _keep(parts, "qk", scores.topk(k))
-        writes = rows[ids] @ w_v / typical[ids, None] @ w_o @ outputs
+        del keys, scores  # each as large as what follows
+        written = rows[ids] @ w_v / typical[ids, None] @ w_o
+        writes = (written @ outputs).sub_((written @ mean)[..., None])
         _keep(parts, "raised", writes.topk(k))
         _keep(parts, "lowered", writes.topk(k, largest=False))
     packed = {

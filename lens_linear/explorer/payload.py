@@ -104,16 +104,20 @@ def read_subject(
     parts: frozenset[str],
 ) -> Subject:
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
-    try:
-        # Tables and shares of such a page are kept in half precision.
-        dtype = torch.float32 if _large(model) else torch.float64
-        weights = read_weights(model, fold=True, dtype=dtype)
-    except UnsupportedModelError:
-        weights = None
+    weights = _weights(model)
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
     shape = model_shape(model)
     texts = tuple(prompts), tuple(rows)
     return Subject(model, shape, weights, None, None, *texts, known, parts, WeightsMark(model))
+
+
+def _weights(model: TransformerBridge) -> ModelWeights | None:
+    try:
+        # Tables and shares of such a page are kept in half precision.
+        dtype = torch.float32 if _large(model) else torch.float64
+        return read_weights(model, fold=True, dtype=dtype)
+    except UnsupportedModelError:
+        return None
 
 
 def build_payload(
@@ -133,19 +137,26 @@ def build_payload(
     room = max(0, max_bytes - live * _live_bytes(subject, precision)) // PART
     for part in PARTS.keys() - subject.parts:
         missing[PARTS[part]].append(f"Not asked for when this page was made: {part}.")
+    facts = _facts(model, shape, subject.weights) | live_facts(model, shape)
+    readable = subject.weights is not None
+    if readable and _large(model):  # half a gigabyte that nothing reads while the model is measured
+        subject = replace(subject, weights=None)
+        give_back()
     scores = _scores(subject, missing, room, seed, say)
     tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
     linearity = []
     if tokens is not None and "linearity" in subject.parts:
         say("linearity")
         linearity = _linearity(model, subject.known.linearity, tokens, missing["map"], seed)
-    subject = _with_references(subject, tokens, missing, say)
+    subject = _with_references(subject, tokens, readable, missing, say)
+    if readable and subject.weights is None:
+        subject = replace(subject, weights=_weights(model))
     lens = subject.lens
     payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "live" if live else "run",
         "version": __version__,
-        "model": _facts(model, shape, subject.weights) | live_facts(model, shape),
+        "model": facts,
         "vocabulary": token_strings(model, range(shape.d_vocab)) if live else {},
         **_tokenizer(model, live),
         **scores,
@@ -214,6 +225,7 @@ def _scores(
 def _with_references(
     subject: Subject,
     tokens: Tensor | None,
+    readable: bool,
     missing: dict[str, list[str]],
     say: Callable[[str], None],
 ) -> Subject:
@@ -222,7 +234,7 @@ def _with_references(
     if tokens is None or not subject.shape.n_layers:
         return subject
     lens = None
-    if subject.weights is not None and "lens" in subject.parts:
+    if readable and "lens" in subject.parts:
         say("lens")
         with warnings.catch_warnings():  # that the tokens are few for the width: the page says so
             warnings.simplefilter("ignore", UserWarning)

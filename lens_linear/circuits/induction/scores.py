@@ -387,7 +387,7 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
     scores = torch.full((layers, heads), float("nan"), dtype=torch.float64)
     if len(weights.W_E) == weights.W_U.shape[1]:
         through = attention.W_O.new_zeros(len(weights.W_U), len(weights.W_U))
-        for some in torch.arange(weights.n_tokens).split(8192):
+        for some in torch.arange(weights.n_tokens).split(2048):
             through += weights.class_directions(some).T @ weights.W_E[some]
         values = torch.linalg.eigvals(attention.W_O @ through @ attention.W_V)
         for layer in range(layers):

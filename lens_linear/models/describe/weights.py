@@ -192,18 +192,10 @@ def read_weights(
     """
     model = require_bridge(model)
     get, probe = _getter(model, dtype), probe_model(model)
-    unembedding, unembedding_bias = get("W_U"), get("b_U")
     embedding, positions = _embedding(model, probe, get("W_E"), get("W_pos"))
-    if unembedding is None:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} shows no unembedding W_U; {STILL_WORK}"
-        )
-    if unembedding_bias is None:
-        unembedding_bias = unembedding.new_zeros(unembedding.shape[1])
-    if require_bool("fold", fold):
-        unembedding, unembedding_bias = _unembedding(
-            model, probe, unembedding, unembedding_bias, embedding, positions
-        )
+    unembedding, unembedding_bias = _unembedding(
+        model, probe, get, embedding, positions, fold=require_bool("fold", fold)
+    )
     attention = None
     if model.cfg.n_layers:
         attention = _read_attention(model, probe, get, fold, dtype)
@@ -411,7 +403,7 @@ def _fold(
     bias = bias + torch.einsum("d,...do->...o", norm_bias, weight)
     weight = norm_weight[:, None] * weight
     if kind == "layer":
-        weight = weight - weight.mean(dim=-2, keepdim=True)
+        weight -= weight.mean(dim=-2, keepdim=True)
     return weight, bias
 
 
@@ -463,12 +455,22 @@ def _embedding(
 def _unembedding(
     model: TransformerBridge,
     probe: Probe,
-    weight: Tensor,
-    bias: Tensor,
+    get: Callable[[str], Tensor | None],
     embedding: Tensor,
     positions: Tensor | None,
+    *,
+    fold: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Fold the final norm into W_U, and check on the model itself that logits come from it alone."""
+    """W_U and its bias; folded, the final norm is in them, and the model itself shows that logits come so."""
+    weight, bias = get("W_U"), get("b_U")
+    if weight is None:
+        raise UnsupportedModelError(
+            f"model {model.cfg.model_name!r} shows no unembedding W_U; {STILL_WORK}"
+        )
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[1])
+    if not fold:
+        return weight, bias
     kind, norm = final_norm_kind(model), getattr(model, "ln_final", None)
     weight, bias = _fold(weight, bias, *norm_affine(model, norm, weight.dtype), kind)
     stream = probe.stream
