@@ -184,3 +184,21 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
         corner.copy_(corner.triu() + corner.triu(1).T)
         out[stop:, start:stop] = out[start:stop, stop:].T
     return out
+
+
+def add_gram(total: Float[Tensor, "d d"], x: Float[Tensor, "n d"]) -> None:
+    """Add ``x^T x`` to the upper block triangle of ``total``; what lies below means nothing until mirrored.
+
+    ``total`` may be wider than x. Adding :func:`gram` to a float64 sum took 1.3 times as long at 256 x 576
+    rows of float32, three times at 256 x 2048.
+    """
+    d = x.shape[1]
+    size = _block(d)
+    for start in range(0, d, size):
+        stop = min(start + size, d)
+        total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+
+def mirrored(total: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The symmetric matrix with this upper triangle."""
+    return total.triu() + total.triu(1).T

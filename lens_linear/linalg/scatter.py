@@ -27,9 +27,11 @@ from lens_linear.linalg.conditioning import largest_eigenvalue, smallest_directi
 from lens_linear.linalg.distributed import all_reduce_sum, gather_ints, process
 from lens_linear.linalg.precision import (
     COMPUTE_DTYPE,
+    add_gram,
     coarser,
     gram,
     gram_tolerance,
+    mirrored,
     row_error,
     without_autocast,
 )
@@ -229,13 +231,14 @@ def _in_single(x: Tensor, y: Tensor, full: bool, length: int) -> Scatter:
     for rows_x, rows_y in zip(x.split(length), y.split(length), strict=True):
         near_x, near_y = rows_x.float().mean(0), rows_y.float().mean(0)
         xc, yc = rows_x.float() - near_x, rows_y.float() - near_y
-        sxx += gram(xc)
+        add_gram(sxx, xc)
         sxy += xc.T @ yc
         syy += _squares(yc, full)
         # The float32 means lie a step beside the means.
         steps.append(torch.cat([xc.mean(0), yc.mean(0)]).to(COMPUTE_DTYPE))
         means.append(torch.cat([near_x, near_y]) + steps[-1])
         sizes.append(len(xc))
+    sxx = mirrored(sxx)
     found, share = torch.stack(means), torch.tensor(sizes).to(sxx)[:, None]
     mean = (found * share).sum(0) / len(x)
     require_finite("x", mean[: d[0]])

@@ -10,8 +10,8 @@ from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
 
 # A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
 _TOKENS = 4096
-# On a processor not over more activations of a block either: at width 768 five rows of 256 took 9.7 s where sixteen
-# took 12.3 s, and a third of the memory.
+# On a processor not over more activations of a block either: at width 768 five rows of 256 took 9.7 s,
+# sixteen 12.3 s and three times the memory.
 _ACTIVATIONS = 2**27
 # Nor over more logits: 34 million and their float32 copy take a quarter of a gigabyte.
 _LOGITS = 2**25

@@ -537,11 +537,21 @@ def residual_stream(
     attention_mask: Int[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "boundary batch position d_model"]:
     """Return the residual stream at every layer boundary: 0 is the embedding, L the last output."""
+    return torch.stack(residual_streams(model, tokens, attention_mask=attention_mask))
+
+
+def residual_streams(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch position"] | PaddedTokens,
+    *,
+    attention_mask: Int[Tensor, "batch position"] | None = None,
+) -> list[Float[Tensor, "batch position d_model"]]:
+    """The same, boundary by boundary and without a copy."""
     model = require_bridge(model)
     n_layers = model.cfg.n_layers
     spots: list[Spot] = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(n_layers))]
     out = run(model, tokens, record=spots, attention_mask=attention_mask, logits=False)
-    return torch.stack([out[spot].to(model_device(model)) for spot in spots])
+    return [out[spot].to(model_device(model)) for spot in spots]
 
 
 def require_model_tokens(

@@ -17,7 +17,7 @@ from lens_linear.linalg import LinearFit, Moments, process
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
-from lens_linear.models.capture import model_device, residual_stream, row_ranges
+from lens_linear.models.capture import model_device, residual_stream, residual_streams, row_ranges
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_blocks
@@ -151,7 +151,7 @@ def _collect(
     plain = [(Moments(), Moments()) for _ in layers if raw]
     mine = rows.share(*process())
     for start, stop in row_ranges(mine, batch_size, model=model, logits=False):
-        streams = residual_stream(model, mine[start:stop])
+        streams = residual_streams(model, mine[start:stop])
         last = readout.normalise(streams[-1])
         for layer, pair in zip(layers, direct, strict=True):
             _update(pair, readout.normalise(streams[layer]), last)
