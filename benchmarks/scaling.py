@@ -70,7 +70,7 @@ GROWTH: list[tuple[str, str, tuple[int, ...], Callable[[int], Job], float, str]]
     ("fit_lens", "layers", LAYERS, _lens, 1, "a pass"),
     ("composition_scores", "layers", LAYERS, lambda n: _composition(n), 2, "pairs of layers"),
     ("composition_scores", "heads", (4, 8, 32), lambda n: _composition(2, n), 2, "pairs of heads"),
-    ("composition_scores", "width", (64, 512, 2048), lambda n: _composition(2, 4, n), 2, "heads of that width"),
+    ("composition_scores", "width", (64, 512, 2048), lambda n: _composition(2, 4, n), 3, "4 heads, each a quarter of the width: width × d_head²"),
     ("gain_profile", "prompts", (16, 64, 256), lambda n: _prompts(ll.gain_profile, 4, n), 1, "a pass"),
     ("gain_profile", "layers", LAYERS, lambda n: _prompts(ll.gain_profile, n), 1, "a pass"),
     ("fit_surrogate", "prompts", (16, 64, 256), lambda n: _prompts(ll.fit_surrogate, 4, n), 1, "a pass"),
