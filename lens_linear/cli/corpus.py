@@ -24,9 +24,15 @@ def read_texts(options: argparse.Namespace) -> tuple[str, str, str]:
         texts, source = read_documents(corpus, column=options.column), corpus.name
         texts = texts[: options.limit]
     else:
-        texts = huggingface_text(
-            options.corpus, split="train", column=options.column, limit=options.limit
-        )
+        try:
+            texts = huggingface_text(
+                options.corpus, split="train", column=options.column, limit=options.limit
+            )
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(
+                f"--corpus {options.corpus!r} is neither a text file nor a dataset that can be read "
+                f"({error}); pass a text file"
+            ) from error
         source = options.corpus
     text = "\n".join(texts)
     if options.valid is not None:

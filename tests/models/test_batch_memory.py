@@ -44,6 +44,13 @@ def test_a_batch_holds_what_half_of_the_free_memory_holds(model, monkeypatch):
         sequences_a_pass(model, 500)
 
 
+def test_a_batch_of_a_wide_model_stays_in_the_caches(monkeypatch):
+    wide = ll.toy_model(n_layers=1, n_heads=12, d_model=768, attn_only=False, n_ctx=512)
+    only(monkeypatch, 2**40)
+    block = 3 * 12 * 256**2 * 4 + 3 * 256 * 4 * 768 * 4 + 8 * 256 * 768 * 4
+    assert sequences_a_pass(wide, 256) == 2**27 // block == 5
+
+
 def test_the_default_batch_follows_the_memory(model, monkeypatch):
     ids = torch.randint(64, (6, 300), generator=torch.Generator().manual_seed(0))
     whole = score_model(model, as_rows(model, ids)).loss

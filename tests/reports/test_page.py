@@ -154,8 +154,9 @@ def told(tmp_path, figures, script, scheme="light", width=960):
     blocks = [Figure(styled(figure, title="t"), "t") for figure in figures]
     page = render_page("t", "l", [Section("s", "p", blocks)], settings={})
     page = page.replace("60rem", f"{width}px")
-    drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter((one) => one.querySelector('.main-svg'))"
-    return answer(tmp_path, page, f"{drawn}.length >= {len(figures)}", script, scheme)
+    places = "[...document.querySelectorAll('.js-plotly-plot')]"
+    drawn = f"{places}.filter((one) => one.querySelector('.main-svg')).length >= {len(figures)}"
+    return answer(tmp_path, page, drawn, script, scheme)
 
 
 def answer(tmp_path, page, ready, script, scheme="light"):

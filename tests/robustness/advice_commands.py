@@ -233,6 +233,11 @@ ROWS = [
         lambda: texts(5, valid=str(write_text("valid.txt", "a text"))),
     ),
     (
+        lambda: texts(30, corpus=str(folder("stories"))),
+        "pass a text file",
+        lambda: texts(30),
+    ),
+    (
         lambda: corpus.out_folder(Namespace(out="no/such"), "mine"),
         "make that folder first",
         lambda: (Path("no").mkdir(), corpus.out_folder(Namespace(out="no/such"), "mine")),
