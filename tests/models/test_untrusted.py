@@ -23,6 +23,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.open import hub
+from lens_linear.models.open.untrusted import read_folder
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def edit(folder, **values):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     return folder
+
+
+@pytest.mark.parametrize(("base", "sound"), [(0.5, True), (0, False), (-2.0, False)])
+def test_a_rotary_base_is_positive(folder, base, sound):
+    edit(folder, rope_theta=base)
+    if sound:
+        assert read_folder(folder)["rope_theta"] == base
+    else:
+        with pytest.raises(CorruptedFileError, match="must be positive and finite"):
+            read_folder(folder)
 
 
 def test_a_sound_folder_opens_either_way(opened, folder):

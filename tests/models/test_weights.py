@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+import lens_linear as ll
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
+from lens_linear.models.frozen.frozen_attention import _require_rounding
 from lens_linear.models.open.toy import toy_model
 
 TOYS = {
@@ -110,3 +112,21 @@ def test_relative_rotation_matches_scores():
         turned = rotary.relative(query - key, 8)
         mine = float(q @ turned @ k) * weights.attention.scale
         assert mine == pytest.approx(float(scores[0, 1, query, key]), abs=1e-5)
+
+
+def test_what_the_softmax_can_see_has_no_mean_over_the_outputs():
+    weights = read_weights(ll.load("attn-2l"))
+    centred = weights.class_centred
+    assert float(weights.W_U.mean(1).abs().max()) > 1e-3
+    assert float(centred[:, : weights.n_outputs].mean(1).abs().max()) < 1e-12
+    torch.testing.assert_close(centred, weights.class_directions(torch.arange(centred.shape[1])).T)
+
+
+def test_one_wrong_entry_of_a_norm_is_enough_to_refuse():
+    model = ll.load("attn-1l")
+    gap, read = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
+    _require_rounding(model, [gap, gap], [read, read])
+    wrong = gap.clone()
+    wrong[0, 1, 2] = 0.5
+    with pytest.raises(UnsupportedModelError, match=r"the final norm .* gap 0\.5\)"):
+        _require_rounding(model, [gap, wrong], [read, read])
