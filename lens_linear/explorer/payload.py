@@ -139,18 +139,9 @@ def build_payload(
         missing[PARTS[part]].append(f"Not asked for when this page was made: {part}.")
     facts = _facts(model, shape, subject.weights) | live_facts(model, shape)
     readable = subject.weights is not None
-    if readable and _large(model):  # half a gigabyte that nothing reads while the model is measured
+    if _large(model):  # half a gigabyte that nothing reads while the model is measured
         subject = replace(subject, weights=None)
-        give_back()
-    scores = _scores(subject, missing, room, seed, say)
-    tokens = _attempt(lambda: _measured_tokens(model, shape, text), missing["map"], None)
-    linearity = []
-    if tokens is not None and "linearity" in subject.parts:
-        say("linearity")
-        linearity = _linearity(model, subject.known.linearity, tokens, missing["map"], seed)
-    subject = _with_references(subject, tokens, readable, missing, say)
-    if readable and subject.weights is None:
-        subject = replace(subject, weights=_weights(model))
+    subject, measured, tokens = _measured(subject, readable, missing, room, text, seed, say)
     lens = subject.lens
     payload: dict[str, Any] = {
         "schema": SCHEMA,
@@ -159,9 +150,8 @@ def build_payload(
         "model": facts,
         "vocabulary": token_strings(model, range(shape.d_vocab)) if live else {},
         **_tokenizer(model, live),
-        **scores,
-        "linearity": linearity,
-        **_circuits(subject, live, missing["head"], room, scores["heads"], say),
+        **measured,
+        **_circuits(subject, live, missing["head"], room, measured["heads"], say),
         "arrays": None,
         "linear_lens": None,
         "lens_note": _lens_note(lens),
@@ -186,6 +176,31 @@ def build_payload(
         _add_runs(payload, subject, max_bytes, say)
     _name_tokens(payload, model)
     return payload, subject
+
+
+def _measured(
+    subject: Subject,
+    readable: bool,
+    missing: dict[str, list[str]],
+    max_bytes: int,
+    text: str | None,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[Subject, dict[str, Any], Tensor | None]:
+    """The subject with its lens, what was scored of it, and the tokens that the maps were fitted on."""
+    model = subject.model
+    give_back()
+    found = _scores(subject, missing, max_bytes, seed, say)
+    tokens = _attempt(lambda: _measured_tokens(model, subject.shape, text), missing["map"], None)
+    found["linearity"] = []
+    if tokens is not None and "linearity" in subject.parts:
+        say("linearity")
+        known = subject.known.linearity
+        found["linearity"] = _linearity(model, known, tokens, missing["map"], seed)
+    subject = _with_references(subject, tokens, readable, missing, say)
+    if readable and subject.weights is None:
+        subject = replace(subject, weights=_weights(model))
+    return subject, found, tokens
 
 
 def _scores(

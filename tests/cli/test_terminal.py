@@ -52,12 +52,15 @@ print(resident() - start)
 def test_a_command_keeps_no_holes_between_matrices_that_stay():
     run = [sys.executable, "-c", HOLES]
     bare = {name: value for name, value in os.environ.items() if "ALLOC" not in name}
-    plain, command = (
-        int(subprocess.run([*run, *words], capture_output=True, check=True, env=bare).stdout)
-        for words in ((), ("own",))
-    )
+
+    def grown(*words):
+        done = subprocess.run([*run, *words], capture_output=True, check=True, env=bare)
+        return int(done.stdout)
+
+    command = grown("own")
     assert command < 120 << 20  # 60 MiB stay
-    assert plain > 2 * command
+    # Where the system puts the heap decides: five of six processes keep half a gigabyte.
+    assert any(grown() > 2 * command for _ in range(8))
 
 
 def test_letters_that_the_terminal_lacks_are_codes(capsys):

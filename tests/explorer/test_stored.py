@@ -1,6 +1,7 @@
 """Pages of models that cannot run by themselves: tables, runs, and what did not fit."""
 
 import base64
+import gc
 import importlib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lens_linear.explorer.heads import clearest, composition, head_rows, shown_c
 from lens_linear.explorer.packing import packed_bytes
 from lens_linear.explorer.runs import run_payload
 from lens_linear.models import model_shape
-from lens_linear.models.describe.weights import read_weights
+from lens_linear.models.describe.weights import ModelWeights, read_weights
 
 
 def unpacked(packed):
@@ -189,3 +190,25 @@ def test_composition_of_a_norm_that_cannot_be_read_is_of_the_weights_as_stored(m
     read = importlib.import_module("lens_linear.circuits.heads.composition").read_attention
     monkeypatch.setattr("lens_linear.circuits.heads.composition.read_attention", refuse)
     assert torch.equal(shown_composition(model, seed=0).ratio, raw)
+
+
+def test_weights_of_a_large_model_are_let_go_while_it_is_measured(nano, monkeypatch):
+    payload = importlib.import_module("lens_linear.explorer.payload")
+    held = []
+
+    def alive(*arguments, own=payload._scores):
+        gc.collect()
+        held.append(sum(isinstance(x, ModelWeights) for x in gc.get_objects()))
+        return own(*arguments)
+
+    gc.collect()
+    before = sum(isinstance(x, ModelWeights) for x in gc.get_objects())
+    monkeypatch.setattr(payload, "_scores", alive)
+    small = ll.explore(nano[0], ["Once upon"], parts=[])
+    monkeypatch.setattr(payload, "LARGE", 0)
+    large = ll.explore(nano[0], ["Once upon"], parts=[])
+    assert [found - before for found in held] == [
+        1,
+        1,
+    ]  # the small page keeps its own, the large one none
+    assert small._subject.weights is not None and large._subject.weights is not None

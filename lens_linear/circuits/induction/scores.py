@@ -96,6 +96,7 @@ from lens_linear.models.describe.weights import (
     require_attention_layers,
 )
 from lens_linear.models.hooks import STILL_WORK, Spot, has_spot, require_causal
+from lens_linear.models.threads import few_threads
 from lens_linear.tables import Result
 
 Head = tuple[int, int]
@@ -338,7 +339,8 @@ def induction_scores(
     """
     shape = model_shape(model)
     require_causal(model)
-    weights = _weights(model)
+    with few_threads(shape.d_model):
+        weights = _weights(model)
     first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
     if first is not None:
         first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
@@ -355,13 +357,16 @@ def induction_scores(
         bos=first,
         seed=require_seed(seed),
     )
-    stats = measure(model, rows, batch_size=batch_size)
     copying = torch.full((shape.n_layers, shape.n_heads), float("nan"), dtype=torch.float64)
     target, spread = copying.clone(), copying.clone()
-    if weights is not None:
-        copying = _copying(weights)
-        with suppress(UnsupportedModelError):  # a norm behind the attention that cannot be split
-            target, spread = _target_logit(model, HeadOutputs(model, weights), rows, batch_size)
+    with few_threads(shape.d_model):
+        stats = measure(model, rows, batch_size=batch_size)
+        if weights is not None:
+            copying = _copying(weights)
+            with suppress(
+                UnsupportedModelError
+            ):  # a norm behind the attention that cannot be split
+                target, spread = _target_logit(model, HeadOutputs(model, weights), rows, batch_size)
     return InductionScores(stats, copying, target, spread, limits, first, seed)
 
 

@@ -18,6 +18,7 @@ States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobia
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +65,7 @@ class BlockJacobians:
     batch_size: int
     mark: WeightsMark = field(repr=False)
     _alive: tuple[int, _Batch] | None = field(default=None, repr=False)
+    _held: bool = field(default=False, init=False, repr=False)
 
     def __repr__(self) -> str:
         cfg = self.model.cfg
@@ -82,8 +84,8 @@ class BlockJacobians:
 
     def batches(self, upto: int | None = None) -> Iterator[_Batch]:
         """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
-        if not self.mark.fits(self.model):  # what is alive is of weights that are no longer there
-            self._alive, self.mark = None, WeightsMark(self.model, read=False)
+        if not self._held:
+            self._look()
         upto = self.n_layers if upto is None else upto
         for i, rows in enumerate(watched(self.prompts.batches(self.batch_size), self.n_batches)):
             if len(rows) == len(self.prompts):
@@ -92,6 +94,21 @@ class BlockJacobians:
                 self._alive = None  # let go of the last batch before the next one is built
                 self._alive = i, self._recorded(rows, upto)
             yield self._alive[1]
+
+    def _look(self) -> None:
+        """Let go of what is alive where it is of weights that are no longer there."""
+        if not self.mark.fits(self.model):
+            self._alive, self.mark = None, WeightsMark(self.model, read=False)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Look at the weights once for all products inside: each look reads those of all layers."""
+        self._look()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     @own_modes()
     def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:

@@ -271,8 +271,9 @@ def fit_surrogate(
     )
     maps = block_jacobians(model, prompts, batch_size=batch_size)
     order = min(order, directions.shape[-1])
-    bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
-    return identify(maps, bases, directions, readout, jacobian=jacobian)
+    with maps.held():
+        bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
+        return identify(maps, bases, directions, readout, jacobian=jacobian)
 
 
 def identify(
