@@ -30,8 +30,7 @@ def read_texts(options: argparse.Namespace) -> tuple[str, str, str]:
             )
         except InvalidArgumentError as error:
             raise InvalidArgumentError(
-                f"--corpus {options.corpus!r} is neither a text file nor a dataset that can be read "
-                f"({error}); pass a text file"
+                f"--corpus {options.corpus!r} cannot be read as a dataset: {error}; or pass a text file"
             ) from error
         source = options.corpus
     text = "\n".join(texts)

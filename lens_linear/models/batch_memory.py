@@ -11,7 +11,7 @@ from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
 # A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
 _TOKENS = 4096
 # On a processor not over more activations of a block either: at width 768 five rows of 256 took 9.7 s,
-# sixteen 12.3 s and three times the memory.
+# sixteen 12.3 s.
 _ACTIVATIONS = 2**27
 # Nor over more logits: 34 million and their float32 copy take a quarter of a gigabyte.
 _LOGITS = 2**25
@@ -70,7 +70,7 @@ def sequences_a_pass(
         )
     most = [_TOKENS // max(1, length), usable_bytes(device=device) // max(1, needed)]
     if device.type == "cpu":
-        most.append(_ACTIVATIONS // sequence_bytes(model, length, logits=False))
+        most.append(_ACTIVATIONS // max(1, sequence_bytes(model, length, logits=False)))
     if logits:
         most.append(_LOGITS // max(1, length * int(model.cfg.d_vocab)))
     return max(1, min(most))

@@ -234,7 +234,7 @@ ROWS = [
     ),
     (
         lambda: texts(30, corpus=str(folder("stories"))),
-        "pass a text file",
+        "or pass a text file",
         lambda: texts(30),
     ),
     (

@@ -363,9 +363,8 @@ def induction_scores(
         stats = measure(model, rows, batch_size=batch_size)
         if weights is not None:
             copying = _copying(weights)
-            with suppress(
-                UnsupportedModelError
-            ):  # a norm behind the attention that cannot be split
+            # A norm behind the attention that cannot be split leaves these NaN.
+            with suppress(UnsupportedModelError):
                 target, spread = _target_logit(model, HeadOutputs(model, weights), rows, batch_size)
     return InductionScores(stats, copying, target, spread, limits, first, seed)
 
