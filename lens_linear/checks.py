@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice", bound=str)
 
 
+@runtime_checkable
 class HasTexts(Protocol):
     """A concept, or a split of one."""
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -29,6 +29,7 @@ _Item = TypeVar("_Item")
 _AROUND: ContextVar[Callable[[float], None] | None] = ContextVar("_AROUND", default=None)
 
 
+@runtime_checkable
 class _Bar(Protocol):
     """What draws: tqdm, or lines in a log."""
 
