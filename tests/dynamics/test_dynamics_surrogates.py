@@ -319,3 +319,22 @@ def test_a_basis_of_ones_own_in_the_agreement_table():
     assert set(table.reaching(0.9)["basis"]) == {"random", "own"}
     figure = ll.plots.agreement_by_order(table)
     assert any("own" in str(trace.name) for trace in figure.data)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_weights_are_looked_at_as_often_in_a_deep_model_as_in_a_flat_one(basis, monkeypatch):
+    from lens_linear.models.describe.weights_mark import WeightsMark
+    from lens_linear.models.open.toy import toy_model
+
+    looks, fits = [], WeightsMark.fits
+    monkeypatch.setattr(WeightsMark, "fits", lambda *a: looks.append(a) or fits(*a))
+    counts = []
+    for n_layers in (2, 5):
+        model = toy_model(n_layers=n_layers, d_model=16, attn_only=False)
+        rows = torch.randint(64, (3, 6), generator=torch.Generator().manual_seed(0))
+        maps = block_jacobians(model, rows)
+        directions = random_directions(model).plain()
+        looks.clear()
+        build_bases(maps, directions, directions[-1], order=4, kind=basis)
+        counts.append(len(looks))
+    assert counts[0] == counts[1] <= 2

@@ -65,7 +65,7 @@ class BlockJacobians:
     batch_size: int
     mark: WeightsMark = field(repr=False)
     _alive: tuple[int, _Batch] | None = field(default=None, repr=False)
-    _held: bool = field(default=False, init=False, repr=False)
+    _looked: bool = field(default=False, init=False, repr=False)
 
     def __repr__(self) -> str:
         cfg = self.model.cfg
@@ -84,7 +84,7 @@ class BlockJacobians:
 
     def batches(self, upto: int | None = None) -> Iterator[_Batch]:
         """Yield the batches, at least the first ``upto`` blocks of them (all by default)."""
-        if not self._held:
+        if not self._looked:
             self._look()
         upto = self.n_layers if upto is None else upto
         for i, rows in enumerate(watched(self.prompts.batches(self.batch_size), self.n_batches)):
@@ -101,14 +101,17 @@ class BlockJacobians:
             self._alive, self.mark = None, WeightsMark(self.model, read=False)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def one_look(self) -> Iterator[None]:
         """Look at the weights once for all products inside: each look reads those of all layers."""
+        if self._looked:
+            yield
+            return
         self._look()
-        self._held = True
+        self._looked = True
         try:
             yield
         finally:
-            self._held = False
+            self._looked = False
 
     @own_modes()
     def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:

@@ -128,6 +128,18 @@ def build_bases(
     """
     if isinstance(kind, Bases):
         return _given(kind, kind.kind, directions, min(order, kind.order), seed)
+    with maps.one_look():
+        return _built(maps, directions, readout, order, kind, seed)
+
+
+def _built(
+    maps: BlockJacobians,
+    directions: Float[Tensor, "boundary d_model"],
+    readout: Float[Tensor, " d_model"],
+    order: int,
+    kind: str | Callable[..., Any],
+    seed: int,
+) -> Bases:
     if not isinstance(kind, str):
         made = kind(maps, directions, readout, order)
         name = getattr(kind, "__name__", type(kind).__name__)

@@ -271,9 +271,8 @@ def fit_surrogate(
     )
     maps = block_jacobians(model, prompts, batch_size=batch_size)
     order = min(order, directions.shape[-1])
-    with maps.held():
-        bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
-        return identify(maps, bases, directions, readout, jacobian=jacobian)
+    bases = build_bases(maps, directions, readout, order=order, kind=basis, seed=seed)
+    return identify(maps, bases, directions, readout, jacobian=jacobian)
 
 
 def identify(
