@@ -46,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is sys.__stdout__ and sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        memory = importlib.import_module("lens_linear.linalg.memory")
+        if not memory.is_out_of_memory(error):
+            raise
+        advice = (
+            "close other programs, raise the limit, or take a smaller model or a shorter --text"
+        )
+        return _said(f"{' '.join(['lens-linear', *named])}: memory ran out; {advice}", 2)
 
 
 def _run(words: list[str], loading: Callable[[], AbstractContextManager[None]]) -> int:

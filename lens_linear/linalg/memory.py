@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,23 @@ from lens_linear.checks import require_int
 from lens_linear.errors import InsufficientMemoryError
 
 SHARE = 0.5  # of what is free, when the caller does not say
+# What torch's allocator says on Windows, on Linux, and what the C library says.
+_LACKS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
+_PROCESS, _CONTAINERS = Path("/proc/self"), Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """Bytes that are free on a device now: what the system gives without swapping, or the card's own."""
+    """Bytes that are free on a device now: what the system gives without swapping, or the card's own.
+
+    A limit on this process (``ulimit -v``) or on its container (a cgroup) counts where it leaves less.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return max(0, min([_machine_bytes(), *_below_ulimit(), *_below_container()]))
+
+
+def _machine_bytes() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             line = next(line for line in file if line.startswith("MemAvailable"))
@@ -30,6 +42,49 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         except (AttributeError, OSError, ValueError):
             return 4 << 30  # a system that says nothing
+
+
+def _below_ulimit() -> list[int]:
+    """What a limit of the address space leaves; nothing where none is set or the system has none."""
+    with suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
+            pages = int((_PROCESS / "statm").read_text(encoding="ascii").split()[0])
+            return [most - pages * resource.getpagesize()]
+    return []
+
+
+def _below_container() -> list[int]:
+    """What every cgroup around this process leaves (versions 1 and 2); files kept in memory count as free."""
+    left: list[int] = []
+    try:
+        lines = (_PROCESS / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return left
+    for line in lines:
+        kinds, _, path = line.partition(":")[2].partition(":")
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top = _CONTAINERS / "memory" if kinds else _CONTAINERS
+        names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+        here = top / path.strip("/")
+        for place in (here, *here.parents):
+            if place != top and top not in place.parents:
+                break
+            with suppress(OSError, ValueError):  # no such file, or no limit ("max")
+                most, used = (int((place / f"memory.{name}").read_text()) for name in names)
+                left.append(most - used + _kept_files(place))
+    return left
+
+
+def _kept_files(place: Path) -> int:
+    with suppress(OSError, ValueError):
+        rows = (line.split() for line in (place / "memory.stat").read_text().splitlines())
+        kept = {row[0]: int(row[1]) for row in rows}
+        return kept.get("total_inactive_file", kept.get("inactive_file", 0))
+    return 0
 
 
 def usable_bytes(max_memory: int | None = None, device: torch.device | str = "cpu") -> int:
@@ -85,7 +140,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on the processor or on a card."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error).lower()
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    words = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError, ImportError)) and any(
+        said in words for said in _LACKS
+    )
 
 
 def size_text(n_bytes: float) -> str:

@@ -140,6 +140,24 @@ def test_an_interrupt_while_the_parser_is_built(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory: 7 bytes"),
+    ],
+)
+def test_a_lack_of_memory_anywhere_is_a_sentence(monkeypatch, capsys, error):
+    def failing():
+        raise error
+
+    monkeypatch.setattr(lens_linear.cli.parser, "build_parser", failing)
+    assert main(["dynamics", "gpt-nano"]) == 2
+    assert re.fullmatch(
+        r"lens-linear dynamics: memory ran out; .* a smaller model .*\n", capsys.readouterr().err
+    )
+
+
 def test_an_interrupt_at_any_early_moment():
     for delay in (0.15, 0.5, 1, 1.5, 2):  # from the interpreter's start to the libraries' C++ code
         child = subprocess.Popen(

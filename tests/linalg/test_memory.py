@@ -1,8 +1,18 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from lens_linear.errors import InsufficientMemoryError
-from lens_linear.linalg.memory import free_bytes, groups, size_text, usable_bytes
+from lens_linear.linalg import memory
+from lens_linear.linalg.memory import (
+    free_bytes,
+    groups,
+    is_out_of_memory,
+    size_text,
+    usable_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +40,58 @@ def test_memory_that_is_free(monkeypatch):
 )
 def test_bytes_in_words(size, text):
     assert size_text(size) == text
+
+
+def test_what_the_allocator_says_here_is_a_lack_of_memory():
+    with pytest.raises(RuntimeError) as said:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(said.value) and is_out_of_memory(OSError(12, "no room"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError("std::bad_alloc"))
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(
+        OSError(2, "no file")
+    )
+
+
+@pytest.mark.parametrize(
+    "line, folder, most, used, kept",
+    [
+        ("0::/pod/box", "pod/box", "memory.max", "memory.current", "inactive_file"),
+        ("0::/pod/box", "pod", "memory.max", "memory.current", "inactive_file"),
+        ("0::/", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            "9:cpu:/a\n4:hugetlb,memory:/docker/7",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_s_limit_is_what_is_free(tmp_path, monkeypatch, line, folder, most, used, kept):
+    process, containers = tmp_path / "self", tmp_path / "cgroup"
+    process.mkdir()
+    (containers / folder).mkdir(parents=True)
+    (process / "cgroup").write_text(line + "\n")
+    monkeypatch.setattr(memory, "_PROCESS", process)
+    monkeypatch.setattr(memory, "_CONTAINERS", containers)
+    assert free_bytes() > 1 << 20  # no limit yet
+    (containers / folder / most).write_text("700000\n")
+    (containers / folder / used).write_text("300000\n")
+    assert free_bytes() == 400_000
+    (containers / folder / "memory.stat").write_text(f"anon 5\n{kept} 1000\n")
+    assert free_bytes() == 401_000 and usable_bytes() == 200_500
+    (containers / folder / most).write_text(
+        "max\n" if most == "memory.max" else f"{2**63 - 4096}\n"
+    )
+    assert free_bytes() > 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space as Linux has them")
+def test_a_limit_on_the_process_is_what_is_free():
+    code = (
+        "import resource; from lens_linear.linalg.memory import free_bytes\n"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + 50_000_000, -1))\n"
+        "assert 30_000_000 < free_bytes() <= 50_000_000, free_bytes()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

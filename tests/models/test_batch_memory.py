@@ -67,7 +67,11 @@ def test_the_default_batch_follows_the_memory(model, monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")],
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
 )
 def test_a_lack_of_memory_is_called_that_with_the_argument_that_helps(model, error):
     def fail(_):
