@@ -269,7 +269,9 @@ def model_sections(
         "Composition": lambda: composition_section(measured.composition, name=name),
         "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
         "Linearity": lambda: linearity_section(measured.linearity, name=name),
-        "FFN replacement": lambda: ffn_section(measured.compression, name=name),
+        "FFN replacement": lambda: ffn_section(
+            measured.compression, name=name, n_layers=model.cfg.n_layers
+        ),
         "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
     for title in _titles(model, attention_only=view is not None):

@@ -15,25 +15,42 @@ _PROMPTS = 40
 _ORDER = 16
 
 
-def ffn_section(table: CompressionTable, *, name: str) -> Section:
-    """What the loss says when one FFN is its best affine map."""
+def ffn_section(table: CompressionTable, *, name: str, n_layers: int) -> Section:
+    """What the loss says when one FFN is its best affine map; how many of the layers were tried."""
     frame = table.to_dataframe()
+    tried = frame["layer"].nunique()
+    whole = "" if tried == n_layers else f" Of {n_layers} layers {tried} were tried."
     easy = frame.iloc[int(frame["loss_increase"].argmin())]
     hard = frame.iloc[int(frame["loss_increase"].argmax())]
     finding = (
         f"The FFN of layer {int(easy['layer'])} can be one affine map for {easy['loss_increase']:+z.3f} "
-        f"nats of loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+z.3f}."
+        f"nats of loss, that of layer {int(hard['layer'])} for {hard['loss_increase']:+z.3f}.{whole}"
     )
-    columns = ["layer", "ffn_r2", "times_fewer", "loss", "loss_increase", "loss_increase_se"]
+    columns = [
+        "layer",
+        "ffn_r2",
+        "null_r2",
+        "times_fewer",
+        "loss",
+        "loss_increase",
+        "loss_increase_se",
+    ]
+    if table.first_position:
+        columns.insert(2, "ffn_r2_without_first")
     prose = (
         f"One FFN of {name} at a time is replaced by the affine map that fits it best, and the loss is "
         f"taken on other text. {finding} R² alone does not say this: what a layer writes may matter little."
-    )
+    ) + ("" if not table.first_position else f" {_sentence(table.first_position)}")
     block = Table(frame[columns], f"Loss on {table.n_tokens:,} tokens, maps of {table.n_fit:,}.")
     caption = "Loss after one FFN was replaced by an affine map."
     return Section(
         "FFNs as affine maps", prose, [Figure(table.plot(), caption), block], finding=finding
     )
+
+
+def _sentence(clause: str) -> str:
+    words = clause.removeprefix("; ")
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def dynamics_section(model: TransformerBridge, *, name: str, seed: int = 0) -> Section:

@@ -9,15 +9,13 @@ from lens_linear.plots import linearity as figures
 from lens_linear.reports.page import Block, Figure, Section, Table
 from lens_linear.studies.published import published_beside_measured
 
-_SHOWN = [
-    "block_r2",
-    "block_r2_without_first",
-    "block_r2_no_residual",
-    "ffn_r2",
-    "attn_r2",
-    "null_r2",
-    "update_ratio",
-]
+# Scores by the names of their columns, with what the prose calls them.
+_SCORES = {
+    "block": ("block_r2", "blocks score"),
+    "block_no_residual": ("block_r2_no_residual", "what blocks add"),
+    "ffn": ("ffn_r2", "FFNs"),
+    "attn": ("attn_r2", "attention"),
+}
 
 
 def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
@@ -36,7 +34,7 @@ def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
             "unrelated output would score. Bands: 95 % intervals over held-out sequences.",
         ),
         Table(
-            table[[name for name in _SHOWN if name in table]],
+            table[[*_score_columns(every), "null_r2", "update_ratio"]],
             f"The same numbers; n = {every.n_tokens:,} held-out tokens.",
         ),
     ]
@@ -51,8 +49,11 @@ def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
         f"{_span(table['block_r2_no_residual'])} of what the blocks add to it (held out, "
         f"n = {every.n_tokens:,} tokens)."
     )
-    if "block_r2_without_first" in table:
-        prose.append(_first_sentences(table))
+    if every.first_position_layers():
+        finding += (
+            f" Without the first position blocks reach {_span(table['block_r2_without_first'])}."
+        )
+    prose.append(_first_sentences(every, table))
     return Section(
         f"How linear is {name}?",
         "\n\n".join(part for part in prose if part),
@@ -83,14 +84,32 @@ def _ffn_sentences(table: pd.DataFrame) -> str:
     )
 
 
-def _first_sentences(table: pd.DataFrame) -> str:
-    later, share = table["block_r2_without_first"], table["block_first_share"].max()
-    change = later - table["block_r2"]
-    layer = int(change.abs().to_numpy().argmax())
+def _score_columns(profile: LinearityProfile) -> list[str]:
+    """Blocks with both readings; of the others the second one where it differs by more than the interval."""
+    columns = []
+    for score, (column, _) in _SCORES.items():
+        columns.append(column)
+        if score == "block" or profile.first_position_layers(score):
+            columns.append(f"{column}_without_first")
+    return columns
+
+
+def _first_sentences(profile: LinearityProfile, table: pd.DataFrame) -> str:
+    share = table["block_first_share"].max()
+    said: list[str] = []
+    for score, (column, words) in _SCORES.items():
+        if score != "block" and not profile.first_position_layers(score):
+            continue
+        later = table[f"{column}_without_first"]
+        change = later - table[column]
+        layer = int(change.abs().fillna(0).to_numpy().argmax())
+        most = f"{change.iloc[layer]:+z.3f} in layer {layer}"
+        said.append(
+            f"{words} {_span(later)} ({'the largest change is ' if not said else ''}{most})"
+        )
     return (
-        f"The first position of each sequence holds up to {share:.0%} of a layer's variance. Without it the "
-        f"with-residual scores are {_span(later)}; the largest change is "
-        f"{change.iloc[layer]:+z.3f} in layer {layer}."
+        f"The first position of each sequence holds up to {share:.0%} of a layer's variance. Without it "
+        f"{', '.join(said)}."
     )
 
 

@@ -1,6 +1,7 @@
 """Both readings of a profile from one pass, few rows said, statistics of one's own, paired differences."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lens_linear.linearity import (
     adam_baseline,
     compare_profiles,
     ffn_compression,
+    fit_linearization,
     layer_geometry,
 )
 from lens_linear.models.capture import residual_stream
@@ -67,10 +69,10 @@ def test_the_sentence_says_both_readings_only_where_they_differ():
     assert f"the first position holds up to {share:.0%} of a block's variance" in repr(profile)
     both = [float(v["block"].nanmedian()) for v in (profile.scores, profile.without_first.values)]
     assert f"blocks {both[0]:.3f} with it, {both[1]:.3f} without" in repr(profile)
+    # in sample there is no interval: a difference of more than 0.01 is said
     inside = ll.linearity_profile(outlier(), tokens(120), fit="in-sample")
-    assert "first position" not in repr(
-        inside
-    )  # no interval, so nothing to judge the difference by
+    both = [float(v["block"].nanmedian()) for v in (inside.scores, inside.without_first.values)]
+    assert f"blocks {both[0]:.3f} with it, {both[1]:.3f} without" in repr(inside)
     assert "first position" not in repr(ll.linearity_profile(outlier(), tokens(120), skip=1))
 
 
@@ -230,6 +232,49 @@ def test_other_results_say_few_rows_too():
     probe = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2)
     assert "only 1.5 rows an input (3 at least)" not in repr(few)  # it can be told another ridge
     assert "of enough text (3 at least)" in repr(probe)  # it cannot
+
+
+def fitted_on(model, ids, **knobs):
+    return fit_linearization(model, ids, [0, 1], **knobs)
+
+
+def replacing(model, ids, **knobs):
+    return ll.replacement_curve(model, ids, "linear", max_replaced=1, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("measure", "so", "rows"),
+    [
+        (ll.linearity_profile, "score is far below", 2),
+        (partial(ll.linearity_profile, fit="in-sample"), "score is far above", 1),
+        (partial(ll.layer_map, fit="in-sample"), "score is far above", 1),
+        (ffn_compression, "score is far below", 2),
+        (ll.linearity.run_table, "loss is above", 2),
+        (replacing, "loss is above", 2),
+        (fitted_on, "loss is above", 1),
+    ],
+)
+def test_few_rows_say_which_way_they_err_and_do_not_advise_what_was_done(measure, so, rows):
+    model = small(2, d_model=24)
+    few, enough = (tokens(k * rows) for k in (3, 5))
+    assert f'only 2.0 rows an input: the {so} that of enough text (3 at least; or ridge="loo")' in (
+        repr(measure(model, few))
+    )
+    assert "rows an input" not in repr(measure(model, enough))
+    ridged = repr(measure(model, few, ridge="loo"))
+    assert "the ridge was chosen already" in ridged and "or ridge=" not in ridged
+
+
+def test_tables_of_replacements_carry_n_and_null():
+    model, ids = small(2, d_model=24), tokens(20)
+    curve, runs = replacing(model, ids), ll.linearity.run_table(model, ids)
+    for result in (curve, runs):
+        frame = result.to_dataframe()
+        assert (frame.n_tokens == 160).all() and (frame.n_fit == 160).all()
+    linear = runs.to_dataframe().query("method == 'linear'")
+    assert linear.null_r2.tolist() == pytest.approx([24 / 159] * 3)
+    maps = fitted_on(model, ids).to_dataframe()
+    assert maps.null_r2.tolist() == pytest.approx([24 / 319] * 2)
 
 
 def upper(result):

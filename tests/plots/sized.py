@@ -132,7 +132,7 @@ def results(layers, heads):
             RunTable(
                 tuple({"method": "linear", "first": i, "last": j, "loss_increase": 0.1 * (j - i)}
                       for i in range(layers) for j in range(i, layers)),
-                3.0, "toy", 100, 100, 0,
+                3.0, "toy", 16, 100, 100, 0,
             ),
         ),
         "replacement_curves": ({"remove": curve},),

@@ -18,6 +18,7 @@ from lens_linear.reports.circuit_sections import (
     path_section,
     skip_trigram_section,
 )
+from lens_linear.reports.depth_sections import ffn_section
 from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Section
@@ -76,6 +77,52 @@ def test_linearity_does_not_call_a_block_identity_that_overwrites_the_stream():
     tokens = ll.evaluation_tokens(model, n_sequences=12)
     prose = linearity_section(ll.linearity_profile(model, tokens), name="gpt-nano").prose
     assert "identity" not in prose and "affine map explains" in prose
+
+
+def with_outlier():
+    """A model whose first position carries most of the variance of every layer."""
+    model = ll.toy_model(n_layers=3, d_model=16, attn_only=False, norm="LN")
+    with torch.no_grad():
+        model.pos_embed.weight[0] += 2000 * torch.randn(
+            16, generator=torch.Generator().manual_seed(3)
+        )
+    return model, torch.randint(64, (90, 16), generator=torch.Generator().manual_seed(4))
+
+
+def test_every_score_that_the_first_position_moves_has_both_readings_on_the_page():
+    profile = ll.linearity_profile(*with_outlier())
+    section = linearity_section(profile, name="x")
+    frame, later = section.blocks[1].frame, profile.to_dataframe()
+    assert profile.first_position_layers("attn") and profile.first_position_layers("block")
+    for score, column, words in (
+        ("block", "block_r2", "blocks score"),
+        ("block_no_residual", "block_r2_no_residual", "what blocks add"),
+        ("ffn", "ffn_r2", "FFNs"),
+        ("attn", "attn_r2", "attention"),
+    ):
+        said = bool(profile.first_position_layers(score))
+        assert (f"{column}_without_first" in frame) == said
+        values = later[f"{column}_without_first"]
+        span = f"{words} {values.min():.2f} to {values.max():.2f}"
+        assert (span in section.prose) == said
+    low, high = (f(later.block_r2_without_first) for f in (min, max))
+    assert f"Without the first position blocks reach {low:.2f} to {high:.2f}" in section.finding
+    plain = ll.linearity_profile(
+        ll.load("gpt-nano"), ll.evaluation_tokens(ll.load("gpt-nano"))[:24]
+    )
+    if not plain.first_position_layers():
+        assert "first position" not in linearity_section(plain, name="x").finding
+
+
+def test_the_page_says_how_many_ffns_were_tried_beside_their_null():
+    model, ids = with_outlier()
+    for layers, said in (([0, 2], "Of 3 layers 2 were tried."), ([0, 1, 2], None)):
+        table = ll.linearity.ffn_compression(model, ids, layers=layers)
+        section = ffn_section(table, name="x", n_layers=3)
+        assert "null_r2" in section.blocks[1].frame
+        assert (said or "were tried") in section.prose if said else "tried" not in section.prose
+        assert bool(table.first_position) == ("ffn_r2_without_first" in section.blocks[1].frame)
+        assert bool(table.first_position) == ("The first position holds" in section.prose)
 
 
 def test_a_page_about_a_local_folder_shows_its_name_and_not_its_path(stories_model, tmp_path):

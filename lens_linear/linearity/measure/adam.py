@@ -109,7 +109,7 @@ class AdamBaseline(Result):
             f"({float(self.r2_standardized[-1]):.4f} on "
             f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
             f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=False)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=None)}"
         )
 
 

@@ -137,7 +137,7 @@ class BilinearProbe(Result):
             f"BilinearProbe of {self.where}: affine R² = {self.affine_r2:.4f} held out, best gain "
             f"{float(self.gains[best]):+.4f} with {self.ranks[best]} products (of ranks "
             f"{list(self.ranks[1:])}); n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{self.first_position}{few_rows(self.n_fit, self.a.shape[1], ridge=False)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.a.shape[1], ridge=None)}"
         )
 
 

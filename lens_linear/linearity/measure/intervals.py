@@ -12,6 +12,7 @@ from torch import Tensor
 from lens_linear.checks import require_float, require_float_tensor, require_int, require_seed
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments
+from lens_linear.linalg.least_squares import Ridge
 
 _CELLS = 500_000  # numbers of resampling weights held at once (4 MB)
 
@@ -120,8 +121,20 @@ def jackknife(
 FEW = 3
 
 
-def few_rows(n_fit: int, width: int, *, ridge: bool = True) -> str:
+def few_rows(
+    n_fit: int,
+    width: int,
+    *,
+    ridge: Ridge | None = 0.0,
+    so: str = "the score is far below",
+) -> str:
     """A clause for a result's sentence when the maps had fewer than three rows an input, else nothing.
+
+    Args:
+        n_fit: rows the maps were fitted on.
+        width: inputs of each.
+        ridge: of the fits; None where there is none to choose.
+        so: what that does, against what enough text would give.
 
     Example:
         >>> few_rows(1000, 500)
@@ -131,11 +144,13 @@ def few_rows(n_fit: int, width: int, *, ridge: bool = True) -> str:
     """
     if n_fit >= FEW * width:
         return ""
-    or_ridge = '; or ridge="loo"' if ridge else ""
-    return (
-        f"; only {n_fit / width:.1f} rows an input: the score is far below that of enough text "
-        f"({FEW} at least{or_ridge})"
-    )
+    advice = f"{FEW} at least"
+    if ridge == "loo":
+        so = so.replace("far ", "")
+        advice += "; the ridge was chosen already"
+    elif ridge is not None:
+        advice += '; or ridge="loo"'
+    return f"; only {n_fit / width:.1f} rows an input: {so} that of enough text ({advice})"
 
 
 def held_out_null(n: int, rank: int) -> float:

@@ -116,12 +116,14 @@ class LayerMap(Result):
     def __repr__(self) -> str:
         above = [float(self.values[i, i + 1]) for i in range(len(self) - 1)]
         fitted = f", fitted on {self.n_fit:,}" if self.fit == "held-out" else ""
+        so = f"the score is far {'below' if self.fit == 'held-out' else 'above'}"
+        few = few_rows(self.n_fit, self.d_model, ridge=self.ridge, so=so)
         return (
             f"LayerMap of {self.model_name}: {self.fit} R² between {len(self)} layer boundaries, "
             f"{float(self.values[0, -1]):.3f} from first to last, {min(above):.3f} to {max(above):.3f} "
             f"between neighbours, null about {self.null_r2:.2g}; n = "
             f"{counted(self.n_tokens, 'token', ',')}{fitted}"
-            f"{self.first_position}{few_rows(self.n_fit, self.d_model)}"
+            f"{self.first_position}{few}"
         )
 
 

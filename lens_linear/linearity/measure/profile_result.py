@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_linear.checks import counted, require_choice
 from lens_linear.linalg.least_squares import Ridge
+from lens_linear.linearity.measure.first_position import DIFFERENT
 from lens_linear.linearity.measure.intervals import few_rows, jackknife
 from lens_linear.linearity.measure.pooled_scores import SCORES, Scores
 from lens_linear.models.capture import SITES, Site
@@ -166,9 +167,14 @@ class LinearityProfile(Result):
         return values.argsort(descending=True, stable=True).tolist()
 
     def first_position_layers(self, score: str = "block") -> list[int]:
-        """Layers whose score without the first position lies outside the interval of the score with it."""
+        """Layers whose score without the first position lies outside the interval of the score with it.
+
+        In sample there is no interval: then those where the two differ by more than 0.01.
+        """
         require_choice("score", score, SCORES)
         low, high = self.intervals[score].unbind(1)
+        if self.fit == "in-sample":
+            low, high = self.scores[score] - DIFFERENT, self.scores[score] + DIFFERENT
         other = self.without_first.values[score]
         return ((other < low) | (other > high)).nonzero()[:, 0].tolist()
 
@@ -189,6 +195,10 @@ class LinearityProfile(Result):
             f" holds up to {float(shares.max()):.0%} of a block's variance" if len(shares) else ""
         )
         return f"; the first position{share}: median R² {', '.join(parts)}"
+
+    def _few_clause(self) -> str:
+        so = "far below" if self.fit == "held-out" else "far above"
+        return few_rows(self.n_fit, self.d_model, ridge=self.ridge, so=f"the score is {so}")
 
     def _silent_clause(self) -> str:
         """Blocks whose output is their input up to rounding."""
@@ -216,5 +226,5 @@ class LinearityProfile(Result):
             f"attention {spread('attn')}{own}; n = {counted(self.n_tokens, 'token', ',')} in "
             f"{counted(self.n_sequences, 'sequence')}{fitted}, skip {self.skip}, null about "
             f"{float(self.null_r2.mean()):.2g}"
-            f"{self._silent_clause()}{self._first_clause()}{few_rows(self.n_fit, self.d_model)}"
+            f"{self._silent_clause()}{self._first_clause()}{self._few_clause()}"
         )

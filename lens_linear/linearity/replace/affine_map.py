@@ -63,6 +63,11 @@ class AffineMap:
         d_in, d_out = self.weight.shape
         return min(d_in * d_out, self.rank * (d_in + d_out)) + d_out
 
+    @property
+    def null_r2(self) -> float:
+        """In-sample R² that a map of this size reaches, at most, on an output unrelated to its input."""
+        return min(1.0, len(self.weight) / (self.n - 1)) if self.n > 1 else float("nan")
+
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Apply the map in at least float32; the result has the precision of x."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -93,7 +98,7 @@ class AffineMap:
             return f"AffineMap for the {self.site} of {where}: not fitted"
         return (
             f"AffineMap for the {self.site} of {where}: rank {self.rank}, in-sample R² = "
-            f"{self.r_squared:.4f}, n = {counted(self.n, 'row', ',')}, "
+            f"{self.r_squared:.4f} (null {self.null_r2:.2g}), n = {counted(self.n, 'row', ',')}, "
             f"{counted(self.n_parameters, 'parameter', ',')}"
         )
 
@@ -138,8 +143,8 @@ class Linearization(Result):
             yield self
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per map: site, first, last, rank, r_squared (in-sample), n, n_parameters."""
-        names = ("site", "first", "last", "rank", "r_squared", "n", "n_parameters")
+        """One row per map: site, first, last, rank, r_squared (in-sample), null_r2, n, n_parameters."""
+        names = ("site", "first", "last", "rank", "r_squared", "null_r2", "n", "n_parameters")
         rows = [{name: getattr(m, name) for name in names} for m in self.maps]
         return pd.DataFrame(rows, columns=list(names))
 

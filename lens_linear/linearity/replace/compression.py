@@ -57,6 +57,7 @@ class CompressionTable(Result):
         n_fit: rows fitted on.
         n_tokens: tokens the loss was taken on.
         seed: of the halves.
+        ridge: penalty of the fits, or "loo".
     """
 
     _figure = "ffn_compression"
@@ -79,6 +80,7 @@ class CompressionTable(Result):
     n_fit: int
     n_tokens: int
     seed: int
+    ridge: Ridge = 0.0
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per layer and rank.
@@ -102,11 +104,12 @@ class CompressionTable(Result):
         if not self.rows:
             return f"CompressionTable of {self.model_name}: no FFN whose output varies"
         best = min(self.rows, key=lambda row: float(row["loss"]))
+        few = few_rows(self.n_fit, self.d_model, ridge=self.ridge)
         return (
             f"CompressionTable of {self.model_name}: {len(self.rows)} single-FFN replacements, cheapest is "
             f"layer {best['layer']} at rank {best['rank']} ({best['times_fewer']:.1f} times fewer "
             f"parameters, perplexity {best['perplexity_increase']:+.3f}); n = {self.n_tokens:,} test "
-            f"tokens, fitted on {self.n_fit:,}{self.first_position}{few_rows(self.n_fit, self.d_model)}"
+            f"tokens, fitted on {self.n_fit:,}{self.first_position}{few}"
         )
 
 
@@ -199,6 +202,7 @@ def ffn_compression(
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
         seed=seed,
+        ridge=ridge,
     )
 
 

@@ -35,6 +35,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
+from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
     fitted_map,
@@ -69,10 +70,12 @@ class ReplacementCurve(Result):
         model_name: as the model calls itself.
         strategy: "remove", "linear" or "linear+distill".
         order: "linearity" (most linear first), "reverse", "random", or the layers that were given.
+        d_model: inputs of each map.
         n_fit: rows the maps and the order were fitted on.
         n_tokens: tokens the loss was taken on.
         distill_steps: gradient steps after each closed-form refit.
         seed: of the halves, and of the random order.
+        ridge: penalty of the fits, or "loo".
     """
 
     _figure = "replacement_curves"
@@ -94,10 +97,12 @@ class ReplacementCurve(Result):
     model_name: str
     strategy: Strategy
     order: str
+    d_model: int
     n_fit: int
     n_tokens: int
     distill_steps: int
     seed: int
+    ridge: Ridge = 0.0
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per step: n_replaced, layers, loss, perplexity, loss_increase, metric, metric_value.
@@ -119,6 +124,8 @@ class ReplacementCurve(Result):
                 "n_parameters": self.n_parameters,
                 "strategy": self.strategy,
                 "order": self.order,
+                "n_tokens": self.n_tokens,
+                "n_fit": self.n_fit,
             }
         )
 
@@ -126,12 +133,15 @@ class ReplacementCurve(Result):
         mean = [score.metric.mean for score in self.scores]
         what = "loss" if self.metric == "loss" else self.metric
         unit = " nats per token" if self.metric == "loss" else ""
+        few = ""
+        if self.strategy != "remove":
+            few = few_rows(self.n_fit, self.d_model, ridge=self.ridge, so="the loss is above")
         first = "" if len(mean) == 2 else f"{mean[1]:.3f} with 1 block replaced, "
         return (
             f"ReplacementCurve of {self.model_name}: strategy {self.strategy!r}, order {self.order}; "
             f"{what} {mean[0]:.3f}{unit} whole, {first}{mean[-1]:.3f} with "
             f"{len(self.steps) - 1} replaced; n = {self.n_tokens:,} test tokens, fitted "
-            f"on {self.n_fit:,}"
+            f"on {self.n_fit:,}{few}"
         )
 
 
@@ -199,9 +209,8 @@ def replacement_curve(
     require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
     rows = as_rows(model, tokens, skip=skip)
     require_blocks(model)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
-    )
+    width = model.cfg.d_model
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=True)
     train, test = halves(rows, seed=seed)
     fits: dict[int, AffineMap] = {}
     if strategy != "remove" or (isinstance(order, str) and order != "random"):
@@ -232,10 +241,12 @@ def replacement_curve(
         model_name=str(model.cfg.model_name),
         strategy=strategy,
         order=order if isinstance(order, str) else str(list(order)),
+        d_model=width,
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
         distill_steps=distill_steps,
         seed=seed,
+        ridge=ridge,
     )
 
 

@@ -32,6 +32,7 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
+from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
     Linearization,
@@ -199,7 +200,11 @@ def fit_linearization(
         ]
     low = "" if rank is None else f", rank {rank}"
     how = "one after the other, each on the replaced model" if sequential else "closed form"
-    return assemble(model, maps, f"fitted {how}{low} on {len(rows)} sequences, skip {skip}")
+    method = f"fitted {how}{low} on {len(rows)} sequences, skip {skip}"
+    if ridge:
+        method += f", ridge {ridge}"
+    few = few_rows(rows.n_tokens(skip), model.cfg.d_model, ridge=ridge, so="the loss is above")
+    return assemble(model, maps, method + few)
 
 
 def assemble(model: TransformerBridge, maps: Sequence[AffineMap], method: str) -> Linearization:

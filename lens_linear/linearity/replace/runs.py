@@ -18,6 +18,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import Ridge, require_ridge
+from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
@@ -38,9 +39,11 @@ class RunTable(Result):
         rows: one mapping per run and method.
         base_loss: of the whole model on the same test tokens, nats per token.
         model_name: as the model calls itself.
+        d_model: inputs of each map.
         n_fit: rows fitted on.
         n_tokens: tokens the loss was taken on.
         seed: of the halves.
+        ridge: penalty of the fits, or "loo".
     """
 
     _figure = "run_table"
@@ -49,6 +52,7 @@ class RunTable(Result):
         "last",
         "method",
         "r2",
+        "null_r2",
         "loss_increase",
         "loss_increase_se",
         "n_parameters",
@@ -58,26 +62,29 @@ class RunTable(Result):
     rows: tuple[dict[str, object], ...]
     base_loss: float
     model_name: str
+    d_model: int
     n_fit: int
     n_tokens: int
     seed: int
+    ridge: Ridge = 0.0
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per run and method ("linear" or "remove").
 
-        Columns: first, last, n_replaced, method, r2 (held in), cosine_distance (between the two ends),
-        loss, perplexity, loss_increase, n_parameters.
+        Columns: first, last, n_replaced, method, r2 (held in), null_r2, loss, perplexity, loss_increase,
+        loss_increase_se, n_parameters, cosine_distance (between the two ends), n_tokens, n_fit.
         """
-        return pd.DataFrame(list(self.rows))
+        return pd.DataFrame(list(self.rows)).assign(n_tokens=self.n_tokens, n_fit=self.n_fit)
 
     def __repr__(self) -> str:
         linear = [row for row in self.rows if row["method"] == "linear"]
+        few = few_rows(self.n_fit, self.d_model, ridge=self.ridge, so="the loss is above")
         best = min(linear, key=lambda row: float(row["loss"]))  # type: ignore[arg-type]
         return (
             f"RunTable of {self.model_name}: {counted(len(linear), 'run')} of blocks as one affine map; "
             f"cheapest is "
             f"{best['first']}-{best['last']}, loss {best['loss']:.3f} for {self.base_loss:.3f} nats per "
-            f"token; n = {self.n_tokens:,} test tokens, fitted on {self.n_fit:,}"
+            f"token; n = {self.n_tokens:,} test tokens, fitted on {self.n_fit:,}{few}"
         )
 
 
@@ -147,20 +154,25 @@ def run_table(
             moments = span_moments(
                 model, train, first, last, "block", skip=skip, batch_size=batch_size
             )
-            fitted = from_fit("block", first, last, moments.fit(ridge=ridge))
+            fit = moments.fit(ridge=ridge)
+            fitted = from_fit("block", first, last, fit)
             removed = identity_map(first, last, model.cfg.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
                 entry = _row(model, m, method, base, loss)
+                null = fit.null_r2 if method == "linear" else float("nan")
+                entry = {**entry, "null_r2": null}
                 out.append({**entry, "cosine_distance": float(distance[first, last + 1])})
             bar(count)
     return RunTable(
         rows=tuple(out),
         base_loss=base.mean,
         model_name=str(model.cfg.model_name),
+        d_model=model.cfg.d_model,
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
         seed=seed,
+        ridge=ridge,
     )
 
 
