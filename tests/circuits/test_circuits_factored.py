@@ -107,8 +107,9 @@ def test_diagonal_accuracy_is_that_of_a_loop(by, max_bytes):
     ranks = [sum(full[i, j] >= full[i, i] for j in range(40) if j != i) for i in range(40)]
     found = diagonal_accuracy(matrix, by=by, max_bytes=max_bytes)
     assert found.ranks.tolist() == ranks
-    assert 0 < found.top1 < 1
-    assert found.accuracy(3) == np.mean(np.array(ranks) < 3)
+    shares = [np.mean(np.array(ranks) < k) for k in (1, 3, 5)]
+    assert 0 < shares[0] < shares[1] < shares[2] < 1
+    assert [found.top1, found.accuracy(3), found.top5] == shares
     assert found["chance"].tolist() == [1 / 40, 5 / 40]
 
 
@@ -178,3 +179,12 @@ def test_a_search_in_float32_ranks_as_float64_does(order, monkeypatch):
         == tied.column_ids.tolist()
         == list(range(7))
     )
+
+
+def test_a_matrix_recomputed_whole_is_searched_once(monkeypatch):
+    seen = []
+    blocks = lambda matrix, **given: seen.append(matrix.A.dtype) or row_blocks(matrix, **given)  # noqa: E731
+    monkeypatch.setattr(search, "row_blocks", blocks)
+    monkeypatch.setattr(search, "LARGE", 0)
+    found = top_pairs(FactoredMatrix(torch.ones(6, 1).double(), torch.ones(1, 9).double()), 5)
+    assert found.column_ids.tolist() == list(range(5)) and seen == [torch.float32]

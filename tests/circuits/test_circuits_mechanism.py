@@ -292,6 +292,18 @@ def test_ablation_on_a_task_is_what_the_metric_loses():
             assert float(found.lost_se[layer, head]) == pytest.approx(spread, abs=1e-5)
 
 
+@pytest.mark.parametrize("seed, other", [(3, 4), (2**32 - 1, 0)])
+def test_means_over_random_repeats_are_those_of_other_ones(seed, other):
+    model, asked = native(), {"rows_per_period": 2, "periods": (4, 7)}
+    more = draw_repeated(
+        model_shape(model), periods=(4, 7), rows_per_period=16, bos=None, seed=other
+    )
+    found = ablation_scores(model, **asked, seed=seed)
+    again = ablation_scores(model, **asked, seed=seed, reference=more.repeating().tokens)
+    assert torch.equal(found.lost, again.lost)
+    assert not torch.equal(found.lost, ablation_scores(model, **asked, seed=other).lost)
+
+
 def test_ablation_scores_name_the_heads_of_the_circuit(attn_2l):
     found = ablation_scores(attn_2l, rows_per_period=2)
     order = found.to_dataframe().sort_values("lost", ascending=False)["head"].tolist()
@@ -322,8 +334,9 @@ def test_loss_along_text_and_along_copies(attn_2l):
 
 
 def test_models_without_induction_are_refused():
-    with pytest.raises(UnsupportedModelError, match="no induction head"):
-        verify_induction(native(d_vocab=40, n_ctx=30))
+    for sizes in ({}, {"n_layers": 1, "n_heads": 1}):
+        with pytest.raises(UnsupportedModelError, match="no induction head"):
+            verify_induction(native(d_vocab=40, n_ctx=30, **sizes))
 
 
 def test_heads_that_the_scores_miss_can_be_named(attn_2l, monkeypatch):

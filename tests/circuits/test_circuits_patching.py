@@ -287,6 +287,15 @@ def test_components_of_full_models_sum_to_their_logits(kind, zoo_folder):
     assert (found.softcap is not None) == (kind == "gemma2")
 
 
+@pytest.mark.filterwarnings("ignore:the next-token loss")
+def test_large_logits_may_miss_by_their_rounding():
+    model = native(**FULL)
+    with torch.no_grad():
+        model.original_model.head.weight.mul_(3e4)
+    found = ll.direct_logit_attribution(model, ids(model, 3, 10))
+    assert 1e-3 < found.max_error < 1e-6 * float(found.model_logits.abs().max())
+
+
 def test_a_component_by_hand_with_names_pairs_and_its_error():
     model = native(**FULL)
     tokens = ids(model, 4, 6)

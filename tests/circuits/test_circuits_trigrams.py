@@ -41,16 +41,17 @@ def brute_force(heads, context):
     return effect.transpose(1, 0, 2), gain.transpose(1, 0, 2)  # [source, destination, out]
 
 
-@pytest.mark.parametrize("by", ["effect", "probability"])
+@pytest.mark.parametrize("by, k", [("effect", 25), ("probability", 2600)])  # the pool holds as many
 @pytest.mark.parametrize("changes", [{}, {"d_vocab_out": 17}])
-def test_the_table_is_that_of_all_triples(by, changes):
+def test_the_table_is_that_of_all_triples(by, k, changes, monkeypatch):
+    monkeypatch.setattr("lens_linear.circuits.paths.skip_trigrams.MAX_BYTES", 1000)  # in blocks
     model = native(n_layers=1, d_vocab=14, **changes)
     head = head_circuit(model, 0, 1)
     effect, gain = brute_force([head], context=8)
     ranked = effect if by == "effect" else gain
-    best = np.argsort(-ranked, axis=None)[:25]
+    best = np.argsort(-ranked, axis=None)[:k]
     expected = np.stack(np.unravel_index(best, ranked.shape), axis=1)
-    found = skip_trigrams(head, 25, by=by, context=8)
+    found = skip_trigrams(head, k, by=by, context=8)
     assert found.triples.tolist() == expected.tolist()
     frame = found.to_dataframe()
     at = tuple(expected.T)
@@ -61,12 +62,13 @@ def test_the_table_is_that_of_all_triples(by, changes):
     np.testing.assert_allclose(frame["ov_score"], head.ov.AB.numpy()[source, out])
 
 
-def test_heads_are_summed():
-    model = native(n_layers=1, d_vocab=12)
+@pytest.mark.parametrize("k", [10, 2600])
+def test_heads_are_summed(k):
+    model = native(n_layers=1, d_vocab=14)
     heads = [head_circuit(model, 0, head) for head in range(3)]
     effect, gain = brute_force(heads, context=16)
-    found = all_skip_trigrams(heads, 10, context=16)
-    best = np.argsort(-gain, axis=None)[:10]
+    found = all_skip_trigrams(heads, k, context=16)
+    best = np.argsort(-gain, axis=None)[:k]
     assert found.triples.tolist() == np.stack(np.unravel_index(best, gain.shape), 1).tolist()
     np.testing.assert_allclose(found["effect"], effect[tuple(found.triples.T.numpy())], rtol=1e-8)
     assert set(found["head"]) <= {"L0H0", "L0H1", "L0H2"}

@@ -14,7 +14,7 @@ from lens_linear.dynamics import (
     steer_concepts,
 )
 from lens_linear.dynamics.steering.min_energy import heuristic_schedules
-from lens_linear.dynamics.steering.schedules import ScheduleComparison
+from lens_linear.dynamics.steering.schedules import ScheduleComparison, _Search
 from lens_linear.errors import InvalidArgumentError
 
 gains = st.lists(st.floats(-5, 5).filter(lambda x: abs(x) > 0.01), min_size=2, max_size=8)
@@ -143,6 +143,50 @@ def test_the_refined_schedule_is_cheaper_on_a_nonlinear_model():
     assert bool((refined <= exact * 1.02).all()) and float((refined / exact).median()) < 0.95
     miss = (found.achieved - 2.0).abs()[found.reached] / 2.0
     assert float(miss.max()) < 2e-3  # checked on whole prompts, in float32
+
+
+class _Known(_Search):
+    """Amplitudes on a readout that is a known function of what is added at the layers."""
+
+    def shift(self, amplitudes, wanted=None):
+        return self.context(amplitudes[..., None] * self.shapes)
+
+
+def _known(readout, shapes):
+    return _Known(readout, None, None, torch.tensor(shapes, dtype=torch.float64), 1.0, 8)
+
+
+def test_the_sign_that_needs_less_wins_whatever_the_slope_says():
+    # One layer: f(u) = u/10 + u² − b u³, a prompt each b; with b = 1/2 the positive side never arrives.
+    bend = torch.tensor([-0.5, 0.0, 0.02, 0.2, 0.5], dtype=torch.float64)
+    search = _known(lambda u: (0.1 * u + u**2 - bend[:, None] * u**3).sum(-1), [[[1.0]] * 5] * 2)
+    found, reached = search.run(torch.full((5, 1), 0.1, dtype=torch.float64), 3.0, 1e-6)
+    for b, amplitude in zip(bend, found[0], strict=True):
+        roots = np.roots([-float(b), 1.0, 0.1, -1.0])
+        roots = roots[np.isreal(roots)].real
+        assert float(amplitude) == pytest.approx(roots[np.abs(roots).argmin()], rel=1e-5)
+    assert found[0].sign().tolist() == [1, 1, 1, -1, -1]
+    torch.testing.assert_close(reached[0], torch.ones(5).double(), rtol=1e-6, atol=0)
+
+
+def test_where_nothing_arrives_the_refinement_starts_from_the_linear_answer(monkeypatch):
+    gains = torch.tensor([[3.0, -1.0, 2.0]], dtype=torch.float64)
+    monkeypatch.setattr("lens_linear.dynamics.steering.schedules.refine", lambda *a, **_: a[3:5])
+    # 0.95 of what a linear model would do: at most once its amplitude is not enough.
+    search = _known(lambda u: 0.95 * (u * gains).sum(-1), [[[1.0, 0.0, 0.0]]] * 3)
+    found, reached = search.run_with_refined(gains, 1.0, 1e-6, 1)
+    assert bool(found[:2].isnan().all())
+    torch.testing.assert_close(search.shapes[2], gains / gains.norm())
+    assert float(found[2]) == pytest.approx(1 / (0.95 * float(gains.norm())), rel=1e-6)
+    assert float(reached[2]) == pytest.approx(1, rel=1e-6)
+
+
+def test_a_bracket_beyond_the_target_holds_nothing():
+    search = _known(lambda u: u.sum(-1) ** 3, [[[1.0], [1.0], [1.0]]])
+    low = torch.tensor([[0.8, 1.1, 0.2]], dtype=torch.float64)
+    found, shift = search._inside(torch.ones_like(low), low, low * 1.5, 1e-6)
+    assert found.isnan().tolist() == shift.isnan().tolist() == [[False, True, True]]
+    assert float(found[0, 0]) == pytest.approx(1, rel=1e-6)
 
 
 def test_refined_equals_linear_on_a_linear_model_and_satisfies_its_conditions(linear, oracle):

@@ -319,7 +319,8 @@ def ablation_scores(
         tokens: a Task, or text whose next tokens are scored. None draws random tokens that repeat, and the
             metric is the in-context gain: the loss of the first copy minus that of the second.
         how: what stands in the head's place, see :func:`ablate_heads`.
-        reference: text for the means; ``tokens`` itself by default.
+        reference: text for the means; ``tokens`` itself by default, and for random repeats eight times as
+            many others, drawn at ``seed + 1``.
         periods: of the random repeats, as in :func:`~lens_linear.circuits.induction.scores.induction_scores`.
         rows_per_period: random rows for each period.
         bos: token put in front of random rows; "auto" takes the tokenizer's.

@@ -190,9 +190,9 @@ def _row_table(pattern: Tensor, start: int, body: int) -> Float[Tensor, "row hea
     for offset in range(body):
         band = inner.diagonal(-offset, dim1=-2, dim2=-1)  # entry i is query offset + i
         period = offset + 1
-        if offset >= 1 and 2 * period <= body:
+        if 2 * period <= body:
             found[:, :, 0, offset] = band[..., 1 : 1 + period].mean(-1)
-        if offset >= 1 and 2 * offset <= body:
+        if 2 * offset <= body:
             found[:, :, 1, offset] = band[..., :offset].mean(-1)
         found[:, :, 2, offset] = band.mean(-1)
         found[:, :, 3, offset] = band[..., : max(period, MIN_QUERIES) + 1][..., 1:].mean(-1)
