@@ -222,7 +222,7 @@ def train(
         loss_mask: True where a prediction counts, [position] or [row, position], or a function that
             makes it from the tokens. The prediction at position p is of token p + 1, or of label p.
         steps: with a shape: optimiser steps, 1000 by default.
-        learning_rate: with a shape: peak, 1e-3 by default.
+        learning_rate: with a shape: peak, 1e-3 by default; warm-up takes a quarter of the steps, 50 at most.
         seed: with a shape: of weights and batches, 0 by default.
         checkpoints: with a shape: numbers of steps after which the weights are kept, for ``run.at(step)``.
         checkpoint: file that holds weights and optimiser state; read if it is there, written every

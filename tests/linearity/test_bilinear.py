@@ -7,6 +7,7 @@ from linearity_data import activations, numpy_r2, small, split, tokens
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linearity.measure.bilinear import bilinear_on_rows
+from lens_linear.linearity.measure.products import fit_products
 
 
 def normal(*shape, seed):
@@ -48,6 +49,17 @@ def test_planted_products_are_found_exactly(ill):
     a, b = two.a / sizes.reciprocal(), two.b / sizes.reciprocal()
     match = torch.maximum(cosine(a, A) * cosine(b, B), cosine(a, B) * cosine(b, A))
     assert float(match.amax(0).min()) > 0.999
+
+
+def test_each_product_starts_from_what_the_earlier_ones_leave():
+    x = normal(1500, 6, seed=1)
+    planted_r = torch.stack([3 * x[:, 0] * x[:, 1], x[:, 2] * x[:, 3], 0.3 * x[:, 4] * x[:, 5]], 1)
+    affine = torch.cat([torch.ones_like(x[:, :1]), x], 1)
+    r = planted_r - affine @ torch.linalg.lstsq(affine, planted_r).solution
+    # Two iterations are too few to mend a bad start.
+    found = fit_products(x, r, 3, keep=(1, 2, 3), iterations=2, seed=0)
+    left = [float((r - found[k].predict(x)).square().sum() / r.square().sum()) for k in (1, 2, 3)]
+    assert left == pytest.approx([1.09 / 10.09, 0.09 / 10.09, 0], rel=0.2, abs=1e-3)
 
 
 def test_gain_is_the_share_the_products_carry_and_noise_gives_none():

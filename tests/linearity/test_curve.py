@@ -13,9 +13,9 @@ from lens_linear.errors import (
     NotEnoughDataError,
     UnsupportedModelError,
 )
-from lens_linear.linalg import fit_linear
+from lens_linear.linalg import Moments, fit_linear
 from lens_linear.linearity.replace.affine_map import Linearization, fitted_map, identity_map
-from lens_linear.linearity.replace.compression import ffn_compression
+from lens_linear.linearity.replace.compression import _fits, ffn_compression
 from lens_linear.linearity.replace.replacement import fit_linearization
 from lens_linear.linearity.replace.runs import run_table
 from lens_linear.models.capture import run
@@ -233,6 +233,29 @@ def test_compression_counts_scores_and_losses():
         )
     with pytest.raises(InvalidArgumentError, match="ranks must be at most 16"):
         ffn_compression(model, ids, ranks=(17,))
+
+
+def test_a_model_whose_ffns_write_a_constant_leaves_nothing_to_compress():
+    model, ids = small(1), tokens(60)
+    with torch.no_grad():
+        model.original_model.layers[0].mlp.fc_out.weight.zero_()
+    found = ffn_compression(model, ids)
+    assert len(found.to_dataframe()) == 0 and "no FFN whose output varies" in repr(found)
+    assert found.base_loss == pytest.approx(plain_loss(model, split(ids)[1]), abs=1e-5)
+
+
+@pytest.mark.parametrize("n, own", [(4, False), (5, True), (9, True)])
+def test_rows_after_the_first_have_a_map_of_their_own_where_they_do_not_fit_it_by_number(n, own):
+    g = torch.Generator().manual_seed(n)
+    x, y = (torch.randn(n + 6, d, generator=g).double() for d in (3, 2))
+    rest, first = Moments().update(x[:n], y[:n]), Moments().update(x[n:], y[n:])
+    full, later = _fits((rest + first, rest, 0.5), 0.0)
+    kept = slice(n) if own else slice(None)
+    ones = torch.ones(n + 6, 1).double()
+    expected = torch.linalg.lstsq(torch.cat([x, ones], 1)[kept], y[kept]).solution
+    torch.testing.assert_close(later.weight, expected[:3])
+    torch.testing.assert_close(later.bias, expected[3])
+    assert full.n == n + 6 and later.n == (n if own else n + 6)
 
 
 @pytest.mark.parametrize("strategy", ["linear", "linear+distill"])

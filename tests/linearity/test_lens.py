@@ -88,13 +88,16 @@ def test_scores_are_a_kl_written_out():
     held = ids[40:]
     score = lens.score(held).to_dataframe()
     out = model(held).detach().double().log_softmax(-1)
-    x = torch.tensor(normed(residual_stream(model, held)[1].double().numpy()))
-    z = (x @ lens.weight[1] + lens.bias[1]) * model.ln_final.weight.double() + model.ln_final.bias
-    read = (z @ model.W_U.double() + model.b_U).log_softmax(-1).detach()
-    kl = (out.exp() * (out - read)).sum(-1)
-    row = score.loc[1]
-    assert row.kl == pytest.approx(float(kl[:, 1:].mean()), rel=1e-4)
-    assert row.kl_first == pytest.approx(float(kl[:, 0].mean()), rel=1e-4)
+    stream, row = residual_stream(model, held)[1].double().detach(), score.loc[1]
+    x = torch.tensor(normed(stream.numpy()))
+    raw = torch.tensor(normed((stream @ lens.raw_weight[1] + lens.raw_bias[1]).numpy()))
+    # The plain lens last: its scores are looked at below.
+    for name, y in (("raw_", raw), ("logit_", x), ("", x @ lens.weight[1] + lens.bias[1])):
+        z = y * model.ln_final.weight.double() + model.ln_final.bias
+        read = (z @ model.W_U.double() + model.b_U).log_softmax(-1).detach()
+        kl = (out.exp() * (out - read)).sum(-1)
+        assert row[f"{name}kl"] == pytest.approx(float(kl[:, 1:].mean()), rel=1e-4)
+        assert row[f"{name}kl_first"] == pytest.approx(float(kl[:, 0].mean()), rel=1e-4)
     assert row.top1 == pytest.approx(
         float((read.argmax(-1) == out.argmax(-1))[:, 1:].double().mean())
     )

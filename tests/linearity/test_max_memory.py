@@ -23,6 +23,17 @@ def one_layer(*, kept=True, own=False):
     return int(layer_bytes(WIDTH, 3, len(TOKENS) // 2, kept=kept, own=own))
 
 
+@pytest.mark.parametrize("rows, held", [(4, 4), (29, 29), (500, 30)])  # more become tables of sums
+def test_bytes_of_a_layer_by_hand(rows, held):
+    table, firsts = 10 * 10, 2 * held * 10  # x and y of the first position
+    reading = table + table + table  # xx, xy and the map
+    count = partial(layer_bytes, 10, 2, rows)
+    assert count(kept=True, own=False) == 8 * 2 * (2 * reading + firsts)
+    assert count(kept=False, own=False) == 8 * 2 * (reading + firsts)
+    # Statistics of one's own: of the rows scored, of those fitted, and without each of ten groups.
+    assert count(kept=False, own={"a": 1}) == count(kept=True, own=False) + 8 * (2 + 10) * reading
+
+
 @pytest.mark.parametrize(
     "options",
     [

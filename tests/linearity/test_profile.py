@@ -274,6 +274,19 @@ def test_a_layer_that_writes_nothing_is_nan_and_a_constant_input_is_rank_deficie
     assert math.isfinite(ridged.block_r2[0])
 
 
+@pytest.mark.parametrize("fit", ["held-out", "in-sample"])
+@pytest.mark.parametrize("size, lost", [(1e-9, True), (1e-2, False)])
+def test_what_the_stream_cannot_hold_has_no_score(fit, size, lost):
+    model = small(2, norm="none")
+    with torch.no_grad():
+        model.blocks[1].attn.W_O.zero_()
+        model.blocks[1].mlp.out.weight.mul_(size)
+        model.embed.weight[:, 0] += torch.linspace(-40, 40, 64)
+    frame = ll.linearity_profile(model, tokens(), fit=fit).to_dataframe()
+    assert math.isnan(frame.ffn_r2[1]) == math.isnan(frame.block_r2_no_residual[1]) == lost
+    assert math.isfinite(frame.block_r2[1]) and math.isfinite(frame.ffn_r2[0])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -11,7 +11,7 @@ import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.native import ModelSpec, native_module
 from lens_linear.studies.baking import bake, bigram_floor, repeat_losses
-from lens_linear.training.loop import batch_at, learning_rate, train, validation_loss
+from lens_linear.training.loop import _recipe, batch_at, learning_rate, train, validation_loss
 from lens_linear.training.recipes import RECIPES, Phase, Recipe
 
 SPEC = ModelSpec(1, d_model=16, n_heads=2, d_vocab=32, n_ctx=16, attn_only=True)
@@ -139,6 +139,22 @@ def test_batches_mix_text_and_repeats_of_many_periods():
         for row in batch_at(recipe(), STREAM, step)[4:, 1:]:
             periods |= {p for p in range(3, 7) if torch.equal(row[p:], row[:-p])}
     assert periods == {3, 4, 5, 6}
+
+
+def test_a_phase_of_repeats_alone_reads_no_text():
+    phase = Phase(steps=3, rows=5, length=16, periods=(4, 6), repeats=1.0)
+    rows = batch_at(Recipe("tiny", SPEC, (phase,)), STREAM[:2], 1)
+    assert rows.shape == (5, 16)
+    for row in rows[:, 1:]:
+        assert any(torch.equal(row[p:], row[:-p]) for p in (4, 5, 6))
+
+
+@pytest.mark.parametrize("steps, warmup", [(3, 0), (23, 5), (199, 49), (1000, 50)])
+def test_a_shape_alone_warms_up_over_a_quarter_of_its_steps_and_fifty_at_most(steps, warmup):
+    (phase,) = _recipe(SPEC, steps, 0.2, None, None).phases
+    assert (phase.steps, phase.warmup, phase.length) == (steps, warmup, 16)
+    rates = [learning_rate(phase, step) for step in range(steps)]
+    assert rates.index(max(rates)) == max(0, warmup - 1)
 
 
 def test_learning_rate_schedule():

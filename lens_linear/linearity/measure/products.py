@@ -112,7 +112,6 @@ def _leading_product(z: Tensor, r: Tensor, generator: torch.Generator) -> tuple[
         for _ in range(_POWER_STEPS):
             u = u / u.norm().clamp(min=1e-30)
             form = (z * (r @ u)[:, None]).T @ z / len(z)
-            form = form - torch.eye(len(form), dtype=z.dtype, device=z.device) * (r @ u).mean()
             values, vectors = torch.linalg.eigh(form)
             up = values[-1].clamp(min=0).sqrt() * vectors[:, -1]
             down = (-values[0]).clamp(min=0).sqrt() * vectors[:, 0]
