@@ -44,6 +44,15 @@ def test_a_batch_holds_what_half_of_the_free_memory_holds(model, monkeypatch):
         sequences_a_pass(model, 500)
 
 
+def test_bytes_are_those_of_the_widest_weights_and_the_logits_if_they_are_most(model, monkeypatch):
+    wide = ll.toy_model(n_layers=1, n_heads=2, d_model=8, attn_only=True, n_ctx=40)
+    wide.original_model.layers[0].attn.bfloat16()
+    block = 4 * (3 * 2 * 40**2 + 3 * 40 * 32 + 8 * 40 * 8)
+    assert sequence_bytes(wide, 40, logits=False) == block
+    monkeypatch.setattr(model.cfg, "d_vocab", 50_000)
+    assert sequence_bytes(model, 500) == 500 * 50_000 * (4 + 4)
+
+
 def test_a_batch_of_a_wide_model_stays_in_the_caches(monkeypatch):
     wide = ll.toy_model(n_layers=1, n_heads=12, d_model=768, attn_only=False, n_ctx=512)
     only(monkeypatch, 2**40)

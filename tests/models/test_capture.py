@@ -96,6 +96,19 @@ def test_an_edit_by_hand_equals_a_changed_weight():
     torch.testing.assert_close(run(model, TOKENS).logits, halved)
 
 
+@pytest.mark.parametrize("layer", range(3))
+def test_logits_that_are_not_finite_name_the_layer_where_it_began(layer):
+    model = toy_model(n_layers=3, attn_only=False)
+    with torch.no_grad():
+        model.original_model.layers[layer].mlp.fc_out.weight[3, 5] = float("inf")
+    with pytest.raises(NonFiniteError, match=f"the resid_post of layer {layer} has NaN"):
+        run(model, TOKENS)
+    with torch.no_grad():
+        model.original_model.tok_embed.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="the resid_pre of layer 0 has NaN"):
+        run(model, TOKENS)
+
+
 def test_nan_names_the_layer():
     model = toy_model(attn_only=False)
     with torch.no_grad():

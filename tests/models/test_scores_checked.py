@@ -69,6 +69,12 @@ def test_a_bound_that_no_sample_reaches_is_said(tmp_path, monkeypatch):
     seen = run(model, tokens, record=[(1, "attn_in"), (1, "v")], logits=False)
     largest = float(run(model, tokens, record=[(1, "v")], logits=False)[(1, "v")].abs().max())
     assert largest < 50
+    with pytest.warns(UserWarning) as told:
+        ll.models.read_attention(model)
+    spots = [(layer, what) for layer in range(2) for what in ("q", "k", "v")]
+    every = run(model, tokens, record=spots, logits=False)
+    largest = max(float(every[spot].abs().max()) for spot in spots)
+    assert f"largest entry {largest:.3g}" in str(told[0].message)
     values = torch.einsum("pd,hde->phe", seen[(1, "attn_in")][0].double(), found.W_V[1])
     torch.testing.assert_close(
         values.flatten(1), seen[(1, "v")][0].double().flatten(1), atol=1e-4, rtol=1e-4

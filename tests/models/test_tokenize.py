@@ -6,18 +6,38 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import lens_linear as ll
 from lens_linear.cli import main
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning
-from lens_linear.models.tokenizer import token_strings, vocabulary
+from lens_linear.models.tokenizer import _BYTE_OF, token_strings, vocabulary
 
 
 def test_every_token_of_a_byte_level_vocabulary_has_a_text_of_its_own():
     strings = vocabulary(ll.load("attn-1l"))
     assert len(set(strings)) == len(strings)
+
+
+def test_bytes_are_those_of_the_tokenizers_library():
+    texts = "".join(map(chr, [*range(0x800), *range(0x800, 0xD800, 97), 0x1F642, 0x10FFFF]))
+    rule = ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in texts:
+        ((piece, _),) = rule.pre_tokenize_str(text)
+        assert bytes(_BYTE_OF[character] for character in piece) == text.encode()
+
+
+@pytest.mark.filterwarnings("ignore:.*% of the text is token")
+def test_a_text_may_fill_the_context_and_no_more():
+    model = ll.load("attn-1l")
+    room = int(model.cfg.n_ctx) - 1  # one place is the beginning's
+    (row,) = ll.tokenize_prompts(model, [" a" * room])
+    assert len(row) == room + 1
+    with pytest.raises(InvalidArgumentError, match=f"has {room + 1} tokens .* room for {room};"):
+        ll.tokenize_prompts(model, [" a" * (room + 1)])
+    (cut,) = ll.tokenize_prompts(model, [" the" + " a" * room], truncate=True)
+    assert cut.tolist() == row.tolist()
 
 
 def test_parts_of_a_character_are_shown_as_their_bytes():

@@ -23,7 +23,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.open import hub
-from lens_linear.models.open.untrusted import read_folder
+from lens_linear.models.open.untrusted import _stored, read_folder
 
 
 @pytest.fixture
@@ -240,6 +240,16 @@ def test_a_pipe_in_a_folder_is_not_waited_for(folder, name):
         ll.load(folder)
 
 
+def test_tensors_and_numbers_are_counted_over_all_files(folder):
+    (path,) = folder.glob("*.safetensors")
+    held = load_file(path)
+    assert _stored(folder) == (len(held), sum(value.numel() for value in held.values()))
+    names = sorted(held)
+    save_file({name: held[name] for name in names[:3]}, folder / "a.safetensors")
+    save_file({name: held[name] for name in names[3:]}, path)
+    assert _stored(folder) == (len(held), sum(value.numel() for value in held.values()))
+
+
 class GatedRepoError(OSError):
     pass
 
@@ -297,6 +307,12 @@ def answering(tmp_path, monkeypatch):
         (404, {"X-Error-Code": "RepoNotFound"}, UnknownModelError, "has no open model 'some/one'"),
         (404, {"X-Error-Code": "RevisionNotFound"}, UnknownModelError, "has no revision 'dev'"),
         (401, {"X-Error-Message": "Invalid user token."}, UnknownModelError, "refused the token"),
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            UnknownModelError,
+            "refused the token",
+        ),
         (
             403,
             {"X-Error-Code": "GatedRepo", "X-Error-Message": "Your request has been rejected."},

@@ -6,6 +6,7 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
+from lens_linear.models.describe import weights_mark
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import _require_rounding
@@ -130,3 +131,27 @@ def test_one_wrong_entry_of_a_norm_is_enough_to_refuse():
     wrong[0, 1, 2] = 0.5
     with pytest.raises(UnsupportedModelError, match=r"the final norm .* gap 0\.5\)"):
         _require_rounding(model, [gap, wrong], [read, read])
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [
+        ((40, 8), 320),
+        ((64, 64), 4096),
+        ((4, 5, 1024), 4096),
+        ((64, 320), 6827),
+        ((6000, 8), 6858),
+        ((6000, 9), 6750),
+    ],
+)
+def test_a_look_at_weights_meets_every_row_and_column_and_reads_few(shape, read, monkeypatch):
+    g, lengths, ramp = torch.Generator().manual_seed(0), [], weights_mark._ramp
+    monkeypatch.setattr(weights_mark, "_ramp", lambda n: lengths.append(n) or ramp(n))
+    value = torch.randn(shape, generator=g)
+    before = weights_mark._digest(value)
+    assert lengths == [read]
+    for axis, n in enumerate(shape):
+        for i in {0, n // 2, n - 1, *torch.randint(n, (9,), generator=g).tolist()}:
+            changed = value.clone()
+            changed.select(axis, i).add_(0.1)
+            assert weights_mark._digest(changed) != before, (axis, i)

@@ -134,7 +134,7 @@ def warn_of_clipping(model: TransformerBridge, probe: Probe) -> None:
     if not bound:
         return
     seen = [value.abs().max() for (_, what), value in probe.seen.items() if what in ("q", "k", "v")]
-    largest = float(torch.stack(seen).max()) if seen else 0.0
+    largest = float(torch.stack(seen).max())
     warnings.warn(
         f"{probe.name!r} clips queries, keys and values at {bound:g}. None of {len(probe.tokens)} tokens of "
         f"its vocabulary reaches that (largest entry {largest:.3g}), so its circuits are those of the "

@@ -6,6 +6,7 @@ edited in between, the two no longer fit, and this is how that is said.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import weakref
@@ -104,10 +105,12 @@ def _digest(value: Tensor) -> str:
     """A weighted sum of a tensor's values at even distances: moved by an edit of a row, or an exchange."""
     if value.numel() == 0:
         return ""
-    flat = value.detach().reshape(-1)
-    # No longer than a row, so that none is passed over; odd, so that all columns are met.
-    step = max(1, min(flat.numel() // 4096, value.shape[-1] if value.ndim else 1))
-    flat = flat[:: (step - 1) | 1].double()
+    flat, width = value.detach().reshape(-1), value.shape[-1] if value.ndim else 1
+    # No longer than a row, so that none is passed over; no factor in common, so that all columns are met.
+    step = max(1, min(flat.numel() // 4096, width))
+    while math.gcd(step, width) > 1:
+        step -= 1
+    flat = flat[::step].double()
     return float(flat @ _ramp(len(flat)).to(flat.device)).hex()  # NaN equals NaN as text
 
 
