@@ -41,7 +41,10 @@ def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
     published = published_beside_measured({name: every}).about(name)
     if len(published):
         blocks.append(
-            Table(published, "What papers give for this model, beside what was measured here.")
+            Table(
+                published,
+                "What papers give for models of this name, beside what was measured here.",
+            )
         )
     prose = [_residual_sentences(table, name), _ffn_sentences(table)]
     finding = (

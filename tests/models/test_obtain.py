@@ -100,6 +100,23 @@ def test_a_damaged_gguf_file_is_said_to_be_so(tmp_path):
             ll.load(tmp_path / "cut.gguf")
 
 
+@pytest.mark.parametrize("held", [b"", b"GGU", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_only_its_name_calls_gguf(tmp_path, held):
+    (tmp_path / "page.GGUF").write_bytes(held)
+    with pytest.raises(CorruptedFileError, match=rf"is no GGUF file \({len(held)} bytes.*again"):
+        ll.load(tmp_path / "page.GGUF")
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_configuration(tmp_path):
+    raw = bytearray(write_llama(tmp_path / "tiny.gguf").read_bytes())
+    raw[-2400:-2000] = b"\xff" * 400  # NaN
+    (tmp_path / "flipped.gguf").write_bytes(bytes(raw))
+    with pytest.raises(
+        CorruptedFileError, match=r"NaN or infinite logits .*flipped.* get the files"
+    ):
+        ll.load(tmp_path / "flipped.gguf")
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A cache folder of its own, and an obtainable model small enough for a test."""

@@ -134,6 +134,14 @@ def gguf_file():
     return ll.load(str(Path(folder("g", a__gguf="GGUF"), "a.gguf")))
 
 
+def a_page_that_says_404():
+    return ll.load(str(Path(folder("h", b__gguf="<html>404</html>"), "b.gguf")))
+
+
+def no_number(_):
+    return torch.full((1, 16, 24), float("nan"))
+
+
 def other_logits(_):
     return torch.ones(1, 16, 24)
 
@@ -321,7 +329,19 @@ ROWS = [
         "use a model that it opens faithfully",
         lambda: ll.load(llama()),
     ),
+    (
+        lambda: under(
+            {"models.open.hugging_face._plain_logits": no_number}, lambda: ll.load(llama())
+        ),
+        "get the files again, or pass dtype=torch.float32",
+        lambda: ll.load(llama(), dtype=torch.float32),
+    ),
     # GGUF files and wheels
+    (
+        a_page_that_says_404,
+        "get the file again",
+        lambda: ll.load(llama()),
+    ),
     (
         gguf_file,
         "get the file again",

@@ -202,12 +202,17 @@ def _few_tokens(table: Tensor) -> Tensor:
 
 
 def _require_faithful(model: TransformerBridge, expected: Tensor | None) -> None:
-    """Refuse a bridge that does not run, or gives other logits than transformers alone."""
+    """Refuse a bridge that does not run, gives no numbers, or other logits than transformers alone."""
     require_bridge(model)
     table = model.embed.weight if hasattr(model.embed, "weight") else torch.zeros(8)
     logits = require_runs(model, _few_tokens(table)).float().cpu()
     if expected is None or expected.shape != logits.shape:
         return
+    if not expected.isfinite().all():
+        raise CorruptedFileError(
+            f"transformers itself computes NaN or infinite logits for {model.cfg.model_name!r}: its weights "
+            "are damaged, or overflow in this precision; get the files again, or pass dtype=torch.float32"
+        )
     gap = float((logits - expected).norm() / expected.norm().clamp_min(1e-30))
     if not gap <= (1e-3 if model.cfg.dtype in (torch.float32, torch.float64) else 0.25):
         raise UnsupportedModelError(

@@ -14,7 +14,12 @@ from transformer_lens.model_bridge.sources import tl_legacy
 from transformer_lens.supported_models import get_official_model_name
 
 from lens_linear.checks import require_device, require_instance, require_int, require_path, shown
-from lens_linear.errors import InvalidArgumentError, LensLinearError, UnknownModelError
+from lens_linear.errors import (
+    CorruptedFileError,
+    InvalidArgumentError,
+    LensLinearError,
+    UnknownModelError,
+)
 from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import plain_defaults, quiet_transformer_lens
 from lens_linear.models.open.bundled import (
@@ -285,6 +290,11 @@ def _refuse_paths(text: str, folder: Path) -> None:
         is_file = folder.is_file()
     except OSError:
         is_file = False
+    if is_file and folder.suffix.lower() == ".gguf":
+        raise CorruptedFileError(
+            f"{text!r} is no GGUF file ({folder.stat().st_size:,} bytes that do not begin with GGUF): a "
+            "download that broke off or brought something else; get the file again"
+        )
     if is_file:
         raise InvalidArgumentError(
             f"name must be a folder or a model name, but {text!r} is a file; pass its folder, or config= "
