@@ -228,7 +228,7 @@ def native_module(spec: ModelSpec, *, seed: int = 0) -> NativeModel:
     seed = require_seed(seed)
     config = spec.config(seed=seed)
     mlps = 0 if spec.attn_only else 3 if spec.gated else 2
-    each_layer = 4 * spec.d_model + mlps * config.d_mlp
+    each_layer = 4 * spec.d_model + mlps * (config.d_mlp or 0)
     positions = 0 if spec.positions == "rotary" else spec.n_ctx
     numbers = spec.d_model * (2 * spec.d_vocab + positions + spec.n_layers * each_layer)
     require_room(
