@@ -10,6 +10,7 @@ from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnou
 from lens_linear.models.capture import residual_stream
 from lens_linear.models.open.toy import toy_model
 from lens_linear.stats.collect import (
+    SequenceSums,
     collect_moments,
     common_sites,
     gather_rows,
@@ -172,6 +173,19 @@ def test_two_processes_equal_one(tmp_path):
             assert float((values - layers.values).abs().nan_to_num().max()) < 1e-9
             assert float((weight - lens.weight).abs().max()) < 1e-9
             assert float((raw - lens.raw_weight).abs().max()) < 1e-9 * float(raw.abs().max())
+
+
+def test_sums_show_the_share_that_is_explained():
+    residual, total = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([4.0, 6.0, 10.0])
+    shown = repr(SequenceSums(residual, total, total))
+    assert shown == "SequenceSums: R² 0.825 over 3 sequences"
+
+
+@pytest.mark.parametrize("n_ctx, length", [(40, 40), (300, 128)])
+def test_rows_to_evaluate_on_fill_the_context_up_to_128(n_ctx, length, monkeypatch):
+    nano = ll.load("gpt-nano")
+    monkeypatch.setattr(nano.cfg, "n_ctx", n_ctx)
+    assert ll.evaluation_tokens(nano, n_sequences=3).shape == (3, length)
 
 
 def test_progress_shows_the_time_left(monkeypatch, capsys):

@@ -246,6 +246,16 @@ def test_planted_skip_trigrams_come_out_on_top():
     assert max(ranks) < 20  # of tens of thousands of triples that occur
 
 
+@pytest.mark.parametrize(
+    "most, shape, rows", [(40, (7, 16), [2, 2, 2, 1]), (10, (3, 16), [1] * 3), (4, (9, 1), [4, 4, 1])]
+)
+def test_a_block_holds_no_more_tokens_than_it_may(most, shape, rows, monkeypatch):
+    monkeypatch.setattr(_token_blocks, "CHUNK_TOKENS", most)
+    tokens = torch.arange(math.prod(shape)).reshape(shape)
+    blocks = list(_token_blocks.token_blocks(tokens, tokens.numel(), min_length=1))
+    assert [len(block) for block in blocks] == rows and torch.equal(torch.cat(blocks), tokens)
+
+
 def test_a_token_stream_counts_as_its_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr(_token_blocks, "CHUNK_TOKENS", 64)
     language = SyntheticLanguage(seed=2)

@@ -37,6 +37,8 @@ def test_sums_are_those_of_float64_rows(twin, width, dtype):
     scorer = SiteScorer(readings, KEY, x)
     assert scorer.dtype == dtype
     found = scorer(x[12:], y[12:])
+    alone = SiteScorer(readings[1:], KEY, x)(x[12:, 1:], y[12:, 1:])
+    torch.testing.assert_close(alone[0], found[1], rtol=1e-6, atol=0)
     for reading, sums in zip(readings, found, strict=True):
         fit, skip = reading.fits[KEY], reading.skip
         inside, outside = x[12:, skip:].double(), y[12:, skip:].double()

@@ -11,6 +11,7 @@ import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.native import ModelSpec, native_module
 from lens_linear.studies.baking import bake, bigram_floor, repeat_losses
+from lens_linear.training.data import text_rows
 from lens_linear.training.loop import _recipe, batch_at, learning_rate, train, validation_loss
 from lens_linear.training.recipes import RECIPES, Phase, Recipe
 
@@ -139,6 +140,25 @@ def test_batches_mix_text_and_repeats_of_many_periods():
         for row in batch_at(recipe(), STREAM, step)[4:, 1:]:
             periods |= {p for p in range(3, 7) if torch.equal(row[p:], row[:-p])}
     assert periods == {3, 4, 5, 6}
+
+
+def test_windows_of_text_begin_at_every_token_that_leaves_a_row():
+    stream = torch.arange(1, 20)
+    rows = text_rows(stream, 2000, 5, bos=0, generator=torch.Generator().manual_seed(0))
+    assert set(map(tuple, rows.tolist())) == {(0, i, i + 1, i + 2, i + 3) for i in range(1, 17)}
+
+
+@pytest.mark.parametrize("steps, written", [(10, [4, 8, 10]), (8, [4, 8]), (3, [3])])
+def test_a_checkpoint_is_written_every_so_many_steps_and_at_the_end(
+    steps, written, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        "lens_linear.training.loop.save_checkpoint",
+        lambda path, recipe, module, optimizer, state, **_: seen.append(state.step),
+    )
+    train(recipe(steps), STREAM, progress=False, checkpoint=tmp_path / "run", save_every=4)
+    assert seen == written
 
 
 def test_a_phase_of_repeats_alone_reads_no_text():
