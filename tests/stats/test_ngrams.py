@@ -247,7 +247,8 @@ def test_planted_skip_trigrams_come_out_on_top():
 
 
 @pytest.mark.parametrize(
-    "most, shape, rows", [(40, (7, 16), [2, 2, 2, 1]), (10, (3, 16), [1] * 3), (4, (9, 1), [4, 4, 1])]
+    "most, shape, rows",
+    [(40, (7, 16), [2, 2, 2, 1]), (10, (3, 16), [1] * 3), (4, (9, 1), [4, 4, 1])],
 )
 def test_a_block_holds_no_more_tokens_than_it_may(most, shape, rows, monkeypatch):
     monkeypatch.setattr(_token_blocks, "CHUNK_TOKENS", most)

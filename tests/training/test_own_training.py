@@ -168,6 +168,8 @@ def test_labels_ask_for_nothing_where_they_are_minus_a_hundred_as_in_a_task():
     assert one.history == two.history
     with pytest.raises(InvalidArgumentError, match="ask for nothing that counts"):
         ll.train(SPEC, batches=marked, loss_mask=~LAST, **arguments)
+    with pytest.raises(InvalidArgumentError, match="ask for nothing that counts"):
+        ll.train(SPEC, batches=lambda _: (torch.zeros(2, 7).long(), torch.full((2, 7), -100)))
 
 
 @pytest.mark.parametrize("changed", [0, 2])

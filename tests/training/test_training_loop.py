@@ -1,5 +1,6 @@
 """Training learns, resumes exactly, survives a kill, and writes folders that load."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -157,8 +158,12 @@ def test_a_checkpoint_is_written_every_so_many_steps_and_at_the_end(
         "lens_linear.training.loop.save_checkpoint",
         lambda path, recipe, module, optimizer, state, **_: seen.append(state.step),
     )
+    told = []
+    bar = contextlib.nullcontext(lambda count, word: told.append((count, word.split(",")[0])))
+    monkeypatch.setattr("lens_linear.training.loop.worded_bar", lambda *_, **__: bar)
     train(recipe(steps), STREAM, progress=False, checkpoint=tmp_path / "run", save_every=4)
     assert seen == written
+    assert told == [(step, f"step {step} of {steps}") for step in range(1, steps + 1)]
 
 
 def test_a_phase_of_repeats_alone_reads_no_text():
@@ -239,8 +244,19 @@ def test_recipes_are_sound():
         Recipe("x", dataclasses.replace(SPEC, n_layers=0), (Phase(steps=1, length=8),), cosine=0.3)
     with pytest.raises(InvalidArgumentError, match="n_ctx"):
         Recipe("x", SPEC, (Phase(steps=1, length=64),))
+    with pytest.raises(InvalidArgumentError, match="shortest, longest"):
+        Phase(steps=1, periods=(9, 4))
     with pytest.raises(NotEnoughDataError, match="stream"):
         train(recipe(), STREAM[:5], progress=False)
+    mixed = Recipe("x", SPEC, (Phase(steps=1, length=6), Phase(steps=1, length=16)))
+    with pytest.raises(NotEnoughDataError, match="one row of the longest phase"):
+        train(mixed, STREAM[:10], progress=False)
+
+
+def test_seeds_of_every_size_draw_their_own_batches():
+    rows = [batch_at(recipe(seed=seed), STREAM, 1) for seed in (0, 10**9, 10**15, 10**30)]
+    for i, one in enumerate(rows):
+        assert not any(torch.equal(one, other) for other in rows[:i])
 
 
 def test_bundled_attn_2l_copies_and_attn_1l_does_not():
