@@ -13,6 +13,7 @@ from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.models.native import ModelSpec
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
+from lens_linear.training.regularizer import _require_kept
 
 
 def normal(*shape, seed=0):
@@ -186,6 +187,20 @@ def test_tokens_of_large_states_are_not_lost_behind_the_others(size, share):
     for h, w in zip(half, wide, strict=True):
         off = (h.grad.double() / 4096 - w.grad).norm(dim=-1)
         assert float((off / w.grad.norm(dim=-1)).max()) < 0.05
+
+
+@pytest.mark.parametrize("share, gradient", [(1.0, 1.0), (0.5, 0.0)])
+def test_the_smallest_normal_number_still_has_a_gradient(share, gradient):
+    tiny = torch.finfo(torch.float32).tiny
+    x = torch.tensor([[share * tiny, 0.0]], requires_grad=True)
+    CosineRegularizer()([x, torch.tensor([[0.0, 1.0]])]).backward()
+    assert (x.grad * tiny).tolist() == [[0.0, -gradient]]
+
+
+def test_the_largest_half_precision_number_is_no_overflow():
+    _require_kept(torch.tensor([[0.0, -65504.0]]), torch.ones(1))
+    with pytest.raises(NonFiniteError, match="more than its 65504"):
+        _require_kept(torch.tensor([[0.0, -65505.0]]), torch.ones(1))
 
 
 def test_gradients_that_half_precision_cannot_hold_are_said():

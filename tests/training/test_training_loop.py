@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,6 +166,15 @@ def test_a_checkpoint_is_written_every_so_many_steps_and_at_the_end(
     train(recipe(steps), STREAM, progress=False, checkpoint=tmp_path / "run", save_every=4)
     assert seen == written
     assert told == [(step, f"step {step} of {steps}") for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("written, minutes", [(False, 1.5), (True, 4.5)])
+def test_minutes_are_those_of_the_clock(written, minutes, tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=itertools.count(1000, 90).__next__)  # each look 90 s later
+    monkeypatch.setattr("lens_linear.training.loop.time", clock)
+    path = tmp_path / "run" if written else None  # two writes: after steps 2 and 3
+    run = train(recipe(3), STREAM, progress=False, checkpoint=path, save_every=2)
+    assert run.minutes == minutes
 
 
 def test_a_phase_of_repeats_alone_reads_no_text():
