@@ -85,6 +85,14 @@ class LogLines:
         self.write(line + (f": {self.word}" if self.word else ""))
 
 
+def _has_size() -> bool:
+    """Whether the terminal says how large it is; in one of size 0 (a container's) tqdm draws nothing."""
+    try:
+        return min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError, AttributeError):
+        return True  # tqdm finds out
+
+
 def _to_stderr(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
@@ -100,8 +108,15 @@ def _drawn(total: float, what: str, begun: float = 0.0) -> Iterator[_Bar]:
     bar: _Bar
     if looked_at:
         # smoothing=0: the time left follows from all that was done, also after a pause
+        size = {} if in_notebook or _has_size() else {"ncols": 80, "nrows": 24}
         drawn: Any = tqdm(
-            total=total, initial=begun, desc=what, bar_format=_FORMAT, leave=False, smoothing=0
+            total=total,
+            initial=begun,
+            desc=what,
+            bar_format=_FORMAT,
+            leave=False,
+            smoothing=0,
+            **size,
         )
         bar = drawn
     else:

@@ -1,6 +1,9 @@
 """Progress: lines in a log, what is inside a step moves it, nothing goes back."""
 
 import os
+import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -54,6 +57,28 @@ def test_work_without_a_bar_tells_its_count_and_the_time_left(clock):
         "3 of 4, 00:40 left",
         "4 of 4, 00:00 left",
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("columns", [0, 44])
+def test_a_terminal_of_width_0_gets_its_bar(columns):
+    from fcntl import ioctl
+    from termios import TIOCSWINSZ
+
+    ours, theirs = os.openpty()
+    ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", columns // 2, columns, 0, 0))
+    code = (
+        "from lens_linear.progress import sequence_bar\n"
+        "with sequence_bar(4, 'fitting', show=True) as done: done(1)"
+    )
+    asked = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, env=asked, check=True)
+    os.write(theirs, b"|")  # so that there is something to read
+    shown = os.read(ours, 10_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "fitting:" in shown and "left" in shown
+    assert max(map(len, shown.split("\r"))) <= (columns or 80)
 
 
 def test_a_heavy_step_counts_as_so_many(clock, capsys):

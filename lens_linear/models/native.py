@@ -288,6 +288,20 @@ def quiet_transformer_lens() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def no_bars_of_libraries() -> Iterator[None]:
+    """No bar of transformers' own, for who says already what is waited for, or nothing at all."""
+    from transformers.utils import logging as words
+
+    shown = words.is_progress_bar_enabled()
+    words.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            words.enable_progress_bar()
+
+
 def rebuilt(config: TransformerBridgeConfig, weights: dict[str, Tensor]) -> TransformerBridge:
     """Build a native bridge again from its configuration and weights."""
     with quiet_transformer_lens(), torch.random.fork_rng(devices=[]):

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import os
 import re
 import resource
 import shlex
@@ -13,6 +14,7 @@ import time
 
 import pandas as pd
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lens_linear as ll
 from lens_linear.cli import main
@@ -317,6 +319,18 @@ def test_it_says_what_it_opens_before_the_libraries_load(monkeypatch, capsys):
     monkeypatch.setattr("lens_linear.cli.importlib.import_module", stops)
     assert run(capsys, "circuits", "attn-2l")[2].startswith("opening attn-2l ...\n")
     assert "opening" not in run(capsys, "circuits", "attn-2l", "--quiet")[2]
+
+
+def test_quiet_means_the_bars_of_libraries_too(tmp_path):
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "own")
+    line = [sys.executable, "-m", "lens_linear", "circuits", str(tmp_path / "own"), "--quiet"]
+    asked = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run(line, capture_output=True, text=True, env=asked, check=True)
+    assert done.stderr == ""
 
 
 def test_dynamics_prints_the_gain_of_every_layer(capsys, monkeypatch):
