@@ -5,6 +5,8 @@ All of them are :class:`LensLinearError`. Those that speak of an argument are al
 print them as notes.
 """
 
+import errno
+
 
 class LensLinearError(Exception):
     """Base class of every error this package raises on purpose."""
@@ -52,3 +54,31 @@ class OfflineError(LensLinearError, OSError):
 
 class WriteError(LensLinearError, OSError):
     """A file could not be written; nothing was left behind and an older file is untouched."""
+
+
+# What torch's allocator says on Windows, on Linux, on a card, and what the C library says.
+_LACKS = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Say whether an error, or one that led to it, means that memory ran out, here or on a card.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(OSError(2, "no such file"))
+        (True, False)
+    """
+    while error is not None:
+        words = str(error).lower()
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        # a library that cannot be mapped names no reason when it is memory
+        if any(said in words for said in _LACKS) or words.endswith("segment from shared object"):
+            return True
+        error = error.__cause__
+    return False

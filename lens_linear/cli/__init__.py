@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from lens_linear.errors import LensLinearError
+from lens_linear.errors import LensLinearError, is_out_of_memory
 
 INTERRUPTED = "\nlens-linear: interrupted; nothing half-written was left behind"
 
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        memory = importlib.import_module("lens_linear.linalg.memory")
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         advice = (
             "close other programs, raise the limit, or take a smaller model or a shorter --text"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import math
 import os
 from contextlib import suppress
@@ -16,8 +15,6 @@ from lens_linear.checks import require_int
 from lens_linear.errors import InsufficientMemoryError
 
 SHARE = 0.5  # of what is free, when the caller does not say
-# What torch's allocator says on Windows, on Linux, and what the C library says.
-_LACKS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 _PROCESS, _CONTAINERS = Path("/proc/self"), Path("/sys/fs/cgroup")
 
 
@@ -134,18 +131,6 @@ def require_room(needed: float, device: torch.device | str, *, what: str, advice
         raise InsufficientMemoryError(
             f"{what} would take about {size_text(needed)}, and {size_text(free)} are free; {advice}"
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, on the processor or on a card."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    words = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError, ImportError)) and any(
-        said in words for said in _LACKS
-    )
 
 
 def size_text(n_bytes: float) -> str:

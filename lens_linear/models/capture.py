@@ -27,8 +27,8 @@ from lens_linear.errors import (
     LensLinearError,
     NonFiniteError,
     UnsupportedModelError,
+    is_out_of_memory,
 )
-from lens_linear.linalg.memory import is_out_of_memory
 from lens_linear.linalg.precision import without_autocast
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.hooks import (

@@ -4,12 +4,11 @@ import sys
 import pytest
 import torch
 
-from lens_linear.errors import InsufficientMemoryError
+from lens_linear.errors import InsufficientMemoryError, is_out_of_memory
 from lens_linear.linalg import memory
 from lens_linear.linalg.memory import (
     free_bytes,
     groups,
-    is_out_of_memory,
     size_text,
     usable_bytes,
 )
@@ -47,8 +46,18 @@ def test_what_the_allocator_says_here_is_a_lack_of_memory():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(said.value) and is_out_of_memory(OSError(12, "no room"))
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError("std::bad_alloc"))
-    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(
-        OSError(2, "no file")
+    mapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert is_out_of_memory(mapped) and not is_out_of_memory(
+        ImportError(f"{mapped}: not permitted")
+    )
+    try:
+        raise ValueError("a wrapper") from MemoryError()
+    except ValueError as wrapped:
+        assert is_out_of_memory(wrapped)
+    assert (
+        not is_out_of_memory(None)
+        and not is_out_of_memory(RuntimeError("shapes differ"))
+        and not is_out_of_memory(OSError(2, "no file"))
     )
 
 

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lens_linear as ll
 from lens_linear.cli import main
@@ -105,6 +106,21 @@ def test_a_file_that_only_its_name_calls_gguf(tmp_path, held):
     (tmp_path / "page.GGUF").write_bytes(held)
     with pytest.raises(CorruptedFileError, match=rf"is no GGUF file \({len(held)} bytes.*again"):
         ll.load(tmp_path / "page.GGUF")
+
+
+@pytest.mark.parametrize("words", ["Cannot allocate memory (os error 12)", "std::bad_alloc"])
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch, words):
+    def lacking(*_, **__):
+        raise Exception(words)  # safetensors' own class is no kind of OSError
+
+    path = write_llama(tmp_path / "tiny.gguf")
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8,
+        num_hidden_layers=1, num_attention_heads=1))  # fmt: skip
+    model.save_pretrained(tmp_path / "own")
+    monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", lacking)
+    for place in (path, tmp_path / "own"):
+        with pytest.raises(ll.errors.InsufficientMemoryError, match=r"memory ran out .*bfloat16"):
+            ll.load(place)
 
 
 def test_weights_that_are_no_numbers_are_not_blamed_on_the_configuration(tmp_path):

@@ -138,6 +138,10 @@ def a_page_that_says_404():
     return ll.load(str(Path(folder("h", b__gguf="<html>404</html>"), "b.gguf")))
 
 
+def no_memory(*_):
+    raise OSError(12, "Cannot allocate memory")
+
+
 def no_number(_):
     return torch.full((1, 16, 24), float("nan"))
 
@@ -335,6 +339,11 @@ ROWS = [
         ),
         "get the files again, or pass dtype=torch.float32",
         lambda: ll.load(llama(), dtype=torch.float32),
+    ),
+    (
+        lambda: under({"models.open.load._from_folder": no_memory}, lambda: ll.load(llama())),
+        "pass dtype=torch.bfloat16",
+        lambda: ll.load(llama(), dtype=torch.bfloat16),
     ),
     # GGUF files and wheels
     (

@@ -16,9 +16,11 @@ from transformer_lens.supported_models import get_official_model_name
 from lens_linear.checks import require_device, require_instance, require_int, require_path, shown
 from lens_linear.errors import (
     CorruptedFileError,
+    InsufficientMemoryError,
     InvalidArgumentError,
     LensLinearError,
     UnknownModelError,
+    is_out_of_memory,
 )
 from lens_linear.linalg.precision import own_modes
 from lens_linear.models.native import plain_defaults, quiet_transformer_lens
@@ -114,7 +116,8 @@ def load(
             f"pass revision or checkpoint, not both; got {revision!r} and {checkpoint}"
         )
     where = _Where(device, dtype, device_map, n_ctx)
-    model = _open(name, text, checkpoint, revision, config, where)
+    with _room_for(text):
+        model = _open(name, text, checkpoint, revision, config, where)
     path = Path(text).expanduser()
     own = text if text in bundled_names() or not path.exists() else str(path.resolve())
     model.__dict__[_ORIGIN] = {"name": own, "revision": revision, "checkpoint": checkpoint}
@@ -199,6 +202,20 @@ def _from_folder(folder: Path, label: str | None, where: _Where) -> TransformerB
             device_map=where.device_map,
             n_ctx=where.n_ctx,
         ).eval()
+
+
+@contextmanager
+def _room_for(text: str) -> Iterator[None]:
+    """Call a lack of memory that, where a library takes it for a damaged file or an unknown model."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InsufficientMemoryError) or not is_out_of_memory(error):
+            raise
+        raise InsufficientMemoryError(
+            f"memory ran out while {text!r} was opened; its files may well be whole: pass "
+            "dtype=torch.bfloat16 for half of it, or open a smaller model"
+        ) from error
 
 
 @contextmanager
