@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 from lens_linear.linalg import Moments, fit_linear, r_squared, reduced_rank, row_error
+from lens_linear.linalg.least_squares import require_halves
 
 
 def by_rows(x, y, **kw):
@@ -99,6 +100,35 @@ def test_a_column_of_zeros_beside_collinear_ones_gets_no_weight(fit, dtype, ridg
     assert not bool(result.weight[2].any()) and (ridge or result.rank == 4)
     score = 1 - float((yc - xc @ weight).square().sum() / yc.square().sum())
     assert result.r_squared == pytest.approx(score, abs=1e-9)
+
+
+@pytest.mark.parametrize("apart", [16.0, 1.0, 0.25])
+def test_weights_of_twins_are_exact_down_to_the_tolerance(apart):
+    """Rows and their twins are whole multiples of powers of two, so y is linear in them to the last digit."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-1024, 1025, (1500, 150), generator=g).float()
+    x[:, 1] = x[:, 0] + apart * torch.randint(-1, 2, (1500,), generator=g)
+    weight = torch.randint(-4, 5, (150, 3), generator=g).double()
+    weight[:2] = torch.tensor([[1.0], [-1.0]])
+    found = Moments().update(x, x.double() @ weight).fit()
+    assert found.rank == 150
+    torch.testing.assert_close(found.weight, weight, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_halves_must_have_the_same_columns_and_rows(columns):
+    x, y = torch.randn(2, 9, 2, generator=torch.Generator().manual_seed(0))
+    require_halves(x, y, x[:4], y[:4])
+    for name, pair in (
+        ("x", (torch.ones(4, columns), y[:4])),
+        ("y", (x[:4], torch.ones(4, columns))),
+    ):
+        with pytest.raises(
+            InvalidArgumentError, match=f"{name}_test must have the 2 columns of {name}"
+        ):
+            require_halves(x, y, *pair)
+    with pytest.raises(InvalidArgumentError, match="same rows, got 4 and 3"):
+        require_halves(x, y, x[:4], y[:3])
 
 
 @both

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from lens_linear.linalg.memory import (
 
 
 @pytest.mark.parametrize(
-    "n, each, most", [(5, 100.0, 250), (7, 10.0, 30), (4, 0.0, 3), (6, 8.0, 48)]
+    "n, each, most", [(5, 100.0, 250), (7, 10.0, 30), (4, 0.0, 3), (6, 8.0, 48), (8, 1.25, 10)]
 )
 def test_groups_are_as_few_as_memory_holds_and_equal(n, each, most):
     found = groups(n, each, most, "cpu", what="a layer")
@@ -25,6 +26,26 @@ def test_groups_are_as_few_as_memory_holds_and_equal(n, each, most):
     assert len({len(group) for group in found[:-1]} | {len(found[0])}) == 1
     with pytest.raises(InsufficientMemoryError, match="max_memory=101"):
         groups(n, 100.5, 100, "cpu", what="a layer")
+
+
+@pytest.mark.parametrize(
+    "first, n_bytes", [("MemAvailable:   12345 kB\n", 12345 * 1024), ("", None)]
+)
+def test_memory_of_the_machine_is_what_the_system_says(first, n_bytes, tmp_path, monkeypatch):
+    path = tmp_path / "meminfo"
+    path.write_text(f"MemTotal:  99999 kB\n{first}Cached: 5 kB\n")
+    monkeypatch.setattr("builtins.open", lambda name, _open=open, **how: _open(path, **how))
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    assert memory._machine_bytes() == (half if n_bytes is None else n_bytes)
+
+
+def test_what_just_fits_has_room(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4096)
+    memory.require_room(4096.0, "cpu", what="a table", advice="pass less")
+    with pytest.raises(
+        InsufficientMemoryError, match=r"a table would take about 4\.0 KiB.*pass less"
+    ):
+        memory.require_room(4096.1, "cpu", what="a table", advice="pass less")
 
 
 def test_memory_that_is_free(monkeypatch):

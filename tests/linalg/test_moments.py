@@ -250,6 +250,8 @@ def test_bad_input_raises_one_clear_error():
         moments.update(y, y)
     with pytest.raises(InvalidArgumentError, match=r"y must have shape \[n, d\]"):
         moments.update(x, y[:, 0])
+    with pytest.raises(InvalidArgumentError, match=r"x must have shape \[n, d\].* x\[:, None\]"):
+        Moments().update(x[:, 0], y)
     with pytest.raises(InvalidArgumentError, match="at least one column"):
         Moments().update(x[:, :0], y)
     with pytest.raises(InvalidArgumentError, match="d_in must be at least 1"):

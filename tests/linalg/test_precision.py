@@ -11,6 +11,7 @@ from lens_linear.linalg import (
     row_error,
     to_compute,
 )
+from lens_linear.linalg.precision import _block
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -73,3 +74,12 @@ def test_moments_and_krylov_refuse_devices_and_maps_that_are_none():
         Moments(2, 2, device="nowhere")
     with pytest.raises(InvalidArgumentError, match="apply must be a function"):
         krylov_basis(torch.eye(2), torch.ones(1, 2), order=1)
+
+
+@pytest.mark.parametrize("d", [1, 64, 255, 257, 768, 1500, 2048, 2304, 4096])
+def test_a_block_is_an_eighth_of_the_width_in_multiples_of_32_up_to_256(d):
+    block = _block(d)
+    assert block % 32 == 0 and 32 <= block <= 256
+    assert block in (32, 256) or d / 8 - 32 < block < d / 8 + 1
+    assert block > 32 or d < 8 * 64
+    assert block < 256 or d > 8 * 255

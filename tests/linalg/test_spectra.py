@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
-from lens_linear.linalg import Spectrum, anisotropy, intrinsic_dimension, spectrum
+from lens_linear.linalg import Spectrum, anisotropy, intrinsic_dimension, spectra, spectrum
 
 
 def planted_spectrum(values, n=200):
@@ -172,3 +172,13 @@ def test_equal_distances_of_a_lattice_are_ties_in_every_precision(precision):
     assert found.n - found.n_removed == 60
     alone = intrinsic_dimension(free.to(precision)).dimension
     assert found.dimension == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 60), (60, 4)])
+def test_anisotropy_multiplies_along_the_longer_side(shape, monkeypatch):
+    sizes, gram = [], spectra.gram
+    monkeypatch.setattr(spectra, "gram", lambda x: sizes.append(x.shape[1]) or gram(x))
+    x = normal(*shape, seed=3)
+    s = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    assert anisotropy(x) == pytest.approx(s[0] ** 2 / (s**2).sum(), rel=1e-10)
+    assert sizes == [4]
