@@ -37,6 +37,8 @@ def test_a_setting_is_what_sklearn_and_a_loop_say():
     context = _Context(3, 40, 7, 0.5, 0.1, 5)
     keys, asked, y = context.keys.numpy(), context.asked.numpy(), context.y.numpy()
     np.testing.assert_allclose(keys.T @ keys / 40, np.eye(3), atol=1e-12)
+    edges = math.sqrt(2 * math.log(40)) / np.linalg.norm(asked, axis=1)
+    assert float(context.frozen_at()) == pytest.approx(np.median(edges))
     ols = LinearRegression().fit(keys, y).predict(asked)
     np.testing.assert_allclose(context.ols, ols, atol=1e-12)
     weights = rbf_kernel(asked, keys, gamma=0.8 / 2)

@@ -118,6 +118,8 @@ def test_hat_matrix_is_the_projection(form, intercept):
     np.testing.assert_allclose(hat.values, want, atol=1e-12)
     assert hat.degrees_of_freedom == pytest.approx(4 + intercept)
     np.testing.assert_allclose(hat.leverage, np.diag(want), atol=1e-12)
+    low, high = np.diag(want).min(), np.diag(want).max()
+    assert f"leverage {low:.3g} to {high:.3g}, {np.trace(want):.4g} effective" in repr(hat)
     frame = hat.to_dataframe()
     assert len(frame) == 400
     assert frame.query("query == 3 and context == 7")["weight"].item() == pytest.approx(want[3, 7])
@@ -181,6 +183,8 @@ def test_keys_are_orthonormal_and_root_is_the_spectral_one():
     x, _, _ = problem("plain", 30, 5, 1, 2)
     root = spectral_root(torch.as_tensor(x))
     assert root.condition == pytest.approx(np.linalg.cond(x))
+    none = spectral_root(torch.zeros(4, 3))
+    assert (none.rank, none.condition, none.root.shape) == (0, 1.0, (3, 0))
     values, vectors = np.linalg.eigh(x.T @ x)
     np.testing.assert_allclose(root.eigenvalues, values[::-1], rtol=1e-12)
     direct = vectors[:, ::-1] / np.sqrt(values[::-1])
