@@ -234,9 +234,16 @@ def profile_comparison(
             )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
     sizes = " or ".join(f"{n:,}" for n in tokens[:3])
+    moved = [name for name, p in comparison.profiles.items() if p.first_position_layers()]
+    first = (
+        f"; the first position moves block R² of {', '.join(map(escape, moved[:3]))}"
+        if moved
+        else ""
+    )
+    first += f" and {len(moved) - 3} more" if len(moved) > 3 else ""
     fig.update_xaxes(nticks=4)
     return styled(
-        fig, title="Linearity profiles side by side", subtitle=f"n = {sizes} tokens each", panels=True,
+        fig, title="Linearity profiles side by side", subtitle=f"n = {sizes} tokens each{first}", panels=True,
         x="depth (0 first, 1 last)",
         height=130 + 340 * places[-1][0],
     )  # fmt: skip

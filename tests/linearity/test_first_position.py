@@ -277,6 +277,21 @@ def test_tables_of_replacements_carry_n_and_null():
     assert maps.null_r2.tolist() == pytest.approx([24 / 319] * 2)
 
 
+def test_profiles_side_by_side_say_both_readings_null_and_few_rows():
+    ids = tokens(50)
+    profiles = {"far": ll.linearity_profile(outlier(3, size=2000.0), ids),
+                "near": ll.linearity_profile(small(3), ids[:4])}  # fmt: skip
+    both = compare_profiles(profiles)
+    later = float(profiles["far"].without_first.values["block"].nanmean())
+    assert f"{later:.3f} without the first position" in repr(both)
+    assert repr(both).count("null about -") == 2 and repr(both).count("rows an input") == 1
+    assert both.summary().block_r2_without_first_mean["far"] == pytest.approx(later)
+    assert {"null_r2_mean", "attn_r2_without_first_max"} <= set(both.summary())
+    assert {"block_r2_without_first", "null_r2", "n_tokens"} <= set(type(both)._columns)
+    said = [name for name, p in profiles.items() if p.first_position_layers()]
+    assert "far" in said and f"moves block R² of {', '.join(said)}" in str(both.plot().layout.title)
+
+
 def upper(result):
     return float(result.values[0, 1:].mean())
 

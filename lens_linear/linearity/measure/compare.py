@@ -41,10 +41,14 @@ class ProfileComparison(Result):
         "layer",
         "depth",
         "block_r2",
+        "block_r2_without_first",
+        "block_first_share",
         "block_r2_no_residual",
         "ffn_r2",
         "attn_r2",
+        "null_r2",
         "update_ratio",
+        "n_tokens",
     )
 
     profiles: Mapping[str, LinearityProfile]
@@ -66,8 +70,14 @@ class ProfileComparison(Result):
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> pd.DataFrame:
-        """One row per name: mean, minimum and maximum over layers of each score and statistic."""
-        names = [*SCORE_COLUMNS.values(), "update_ratio", *self.statistics]
+        """One row per name: mean, minimum and maximum over layers of each score and statistic.
+
+        Scores stand with the first position and without it (``…_without_first``), null_r2 beside them.
+        """
+        scores = [
+            f"{name}{end}" for end in ("", "_without_first") for name in SCORE_COLUMNS.values()
+        ]
+        names = [*scores, "null_r2", "update_ratio", *self.statistics]
         grouped = self.to_dataframe().groupby("name", sort=False)[names].agg(["mean", "min", "max"])
         grouped.columns = pd.Index(["_".join(pair) for pair in grouped.columns.to_flat_index()])
         return grouped
@@ -148,12 +158,20 @@ class ProfileComparison(Result):
 
     def __repr__(self) -> str:
         parts = [
-            f"{name} ({counted(profile.n_layers, 'layer')}, mean block R² "
-            f"{float(profile.scores['block'].nanmean()):.3f})"
+            f"{name} ({counted(profile.n_layers, 'layer')}, mean block R² {_block_readings(profile)}, null "
+            f"about {float(profile.null_r2.mean()):.2g}{profile.few_rows})"
             for name, profile in self.profiles.items()
         ]
         n = sum(profile.n_tokens for profile in self.profiles.values())
         return f"ProfileComparison: {', '.join(parts)}; n = {counted(n, 'token', ',')} over all"
+
+
+def _block_readings(profile: LinearityProfile) -> str:
+    """Mean block R², and without the first position where any layer's differs by more than its interval."""
+    mean = f"{float(profile.scores['block'].nanmean()):.3f}"
+    if not profile.first_position_layers():
+        return mean
+    return f"{mean}, {float(profile.without_first.values['block'].nanmean()):.3f} without the first position"
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,7 +196,9 @@ class LinearityProfile(Result):
         )
         return f"; the first position{share}: median R² {', '.join(parts)}"
 
-    def _few_clause(self) -> str:
+    @property
+    def few_rows(self) -> str:
+        """A clause that says when the maps had fewer than three rows an input, else nothing."""
         so = "far below" if self.fit == "held-out" else "far above"
         return few_rows(self.n_fit, self.d_model, ridge=self.ridge, so=f"the score is {so}")
 
@@ -226,5 +228,5 @@ class LinearityProfile(Result):
             f"attention {spread('attn')}{own}; n = {counted(self.n_tokens, 'token', ',')} in "
             f"{counted(self.n_sequences, 'sequence')}{fitted}, skip {self.skip}, null about "
             f"{float(self.null_r2.mean()):.2g}"
-            f"{self._silent_clause()}{self._first_clause()}{self._few_clause()}"
+            f"{self._silent_clause()}{self._first_clause()}{self.few_rows}"
         )
