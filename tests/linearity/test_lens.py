@@ -179,3 +179,23 @@ def test_a_model_that_sees_later_tokens_has_a_lens_but_no_next_token():
     own = -logits.gather(1, ids[50:, :1]).mean()
     assert found["loss"].iloc[-1] == pytest.approx(float(own), abs=1e-5)
     assert found["kl"].iloc[-1] < 1e-6 < found["kl"].iloc[0]
+
+
+def test_fitting_polishing_and_scoring_tell_how_far_they_are(monkeypatch, capsys):
+    monkeypatch.setattr("lens_linear.progress._EVERY", 0.0)
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    model = ll.toy_model(n_layers=3, d_model=16)
+    ids = torch.randint(64, (40, 12), generator=torch.Generator().manual_seed(2))
+    silent = ll.fit_lens(model, ids, polish=1)
+    silent.score(ids[:10])
+    assert capsys.readouterr().err == ""
+    lens = ll.fit_lens(model, ids, polish=1, progress=True, max_memory=40_000)
+    assert torch.equal(lens.weight, silent.weight)
+    assert (
+        lens.score(ids[:10], progress=True)["kl"].tolist() == silent.score(ids[:10])["kl"].tolist()
+    )
+    said = capsys.readouterr().err.splitlines()
+    for what in ("fitting", "polishing", "scoring"):
+        shares = [int(line.split()[1].rstrip("%,")) for line in said if line.startswith(what)]
+        assert shares[0] == 0 and shares[-1] == 100 and shares == sorted(shares)
+        assert len(set(shares)) > 3 and all(line.endswith("left") for line in said)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from lens_linear.models.capture import model_device, residual_stream, residual_s
 from lens_linear.models.describe.shape import model_shape
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.hooks import require_blocks
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
 
@@ -41,6 +44,7 @@ def fit_lens(
     raw: bool = True,
     batch_size: int | None = None,
     max_memory: int | None = None,
+    progress: bool = False,
 ) -> Lens:
     """Affine maps that read off every layer what the model will say.
 
@@ -66,6 +70,7 @@ def fit_lens(
         batch_size: sequences a forward pass; as many as memory allows by default.
         max_memory: bytes that statistics may add, half of what is free by default. Layers that do not fit
             together are fitted group after group, each in a pass of its own.
+        progress: show a bar with the time left.
 
     Returns:
         Lens: ``.score(tokens)`` on other text, ``.read(text)``, ``.translator()``.
@@ -108,14 +113,15 @@ def fit_lens(
     maps: list[LinearFit] = []
     raws: list[LinearFit] = []
     r2: list[float] = []
-    for layers in groups(
-        n_layers, each, max_memory, model_device(model), what="one layer of this lens"
-    ):
-        direct, plain = _collect(model, rows, readout, batch_size, layers, raw, ridge)
-        found = [_solve(*pair, ridge) for pair in direct]
-        r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
-        maps += found
-        raws += [(rest + first).fit() for rest, first in plain]
+    cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this lens")
+    with sequence_bar(len(cut), "fitting", show=progress) as bar:
+        for done, layers in enumerate(cut):
+            tell = partial(_tell, bar, done)
+            direct, plain = _collect(model, rows, readout, batch_size, layers, raw, ridge, tell)
+            found = [_solve(*pair, ridge) for pair in direct]
+            r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
+            maps += found
+            raws += [(rest + first).fit() for rest, first in plain]
     lens = Lens(
         weight=torch.stack([fit.weight for fit in maps]),
         bias=torch.stack([fit.bias for fit in maps]),
@@ -130,7 +136,11 @@ def fit_lens(
         readout=readout,
         mark=WeightsMark(model),
     )
-    return _polished(lens, rows) if polish else lens
+    return _polished(lens, rows, progress=progress) if polish else lens
+
+
+def _tell(bar: Callable[[float], None], done: float, share: float) -> None:
+    bar(done + share)
 
 
 def _collect(
@@ -141,6 +151,7 @@ def _collect(
     layers: range,
     raw: bool,
     ridge: float,
+    tell: Callable[[float], None],
 ) -> tuple[list[Pair], list[Pair]]:
     """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart.
 
@@ -153,10 +164,12 @@ def _collect(
     for start, stop in row_ranges(mine, batch_size, model=model, logits=False):
         streams = residual_streams(model, mine[start:stop])
         last = readout.normalise(streams[-1])
-        for layer, pair in zip(layers, direct, strict=True):
+        for count, (layer, pair) in enumerate(zip(layers, direct, strict=True), start=1):
+            tell((start + (stop - start) * count / (len(layers) + 1)) / len(mine))
             _update(pair, readout.normalise(streams[layer]), last)
         for layer, pair in zip(layers, plain, strict=False):
             _update(pair, streams[layer], streams[-1])
+        tell(stop / len(mine))
     for rest, first in [*direct, *plain]:
         rest.all_reduce_()
         first.all_reduce_()
@@ -183,7 +196,7 @@ def _r2(moments: Moments, fit: LinearFit) -> float:
     return moments.score(dataclasses.replace(fit, mean_y=moments.mean_y))
 
 
-def _polished(lens: Lens, rows: RowView) -> Lens:
+def _polished(lens: Lens, rows: RowView, *, progress: bool) -> Lens:
     """Epochs of Adam on the KL, all layers in the same passes; the penalty ends with the closed form."""
     model, readout = lens.model, lens.readout
     kept = lens.weight.float(), lens.bias.float()
@@ -193,14 +206,18 @@ def _polished(lens: Lens, rows: RowView) -> Lens:
     steps = lens.polish * sum(1 for _ in row_ranges(rows, size))
     adam = torch.optim.Adam([weight, bias], lr=_RATE)
     falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=steps)
-    for _ in range(lens.polish):
-        order = torch.randperm(len(rows), generator=generator)
-        for start in range(0, len(rows), size):
-            for first, end in _pieces(rows.take(order[start : start + size])):
-                _step(readout, residual_stream(model, first[:end]), weight, bias)
-            adam.step()
-            adam.zero_grad()
-            falling.step()
+    with sequence_bar(lens.polish * len(rows), "polishing", show=progress) as bar:
+        for epoch in range(lens.polish):
+            order = torch.randperm(len(rows), generator=generator)
+            for start in range(0, len(rows), size):
+                done = epoch * len(rows) + start
+                for first, end in _pieces(rows.take(order[start : start + size])):
+                    tell = partial(_tell, bar, done)
+                    _step(readout, residual_stream(model, first[:end]), weight, bias, tell)
+                    done += end
+                adam.step()
+                adam.zero_grad()
+                falling.step()
     return dataclasses.replace(lens, weight=weight.detach().double(), bias=bias.detach().double())
 
 
@@ -209,7 +226,13 @@ def _pieces(view: RowView) -> list[tuple[Tensor, int]]:
     return [(view[a:b], b - a) for a, b in row_ranges(view, len(view))]
 
 
-def _step(readout: Readout, streams: Tensor, weight: Tensor, bias: Tensor) -> None:
+def _step(
+    readout: Readout,
+    streams: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tell: Callable[[float], None],
+) -> None:
     """Gradients of the mean KL over positions, one layer's logits at a time."""
     with torch.no_grad():
         target = readout.decode(readout.normalise(streams[-1])).log_softmax(-1).flatten(0, -2)
@@ -219,3 +242,4 @@ def _step(readout: Readout, streams: Tensor, weight: Tensor, bias: Tensor) -> No
             read = readout.decode(x @ weight[layer] + bias[layer]).log_softmax(-1)
             loss = kl_div(read, target, reduction="batchmean", log_target=True)
         loss.backward(inputs=[weight, bias])
+        tell(streams.shape[1] * (layer + 1) / len(weight))

@@ -22,6 +22,7 @@ from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
+from lens_linear.progress import sequence_bar
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import (
     RowScores,
@@ -213,6 +214,7 @@ class Lens(Result):
         layers: list[int] | None = None,
         batch_size: int | None = None,
         seed: int = 0,
+        progress: bool = False,
     ) -> LensScore:
         """KL from the output to each layer's reading, on text the maps have not seen.
 
@@ -224,6 +226,7 @@ class Lens(Result):
             layers: some of 0 to n_layers (the output); all by default.
             batch_size: sequences a forward pass.
             seed: of the resampling.
+            progress: show a bar with the time left.
 
         Returns:
             LensScore, one row a layer, with the raw least-squares lens and the logit lens beside it.
@@ -238,16 +241,19 @@ class Lens(Result):
         chosen = _layers(layers, len(self.weight))
         sums: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
         own: list[RowScores] = []
-        for start, stop in row_ranges(rows, batch_size, model=self.model):
-            task = rows.asked(slice(start, stop))
-            streams, logits = self._run(rows[start:stop])
-            own.append(score_answers(task, logits, metric="loss"))
-            for layer in chosen:
-                known = [r for r in READINGS if r != "raw" or len(self.raw_weight)]
-                found = {r: self._sums(streams[layer], layer, logits, task, r) for r in known}
-                nothing = torch.full_like(found["lens"], torch.nan)
-                parts = [found.get(r, nothing) for r in READINGS]
-                sums[layer].append(torch.cat(parts))
+        known = [r for r in READINGS if r != "raw" or len(self.raw_weight)]
+        with sequence_bar(len(rows), "scoring", show=progress) as bar:
+            for start, stop in row_ranges(rows, batch_size, model=self.model):
+                task = rows.asked(slice(start, stop))
+                streams, logits = self._run(rows[start:stop])
+                own.append(score_answers(task, logits, metric="loss"))
+                output = logits.log_softmax(-1), logits.argmax(-1)
+                for count, layer in enumerate(chosen, start=1):
+                    found = {r: self._sums(streams[layer], layer, *output, task, r) for r in known}
+                    nothing = torch.full_like(found["lens"], torch.nan)
+                    parts = [found.get(r, nothing) for r in READINGS]
+                    sums[layer].append(torch.cat(parts))
+                    bar(start + (stop - start) * count / len(chosen))
         warn_if_not_next_token(task, RowScores.joined(own).mean, self.model)
         whole = {layer: torch.cat(parts, dim=1) for layer, parts in sums.items()}
         table = _score_table(whole, seed)
@@ -261,15 +267,13 @@ class Lens(Result):
         return {i: out[spot] for i, spot in enumerate(spots)}, out.logits.float()
 
     def _sums(
-        self, stream: Tensor, layer: int, logits: Tensor, task: Any, reading: str
+        self, stream: Tensor, layer: int, output: Tensor, top: Tensor, task: Any, reading: str
     ) -> Float[Tensor, "6 sequence"]:
         """By sequence: Σ KL after the first position, positions, KL at the first, top-1, loss, answers."""
         with torch.no_grad():
             read = self.readout.decode(self.normed(stream, layer, reading))
-            kl = kl_div(
-                read.log_softmax(-1), logits.log_softmax(-1), reduction="none", log_target=True
-            ).sum(-1)
-            same = (read.argmax(-1) == logits.argmax(-1)).double()
+            kl = kl_div(read.log_softmax(-1), output, reduction="none", log_target=True).sum(-1)
+            same = (read.argmax(-1) == top).double()
             loss = score_answers(task, read, metric="loss")
         kl, n = kl.double().cpu(), torch.full((len(kl),), kl.shape[1] - 1.0, dtype=torch.float64)
         return torch.stack(
