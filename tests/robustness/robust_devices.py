@@ -16,7 +16,6 @@ import sys
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 FIRST, SECOND = torch.device("meta:0"), torch.device("meta:1")
 PROCESSOR = torch.device("cpu")
@@ -84,24 +83,41 @@ def _subclass(cls, data, *rest):
 
 
 def _carry_out(func, args, kwargs):
-    name = func._schema.name.removeprefix("aten::")
-    flat, _ = tree_flatten((args, kwargs))
+    flat = [*_flat(args), *_flat(kwargs.values())]
     tensors = [a for a in flat if isinstance(a, torch.Tensor)]
+    if kwargs.get("device") is None and not any(isinstance(t, Elsewhere) for t in tensors):
+        return func(*args, **kwargs)  # on the processor alone
+    name = func._schema.name.removeprefix("aten::")
     _refuse_mixture(name, args, tensors)
     target = _target(kwargs.get("device"), tensors)
     away = target != PROCESSOR
     if away and any(isinstance(a, torch.Generator) for a in flat):
         raise RuntimeError(f"{name}: a generator of {target} is needed, not one of the processor")
     ours = {k: PROCESSOR if k == "device" and v is not None else v for k, v in kwargs.items()}
-    out = func(*tree_map(_inside, args), **tree_map(_inside, ours))
+    out = func(*_each(_inside, args), **{k: _each(_inside, v) for k, v in ours.items()})
     if torch.Tag.inplace_view in func.tags and isinstance(args[0], Elsewhere):
         with torch._C._DisableTorchDispatch():  # squeeze_ and its kind: the outer shape changes too
             func(*args, **kwargs)
         return args[0]
     if func._schema.is_mutable:
         known = {id(t.inside): t for t in tensors if isinstance(t, Elsewhere)}
-        return tree_map(lambda v: known.get(id(v), v), out)
-    return tree_map(lambda v: Elsewhere(v, target) if away and torch.is_tensor(v) else v, out)
+        return _each(lambda v: known.get(id(v), v), out)
+    return _each(lambda v: Elsewhere(v, target) if away and torch.is_tensor(v) else v, out)
+
+
+def _flat(values):
+    """What an operation was given, lists of tensors spread out: there is nothing deeper."""
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _each(change, value):
+    """The change of one value, or of each in a list. Torch's tree_map took half the time."""
+    return (
+        type(value)(_each(change, one) for one in value)
+        if isinstance(value, (list, tuple))
+        else change(value)
+    )
 
 
 def _inside(value):
@@ -159,7 +175,11 @@ def _copied(model):
 
 
 def _bring(_module, args, kwargs):
-    return tree_map(lambda v: v.to(SECOND) if torch.is_tensor(v) else v, (args, kwargs))
+
+    def moved(value):
+        return value.to(SECOND) if torch.is_tensor(value) else value
+
+    return _each(moved, args), {name: _each(moved, value) for name, value in kwargs.items()}
 
 
 def _move(part, device):
