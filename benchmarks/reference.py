@@ -157,7 +157,6 @@ def path_by_path(frozen):
     if frozen.positions is not None:
         sources.append(frozen.positions.expand_as(frozen.embedding))
     n_layers, n_heads = at.W_V.shape[:2]
-    found = []
 
     def extend(chain, layer):
         for stream in sources:
@@ -165,13 +164,12 @@ def path_by_path(frozen):
                 values = stream / frozen.scales[at_layer] @ at.W_V[at_layer, head]
                 moved = frozen.patterns[at_layer][:, head] @ values
                 stream = moved @ at.W_O[at_layer, head]
-            found.append(stream / frozen.scales[-1] @ frozen.weights.W_U)
+            yield stream / frozen.scales[-1] @ frozen.weights.W_U
         for later in range(layer, n_layers):
             for head in range(n_heads):
-                extend([*chain, (later, head)], later + 1)
+                yield from extend([*chain, (later, head)], later + 1)
 
-    extend([], 0)
-    return found
+    return extend([], 0)
 
 
 def bare_forward(model, tokens, batch_size):
