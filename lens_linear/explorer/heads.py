@@ -235,7 +235,7 @@ def head_tables(
     ids, typical = torch.tensor(list(tokens)), scales.float()
     rows = weights.token_rows.float()
     outputs = weights.W_U[:, : weights.n_outputs].float()
-    mean = outputs.mean(1)
+    mean = weights.class_mean.float()
     n_layers, n_heads = at.W_Q.shape[:2]
     group = n_heads // at.n_key_value_heads
     parts: dict[str, list[torch.Tensor]] = {}

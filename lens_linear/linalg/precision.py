@@ -174,14 +174,13 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
     d = require_float_tensor("x", x, ndim=2, finite=False).shape[1]
     size = _block(d) if block is None else require_int("block", block, minimum=1)
     if size >= d:
-        product = x.T @ x
-        return product.triu() + product.triu(1).T
+        return mirrored(x.T @ x)
     out = x.new_empty(d, d)
     for start in range(0, d, size):
         stop = min(start + size, d)
         torch.mm(x[:, start:stop].T, x[:, start:], out=out[start:stop, start:])
         corner = out[start:stop, start:stop]
-        corner.copy_(corner.triu() + corner.triu(1).T)
+        corner.copy_(mirrored(corner))
         out[stop:, start:stop] = out[start:stop, stop:].T
     return out
 

@@ -82,15 +82,16 @@ class ModelWeights:
 
         Adding the same number to all logits changes no probability, so ``W_U + u 1ᵀ`` is the same model.
         """
-        return self.W_U - self._class_mean[:, None]
+        return self.W_U - self.class_mean[:, None]
 
     @cached_property
-    def _class_mean(self) -> Float[Tensor, " d_model"]:
+    def class_mean(self) -> Float[Tensor, " d_model"]:
+        """Mean of ``W_U`` over the output tokens, the part of it that no probability depends on."""
         return self.W_U[:, : self.n_outputs].mean(dim=1)
 
     def class_directions(self, tokens: Int[Tensor, "*place"]) -> Float[Tensor, "*place d_model"]:
         """Columns of ``class_centred``, without making the rest of it."""
-        return self.W_U.T[tokens] - self._class_mean
+        return self.W_U.T[tokens] - self.class_mean
 
     @property
     def padding_note(self) -> str:
