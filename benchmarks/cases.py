@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,9 @@ NOTES = """
 - Times are processor seconds, medians of three runs taken in turn after one that is not counted (profiles
   against their body: one run); whole commands are timed by the clock. What takes minutes (top pairs of 50,000 × 50,000, the tour) runs
   once.
+- Below each profile with a budget: what its maps take in float64 when every one is two products of its rows, a
+  Cholesky factor, two triangular solves and one product of as many other rows (in float32), and nothing else
+  is done. Where that alone is above the budget, no float64 least squares meets it.
 - *Reference*: keep every activation in memory, one singular value decomposition of [tokens, width] for
   every layer and site (the method of `llm-microscope`, written here as the obvious loop in
   `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
@@ -65,34 +69,41 @@ def profile_time(quick: bool, _folder: Path) -> list[Row]:
     for name, opened, n, length, budget in (
         [("tiny", lambda: random_model(TINY), 16, 64, None)] if quick else shapes
     ):
-        value, measured = (
-            None,
-            "the model is not on this machine: lens-linear models --get smollm2-135m",
-        )
-        try:
+        value, least = None, None
+        measured = "the model is not on this machine: lens-linear models --get smollm2-135m"
+        with suppress(ll.errors.UnknownModelError):
             model = opened()
-        except ll.errors.UnknownModelError:
-            pass
-        else:
             tokens = _rows_of_text(model, n, length)
             taken = medians(
                 1,
                 body=partial(body, model, tokens, 2),
                 ours=partial(ll.linearity_profile, model, tokens, batch_size=2),
+                map=partial(_one_map, n * length // 2, model.cfg.d_model),
             )
             value = taken["ours"] / taken["body"]
             measured = f"{taken['ours']:.2f} s against {taken['body']:.2f} s body"
-        rows.append(
-            Row(
-                "linearity_profile, default sites, all layers",
-                f"{name}, {n} × {length} tokens",
-                measured,
-                value,
-                "× body of the forward pass",
-                budget,
+            bare = 3 * model.cfg.n_layers * taken["map"]
+            least = 1 + bare / taken["body"]
+        shape, unit = f"{name}, {n} × {length} tokens", "× body of the forward pass"
+        words = "linearity_profile, default sites, all layers"
+        rows.append(Row(words, shape, measured, value, unit, budget))
+        if least is not None and budget is not None:
+            words = (
+                "body, and the maps of such a profile as bare matrix products and one solve each"
             )
-        )
+            rows.append(Row(words, shape, f"{bare:.2f} s for the maps", least, unit, None))
     return rows
+
+
+def _one_map(n_rows: int, d: int) -> None:
+    """One least-squares map in float64, and what it says of as many other rows, with nothing checked."""
+    x, y = torch.ones(2, n_rows, d, dtype=torch.float64)
+    square = x.T @ x
+    square.diagonal().add_(1.0)
+    root = torch.linalg.cholesky_ex(square, upper=True)[0]
+    inner = torch.linalg.solve_triangular(root.T, x.T @ y, upper=False)
+    weight = torch.linalg.solve_triangular(root, inner, upper=True).float()
+    torch.linalg.vector_norm(y.float() - x.float() @ weight, dim=-1)
 
 
 def _rows_of_text(model, n: int, length: int) -> torch.Tensor:
