@@ -13,6 +13,7 @@ import threading
 import beartype
 import jaxtyping
 import jaxtyping._decorator
+import pytest
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import TypeCheckError
 
@@ -79,8 +80,17 @@ jaxtyping.jaxtyped = jaxtyping._decorator.jaxtyped = _collecting
 jaxtyping.install_import_hook("lens_linear", "tests.shape_check.checker")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a process of pytest-xdist found."""
+    _found.update(getattr(node, "workeroutput", {}).get("annotations", {}))
+
+
 def pytest_sessionfinish(session, exitstatus):
-    session.exitstatus = exitstatus or bool(_found)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["annotations"] = _found
+    else:
+        session.exitstatus = exitstatus or bool(_found)
 
 
 def pytest_terminal_summary(terminalreporter):
