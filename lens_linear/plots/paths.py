@@ -482,7 +482,7 @@ def lens_grid(read: Tabular | pd.DataFrame, *, max_cells: int = 4_000) -> go.Fig
         >>> cells = {"layer": [0, 1], "position": [0, 0], "token": [" the"] * 2, "top": [" a", " cat"]}
         >>> figure = ll.plots.lens_grid(pd.DataFrame({**cells, "probability": [0.1, 0.6]}))
         >>> figure.data[0].z.shape, figure.layout.yaxis.title.text
-        ((2, 1), 'read after layer')
+        ((2, 1), 'layers passed')
     """
     frame = frame_of(read)
     require_columns("read", frame, ("layer", "position", "token", "top", "probability"))
@@ -517,7 +517,7 @@ def lens_grid(read: Tabular | pd.DataFrame, *, max_cells: int = 4_000) -> go.Fig
         fig.update_traces(texttemplate="%{text}", textfont={"size": 10})
     fig.update_yaxes(autorange=True)
     return styled(
-        fig, title="What each layer would say next", x="token at the position", y="read after layer",
+        fig, title="What each layer would say next", x="token at the position", y="layers passed",
         subtitle="colour: probability of the favoured token; the hover names it",
         height=matrix_height(len(layers), least=26),
     )  # fmt: skip
@@ -527,13 +527,15 @@ def lens_grid(read: Tabular | pd.DataFrame, *, max_cells: int = 4_000) -> go.Fig
 def lens_profile(score: Tabular | pd.DataFrame) -> go.Figure:
     """How far each layer's reading is from the model's output: KL and loss by layer, top-1 beside them.
 
-    The x axis is the layer read; the last is the model itself. Left, in nats a token: the KL from the
-    model's output to the reading (0 at the output) and the loss on the real next token. Right: the share
-    of positions where the favourite token is the output's, 0 to 1.
+    The x axis is how many layers have been passed; the last is the model itself. Left, in nats a token: the
+    KL from the model's output to the reading (0 at the output) and the loss on the real next token; beside
+    them, where the table has them, the KL of the raw least-squares lens and of the logit lens, which leaves
+    the axis where it is far above the rest. Right: the share of positions where the favourite token is the
+    output's, 0 to 1.
 
     Args:
         score: what ``Lens.score`` returned, or a table with the columns layer, kl, loss and top1, with
-            ``…_low`` and ``…_high`` where there are intervals.
+            ``…_low`` and ``…_high`` where there are intervals; raw_kl and logit_kl are drawn too.
 
     Returns:
         Figure with two panels.
@@ -552,19 +554,31 @@ def lens_profile(score: Tabular | pd.DataFrame) -> go.Figure:
     frame = frame.reset_index() if "layer" not in frame else frame
     require_columns("score", frame, ("layer", "kl", "loss", "top1"))
     fig, places = panels(["nats a token", "share of positions"])
-    lines = (("kl", "KL to the output", 0), ("loss", "loss", 0), ("top1", "same favourite", 1))
+    lines = [("kl", "KL to the output", 0), ("loss", "loss", 0), ("top1", "same favourite", 1)]
+    others = [
+        name for name in ("raw_kl", "logit_kl") if name in frame and frame[name].notna().any()
+    ]
+    beside = [c for c in ("kl", "loss", "raw_kl") if c in frame]
+    within = float(np.nanmax(frame[beside].to_numpy(dtype=float)))
+    for column in others:
+        high = float(np.nanmax(frame[column].to_numpy(dtype=float)))
+        outside = f" (up to {high:.3g}, off the axis)" if high > 1.5 * within else ""
+        words = "raw least squares" if column == "raw_kl" else "logit lens"
+        lines.append((column, f"KL of {words}{outside}", 0))
     for index, (column, name, panel) in enumerate(lines):
         ends = (frame.get(f"{column}_low"), frame.get(f"{column}_high"))
-        hover = "after layer %{x}: %{y:.4f}"
+        hover = "after %{x} layers: %{y:.4f}"
         add_line(fig, frame["layer"], frame[column], name, index=index, at=places[panel], hover=hover,
                  band=None if ends[0] is None else ends)  # fmt: skip
-    fig.data[-1].showlegend = True
+    fig.data[2].showlegend = True
     fig.update_yaxes(rangemode="tozero")
+    if any("off the axis" in name for _, name, _ in lines):
+        fig.update_yaxes(range=[0, 1.1 * within], col=1)
     fig.update_yaxes(range=[0, 1.03], col=2)
     said = (
         escape(score) if not isinstance(score, pd.DataFrame) else f"{counted(len(frame), 'layer')}"
     )
     return styled(
         layer_axis(fig, len(frame), room=8), title="What can be read off after each layer", subtitle=said,
-        x="read after layer", panels=True,
+        x="layers passed", panels=True,
     )  # fmt: skip

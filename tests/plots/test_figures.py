@@ -305,6 +305,16 @@ def test_results_of_components_layers_and_patches():
     by_name = {line.name: line for line in plots.lens_profile(lens).data}
     assert list(by_name["KL to the output"].y) == [2.0, 0.0]
     assert by_name["same favourite"].yaxis == "y2"
+    for highest, off in ((90.0, True), (6.0, False)):
+        beside = lens.assign(raw_kl=[2.5, 0.1], logit_kl=[highest, 0.0])
+        drawn = plots.lens_profile(beside)
+        named = [line.name for line in drawn.data]
+        assert named[3] == "KL of raw least squares" and named[4].startswith("KL of logit lens")
+        assert ("off the axis" in named[4].replace("<br>", " ")) == off
+        assert (drawn.layout.yaxis.range is not None) == off
+        assert not off or 5.0 < drawn.layout.yaxis.range[1] < 7.0
+    alone = plots.lens_profile(lens.assign(raw_kl=float("nan"), logit_kl=1.0))
+    assert [line.name for line in alone.data][3:] == ["KL of logit lens"]
 
 
 def test_a_name_without_spaces_does_not_run_out_of_the_title():

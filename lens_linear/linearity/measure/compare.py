@@ -42,12 +42,10 @@ class ProfileComparison(Result):
         "depth",
         "block_r2",
         "block_r2_without_first",
-        "block_first_share",
         "block_r2_no_residual",
         "ffn_r2",
         "attn_r2",
         "null_r2",
-        "update_ratio",
         "n_tokens",
     )
 
