@@ -237,7 +237,11 @@ def _from_products(
     return Solution(weight, core, vectors[:, ~kept], "eigh")
 
 
-def shortest(solution: Solution, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shortest(
+    weight: Float[Tensor, "d_in d_out"],
+    empty: Float[Tensor, "d_in left_out"],
+    size: Float[Tensor, " d_in"],
+) -> tuple[Tensor, Tensor, Tensor]:
     """The coefficients with their part along the empty directions removed, and that step as a product.
 
     Shortest in the units of x, as ``numpy.linalg.lstsq`` gives it. Columns below 1e-4 of the largest
@@ -245,10 +249,9 @@ def shortest(solution: Solution, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     largest = float(size[size.isfinite()].max())
     unit = size.clamp(min=1e-4 * largest, max=largest)
-    basis, _ = torch.linalg.qr(solution.empty / unit[:, None])
-    weight = solution.weight / unit[:, None]
-    along, amount = -unit[:, None] * basis, basis.T @ weight
-    return solution.weight + along @ amount, along, amount
+    basis, _ = torch.linalg.qr(empty / unit[:, None])
+    along, amount = -unit[:, None] * basis, basis.T @ (weight / unit[:, None])
+    return weight + along @ amount, along, amount
 
 
 def solve(scatter: Scatter, *, ridge: float = 0.0) -> LinearFit:
@@ -290,7 +293,7 @@ def solve_keeping(
     weight, explained = solution.weight, solution.core.square().sum(0)
     dropped = solution.empty.shape[1]
     if dropped:
-        weight, along, amount = shortest(solution, size)
+        weight, along, amount = shortest(weight, solution.empty, size)
         explained = explained + _gain(form, size, solution.weight, along, amount, ridge)
     weight = weight / size[:, None]
     explained = explained + ridge * weight.square().sum(0)

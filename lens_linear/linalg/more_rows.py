@@ -92,8 +92,7 @@ def _stepped(
     explained = (full * whole.products.sxy).sum(0)
     core = torch.cat([solution.core + half @ amount, u @ full])
     if empty.shape[1]:
-        scaled = replace(solution, weight=along * size[:, None])
-        along = shortest(scaled, size)[0] / size[:, None]
+        along = shortest(along * size[:, None], empty, size)[0] / size[:, None]
     weight = fit.weight + along @ amount
     scatter_y = whole.form.scatter_y
     constant = constant_columns(scatter_y, whole.mean_y, whole.n, torch.float64)

@@ -77,7 +77,7 @@ class Reading(NamedTuple):
 
 def first_key(key: Key) -> Key:
     """Under which name the statistics of the first position stand, where they are kept apart."""
-    return key[0], f"{key[1]}-first"  # type: ignore[return-value]
+    return key[0], f"{key[1]}-first"
 
 
 def common_sites(

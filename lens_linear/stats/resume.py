@@ -23,11 +23,11 @@ from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
 from lens_linear.files import hold, release, require_target
 from lens_linear.linalg import Moments, process
-from lens_linear.models.capture import SITES, Site
+from lens_linear.models.capture import SITES
 from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.split import RowView, as_rows
 
-Key = tuple[int, Site]
+Key = tuple[int, str]  # a layer, and a site or a name made of one
 FORMAT = "lens_linear.pass 1"
 
 
@@ -103,7 +103,7 @@ class Checkpoint:
                 # One name each: tensors read from a file stay mapped to it.
                 file_name = Path(folder) / name
                 file_name.write_bytes(value.numpy().tobytes())
-                state.moments[(int(layer), site)] = Moments.load(file_name)  # type: ignore[index]
+                state.moments[(int(layer), site)] = Moments.load(file_name)
         self._require_equal_counts(state)
         return state
 

@@ -267,4 +267,4 @@ class ProfilePass:
 
 
 def _group(layer: int, g: int) -> Key:
-    return layer, f"group-{g}"  # type: ignore[return-value]
+    return layer, f"group-{g}"
