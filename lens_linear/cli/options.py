@@ -71,6 +71,27 @@ def decimal(flag: str, default: float, text: str, *, minimum: float, metavar: st
     return option(flag, type=float, default=default, metavar=metavar, help=text, check=check)
 
 
+def penalty(word: str) -> float | str:
+    """A number, or "loo"."""
+    return word if word == "loo" else float(word)
+
+
+def _require_penalty(name: str, value: float | str) -> None:
+    if value != "loo":
+        require_float(name, value, minimum=0.0)
+
+
+RIDGE = option(
+    "--ridge",
+    type=penalty,
+    default=0.0,
+    metavar="X",
+    help="penalty of the fits, or 'loo' for the one of least leave-one-out error, for few rows "
+    "(default 0)",
+    check=_require_penalty,
+)
+
+
 def file(flag: str, text: str) -> Option:
     """A file that is there."""
     return option(flag, metavar="FILE", help=text, check=require_file)

@@ -59,6 +59,7 @@ def linearity(options: argparse.Namespace) -> Answer:
         tokens,
         fit=options.fit,
         skip=options.skip,
+        ridge=options.ridge,
         statistics=options.statistic,
         seed=options.seed,
         progress=not options.quiet,
@@ -66,6 +67,7 @@ def linearity(options: argparse.Namespace) -> Answer:
     settings: dict[str, object] = {
         "fit": options.fit,
         "skip": options.skip,
+        "ridge": options.ridge,
         "statistics": options.statistic or [],
         "text": options.text or "own stories",
         "sequences": options.sequences,

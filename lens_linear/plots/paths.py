@@ -570,7 +570,7 @@ def lens_profile(score: Tabular | pd.DataFrame) -> go.Figure:
         hover = "after %{x} layers: %{y:.4f}"
         add_line(fig, frame["layer"], frame[column], name, index=index, at=places[panel], hover=hover,
                  band=None if ends[0] is None else ends)  # fmt: skip
-    fig.data[2].showlegend = True
+    fig.update_traces(showlegend=True, selector={"name": "same favourite"})
     fig.update_yaxes(rangemode="tozero")
     if any("off the axis" in name for _, name, _ in lines):
         fig.update_yaxes(range=[0, 1.1 * within], col=1)

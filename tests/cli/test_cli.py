@@ -1,5 +1,6 @@
 """The command line: examples, JSON with its provenance, one sentence and status 2 for bad arguments."""
 
+import contextlib
 import importlib
 import io
 import json
@@ -320,6 +321,22 @@ def test_it_says_what_it_opens_before_the_libraries_load(monkeypatch, capsys):
     monkeypatch.setattr("lens_linear.cli.importlib.import_module", stops)
     assert run(capsys, "circuits", "attn-2l")[2].startswith("opening attn-2l ...\n")
     assert "opening" not in run(capsys, "circuits", "attn-2l", "--quiet")[2]
+
+
+def test_the_ridge_that_few_rows_advise_is_an_option(capsys):
+    words = ("linearity", "gpt-nano", "--sequences", 4, "--json", "--quiet")
+    plain, ridged = (json.loads(run(capsys, *words, *more)[1]) for more in ((), ("--ridge", "loo")))
+    own = ll.linearity_profile(
+        ll.load("gpt-nano"), ll.evaluation_tokens(ll.load("gpt-nano"), n_sequences=4), ridge="loo"
+    )
+    assert ridged["settings"]["ridge"] == "loo" and plain["settings"]["ridge"] == 0.0
+    found = [row["ffn_r2"] for row in ridged["result"]]
+    assert found == pytest.approx(own["ffn_r2"].tolist(), abs=1e-6)
+    for wrong in ("cv", "-1", "nan"):
+        with contextlib.suppress(SystemExit):
+            assert run(capsys, *words, "--ridge", wrong)[0] == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
 
 
 def test_quiet_means_the_bars_of_libraries_too(tmp_path):

@@ -309,6 +309,8 @@ def test_results_of_components_layers_and_patches():
         beside = lens.assign(raw_kl=[2.5, 0.1], logit_kl=[highest, 0.0])
         drawn = plots.lens_profile(beside)
         named = [line.name for line in drawn.data]
+        banded = plots.lens_profile(beside.assign(kl_low=0.0, kl_high=3.0)).data
+        assert {line.name for line in banded if line.showlegend} == set(named)
         assert named[3] == "KL of raw least squares" and named[4].startswith("KL of logit lens")
         assert ("off the axis" in named[4].replace("<br>", " ")) == off
         assert (drawn.layout.yaxis.range is not None) == off
