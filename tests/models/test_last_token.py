@@ -59,6 +59,13 @@ def test_one_token_runs_equal_whole_prompts_on_a_third_party_model(stories_model
     check_against_whole_prompts(stories_model)
 
 
+def test_whole_prompts_may_fill_the_context():
+    model = toy_model(n_layers=2, n_ctx=9, attn_only=False)
+    context = freeze_context(model, tokens_for(model), LENGTHS, path="full")
+    still = context.outputs(torch.zeros(4, 3, 2), draw(2, 32))
+    torch.testing.assert_close(still, context.states[-1].expand(4, -1, -1))
+
+
 def test_states_are_the_residual_stream_of_the_last_real_token():
     model = toy_model(n_layers=3, norm="LN", attn_only=False)
     tokens = tokens_for(model)

@@ -18,7 +18,7 @@ gguf = pytest.importorskip("gguf")
 SIZES = {"embedding_length": 32, "feed_forward_length": 48, "context_length": 64}
 
 
-def write_llama(path, *, pre="smollm", vocabulary=None):
+def write_llama(path, *, pre="smollm", vocabulary=None, half=False):
     """A random two-layer Llama as GGUF, written by the format's own library."""
     generator = torch.Generator().manual_seed(0)
     words = vocabulary or [chr(c) for c in [*range(33, 127), 0x120]] + ["12", "Ġ1"]
@@ -31,7 +31,8 @@ def write_llama(path, *, pre="smollm", vocabulary=None):
     writer.add_rope_dimension_count(8)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(words))
-    writer.add_file_type(0)
+    if not half:
+        writer.add_file_type(0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(words)
@@ -41,7 +42,8 @@ def write_llama(path, *, pre="smollm", vocabulary=None):
     writer.add_eos_token_id(0)
 
     def put(name, *shape):
-        writer.add_tensor(name, (torch.randn(*shape, generator=generator) * 0.1).numpy())
+        value = torch.randn(*shape, generator=generator) * 0.1
+        writer.add_tensor(name, (value.half() if half and len(shape) > 1 else value).numpy())
 
     put("token_embd.weight", len(words), 32)
     put("output_norm.weight", 32)
@@ -78,6 +80,11 @@ def test_a_gguf_file_opens_with_its_weights_and_says_what_it_was(tmp_path):
     q = torch.tensor(stored["blk.1.attn_q.weight"]).view(4, 4, 2, 32).transpose(1, 2)
     assert torch.allclose(model.W_Q[1], q.reshape(4, 8, 32).transpose(1, 2))
     assert ll.linearity_profile(model, torch.arange(96).view(4, 24)).to_dataframe().shape[0] == 2
+
+
+def test_a_file_that_names_no_type_is_called_by_that_of_its_matrices(tmp_path):
+    model = ll.load(write_llama(tmp_path / "tiny.gguf", half=True))
+    assert model.cfg.model_name == "tiny (dequantised F16)"  # the norms are F32
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import lens_linear as ll
 from lens_linear.cli import main
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning
-from lens_linear.models.tokenizer import _BYTE_OF, token_strings, vocabulary
+from lens_linear.models.tokenizer import _BYTE_OF, n_known_tokens, token_strings, vocabulary
 
 
 def test_every_token_of_a_byte_level_vocabulary_has_a_text_of_its_own():
@@ -80,6 +80,15 @@ def test_rows_beyond_the_tokenizer_are_ids():
     strings = vocabulary(padded)
     assert strings[1024:] == [f"#{i}" for i in range(1024, 1100)] and "#1023" not in strings
     assert len(set(strings)) == 1100
+
+
+def test_tokens_that_are_added_later_are_known_from_then_on(words_model):
+    roomy = ll.toy_model(n_layers=1, d_vocab=20)
+    roomy.tokenizer = words_model.tokenizer
+    for known in (6, 6, 7, 7):
+        if known != len(roomy.tokenizer):
+            roomy.tokenizer.add_tokens("dog")
+        assert n_known_tokens(roomy) == known
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "a fine text and \udc00 then"])

@@ -23,6 +23,8 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.open import hub
+from lens_linear.models.open.bundled import refuse_unknown_name
+from lens_linear.models.open.hugging_face import never_asking
 from lens_linear.models.open.untrusted import _stored, read_folder
 
 
@@ -278,6 +280,36 @@ def test_what_the_hub_answers_is_said(monkeypatch, raised, kind, words):
     monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
     with pytest.raises(kind, match=words):
         ll.load("someone/model", revision="main2")
+
+
+@pytest.mark.parametrize(
+    "left, words", [("config.json", "no weights as"), ("adapter_config.json", "")]
+)
+def test_a_repository_without_safetensors_is_refused_unless_it_is_an_adapter(
+    left, words, tmp_path, monkeypatch
+):
+    (tmp_path / left).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(UnsupportedModelError, match=words) as refused:
+        ll.load("someone/model")
+    assert bool(words) == ("no weights as" in str(refused.value))
+
+
+def test_nobody_is_asked_whether_to_run_a_folders_code():
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    with pytest.raises(KeyError), never_asking():
+        assert dynamic_module_utils.TIME_OUT_REMOTE_CODE == 0 != seconds
+        raise KeyError
+    assert seconds == dynamic_module_utils.TIME_OUT_REMOTE_CODE
+
+
+def test_names_that_transformer_lens_has_are_let_through():
+    for name in ("pythia-70m", "GPT2-small", "owner/model"):
+        refuse_unknown_name("model", name)
+    with pytest.raises(UnknownModelError, match="no model is called 'no-such-model' here"):
+        refuse_unknown_name("model", "no-such-model")
 
 
 @pytest.fixture
