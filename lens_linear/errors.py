@@ -77,6 +77,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         words = str(error).lower()
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a card, whatever it says
+            return True
         # a library that cannot be mapped names no reason when it is memory
         if any(said in words for said in _LACKS) or words.endswith("segment from shared object"):
             return True

@@ -67,6 +67,7 @@ def test_what_the_allocator_says_here_is_a_lack_of_memory():
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(said.value) and is_out_of_memory(OSError(12, "no room"))
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(RuntimeError("std::bad_alloc"))
+    assert is_out_of_memory(torch.OutOfMemoryError("a card is full"))
     mapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
     assert is_out_of_memory(mapped) and not is_out_of_memory(
         ImportError(f"{mapped}: not permitted")
