@@ -173,7 +173,7 @@ def require_runs(model: TransformerBridge, tokens: Tensor) -> Tensor:
 
 def run(
     model: TransformerBridge,
-    tokens: Int[Tensor, "batch position"] | PaddedTokens,
+    tokens: Int[Tensor, "*batch position"] | PaddedTokens,
     *,
     record: Iterable[Spot] = (),
     edits: Sequence[Edit] = (),

@@ -10,13 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear.checks import require_int
-from lens_linear.stats._token_blocks import SparseCounts, token_blocks
+from lens_linear.stats._token_blocks import Rows, SparseCounts, token_blocks
 
 _MAX_VOCAB = 2_000_000  # source * vocab² + destination * vocab + out must fit in 63 bits
 
 
 def skip_trigram_counts(
-    tokens: Int[Tensor, "sequence position"],
+    tokens: Rows,
     n_vocab: int,
     *,
     window: int = 64,
@@ -68,7 +68,7 @@ def skip_trigram_counts(
 
 
 def _count(
-    tokens: Int[Tensor, "sequence position"], n_vocab: int, window: int, min_count: int
+    tokens: Rows, n_vocab: int, window: int, min_count: int
 ) -> tuple[SparseCounts, SparseCounts, SparseCounts]:
     """Pairs (destination, out), armed pairs (source, destination), and frequent enough triples."""
     pairs, armed, triples = (SparseCounts(n_vocab**power) for power in (2, 2, 3))

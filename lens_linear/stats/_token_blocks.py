@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lens_linear.models.capture import TokenRows
 from lens_linear.token_rows import require_tokens
 
 CHUNK_TOKENS = 1 << 20
@@ -15,17 +17,25 @@ _MAX_TABLE = 1 << 22
 _FLUSH_EVENTS = 1 << 22
 
 
+# One row is enough; a stream is read in pieces.
+Rows = Int[Tensor, "*sequence position"] | TokenRows
+
+
 def token_blocks(
-    tokens: Int[Tensor, "sequence position"], n_vocab: int, *, min_length: int
+    tokens: Rows, n_vocab: int, *, min_length: int
 ) -> Iterator[Int[Tensor, "sequence position"]]:
     """Checked rows of about a million tokens; ``tokens`` may be a stream that reads on slicing."""
     is_stream = all(hasattr(tokens, part) for part in ("shape", "__getitem__", "__len__"))
-    if not is_stream or len(tokens.shape) != 2 or len(tokens) == 0:
+    if not is_stream or len(_shape(tokens)) != 2 or len(tokens) == 0:
         tokens = require_tokens("tokens", tokens, n_vocab=n_vocab)
-    rows = max(1, CHUNK_TOKENS // max(1, tokens.shape[1]))
+    rows = max(1, CHUNK_TOKENS // max(1, _shape(tokens)[1]))
     for start in range(0, len(tokens), rows):
         block = tokens[start : start + rows]
         yield require_tokens("tokens", block, n_vocab=n_vocab, min_length=min_length).cpu()
+
+
+def _shape(tokens: Any) -> tuple[int, ...]:
+    return tuple(tokens.shape)
 
 
 class SparseCounts:

@@ -38,7 +38,7 @@ from lens_linear.checks import (
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
-from lens_linear.stats._token_blocks import CHUNK_TOKENS, SparseCounts, token_blocks
+from lens_linear.stats._token_blocks import CHUNK_TOKENS, Rows, SparseCounts, token_blocks
 from lens_linear.tables import Result
 from lens_linear.token_rows import require_tokens
 
@@ -195,7 +195,7 @@ class BigramDivergence(Result):
         return frame.loc[order].reset_index(drop=True)
 
 
-def bigram_counts(tokens: Int[Tensor, "sequence position"], n_vocab: int) -> BigramCounts:
+def bigram_counts(tokens: Rows, n_vocab: int) -> BigramCounts:
     """Count neighbouring pairs within rows.
 
     Args:

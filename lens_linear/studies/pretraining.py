@@ -254,7 +254,7 @@ def load_study(name: str | Path) -> Study:
 def run_study(
     study: Study | str | Path,
     stream: Int[Tensor, " token"],
-    validation: Int[Tensor, " token"],
+    validation: Int[Tensor, " held_out"],
     *,
     folder: str | Path | None = None,
     progress: bool = False,

@@ -25,6 +25,8 @@ from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require
 from lens_linear.text._seeds import labelled_generator
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lens_linear.text.token_stream import TokenStream
 from lens_linear.token_rows import require_tokens
 
@@ -140,7 +142,7 @@ def read_text(path: str | Path, *, column: str = "text") -> str:
 
 
 def pack(
-    ids: Sequence[int] | Int[Tensor, " token"],
+    ids: Sequence[int] | Int[Tensor | np.ndarray, " token"],
     length: int,
     *,
     drop_last: bool = True,
@@ -227,7 +229,9 @@ def batches(
         yield rows if isinstance(rows, Tensor) else require_tokens("tokens", rows)
 
 
-def flat_ids(name: str, ids: Sequence[int] | Int[Tensor, " token"]) -> Int[Tensor, " token"]:
+def flat_ids(
+    name: str, ids: Sequence[int] | Int[Tensor | np.ndarray, " token"]
+) -> Int[Tensor, " token"]:
     """Accept a flat run of token ids >= 0 as an int64 tensor."""
     try:
         tensor = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)

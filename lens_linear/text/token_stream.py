@@ -122,7 +122,9 @@ class TokenStream:
         """Always 2, as for a token tensor."""
         return 2
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Int[Tensor, "..."]:
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | tuple[Any, ...] | Tensor
+    ) -> Int[Tensor, "..."]:
         if isinstance(index, Tensor):
             index = index.tolist()
         if isinstance(index, int) and not -len(self) <= index < len(self):

@@ -58,7 +58,7 @@ def linearize(
     *,
     site: MapSite = "block",
     rank: int | None = None,
-    runs: Sequence[Run] = (),
+    runs: Sequence[Run] | Int[Tensor, "run ends"] = (),
     sequential: bool = False,
     ridge: Ridge = 0.0,
     skip: int = 0,
@@ -129,7 +129,7 @@ def fit_linearization(
     *,
     site: MapSite = "block",
     rank: int | None = None,
-    runs: Sequence[Run] = (),
+    runs: Sequence[Run] | Int[Tensor, "run ends"] = (),
     sequential: bool = False,
     ridge: Ridge = 0.0,
     skip: int = 0,
@@ -265,7 +265,7 @@ def _moved(single: AffineMap, last: int) -> AffineMap:
 def _spans(
     model: TransformerBridge,
     layers: int | Sequence[int] | None,
-    runs: Sequence[Run],
+    runs: Sequence[Run] | Int[Tensor, "run ends"],
     site: MapSite,
 ) -> list[Run]:
     n_layers = model.cfg.n_layers
