@@ -108,7 +108,9 @@ def _drawn(total: float, what: str, begun: float = 0.0) -> Iterator[_Bar]:
     bar: _Bar
     if looked_at:
         # smoothing=0: the time left follows from all that was done, also after a pause
-        size = {} if in_notebook or _has_size() else {"ncols": 80, "nrows": 24}
+        size: dict[str, Any] = {}
+        if not in_notebook and not _has_size():
+            size = {"ncols": 80, "nrows": 24}
         drawn: Any = tqdm(
             total=total,
             initial=begun,
