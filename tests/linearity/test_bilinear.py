@@ -110,3 +110,23 @@ def test_refusals():
         ll.bilinear_probe(small(1, attn_only=True), tokens(), 0)
     with pytest.raises(NotEnoughDataError):
         ll.bilinear_probe(small(1), tokens(2), 0)
+
+
+def test_a_ridge_by_leave_one_out_saves_the_affine_fit_of_few_rows():
+    """70 rows for 48 inputs: a plain fit is far below the mean. scikit-learn is the oracle of a given penalty."""
+    from sklearn.linear_model import Ridge
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 370, 48, generator=g, dtype=torch.float64)
+    y = y + 0.3 * x
+    cut = (x[:70], y[:70], x[70:], y[70:])
+    plain = bilinear_on_rows(*cut, rank=1, iterations=2)
+    chosen = bilinear_on_rows(*cut, rank=1, iterations=2, ridge="loo")
+    assert plain.affine_r2 < -1 < -0.2 < chosen.affine_r2
+    assert 'ridge="loo")' in repr(plain) and "the ridge was chosen already" in repr(chosen)
+    given = bilinear_on_rows(*cut, rank=1, iterations=2, ridge=40.0)
+    said = Ridge(alpha=40.0).fit(cut[0].numpy(), cut[1].numpy()).predict(cut[2].numpy())
+    left, spread = cut[3] - torch.tensor(said), cut[3] - cut[1].mean(0)
+    wanted = 1 - float(left.square().sum() / spread.square().sum())
+    assert given.affine_r2 == pytest.approx(wanted, abs=1e-10)
+    assert given.gains[1] == pytest.approx(float(given.r2[1] - given.r2[0]))

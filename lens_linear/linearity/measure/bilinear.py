@@ -30,8 +30,8 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_ints, require_seed, shown
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg import fit_linear, to_compute
-from lens_linear.linalg.least_squares import require_halves
+from lens_linear.linalg import Moments, to_compute
+from lens_linear.linalg.least_squares import Ridge, require_halves, require_ridge
 from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
@@ -59,6 +59,7 @@ class BilinearProbe(Result):
         n_fit: training rows.
         n_tokens: test rows.
         seed: of the halves and of the starts.
+        ridge: of the affine fit.
         first_share: share of the output's variance in the first position; NaN where it is left out.
         without_first: the same probe, fitted and scored without it; None where it is left out.
     """
@@ -88,6 +89,7 @@ class BilinearProbe(Result):
     n_fit: int
     n_tokens: int
     seed: int
+    ridge: Ridge = 0.0
     first_share: float = float("nan")
     without_first: BilinearProbe | None = None
 
@@ -137,7 +139,7 @@ class BilinearProbe(Result):
             f"BilinearProbe of {self.where}: affine R² = {self.affine_r2:.4f} held out, best gain "
             f"{float(self.gains[best]):+.4f} with {self.ranks[best]} products (of ranks "
             f"{list(self.ranks[1:])}); n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{self.first_position}{few_rows(self.n_fit, self.a.shape[1], ridge=None)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.a.shape[1], ridge=self.ridge)}"
         )
 
 
@@ -149,6 +151,7 @@ def bilinear_probe(
     *,
     rank: int | Sequence[int] = (1, 2, 4, 8),
     site: Site = "ffn",
+    ridge: Ridge = 0.0,
     skip: int = 0,
     max_rows: int = 20_000,
     iterations: int = 60,
@@ -170,6 +173,8 @@ def bilinear_probe(
         layer: which layer.
         rank: number of products, or several.
         site: "ffn" (default), "block" or "attn".
+        ridge: penalty of the affine fit, or "loo" for the one of least leave-one-out error (for fewer than
+            three rows an input). The products have none: with few rows a high rank loses.
         skip: leading positions left out.
         max_rows: rows kept per half, drawn with the seed; this probe needs its data in memory.
         iterations: L-BFGS steps after each addition.
@@ -221,6 +226,7 @@ def bilinear_probe(
             test.x,
             test.y,
             rank=rank,
+            ridge=ridge,
             iterations=iterations,
             seed=seed,
             sequence=test.sequence,
@@ -238,6 +244,7 @@ def bilinear_on_rows(
     y_test: Float[Tensor, "m d_out"],
     *,
     rank: int | Sequence[int] = (1, 2, 4, 8),
+    ridge: Ridge = 0.0,
     iterations: int = 60,
     seed: int = 0,
     sequence: Int[Tensor, " m"] | None = None,
@@ -251,6 +258,7 @@ def bilinear_on_rows(
         x_test: test inputs.
         y_test: test outputs.
         rank: number of products, or several.
+        ridge: of the affine fit, or "loo".
         iterations: L-BFGS steps after each addition.
         seed: of the starts.
         sequence: which sequence each test row is from; None gives no intervals.
@@ -279,8 +287,9 @@ def bilinear_on_rows(
             f"{shown(sequence)}; pass None for no intervals"
         )
     require_int("iterations", iterations, minimum=1)
+    require_ridge(ridge)
     ranks = _ranks(rank)
-    affine = fit_linear(x, y)
+    affine = Moments().update(x, y).fit(ridge=ridge)
     if affine.rank == 0:
         raise InvalidArgumentError(
             "x must vary from row to row, but all its columns are constant; pass other rows or another layer"
@@ -316,6 +325,7 @@ def bilinear_on_rows(
         n_fit=len(x),
         n_tokens=len(x_test),
         seed=seed,
+        ridge=ridge,
     )
 
 
