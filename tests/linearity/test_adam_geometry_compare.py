@@ -139,3 +139,12 @@ def test_rows_about_one_model_are_those_a_paper_gives_for_it(name, rows, run):
     profile = ll.linearity_profile(small(1), tokens())
     frame = published_beside_measured({name: profile}).about(name)
     assert len(frame) == rows and int((frame.measured != NOT_RUN).sum()) == run
+
+
+def test_few_rows_may_have_a_ridge_beside_adam():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 370, 48, generator=g, dtype=torch.float64)
+    cut = (x[:70], y[:70] + 0.3 * x[:70], x[70:], y[70:] + 0.3 * x[70:])
+    plain, chosen = (adam_on_rows(*cut, steps=2, ridge=ridge) for ridge in (0.0, "loo"))
+    assert plain.closed_form < -1 < -0.2 < chosen.closed_form
+    assert 'ridge="loo")' in repr(plain) and "the ridge was chosen already" in repr(chosen)

@@ -113,7 +113,7 @@ def test_refusals():
 
 
 def test_a_ridge_by_leave_one_out_saves_the_affine_fit_of_few_rows():
-    """70 rows for 48 inputs: a plain fit is far below the mean. scikit-learn is the oracle of a given penalty."""
+    """70 rows for 48 inputs: a plain fit is far below the mean. scikit-learn is the oracle of a penalty."""
     from sklearn.linear_model import Ridge
 
     g = torch.Generator().manual_seed(0)

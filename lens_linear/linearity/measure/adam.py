@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_float, require_int, require_seed
-from lens_linear.linalg import fit_linear, r_squared, spectrum, to_compute
-from lens_linear.linalg.least_squares import require_halves
+from lens_linear.linalg import Moments, r_squared, spectrum, to_compute
+from lens_linear.linalg.least_squares import Ridge, require_halves, require_ridge
 from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
@@ -48,6 +48,7 @@ class AdamBaseline(Result):
         n_fit: training rows.
         n_tokens: test rows.
         seed: of the halves, the rows and the batches.
+        ridge: of the closed form.
         first_share: share of the output's variance in the first position; NaN where it is left out.
         without_first: the same without it; None where it is left out.
     """
@@ -67,6 +68,7 @@ class AdamBaseline(Result):
     n_fit: int
     n_tokens: int
     seed: int
+    ridge: Ridge = 0.0
     first_share: float = float("nan")
     without_first: AdamBaseline | None = None
 
@@ -109,7 +111,7 @@ class AdamBaseline(Result):
             f"({float(self.r2_standardized[-1]):.4f} on "
             f"standardised inputs), closed form {self.closed_form:.4f}; condition number "
             f"{self.condition_number:.3g}, n = {self.n_tokens:,} test rows, fitted on {self.n_fit:,}"
-            f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=None)}"
+            f"{self.first_position}{few_rows(self.n_fit, self.d_in, ridge=self.ridge)}"
         )
 
 
@@ -120,6 +122,7 @@ def adam_baseline(
     layer: int,
     *,
     site: Site = "ffn",
+    ridge: Ridge = 0.0,
     steps: int = 2000,
     learning_rate: float = 1e-3,
     batch: int = 256,
@@ -141,6 +144,8 @@ def adam_baseline(
         tokens: ids [sequence, position]; half of the sequences fit, half score.
         layer: which layer.
         site: "ffn" (default), "block" or "attn".
+        ridge: penalty of the closed form, or "loo" for the one of least leave-one-out error (for fewer than
+            three rows an input). Adam has none.
         steps: Adam steps.
         learning_rate: constant.
         batch: rows a step.
@@ -191,6 +196,7 @@ def adam_baseline(
             train.y,
             test.x,
             test.y,
+            ridge=ridge,
             steps=steps,
             learning_rate=learning_rate,
             batch=batch,
@@ -208,6 +214,7 @@ def adam_on_rows(
     x_test: Float[Tensor, "m d_in"],
     y_test: Float[Tensor, "m d_out"],
     *,
+    ridge: Ridge = 0.0,
     steps: int = 2000,
     learning_rate: float = 1e-3,
     batch: int = 256,
@@ -221,6 +228,7 @@ def adam_on_rows(
         y: training outputs.
         x_test: test inputs.
         y_test: test outputs.
+        ridge: of the closed form, or "loo".
         steps: of Adam.
         learning_rate: of Adam.
         batch: rows a step.
@@ -246,7 +254,7 @@ def adam_on_rows(
     require_int("steps", steps, minimum=1)
     require_int("batch", batch, minimum=1)
     require_float("learning_rate", learning_rate, minimum=0.0, maximum=1e30)
-    fit = fit_linear(x, y)
+    fit = Moments().update(x, y).fit(ridge=require_ridge(ridge))
     closed = r_squared(y_test, fit.predict(x_test), mean=fit.mean_y)
     sizes = spectrum(x).values
     condition = float(sizes[0] / sizes[sizes > 1e-6 * sizes[0]][-1])
@@ -271,6 +279,7 @@ def adam_on_rows(
         n_fit=len(x),
         n_tokens=len(x_test),
         seed=seed,
+        ridge=ridge,
     )
 
 

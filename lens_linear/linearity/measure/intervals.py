@@ -125,7 +125,7 @@ def few_rows(
     n_fit: int,
     width: int,
     *,
-    ridge: Ridge | None = 0.0,
+    ridge: Ridge = 0.0,
     so: str = "the score is far below",
 ) -> str:
     """A clause for a result's sentence when the maps had fewer than three rows an input, else nothing.
@@ -133,7 +133,7 @@ def few_rows(
     Args:
         n_fit: rows the maps were fitted on.
         width: inputs of each.
-        ridge: of the fits; None where there is none to choose.
+        ridge: of the fits.
         so: what that does, against what enough text would give.
 
     Example:
@@ -148,7 +148,7 @@ def few_rows(
     if ridge == "loo":
         so = so.replace("far ", "")
         advice += "; the ridge was chosen already"
-    elif ridge is not None:
+    else:
         advice += '; or ridge="loo"'
     return f"; only {n_fit / width:.1f} rows an input: {so} that of enough text ({advice})"
 
