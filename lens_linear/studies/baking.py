@@ -27,7 +27,9 @@ def validation_rows(stream: Int[Tensor, " token"], length: int) -> Int[Tensor, "
     return torch.cat([torch.full((count, 1), BOS), rows], dim=1)
 
 
-def bigram_floor(train: Int[Tensor, " token"], valid: Int[Tensor, " token"], n_vocab: int) -> float:
+def bigram_floor(
+    train: Int[Tensor, " token"], valid: Int[Tensor, " held_out"], n_vocab: int
+) -> float:
     """Loss (nats per token) on ``valid`` of bigram counts of ``train``, smoothed by unigram counts.
 
     The pseudo-count is the best of a few on ``valid`` itself, so the number is slightly favourable to
@@ -69,7 +71,7 @@ def bake(
     folder: str | Path,
     *,
     train: Int[Tensor, " token"],
-    valid: Int[Tensor, " token"],
+    valid: Int[Tensor, " held_out"],
     data: str,
     tokenizer: Tokenizer | None = None,
 ) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from lens_linear._tl import TransformerBridge
@@ -493,7 +493,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 @own_modes()
 @torch.no_grad()
 def validation_loss(
-    module: nn.Module, rows: Int[Tensor, "row position"], *, batch: int = 64
+    module: nn.Module, rows: Integer[Tensor, "row position"] | Task, *, batch: int = 64
 ) -> float:
     """Mean next-token loss (nats) of a native module over rows of at least two tokens."""
     if isinstance(rows, Task) and (rows.labels is not None or rows.positions is not None):

@@ -274,7 +274,7 @@ class QKAttribution(Result):
 
 def qk_attribution(
     model: TransformerBridge,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "*batch position"],
     layer: int | str | tuple[int, int],
     head: int | None = None,
     *,

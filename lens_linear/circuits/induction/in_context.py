@@ -170,7 +170,7 @@ def row_losses(
     *,
     batch_size: int | None = None,
     edits: Sequence[Edit] = (),
-) -> Float[Tensor, "row position-1"]:
+) -> Float[Tensor, "row answer"]:
     """Loss of every next token in float64; entry t is the loss of token t + 1."""
     parts = []
     for _, part in batched(tokens, batch_size, model=model):
@@ -180,7 +180,7 @@ def row_losses(
 
 
 def copy_losses(
-    losses: Float[Tensor, "row position-1"], rows: RepeatedRows
+    losses: Float[Tensor, "row answer"], rows: RepeatedRows
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """Mean loss of every row's first and second copy, each without its first token."""
     # Entry t of the losses predicts token t + 1, which is token t + 1 - start of the repeating part.

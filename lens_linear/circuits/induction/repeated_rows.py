@@ -75,7 +75,7 @@ class AttentionStats:
     duplicate_control: Float[Tensor, "period layer head"]
     by_offset: Float[Tensor, "offset layer head"]
     uniform: Float[Tensor, " offset"]
-    neighbours: Float[Tensor, "offset layer head"]
+    neighbours: Float[Tensor, "near layer head"]
     first: Float[Tensor, "layer head"]
     prefix_se: Float[Tensor, "layer head"]
     excess_se: Float[Tensor, "relation layer head"]

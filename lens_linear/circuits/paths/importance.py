@@ -76,7 +76,7 @@ class PathImportance(Result):
 
 def token_losses(
     logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch position-1"]:
+) -> Float[Tensor, "batch answer"]:
     """Cross-entropy of each next token, nats.
 
     Raises:

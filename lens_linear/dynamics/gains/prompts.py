@@ -8,7 +8,7 @@ unpadded by their mask first. Both paddings therefore give the same answer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,14 @@ from lens_linear.text.task import Task
 from lens_linear.token_rows import read_token_rows
 
 PromptsLike = (
-    Iterable[str] | Iterable[Tensor] | Tensor | Mapping[str, Any] | Concept | ConceptSplit | Task
+    Iterable[str]
+    | Iterable[Tensor]
+    | Iterable[Sequence[int]]
+    | Tensor
+    | Mapping[str, Any]
+    | Concept
+    | ConceptSplit
+    | Task
 )
 Part = Literal["operating", "evaluation"]
 

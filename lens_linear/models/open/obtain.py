@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lens_linear.checks import require_choice, require_file
 from lens_linear.errors import CorruptedFileError, OfflineError
@@ -154,7 +154,7 @@ def _take_out(entry: Obtainable, archive: Path, target: Path) -> None:
         )
 
 
-def _copy(inside: IO[bytes], target: Path) -> str:
+def _copy(inside: Any, target: Path) -> str:
     digest = hashlib.sha256()
     with target.open("wb") as out:
         while chunk := inside.read(_CHUNK):
