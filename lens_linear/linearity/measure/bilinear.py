@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -279,13 +280,7 @@ def bilinear_on_rows(
     """
     require_halves(x, y, x_test, y_test)
     seed = require_seed(seed)
-    if sequence is not None and (
-        not isinstance(sequence, Tensor) or sequence.shape != (len(x_test),)
-    ):
-        raise InvalidArgumentError(
-            f"sequence must be a tensor with one number for each of the {len(x_test)} test rows, got "
-            f"{shown(sequence)}; pass None for no intervals"
-        )
+    _require_sequence(sequence, len(x_test))
     require_int("iterations", iterations, minimum=1)
     require_ridge(ridge)
     ranks = _ranks(rank)
@@ -327,6 +322,14 @@ def bilinear_on_rows(
         seed=seed,
         ridge=ridge,
     )
+
+
+def _require_sequence(sequence: Any, n: int) -> None:
+    if sequence is not None and (not isinstance(sequence, Tensor) or sequence.shape != (n,)):
+        raise InvalidArgumentError(
+            f"sequence must be a tensor with one number for each of the {n} test rows, got "
+            f"{shown(sequence)}; pass None for no intervals"
+        )
 
 
 def _ranks(rank: int | Sequence[int]) -> tuple[int, ...]:
