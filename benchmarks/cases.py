@@ -191,18 +191,25 @@ def composition(quick: bool, _folder: Path) -> list[Row]:
 def profile_memory(quick: bool, _folder: Path) -> list[Row]:
     if quick:
         return []
-    found = linearity_profile.memory()
-    small, large = (entry["peak_mib"] for entry in found["runs"])
-    return [
-        Row(
-            "linearity_profile, peak memory at 64k against 8k tokens",
-            "2 layers, width 768",
-            f"{large:.0f} MiB against {small:.0f} MiB",
-            large / small,
-            "×",
-            1.05,
+    rows = []
+    for tokens, width in ((65_536, 768), (655_360, 128)):
+        found = linearity_profile.memory((8_192, tokens), 2, width)
+        small, large = (entry["peak_mib"] for entry in found["runs"])
+        rows.append(
+            Row(
+                f"linearity_profile, peak memory at {tokens // 1024}k against 8k tokens",
+                f"2 layers, width {width}",
+                f"{large:.0f} MiB against {small:.0f} MiB",
+                large / small,
+                "×",
+                1.05,
+            )
         )
-    ]
+    wide = linearity_profile.memory((8_192,), 8, 2048)["runs"][0]
+    added = (wide["peak_mib"] - wide["before_mib"]) / 1024
+    shape, measured = "8 layers, width 2,048, 8,192 tokens", f"{wide['before_mib']:.0f} MiB before"
+    words = "linearity_profile with max_memory of 4 GiB, memory added"
+    return [*rows, Row(words, shape, measured, added, "GiB", 4.0)]
 
 
 def profile_reference(quick: bool, _folder: Path) -> list[Row]:

@@ -25,6 +25,9 @@ import lens_linear as ll
 from lens_linear.models.capture import batched, forward_logits
 
 
+LIMIT = 4 * 2**30  # bytes that a profile may add
+
+
 def time_profile(*, n_sequences=8, length=512, batch_size=2, repeats=2, sites=("block", "ffn")):
     """Seconds of the bare forward pass and of the profile, taken in turn; the best of each.
 
@@ -65,23 +68,24 @@ def since(start):
 
 def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
     """Peak resident memory (MiB) of this process after a profile over ``n_tokens``."""
-    spec = replace(SMALL, n_layers=n_layers, d_model=d_model, d_vocab=1024)
+    spec = replace(SMALL, n_layers=n_layers, d_model=d_model, n_heads=d_model // 64, d_vocab=1024)
     model = random_model(spec)
     tokens = random_tokens(spec, n_tokens // length, length)
     before = peak_mib()
-    ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8)
+    ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8, max_memory=LIMIT)
     after = peak_mib()
     return {"tokens": n_tokens, "before_mib": before, "peak_mib": after}
 
 
-def memory():
-    """Peaks at 8k and 64k tokens, each in a process of its own, with one arena of memory."""
+def memory(sizes=(8_192, 65_536), n_layers=2, d_model=768):
+    """Peaks at some numbers of tokens, each in a process of its own, with one arena of memory."""
     out, environment = [], {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    for n_tokens in (8_192, 65_536):
-        command = [sys.executable, __file__, "peak", str(n_tokens)]
+    for n_tokens in sizes:
+        shape = ["--layers", str(n_layers), "--width", str(d_model)]
+        command = [sys.executable, __file__, "peak", str(n_tokens), *shape]
         found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         out.append(json.loads(found.stdout.splitlines()[-1]))
-    growth = out[1]["peak_mib"] / out[0]["peak_mib"] - 1
+    growth = out[-1]["peak_mib"] / out[0]["peak_mib"] - 1
     return {"runs": out, "growth": growth}
 
 
@@ -91,13 +95,17 @@ def main():
     parser.add_argument("n_tokens", nargs="?", type=int, default=8_192)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=768)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     found = {
         "time": lambda: time_profile(repeats=arguments.repeats),
         "memory": memory,
-        "peak": lambda: peak_memory(arguments.n_tokens),
+        "peak": lambda: peak_memory(
+            arguments.n_tokens, n_layers=arguments.layers, d_model=arguments.width
+        ),
     }[arguments.what]()
     print(json.dumps(found))
 
