@@ -24,7 +24,6 @@ from reference import SMALL, random_model, random_tokens
 import lens_linear as ll
 from lens_linear.models.capture import batched, forward_logits
 
-
 LIMIT = 4 * 2**30  # bytes that a profile may add
 
 
