@@ -230,8 +230,9 @@ def test_other_results_say_few_rows_too():
     assert "only 1.5 rows an input" in repr(few) and "rows an input" not in repr(enough)
     assert few.null_r2 == pytest.approx(-32 / (48 - 32 - 2))
     probe = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2)
-    assert "only 1.5 rows an input (3 at least)" not in repr(few)  # it can be told another ridge
-    assert "of enough text (3 at least)" in repr(probe)  # it cannot
+    chosen = ll.bilinear_probe(model, tokens(6), 0, rank=1, iterations=2, ridge="loo")
+    assert all('(3 at least; or ridge="loo")' in repr(one) for one in (few, probe))
+    assert "the ridge was chosen already" in repr(chosen) and chosen.affine_r2 > probe.affine_r2
 
 
 def fitted_on(model, ids, **knobs):
