@@ -77,8 +77,12 @@ def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
 
 
 def memory(sizes=(8_192, 65_536), n_layers=2, d_model=768):
-    """Peaks at some numbers of tokens, each in a process of its own, with one arena of memory."""
-    out, environment = [], {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    """Peaks at some numbers of tokens, each in a process of its own, without holes of the allocator:
+
+    one arena, and pieces above 4 MiB mapped by themselves, as the commands do.
+    """
+    settings = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+    out, environment = [], {**os.environ, **settings}
     for n_tokens in sizes:
         shape = ["--layers", str(n_layers), "--width", str(d_model)]
         command = [sys.executable, __file__, "peak", str(n_tokens), *shape]
