@@ -77,9 +77,9 @@ def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
 
 
 def memory(sizes=(8_192, 65_536), n_layers=2, d_model=768):
-    """Peaks at some numbers of tokens, each in a process of its own, without holes of the allocator:
+    """Peaks at some numbers of tokens, each in a process of its own.
 
-    one arena, and pieces above 4 MiB mapped by themselves, as the commands do.
+    The allocator has one arena and maps pieces above 4 MiB by themselves, as the commands do: no holes.
     """
     settings = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
     out, environment = [], {**os.environ, **settings}
