@@ -1,5 +1,7 @@
 """The lens against numpy's least squares, the model's own logits and a KL written out."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +61,8 @@ def test_without_the_raw_lens_the_rest_is_the_same():
     model, ids = small(), tokens(60)
     both, alone = ll.fit_lens(model, ids), ll.fit_lens(model, ids, raw=False)
     assert torch.equal(both.weight, alone.weight) and len(alone.raw_weight) == 0
+    assert both.raw_share.sum() > 0 and alone.raw_share.tolist() == [0, 0]
+    both = dataclasses.replace(both, raw_share=alone.raw_share)
     scored, known = alone.score(tokens(8)), both.score(tokens(8))
     frame, whole = scored.to_dataframe(), known.to_dataframe()
     raw = ["raw_kl", "raw_kl_first"]
@@ -67,6 +71,35 @@ def test_without_the_raw_lens_the_rest_is_the_same():
     assert "raw" not in repr(scored) and "raw" in repr(known)
     with pytest.raises(InvalidArgumentError, match="fit it with raw=True"):
         alone.normed(torch.zeros(1, model.cfg.d_model), 0, "raw")
+
+
+@pytest.mark.parametrize(("norm", "rows"), [("LN", 60), ("RMS", 300)])
+def test_the_share_of_the_raw_reading_is_that_of_least_squares(norm, rows):
+    """Numpy on the rows that are looked at: all of few, some 2,048 tokens spread through many."""
+    model, ids = small(norm=norm), tokens(rows)
+    lens = ll.fit_lens(model, ids)
+    looked = ids[np.linspace(0, rows - 1, min(rows, 128)).astype(int)]
+    states, eps = residual_stream(model, looked).double().detach().numpy(), float(model.cfg.eps)
+    last = normed(states[-1][:, 1:], norm, eps)
+    for layer in range(2):
+        x = states[layer][:, 1:]
+        direct = normed(x, norm, eps) @ lens.weight[layer].numpy() + lens.bias[layer].numpy()
+        raw = normed(x @ lens.raw_weight[layer].numpy() + lens.raw_bias[layer].numpy(), norm, eps)
+        found = np.linalg.lstsq((raw - direct).reshape(-1, 1), (last - direct).ravel(), rcond=None)
+        assert 0.02 < found[0].item() < 1
+        assert float(lens.raw_share[layer]) == pytest.approx(found[0].item(), abs=1e-5)
+
+
+def test_the_lens_is_far_below_raw_least_squares_early_and_not_above_it_late():
+    model = ll.load("gpt-micro")
+    ids = ll.evaluation_tokens(model, n_sequences=150)
+    lens = ll.fit_lens(model, ids[:110])
+    found = lens.score(ids[110:]).to_dataframe().iloc[:-1]
+    ratio = (found["kl"] / found["raw_kl"]).to_numpy()
+    assert (ratio < 1.01).all() and ratio[0] < 0.92
+    direct = dataclasses.replace(lens, raw_share=torch.zeros_like(lens.raw_share))
+    assert found["kl"].iloc[-1] < 0.99 * direct.score(ids[110:])["kl"].iloc[-2]
+    assert lens.raw_share[0] < lens.raw_share[-1]
 
 
 def test_one_first_token_is_read_as_well_as_the_rest():
@@ -91,8 +124,11 @@ def test_scores_are_a_kl_written_out():
     stream, row = residual_stream(model, held)[1].double().detach(), score.loc[1]
     x = torch.tensor(normed(stream.numpy()))
     raw = torch.tensor(normed((stream @ lens.raw_weight[1] + lens.raw_bias[1]).numpy()))
+    share = float(lens.raw_share[1])
+    assert share > 0.05
+    mixed = (1 - share) * (x @ lens.weight[1] + lens.bias[1]) + share * raw
     # The plain lens last: its scores are looked at below.
-    for name, y in (("raw_", raw), ("logit_", x), ("", x @ lens.weight[1] + lens.bias[1])):
+    for name, y in (("raw_", raw), ("logit_", x), ("", mixed)):
         z = y * model.ln_final.weight.double() + model.ln_final.bias
         read = (z @ model.W_U.double() + model.b_U).log_softmax(-1).detach()
         kl = (out.exp() * (out - read)).sum(-1)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -31,6 +32,7 @@ Pair = tuple[Moments, Moments]  # positions after the first, and the first
 
 _HIDES = 1e-4  # a penalty, as a share of the variance, far above what float32 products lose (1e-7)
 _RATE = 1e-3  # Adam's; falls linearly to 0
+_SHARED = 2048  # tokens that decide how much of the raw reading a layer takes
 _BATCH = 256  # tokens a step of Adam: in gpt-mini 3 % less KL than 1,024 after one epoch
 
 
@@ -58,7 +60,10 @@ def fit_lens(
     in float64: the penalty hides what that loses. Under ``torchrun`` each process takes its share of the
     rows, and all get the same maps; polishing is done by each on all rows.
 
-    The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison.
+    The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison,
+    and lends to the lens where it knows more: of late layers it keeps the size of the stream beside what the
+    last blocks add. A layer reads ``u = d + s (r − d)``, d the direct reading, r the normalised raw one, and
+    the share s in [0, 1] that brings u nearest to n(x_L) on some 2,000 of the tokens (``.raw_share``).
 
     Args:
         model: a bridge.
@@ -66,7 +71,7 @@ def fit_lens(
         polish: epochs of Adam on the KL from the output to the readings, from the closed form.
         ridge: at least 0, a share of the variance; below 1e-4 all products are float64.
         seed: of the order of the rows when polishing.
-        raw: False leaves the raw least-squares lens out: half of the work and of the memory.
+        raw: False leaves the raw least-squares lens out: half of the work and of the memory, and no share.
         batch_size: sequences a forward pass; as many as memory allows by default.
         max_memory: bytes that statistics may add, half of what is free by default. Layers that do not fit
             together are fitted group after group, each in a pass of its own.
@@ -135,7 +140,10 @@ def fit_lens(
         model_name=str(model.cfg.model_name),
         readout=readout,
         mark=WeightsMark(model),
+        raw_share=torch.zeros(n_layers, dtype=torch.float64),
     )
+    if raw:
+        lens = dataclasses.replace(lens, raw_share=_shares(lens, rows, batch_size))
     return _polished(lens, rows, progress=progress) if polish else lens
 
 
@@ -196,9 +204,27 @@ def _r2(moments: Moments, fit: LinearFit) -> float:
     return moments.score(dataclasses.replace(fit, mean_y=moments.mean_y))
 
 
+def _shares(lens: Lens, rows: RowView, batch_size: int | None) -> Float[Tensor, " layer"]:
+    """``Σ (n(x_L) − d)·(r − d) / Σ |r − d|²`` by layer, in [0, 1], over rows spread through the text."""
+    few = rows.take(
+        torch.linspace(0, len(rows) - 1, min(len(rows), -(-_SHARED // rows.length))).long()
+    )
+    sums = torch.zeros(2, len(lens.weight), dtype=torch.float64)
+    for start, stop in row_ranges(few, batch_size, model=lens.model, logits=False):
+        streams = residual_streams(lens.model, few[start:stop])
+        last = lens.readout.normalise(streams[-1])[:, 1:]
+        for layer in range(len(lens.weight)):
+            stream = streams[layer][:, 1:]
+            direct = lens.normed(stream, layer, "direct")
+            apart = lens.normed(stream, layer, "raw") - direct
+            sums[0, layer] += float(((last - direct) * apart).sum(dtype=torch.float64))
+            sums[1, layer] += float(apart.square().sum(dtype=torch.float64))
+    return (sums[0] / sums[1]).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+
+
 def _polished(lens: Lens, rows: RowView, *, progress: bool) -> Lens:
     """Epochs of Adam on the KL, all layers in the same passes; the penalty ends with the closed form."""
-    model, readout = lens.model, lens.readout
+    model = lens.model
     kept = lens.weight.float(), lens.bias.float()
     weight, bias = (value.clone().requires_grad_() for value in kept)
     generator = torch.Generator().manual_seed(lens.seed)
@@ -213,7 +239,7 @@ def _polished(lens: Lens, rows: RowView, *, progress: bool) -> Lens:
                 done = epoch * len(rows) + start
                 for first, end in _pieces(rows.take(order[start : start + size])):
                     tell = partial(_tell, bar, done)
-                    _step(readout, residual_stream(model, first[:end]), weight, bias, tell)
+                    _step(lens, residual_stream(model, first[:end]), weight, bias, tell)
                     done += end
                 adam.step()
                 adam.zero_grad()
@@ -227,19 +253,21 @@ def _pieces(view: RowView) -> list[tuple[Tensor, int]]:
 
 
 def _step(
-    readout: Readout,
+    lens: Lens,
     streams: Tensor,
     weight: Tensor,
     bias: Tensor,
     tell: Callable[[float], None],
 ) -> None:
     """Gradients of the mean KL over positions, one layer's logits at a time."""
+    readout = lens.readout
     with torch.no_grad():
         target = readout.decode(readout.normalise(streams[-1])).log_softmax(-1).flatten(0, -2)
     for layer in range(len(weight)):
-        x = readout.normalise(streams[layer].detach()).flatten(0, -2)
+        stream = streams[layer].detach().flatten(0, -2)
+        x, mixed = readout.normalise(stream), partial(lens.with_raw, stream, layer)
         with torch.enable_grad():
-            read = readout.decode(x @ weight[layer] + bias[layer]).log_softmax(-1)
+            read = readout.decode(mixed(x @ weight[layer] + bias[layer])).log_softmax(-1)
             loss = kl_div(read, target, reduction="batchmean", log_target=True)
         loss.backward(inputs=[weight, bias])
         tell(streams.shape[1] * (layer + 1) / len(weight))

@@ -100,7 +100,8 @@ class LensReading(Result):
 class Lens(Result):
     """Affine maps from the normalised stream entering each layer to the normalised last stream.
 
-    Decoded directly: ``(γ ⊙ (n(x_l) A_l + b_l) + β) W_U + b_U``, no second norm. Layer L, after the last
+    Decoded directly: ``(γ ⊙ u + β) W_U + b_U``, no second norm, with ``u = d + s_l (r − d)``: d is
+    ``n(x_l) A_l + b_l``, r the raw least-squares lens' ``n(x_l A'_l + b'_l)``. Layer L, after the last
     block, is the output itself.
 
     Attributes:
@@ -116,9 +117,10 @@ class Lens(Result):
         seed: of the order of the rows in these.
         model_name: as the model calls itself.
         readout: the model's last norm and unembedding.
+        raw_share: [layer], s in [0, 1]; 0 where the raw lens was not fitted or has nothing to add.
     """
 
-    _columns = ("layer", "r2", "n")
+    _columns = ("layer", "r2", "raw_share", "n")
 
     weight: Float[Tensor, "layer d_model d_model"]
     bias: Float[Tensor, "layer d_model"]
@@ -132,6 +134,7 @@ class Lens(Result):
     model_name: str
     readout: Readout
     mark: WeightsMark = field(repr=False)
+    raw_share: Float[Tensor, " layer"]
 
     @property
     def model(self) -> TransformerBridge:
@@ -139,8 +142,15 @@ class Lens(Result):
         return self.readout.model
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a layer: in-sample R² of its map, and rows."""
-        return pd.DataFrame({"layer": range(len(self.r2)), "r2": self.r2.numpy(), "n": self.n})
+        """One row a layer: in-sample R² of its direct map, share of the raw reading, and rows."""
+        return pd.DataFrame(
+            {
+                "layer": range(len(self.r2)),
+                "r2": self.r2.numpy(),
+                "raw_share": self.raw_share.numpy(),
+                "n": self.n,
+            }
+        )
 
     def __repr__(self) -> str:
         rows = self.n / self.weight.shape[1]
@@ -161,7 +171,7 @@ class Lens(Result):
     def normed(
         self, stream: Float[Tensor, "... d_model"], layer: int, reading: str = "lens"
     ) -> Float[Tensor, "... d_model"]:
-        """What stands for the normalised last stream in one reading: "lens", "raw" or "logit"."""
+        """What stands for the normalised last stream in one reading: "lens", "direct", "raw" or "logit"."""
         if layer == len(self.weight) or reading == "logit":
             return self.readout.normalise(stream)
         if reading == "raw":
@@ -178,7 +188,18 @@ class Lens(Result):
                 ).reshape(stream.shape)
             )
         x = self.readout.normalise(stream)
-        return x @ self.weight[layer].to(x) + self.bias[layer].to(x)
+        direct = x @ self.weight[layer].to(x) + self.bias[layer].to(x)
+        return direct if reading == "direct" else self.with_raw(stream, layer, direct)
+
+    def with_raw(
+        self,
+        stream: Float[Tensor, "... d_model"],
+        layer: int,
+        direct: Float[Tensor, "... d_model"],
+    ) -> Float[Tensor, "... d_model"]:
+        """``d + s (r − d)``: a direct reading with the layer's share of the raw one."""
+        share = float(self.raw_share[layer])
+        return direct if share == 0 else direct.lerp(self.normed(stream, layer, "raw"), share)
 
     def translator(self) -> Callable[[Tensor, int], Tensor]:
         """A function (stream, layer) for the ``lens`` argument of TransformerLens' ``logit_lens``.
