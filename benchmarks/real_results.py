@@ -246,14 +246,20 @@ def steering(m):
 
 
 def lens(m):
-    """Rows drawn from the whole text, so that those scored are of the kind of those fitted."""
+    """Rows drawn from the whole text, scored on others of the kind; then the first rows, and those that follow."""
     rows = m.rows(m.everything)
-    drawn = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:134]]
-    fitted = ll.fit_lens(m.model, drawn[:118])
-    frame = fitted.score(drawn[118:]).to_dataframe().assign(n_fit=fitted.n)
-    frame.loc[12, "polished_kl"] = polished(m.model, fitted, 12, drawn[:118], drawn[118:])
-    settings = {"n": "118 rows of 256 to fit, 16 to score, drawn from the whole text"}
-    return frame, settings | {"polished": "layer 12, one epoch of Adam as in fit_lens"}
+    mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    frames = []
+    for name, ids in {"drawn": mixed[:134], "following": rows[:134]}.items():
+        fitted = ll.fit_lens(m.model, ids[:118])
+        frame = fitted.score(ids[118:]).to_dataframe().assign(scored=name, n_fit=fitted.n)
+        frame["raw_share"] = pd.Series(fitted.raw_share.numpy()).reindex(frame.index)
+        frame.loc[12, "polished_kl"] = polished(m.model, fitted, 12, ids[:118], ids[118:])
+        frames.append(frame)
+    settings = {
+        "n": "118 rows of 256 to fit, 16 to score: drawn from the whole text, or those that follow"
+    }
+    return pd.concat(frames), settings | {"polished": "layer 12, one epoch of Adam as in fit_lens"}
 
 
 def polished(model, fitted, layer, rows, held):
@@ -268,7 +274,8 @@ def polished(model, fitted, layer, rows, held):
             streams = residual_stream(model, row[None])[:, 0, skip:]
             target = readout.decode(readout.normalise(streams[-1])).log_softmax(-1)
             x = readout.normalise(streams[layer])
-        read = readout.decode(x @ parts[0] + parts[1]).log_softmax(-1)
+        direct = x @ parts[0] + parts[1]
+        read = readout.decode(fitted.with_raw(streams[layer], layer, direct)).log_softmax(-1)
         return kl_div(read, target, reduction="batchmean", log_target=True)
 
     for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)):

@@ -94,8 +94,10 @@ def linearity_profile(
     }  # fmt: skip
     titles = ["R²"] * bool(shares) + list(own.values())
     fig, places = panels(titles) if len(titles) > 1 else (go.Figure(), [])
+    below = ""
     if shares:
-        _r2_lines(fig, profile, frame, shares, bands=bands, at=places[0] if places else None)
+        at = places[0] if places else None
+        below = _r2_lines(fig, profile, frame, shares, bands=bands, at=at)
     for index, name in enumerate(own, start=bool(shares)):
         at = places[index] if places else None
         add_line(
@@ -108,7 +110,7 @@ def linearity_profile(
     return styled(
         layer_axis(fig, profile.n_layers), title=f"Linearity by layer: {escape(profile.model_name)}",
         subtitle=f"{measure}n = "
-        f"{counted(profile.n_tokens, 'token', ',')}{fitted}{skipped}", panels=bool(places),
+        f"{counted(profile.n_tokens, 'token', ',')}{fitted}{skipped}{below}", panels=bool(places),
         x="layer", y=None if places else "R² (fraction of variance explained)" if shares else titles[0],
         height=130 + 340 * places[-1][0] if places else 480,
     )  # fmt: skip
@@ -122,8 +124,8 @@ def _r2_lines(
     *,
     bands: bool,
     at: tuple[int, int] | None,
-) -> None:
-    """Shares of variance: with and without the first position, and the null."""
+) -> str:
+    """Shares of variance: with and without the first position, and the null; says what lies below."""
     layers = frame["layer"].tolist()
     known = [
         (index, score, _LABELS[score])
@@ -134,17 +136,29 @@ def _r2_lines(
         band = _band(frame, score) if bands else None
         hover = "layer %{x}: R² %{y:.4f}"
         add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover, at=at)
+    drawn = [(score, label) for _, score, label in known]
     for index, score, label in known:
         later = frame[f"{score}_without_first"]
         if not profile.skip and later.notna().any():
             hover = f"{label}<br>layer %{{x}}: R² %{{y:.4f}}"
             add_line(fig, layers, later, "thin: without the first position", index=index, width=1,
                      hover=hover, mode="lines", legend=index == known[0][0], at=at)  # fmt: skip
+            drawn.append((f"{score}_without_first", f"{label} without the first position"))
     null = frame["null_r2"]
     lowest = float(null.min())
     outside = f" ({lowest:.2g}, off the axis)" if lowest < -1 else ""
     add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers, at=at)
-    window(fig, lowest=max(-1.0, min(-0.1, lowest)) if not outside else -0.1, highest=1.0, at=at)
+    floor = max(-1.0, min(-0.1, lowest)) if not outside else -0.1
+    window(fig, lowest=floor, highest=1.0, at=at)
+    off = [(float(frame[score].min()), score, label) for score, label in drawn]
+    least, score, label = min(off, key=lambda found: found[0], default=(0.0, "", ""))
+    if least >= floor:
+        return ""
+    count = sum(int((frame[name] < floor).sum()) for _, name, _ in off)
+    where = frame.loc[frame[score].idxmin(), "layer"]
+    return (
+        f"<br>{counted(count, 'score')} below the axis, lowest: {label}, layer {where}: {least:.3g}"
+    )
 
 
 @figure

@@ -1,5 +1,6 @@
 """Figures of linearity hold the numbers of their results, and nothing else."""
 
+import dataclasses
 import json
 import re
 
@@ -41,6 +42,28 @@ def whole(figure):
     json.loads(figure.to_json())
     assert figure.layout.title.text and re.search(r"n = \d", figure.layout.title.subtitle.text)
     return figure
+
+
+def test_scores_below_the_axis_are_counted_and_the_lowest_named(model, ids):
+    profile = ll.linearity_profile(model, ids)
+    spoken = linearity.linearity_profile(profile).layout.title.subtitle.text
+    values = dict(profile.scores)
+    values["ffn"] = torch.tensor([0.5, -3.456, 0.4])
+    later = dict(profile.without_first.values)
+    later["block"] = torch.tensor([-7.25, 0.9, -1.5])
+    cut = dataclasses.replace(
+        profile,
+        scores=values,
+        without_first=dataclasses.replace(profile.without_first, values=later),
+    )
+    figure = linearity.linearity_profile(cut)
+    text = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "below the axis" not in spoken and figure.layout.yaxis.range[0] > -1.2
+    assert (
+        "3 scores below the axis, lowest: block without the first position, layer 0: -7.25" in text
+    )
+    text = linearity.linearity_profile(cut, scores=["ffn_r2"]).layout.title.subtitle.text
+    assert "1 score below the axis, lowest: FFN, layer 1: -3.46" in text.replace("<br>", " ")
 
 
 def test_profile_lines_bands_and_null(model, ids):

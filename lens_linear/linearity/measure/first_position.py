@@ -49,8 +49,9 @@ def both_readings(share: float, what: str, here: float, there: float, *, differ:
     """
     if not differ:
         return ""
+    held = f"{share:.0%}" if share >= 0.01 else "less than 1%"
     return (
-        f"; the first position holds {share:.0%} of the variance: {what} {here:.3f} with it, "
+        f"; the first position holds {held} of the variance: {what} {here:.3f} with it, "
         f"{there:.3f} without"
     )
 
