@@ -87,7 +87,9 @@ def test_regimes_follow_in_order_and_capacity_grows():
     ends = dial.regimes().set_index("regime")
     assert ends.beta["regression ends"] < 1 < ends.beta["retrieval starts"]
     assert ends.beta_low["retrieval starts"] <= ends.beta["retrieval starts"]
-    many = dataclasses.replace(dial, frozen_at=torch.arange(41.0)).regimes().set_index("regime")
+    values, levels = (t[..., :1].expand(*t.shape[:-1], 41) for t in (dial.values, dial.levels))
+    of_41 = dataclasses.replace(dial, values=values, levels=levels, frozen_at=torch.arange(41.0))
+    many = of_41.regimes().set_index("regime")
     assert many.loc["freezing (theory)"][["beta", "beta_low", "beta_high"]].tolist() == [20, 1, 39]
     capacity = dial.summary().capacity.to_numpy()
     assert capacity[0] < 4 < 9 < capacity[-1]
