@@ -125,7 +125,7 @@ class Lens(Result):
     weight: Float[Tensor, "layer d_model d_model"]
     bias: Float[Tensor, "layer d_model"]
     raw_weight: Float[Tensor, "kept d_model d_model"]
-    raw_bias: Float[Tensor, "layer d_model"]
+    raw_bias: Float[Tensor, "kept d_model"]
     r2: Float[Tensor, " layer"]
     n: int
     ridge: float
