@@ -37,6 +37,7 @@ _LEAD = (
 )
 _MODELS = ("attn-0l", "attn-1l", "attn-2l", "gpt-mini")
 STEPS = 8  # the models, six parts, the explorer
+_ROWS = 96  # sequences of 128: 32 tokens an input of the widest model to fit its maps, as many to score
 _EXPLORER, _LINEAR = "attn-2l: explorer", "Linear layers"
 HEAVY = {_LINEAR: 20.0, _EXPLORER: 6.0}  # steps that take as long as so many of the others
 
@@ -84,7 +85,8 @@ def tour(
     models = {name: load(name) for name in _MODELS}
     sections = []
     measured = {
-        name: Measured(model, evaluation_tokens(model), seed) for name, model in models.items()
+        name: Measured(model, evaluation_tokens(model, n_sequences=_ROWS), seed)
+        for name, model in models.items()
     }
     for title, part in _parts(measured).items():
         say(title)
