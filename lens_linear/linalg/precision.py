@@ -141,6 +141,11 @@ def to_compute(x: Float[Tensor, "..."], *, device: torch.device | None = None) -
         tensor([0.1000], dtype=torch.float64)
     """
     require_float_tensor("x", x, finite=False)
+    return checked_to_compute(x, device=device)
+
+
+def checked_to_compute(x: Float[Tensor, "..."], *, device: torch.device | None = None) -> Tensor:
+    """:func:`to_compute` of what was checked at a public face."""
     target = compute_device(x.device if device is None else device)
     return x.detach().to(target).to(COMPUTE_DTYPE)
 
@@ -171,8 +176,14 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
         >>> gram(torch.eye(2, dtype=torch.float64)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    d = require_float_tensor("x", x, ndim=2, finite=False).shape[1]
-    size = _block(d) if block is None else require_int("block", block, minimum=1)
+    require_float_tensor("x", x, ndim=2, finite=False)
+    return checked_gram(x, None if block is None else require_int("block", block, minimum=1))
+
+
+def checked_gram(x: Float[Tensor, "n d"], block: int | None = None) -> Float[Tensor, "d d"]:
+    """:func:`gram` of what was checked at a public face."""
+    d = x.shape[1]
+    size = _block(d) if block is None else block
     if size >= d:
         return mirrored(x.T @ x)
     out = x.new_empty(d, d)

@@ -28,8 +28,8 @@ from lens_linear.linalg.distributed import all_reduce_sum, gather_ints, process
 from lens_linear.linalg.precision import (
     COMPUTE_DTYPE,
     add_gram,
+    checked_gram,
     coarser,
-    gram,
     gram_tolerance,
     mirrored,
     row_error,
@@ -93,11 +93,11 @@ class Factor:
     def to_products(self) -> Products:
         """The same scatter as products."""
         syy = self.rest + _squares(self.image, self.rest.ndim == 2)
-        return Products(gram(self.root), self.root.T @ self.image, syy)
+        return Products(checked_gram(self.root), self.root.T @ self.image, syy)
 
 
 def _squares(y: Tensor, full: bool) -> Tensor:
-    return gram(y) if full else y.square().sum(0)
+    return checked_gram(y) if full else y.square().sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,7 @@ def summarise(
         return _in_single(x, y, full, single)
     (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
     if like is not None and isinstance(like.form, Products):
-        form = Products(gram(xc), xc.T @ yc, _squares(yc, full))
+        form = Products(checked_gram(xc), xc.T @ yc, _squares(yc, full))
         return Scatter(len(x), x.dtype, mean_x, mean_y, form)
     d = yc.shape[1]
     rows = Factor(xc, yc, yc.new_zeros((d, d) if full else d))

@@ -22,7 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_linear.checks import require_choice, require_float, require_int, shown
+from lens_linear.checks import counted, require_choice, require_float, require_int, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.plots.style import (
     DASHES,
@@ -261,6 +261,19 @@ def window(
     room = 0.04 * max(high - low, 1e-3)
     row, col = at or (None, None)
     return fig.update_yaxes(range=[low - room, high + room], row=row, col=col)
+
+
+def below_axis(frame: pd.DataFrame, drawn: Sequence[tuple[str, str]], floor: float) -> str:
+    """How many scores (column, label) of layers lie below the axis, and the lowest; nothing where none do."""
+    off = [(float(frame[name].min()), name, label) for name, label in drawn]
+    least, name, label = min(off, key=lambda found: found[0], default=(0.0, "", ""))
+    if not off or least >= floor:
+        return ""
+    count = sum(int((frame[name] < floor).sum()) for name, _ in drawn)
+    where = int(frame["layer"].iloc[int(np.nanargmin(frame[name]))])
+    return (
+        f"<br>{counted(count, 'score')} below the axis, lowest: {label}, layer {where}: {least:.3g}"
+    )
 
 
 def heights(fig: go.Figure) -> np.ndarray:

@@ -26,6 +26,7 @@ from lens_linear.linearity.replace.runs import RunTable
 from lens_linear.plots._kinds import (
     add_level,
     add_line,
+    below_axis,
     figure,
     heights,
     in_legend,
@@ -94,10 +95,8 @@ def linearity_profile(
     }  # fmt: skip
     titles = ["R²"] * bool(shares) + list(own.values())
     fig, places = panels(titles) if len(titles) > 1 else (go.Figure(), [])
-    below = ""
-    if shares:
-        at = places[0] if places else None
-        below = _r2_lines(fig, profile, frame, shares, bands=bands, at=at)
+    at = places[0] if places else None
+    below = _r2_lines(fig, profile, frame, shares, bands=bands, at=at) if shares else ""
     for index, name in enumerate(own, start=bool(shares)):
         at = places[index] if places else None
         add_line(
@@ -148,17 +147,9 @@ def _r2_lines(
     lowest = float(null.min())
     outside = f" ({lowest:.2g}, off the axis)" if lowest < -1 else ""
     add_level(fig, null.clip(lower=-1), f"independent noise{outside}", x=layers, at=at)
-    floor = max(-1.0, min(-0.1, lowest)) if not outside else -0.1
+    floor = -0.1 if outside else max(-1.0, min(-0.1, lowest))
     window(fig, lowest=floor, highest=1.0, at=at)
-    off = [(float(frame[score].min()), score, label) for score, label in drawn]
-    least, score, label = min(off, key=lambda found: found[0], default=(0.0, "", ""))
-    if least >= floor:
-        return ""
-    count = sum(int((frame[name] < floor).sum()) for _, name, _ in off)
-    where = frame.loc[frame[score].idxmin(), "layer"]
-    return (
-        f"<br>{counted(count, 'score')} below the axis, lowest: {label}, layer {where}: {least:.3g}"
-    )
+    return below_axis(frame, drawn, floor)
 
 
 @figure

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.linalg import LinearFit, to_compute
-from lens_linear.linalg.precision import compute_device
+from lens_linear.linalg import LinearFit
+from lens_linear.linalg.precision import checked_to_compute, compute_device
 
 if TYPE_CHECKING:
     from lens_linear.stats.collect import Reading
@@ -102,10 +102,10 @@ class SiteScorer:
             sums[1] = _by_sequence(yc[:, cut] - centre).cpu()
             if added is not None:
                 moved = _by_sequence(added[:, cut] - update)
-                lost = moved <= to_compute(noise[:, cut]).square().sum(1)
+                lost = moved <= checked_to_compute(noise[:, cut]).square().sum(1)
                 sums[2] = torch.where(lost, torch.zeros_like(moved), moved).cpu()
         return out
 
 
 def _by_sequence(rows: Tensor) -> Float[Tensor, " sequence"]:
-    return to_compute(torch.linalg.vector_norm(rows, dim=-1)).square().sum(1)
+    return checked_to_compute(torch.linalg.vector_norm(rows, dim=-1)).square().sum(1)

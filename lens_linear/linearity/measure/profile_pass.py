@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, to_compute
+from lens_linear.linalg import LinearFit, Moments, all_reduce_sum
 from lens_linear.linalg.least_squares import Ridge
 from lens_linear.linalg.memory import give_back
 from lens_linear.linalg.more_rows import solve_both
+from lens_linear.linalg.precision import checked_to_compute
 from lens_linear.linearity.measure.intervals import left_out
 from lens_linear.linearity.measure.pooled_scores import (
     Scores,
@@ -180,7 +181,10 @@ class ProfilePass:
     def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:
         """What is taken from the rows scored beside the residuals: update ratio, groups of sequences."""
         if site == "block":
-            before, added = to_compute(x.norm(dim=-1)), to_compute((y - x).norm(dim=-1))
+            before, added = (
+                checked_to_compute(x.norm(dim=-1)),
+                checked_to_compute((y - x).norm(dim=-1)),
+            )
             real = before > 0
             ratio = self.state.sums["update_ratio"]
             ratio[layer] += torch.stack([(added / before)[real].sum(), real.sum().double()]).cpu()
