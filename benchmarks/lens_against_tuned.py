@@ -96,12 +96,12 @@ def main() -> None:
         )
         print(name, [round(float(v), 3) for v in kl], f"{seconds:.1f} s", flush=True)
 
-    for polish in (0, 1):
+    for polish, raw in ((0, False), (1, False), (0, True), (1, True)):
         start = time.process_time()
-        lens = ll.fit_lens(model, fitted, polish=polish)
+        lens = ll.fit_lens(model, fitted, polish=polish, raw=raw)
         seconds = time.process_time() - start
         table = lens.score(held).to_dataframe()
-        note(f"closed form, polish={polish}", seconds, table["kl"][:-1])
+        note(f"closed form, polish={polish}, raw={raw}", seconds, table["kl"][:-1])
     note("raw least squares", float("nan"), table["raw_kl"][:-1])
     note("logit lens", float("nan"), table["logit_kl"][:-1])
     for optimizer in ("sgd", "adam"):
