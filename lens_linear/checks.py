@@ -32,7 +32,8 @@ class HasTexts(Protocol):
 def counted(n: int, noun: str, spec: str = "") -> str:
     """A number and what it counts: "1 row", "2 rows", "0 queries"; ``spec`` formats the number."""
     many = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeo" else f"{noun}s"
-    many = f"{noun}es" if noun.endswith(("ch", "ss", "x")) else many
+    hissing = noun.endswith(("ch", "ss", "x")) and not noun.endswith("poch")
+    many = f"{noun}es" if hissing else many
     return f"{n:{spec}} {noun if n == 1 else many}"
 
 

@@ -29,7 +29,8 @@ WORDS = {
 @pytest.mark.parametrize(
     ("n", "noun", "words"),
     [(1, "row", "1 row"), (0, "row", "0 rows"), (2, "query", "2 queries"), (3, "key", "3 keys"),
-     (1, "query", "1 query"), (4, "patch", "4 patches"), (2, "affine map", "2 affine maps")],
+     (1, "query", "1 query"), (4, "patch", "4 patches"), (2, "affine map", "2 affine maps"),
+     (2, "epoch", "2 epochs"), (1, "epoch", "1 epoch"), (5, "training epoch", "5 training epochs")],
 )  # fmt: skip
 def test_a_number_and_what_it_counts(n, noun, words):
     assert counted(n, noun) == words

@@ -1,5 +1,6 @@
 """The lens against numpy's least squares, the model's own logits and a KL written out."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from linearity_data import small, tokens
 
 import lens_linear as ll
-from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from lens_linear.models.capture import residual_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens has .* rows for .* inputs")
@@ -169,6 +170,35 @@ def test_polish_lowers_the_kl_and_repeats():
     assert torch.equal(first.weight, again.weight)
     before, after = (lens.score(ids[40:])["kl"].iloc[:-1] for lens in (plain, first))
     assert (after < before).all()
+
+
+@pytest.mark.parametrize(("norm", "raw"), [("LN", True), ("RMS", False)])
+def test_a_model_in_float64_is_polished_as_in_float32(norm, raw):
+    single, ids = small(norm=norm), tokens(60)
+    double = copy.deepcopy(single).double()
+    one, two = (ll.fit_lens(m, ids, polish=2, raw=raw) for m in (single, double))
+    plain = ll.fit_lens(double, ids, raw=raw)
+    torch.testing.assert_close(one.weight, two.weight, atol=1e-4, rtol=0)
+    assert float((two.weight - plain.weight).abs().max()) > 1e-3
+    before, after = (lens.score(ids)["kl"].iloc[0] for lens in (plain, two))
+    assert after < before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["unembed", "ln_final"])
+def test_a_readout_that_is_not_finite_is_not_polished_into_the_maps(part, value):
+    model = small()
+    with torch.no_grad():
+        next(getattr(model, part).parameters()).view(-1)[5] = value
+    with pytest.raises(NonFiniteError, match=r"KL of layer 0 .* wider precision"):
+        ll.fit_lens(model, tokens(60), polish=1)
+
+
+def test_a_score_of_no_layer_is_refused():
+    lens = ll.fit_lens(small(), tokens(60))
+    with pytest.raises(InvalidArgumentError, match="leave it out"):
+        lens.score(tokens(8), layers=())
+    assert len(lens.score(tokens(8), layers=[1])) == 1
 
 
 def test_few_rows_warn():

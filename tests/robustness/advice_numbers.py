@@ -42,6 +42,14 @@ def still():
     return ll.toy_model(**SHAPE, positions="none").double()
 
 
+def loud(dtype):
+    """A model whose logits are beyond 65,504, where float16 ends."""
+    model = ll.toy_model(**SHAPE, norm="LN")
+    with torch.no_grad():
+        model.unembed.weight.mul_(60_000 / model.unembed.weight.abs().max())
+    return model.to(dtype)
+
+
 def scored_on_the_mean():
     """Score rows that are all the mean of the training rows."""
     fit = moments().fit()
@@ -314,6 +322,17 @@ ROWS = [
         lambda: stats.gather_rows(toy(), stats.as_rows(toy(), IDS), layer=0, site="ffn"),
         "must be one of 'block', 'attn'",
         lambda: stats.gather_rows(toy(), stats.as_rows(toy(), IDS), layer=0, site="block"),
+    ),
+    # lens
+    (
+        lambda: ll.fit_lens(toy(), IDS).score(IDS, layers=[]),
+        "leave it out for all",
+        lambda: ll.fit_lens(toy(), IDS).score(IDS),
+    ),
+    (
+        lambda: ll.fit_lens(loud(torch.float16), IDS, polish=1),
+        "load the model in a wider precision",
+        lambda: ll.fit_lens(loud(torch.float32), IDS, polish=1),
     ),
     # replacement
     (

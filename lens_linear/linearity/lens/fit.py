@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_float, require_int, require_seed
-from lens_linear.errors import LensLinearWarning
+from lens_linear.errors import LensLinearWarning, NonFiniteError
 from lens_linear.linalg import LinearFit, Moments, process
 from lens_linear.linalg.memory import groups
 from lens_linear.linearity.lens.lens import FEW, Lens
@@ -84,6 +85,7 @@ def fit_lens(
         NotEnoughDataError: at most ``d_model + 1`` rows.
         UnsupportedModelError: no blocks.
         InsufficientMemoryError: one layer needs more than ``max_memory``.
+        NonFiniteError: NaN or infinity in the stream, or in the logits when polishing.
 
     Source: Din et al. 2023, arXiv 2303.09435 (raw least squares); Belrose et al. 2023, arXiv 2303.08112
     (tuned on the KL); nostalgebraist 2020 (logit lens).
@@ -267,7 +269,13 @@ def _step(
         stream = streams[layer].detach().flatten(0, -2)
         x, mixed = readout.normalise(stream), partial(lens.with_raw, stream, layer)
         with torch.enable_grad():
-            read = readout.decode(mixed(x @ weight[layer] + bias[layer])).log_softmax(-1)
+            direct = x @ weight[layer].to(x) + bias[layer].to(x)
+            read = readout.decode(mixed(direct)).log_softmax(-1)
             loss = kl_div(read, target, reduction="batchmean", log_target=True)
+        if not math.isfinite(loss.detach()):
+            raise NonFiniteError(
+                f"the KL of layer {layer} of {lens.model_name!r} is NaN or infinite in polishing; check the "
+                "unembedding and the final norm, or load the model in a wider precision"
+            )
         loss.backward(inputs=[weight, bias])
         tell(streams.shape[1] * (layer + 1) / len(weight))

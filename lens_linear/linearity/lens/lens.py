@@ -352,7 +352,10 @@ def _prompt(model: TransformerBridge, text: str) -> Tensor:
 
 
 def _layers(layers: list[int] | None, n: int) -> list[int]:
-    return list(range(n + 1)) if layers is None else require_layers("layers", layers, n + 1)
+    chosen = list(range(n + 1)) if layers is None else require_layers("layers", layers, n + 1)
+    if not chosen:
+        raise InvalidArgumentError("layers must name at least one, got []; leave it out for all")
+    return chosen
 
 
 def _score_table(sums: dict[int, Tensor], seed: int) -> pd.DataFrame:
