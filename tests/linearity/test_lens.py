@@ -81,14 +81,32 @@ def test_the_share_of_the_raw_reading_is_that_of_least_squares(norm, rows):
     lens = ll.fit_lens(model, ids)
     looked = ids[np.linspace(0, rows - 1, min(rows, 128)).astype(int)]
     states, eps = residual_stream(model, looked).double().detach().numpy(), float(model.cfg.eps)
-    last = normed(states[-1][:, 1:], norm, eps)
+    last = normed(states[-1], norm, eps)
     for layer in range(2):
-        x = states[layer][:, 1:]
+        x = states[layer]
         direct = normed(x, norm, eps) @ lens.weight[layer].numpy() + lens.bias[layer].numpy()
         raw = normed(x @ lens.raw_weight[layer].numpy() + lens.raw_bias[layer].numpy(), norm, eps)
-        found = np.linalg.lstsq((raw - direct).reshape(-1, 1), (last - direct).ravel(), rcond=None)
-        assert 0.02 < found[0].item() < 1
-        assert float(lens.raw_share[layer]) == pytest.approx(found[0].item(), abs=1e-5)
+        # The mean of the first position, as many times as there are others.
+        apart, left = (
+            np.vstack([v[:, 1:].reshape(-1, 16), np.tile(v[:, 0].mean(0), (len(v) * 15, 1))])
+            for v in (raw - direct, last - direct)
+        )
+        found = np.linalg.lstsq(apart.reshape(-1, 1), left.ravel(), rcond=None)[0].item()
+        assert 0.02 < found < 1
+        assert float(lens.raw_share[layer]) == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "size"), [("LN", 0.1), ("LN", 1.0), ("RMS", 0.3)])
+def test_the_raw_reading_does_not_spoil_the_first_position(norm, size):
+    """Of one first token among 60 raw least squares takes little notice; a share of it may not either."""
+    model, ids = small(norm=norm, n_layers=3), tokens(120, 60).clone()
+    ids[:, 0] = 5
+    with torch.no_grad():
+        model.embed.weight[5] *= size
+    lens = ll.fit_lens(model, ids[:100])
+    score = lens.score(ids[100:]).to_dataframe().iloc[:-1]
+    assert (score["kl_first"] < 0.1 * score["kl"]).all()
+    assert score["raw_kl_first"].max() > score["raw_kl"].min()
 
 
 def test_the_lens_is_far_below_raw_least_squares_early_and_not_above_it_late():
@@ -99,7 +117,7 @@ def test_the_lens_is_far_below_raw_least_squares_early_and_not_above_it_late():
     ratio = (found["kl"] / found["raw_kl"]).to_numpy()
     assert (ratio < 1.01).all() and ratio[0] < 0.92
     direct = dataclasses.replace(lens, raw_share=torch.zeros_like(lens.raw_share))
-    assert found["kl"].iloc[-1] < 0.99 * direct.score(ids[110:])["kl"].iloc[-2]
+    assert found["kl"].iloc[-1] < 0.995 * direct.score(ids[110:])["kl"].iloc[-2]
     assert lens.raw_share[0] < lens.raw_share[-1]
 
 

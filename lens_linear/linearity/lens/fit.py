@@ -64,7 +64,8 @@ def fit_lens(
     The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison,
     and lends to the lens where it knows more: of late layers it keeps the size of the stream beside what the
     last blocks add. A layer reads ``u = d + s (r − d)``, d the direct reading, r the normalised raw one, and
-    the share s in [0, 1] that brings u nearest to n(x_L) on some 2,000 of the tokens (``.raw_share``).
+    the share s in [0, 1] that brings u nearest to n(x_L) on some 2,000 of the tokens (``.raw_share``), the
+    mean of the first position counted as in the maps.
 
     Args:
         model: a bridge.
@@ -207,20 +208,26 @@ def _r2(moments: Moments, fit: LinearFit) -> float:
 
 
 def _shares(lens: Lens, rows: RowView, batch_size: int | None) -> Float[Tensor, " layer"]:
-    """``Σ (n(x_L) − d)·(r − d) / Σ |r − d|²`` by layer, in [0, 1], over rows spread through the text."""
+    """``Σ (n(x_L) − d)·(r − d) / Σ |r − d|²`` by layer, in [0, 1], over rows spread through the text.
+
+    As in the direct maps the mean of the first position counts as much as all other positions together.
+    """
     few = rows.take(
         torch.linspace(0, len(rows) - 1, min(len(rows), -(-_SHARED // rows.length))).long()
     )
     sums = torch.zeros(2, len(lens.weight), dtype=torch.float64)
+    firsts = torch.zeros(2, *lens.weight.shape[:2], dtype=torch.float64)
     for start, stop in row_ranges(few, batch_size, model=lens.model, logits=False):
         streams = residual_streams(lens.model, few[start:stop])
-        last = lens.readout.normalise(streams[-1])[:, 1:]
+        last = lens.readout.normalise(streams[-1])
         for layer in range(len(lens.weight)):
-            stream = streams[layer][:, 1:]
-            direct = lens.normed(stream, layer, "direct")
-            apart = lens.normed(stream, layer, "raw") - direct
-            sums[0, layer] += float(((last - direct) * apart).sum(dtype=torch.float64))
-            sums[1, layer] += float(apart.square().sum(dtype=torch.float64))
+            direct = lens.normed(streams[layer], layer, "direct")
+            apart = lens.normed(streams[layer], layer, "raw") - direct
+            for place, part in enumerate((last - direct, apart)):
+                sums[place, layer] += float((part * apart)[:, 1:].sum(dtype=torch.float64))
+                firsts[place, layer] += part[:, 0].sum(0, dtype=torch.float64).cpu()
+    held = few.n_tokens(1) / len(few) ** 2
+    sums += held * (firsts * firsts[1]).sum(-1)
     return (sums[0] / sums[1]).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
