@@ -11,6 +11,7 @@ from linearity_data import small, tokens
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
+from lens_linear.linearity.lens import fit
 from lens_linear.models.capture import residual_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:tokens has .* rows for .* inputs")
@@ -219,6 +220,24 @@ def test_a_score_of_no_layer_is_refused():
     assert len(lens.score(tokens(8), layers=[1])) == 1
 
 
+def test_streams_that_fit_are_kept_for_the_epochs_and_give_the_same_maps(monkeypatch):
+    """Rows of unequal length too; where memory is short the model runs again for every epoch."""
+    model, ids = small(), tokens(60)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[::3, 9:] = False
+    task = ll.Task(ids, mask=mask)
+    passes = []
+    run = fit.residual_stream
+    monkeypatch.setattr(fit, "residual_stream", lambda *a: passes.append(1) or run(*a))
+    kept = ll.fit_lens(model, task, polish=2, seed=3)
+    assert passes == []
+    short = 2 * 8 * 12 * 16**2 + 1  # the statistics of both layers, and no streams
+    again = ll.fit_lens(model, task, polish=2, seed=3, max_memory=short)
+    assert len(passes) > 2
+    torch.testing.assert_close(kept.weight, again.weight, atol=1e-6, rtol=1e-5)
+    assert float((kept.weight - ll.fit_lens(model, task).weight).abs().max()) > 1e-3
+
+
 def test_few_rows_warn():
     with pytest.warns(UserWarning, match="20"):
         ll.fit_lens(small(), tokens(10))
@@ -274,9 +293,10 @@ def test_fitting_polishing_and_scoring_tell_how_far_they_are(monkeypatch, capsys
     silent.score(ids[:10])
     assert capsys.readouterr().err == ""
     lens = ll.fit_lens(model, ids, polish=1, progress=True, max_memory=40_000)
-    assert torch.equal(lens.weight, silent.weight)
-    assert (
-        lens.score(ids[:10], progress=True)["kl"].tolist() == silent.score(ids[:10])["kl"].tolist()
+    # Groups of layers keep no streams: the epochs run the model again, in other batches.
+    torch.testing.assert_close(lens.weight, silent.weight, atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(
+        lens.score(ids[:10], progress=True)["kl"], silent.score(ids[:10])["kl"], atol=1e-6
     )
     said = capsys.readouterr().err.splitlines()
     for what in ("fitting", "polishing", "scoring"):

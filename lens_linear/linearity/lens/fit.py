@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_float, require_int, require_seed
 from lens_linear.errors import LensLinearWarning, NonFiniteError
 from lens_linear.linalg import LinearFit, Moments, process
-from lens_linear.linalg.memory import groups
+from lens_linear.linalg.memory import groups, usable_bytes
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import model_device, residual_stream, residual_streams, row_ranges
@@ -76,7 +76,8 @@ def fit_lens(
         raw: False leaves the raw least-squares lens out: half of the work and of the memory, and no share.
         batch_size: sequences a forward pass; as many as memory allows by default.
         max_memory: bytes that statistics may add, half of what is free by default. Layers that do not fit
-            together are fitted group after group, each in a pass of its own.
+            together are fitted group after group, each in a pass of its own. Where the streams of all rows
+            fit beside them, polishing does not run the model again.
         progress: show a bar with the time left.
 
     Returns:
@@ -107,25 +108,25 @@ def fit_lens(
     seed, raw = require_seed(seed), require_bool("raw", raw)
     width = model_shape(model).d_model
     require_rows_for_fit(len(rows), rows.n_tokens() // len(rows), width, halved=False)
-    if rows.n_tokens() < FEW * width:
-        warnings.warn(
-            f"tokens has {rows.n_tokens():,} rows for {width} inputs, {rows.n_tokens() / width:.1f} an "
-            "input; "
-            f"a lens needs {FEW} ({FEW * width:,} tokens) to read other text as well as this",
-            LensLinearWarning,
-            stacklevel=2,
-        )
+    _warn_of_few(rows.n_tokens(), width)
     readout, n_layers = Readout.of(model), model_shape(model).n_layers
     # A lens: statistics with and without the first position, maps.
     each = 8.0 * 6 * (1 + raw) * width**2
-    maps: list[LinearFit] = []
-    raws: list[LinearFit] = []
-    r2: list[float] = []
-    cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this lens")
+    maps, raws, r2 = list[LinearFit](), list[LinearFit](), list[float]()
+    device = model_device(model)
+    cut = groups(n_layers, each, max_memory, device, what="one layer of this lens")
+    # The streams of one pass over all rows are kept for the epochs of Adam, where they fit too.
+    needed = each * n_layers + 4.0 * (n_layers + 1) * rows.n_tokens() * width
+    alone = polish > 0 and len(cut) == process()[1] == 1
+    kept: dict[int, Tensor] | None = None
+    if alone and needed <= usable_bytes(max_memory, device):
+        kept = {}
     with sequence_bar(len(cut), "fitting", show=progress) as bar:
         for done, layers in enumerate(cut):
             tell = partial(_tell, bar, done)
-            direct, plain = _collect(model, rows, readout, batch_size, layers, raw, ridge, tell)
+            direct, plain = _collect(
+                model, rows, readout, batch_size, layers, raw, ridge, kept, tell
+            )
             found = [_solve(*pair, ridge) for pair in direct]
             r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
             maps += found
@@ -147,7 +148,17 @@ def fit_lens(
     )
     if raw:
         lens = dataclasses.replace(lens, raw_share=_shares(lens, rows, batch_size))
-    return _polished(lens, rows, progress=progress) if polish else lens
+    return _polished(lens, rows, kept, progress=progress) if polish else lens
+
+
+def _warn_of_few(n: int, width: int) -> None:
+    if n < FEW * width:
+        warnings.warn(
+            f"tokens has {n:,} rows for {width} inputs, {n / width:.1f} an input; "
+            f"a lens needs {FEW} ({FEW * width:,} tokens) to read other text as well as this",
+            LensLinearWarning,
+            stacklevel=3,
+        )
 
 
 def _tell(bar: Callable[[float], None], done: float, share: float) -> None:
@@ -162,6 +173,7 @@ def _collect(
     layers: range,
     raw: bool,
     ridge: float,
+    kept: dict[int, Tensor] | None,
     tell: Callable[[float], None],
 ) -> tuple[list[Pair], list[Pair]]:
     """Statistics of (n(x_l), n(x_L)) and of (x_l, x_L), by layer; those of the first position apart.
@@ -174,6 +186,9 @@ def _collect(
     mine = rows.share(*process())
     for start, stop in row_ranges(mine, batch_size, model=model, logits=False):
         streams = residual_streams(model, mine[start:stop])
+        if kept is not None:
+            together = torch.stack(streams, dim=1)
+            kept |= zip(mine.index[start:stop].tolist(), together, strict=True)
         last = readout.normalise(streams[-1])
         for count, (layer, pair) in enumerate(zip(layers, direct, strict=True), start=1):
             tell((start + (stop - start) * count / (len(layers) + 1)) / len(mine))
@@ -231,11 +246,10 @@ def _shares(lens: Lens, rows: RowView, batch_size: int | None) -> Float[Tensor, 
     return (sums[0] / sums[1]).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
-def _polished(lens: Lens, rows: RowView, *, progress: bool) -> Lens:
+def _polished(lens: Lens, rows: RowView, kept: dict[int, Tensor] | None, *, progress: bool) -> Lens:
     """Epochs of Adam on the KL, all layers in the same passes; the penalty ends with the closed form."""
-    model = lens.model
-    kept = lens.weight.float(), lens.bias.float()
-    weight, bias = (value.clone().requires_grad_() for value in kept)
+    closed = lens.weight.float(), lens.bias.float()
+    weight, bias = (value.clone().requires_grad_() for value in closed)
     generator = torch.Generator().manual_seed(lens.seed)
     size = max(1, _BATCH // rows.length)
     steps = lens.polish * sum(1 for _ in row_ranges(rows, size))
@@ -246,19 +260,24 @@ def _polished(lens: Lens, rows: RowView, *, progress: bool) -> Lens:
             order = torch.randperm(len(rows), generator=generator)
             for start in range(0, len(rows), size):
                 done = epoch * len(rows) + start
-                for first, end in _pieces(rows.take(order[start : start + size])):
-                    tell = partial(_tell, bar, done)
-                    _step(lens, residual_stream(model, first[:end]), weight, bias, tell)
-                    done += end
+                for streams in _streams(lens.model, rows.take(order[start : start + size]), kept):
+                    _step(lens, streams, weight, bias, partial(_tell, bar, done))
+                    done += streams.shape[1]
                 adam.step()
                 adam.zero_grad()
                 falling.step()
     return dataclasses.replace(lens, weight=weight.detach().double(), bias=bias.detach().double())
 
 
-def _pieces(view: RowView) -> list[tuple[Tensor, int]]:
-    """Rows of one length at a time, so that no pad is read."""
-    return [(view[a:b], b - a) for a, b in row_ranges(view, len(view))]
+def _streams(
+    model: TransformerBridge, view: RowView, kept: dict[int, Tensor] | None
+) -> Iterator[Float[Tensor, "boundary row position d_model"]]:
+    """Residual streams of a few rows, those of one length together, so that no pad is read."""
+    for a, b in row_ranges(view, len(view)):
+        if kept is None:
+            yield residual_stream(model, view[a:b])
+        else:
+            yield torch.stack([kept[i] for i in view.index[a:b].tolist()], dim=1)
 
 
 def _step(
