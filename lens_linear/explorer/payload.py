@@ -527,8 +527,8 @@ def _lens_note(lens: Lens | None) -> str:
         f" That is {each:.0f} an input; {FEW} would read other text as well." if each < FEW else ""
     )
     return (
-        f"Linear lens (fit_lens): one affine map a layer to the normalised last stream, least squares on n = "
-        f"{lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance.{few}"
+        "Linear lens (fit_lens with raw=False): one affine map a layer to the normalised last stream, "
+        f"least squares on n = {lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance.{few}"
     )
 
 

@@ -62,10 +62,10 @@ def fit_lens(
     rows, and all get the same maps; polishing is done by each on all rows.
 
     The raw least-squares lens, from x_l to x_L without a penalty, is fitted in the same pass for comparison,
-    and lends to the lens where it knows more: of late layers it keeps the size of the stream beside what the
-    last blocks add. A layer reads ``u = d + s (r − d)``, d the direct reading, r the normalised raw one, and
-    the share s in [0, 1] that brings u nearest to n(x_L) on some 2,000 of the tokens (``.raw_share``), the
-    mean of the first position counted as in the maps.
+    and lends to the lens where it reads better, as in late layers it can. A layer reads
+    ``u = d + s (r − d)``, d the direct reading, r the normalised raw one, and the share s
+    in [0, 1] that brings u nearest to n(x_L) on some 2,000 of the tokens (``.raw_share``), the mean of the
+    first position counted as in the maps.
 
     Args:
         model: a bridge.
