@@ -37,7 +37,7 @@ from lens_linear.linalg.precision import (
     row_error,
     to_compute,
 )
-from lens_linear.linalg.scatter import Factor, Products, Scatter, summarise
+from lens_linear.linalg.scatter import Factor, Products, Scatter, Target, summarise
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
@@ -461,7 +461,7 @@ def fit_linear(
     ridge = require_float("ridge", ridge, minimum=0.0)
     require_overdetermined(*x.shape)
     device = compute_device(x.device)
-    scatter = summarise(x.to(device), y.to(device), full=False)
+    scatter = summarise(x.to(device), Target(y.to(device)), full=False)
     return solve(scatter, ridge=ridge)
 
 

@@ -56,6 +56,7 @@ from lens_linear.linalg.precision import compute_device, constant_columns
 from lens_linear.linalg.scatter import (
     Factor,
     Scatter,
+    Target,
     all_reduce,
     combine,
     summarise,
@@ -106,12 +107,13 @@ class Moments:
         self.device = None if device is None else compute_device(require_device("device", device))
         self._scatter: Scatter | None = None
 
-    def update(self, x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_out"]) -> Self:
+    def update(self, x: Float[Tensor, "... d_in"], y: Float[Tensor, "... d_out"] | Target) -> Self:
         """Take in more rows.
 
         Args:
             x: [..., d_in], any floating dtype; leading axes are flattened to rows.
-            y: [..., d_out], same leading axes. No rows is allowed and changes nothing.
+            y: [..., d_out], same leading axes; a :class:`~lens_linear.linalg.scatter.Target` of them where
+                several x have the same y. No rows is allowed and changes nothing.
 
         Returns:
             This object.
@@ -121,15 +123,17 @@ class Moments:
             InvalidArgumentError: shapes or sizes disagree; likewise.
         """
         length = x.shape[-2] if isinstance(x, Tensor) and x.ndim > 1 else 0
-        x, y = require_pair(x, y, finite=False)
-        self._require_sizes(x.shape[1], y.shape[1])
+        target = y if isinstance(y, Target) else Target(y)
+        x, rows = require_pair(x, target.rows, finite=False)
+        self._require_sizes(x.shape[1], rows.shape[1])
         if x.shape[0] == 0:
             return self
         device = compute_device(x.device) if self.device is None else self.device
         with torch.no_grad():
-            x, y = x.to(device), y.to(device)
+            x = x.to(device)
+            target = target if rows.device == device else Target(rows.to(device))
             single = min(length, _SHORT) if self.single else 0
-            part = summarise(x, y, full=self.keep_yy, like=self._scatter, single=single)
+            part = summarise(x, target, full=self.keep_yy, like=self._scatter, single=single)
             held = part if self._scatter is None else combine(self._scatter, part, reuse=True)
         self._hold(held)
         return self

@@ -14,8 +14,10 @@ In both, the means of two parts differ by one step, and that step is one more ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -31,7 +33,7 @@ from lens_linear.linalg.precision import (
     checked_gram,
     coarser,
     gram_tolerance,
-    mirrored,
+    mirror_,
     row_error,
     without_autocast,
 )
@@ -194,21 +196,68 @@ def centre(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, rows.sub_(mean)  # our own copy: no need for another
 
 
+class Piece(NamedTuple):
+    """Float32 rows about their mean; the mean, and the step from it to the float32 mean, in float64."""
+
+    rows: Float[Tensor, "k d"]
+    mean: Float[Tensor, " d"]
+    step: Float[Tensor, " d"]
+
+
+def _pieces(rows: Float[Tensor, "n d"], length: int) -> Iterator[Piece]:
+    for part in rows.split(length):
+        near = part.float().mean(0)
+        centred = part.float() - near
+        # A float32 mean lies a step beside the mean.
+        step = centred.mean(0).to(COMPUTE_DTYPE)
+        yield Piece(centred, near + step, step)
+
+
+class Target:
+    """Rows of y, prepared once for all the x that they are put beside.
+
+    Args:
+        rows: [..., d_out].
+    """
+
+    def __init__(self, rows: Float[Tensor, "... d_out"]) -> None:
+        self.rows = rows
+        self._kept: dict[tuple[int, bool], tuple[list[Piece], Tensor]] = {}
+
+    @cached_property
+    def flat(self) -> Float[Tensor, "n d_out"]:
+        """The rows as a matrix."""
+        return self.rows.detach().reshape(-1, self.rows.shape[-1])
+
+    @cached_property
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Mean and centred rows in float64."""
+        return centre("y", self.flat)
+
+    def pieces(self, length: int, full: bool) -> tuple[list[Piece], Tensor]:
+        """Float32 rows, ``length`` at a time, and the sum of their squares (``full``: products)."""
+        if (length, full) not in self._kept:
+            pieces = list(_pieces(self.flat, length))
+            total = sum(_squares(piece.rows, full).to(COMPUTE_DTYPE) for piece in pieces)
+            self._kept[length, full] = pieces, torch.as_tensor(total)
+        return self._kept[length, full]
+
+
 def summarise(
-    x: Tensor, y: Tensor, *, full: bool, like: Scatter | None = None, single: int = 0
+    x: Tensor, y: Target, *, full: bool, like: Scatter | None = None, single: int = 0
 ) -> Scatter:
     """The statistics of one batch, centred by its own mean before anything is squared.
 
     Args:
         x: [n, d_in].
-        y: [n, d_out].
+        y: n rows.
         full: keep the whole scatter of y, not only its diagonal.
         like: statistics that they will be added to: they come in its form.
         single: rows whose products are taken in float32 at once, see :func:`_in_single`; 0 for float64.
     """
-    if single and max(x.dtype.itemsize, y.dtype.itemsize) <= 4:
+    if single and max(x.dtype.itemsize, y.rows.dtype.itemsize) <= 4:
         return _in_single(x, y, full, single)
-    (mean_x, xc), (mean_y, yc) = centre("x", x), centre("y", y)
+    (mean_x, xc), (mean_y, yc) = centre("x", x), y.centred
     if like is not None and isinstance(like.form, Products):
         form = Products(checked_gram(xc), xc.T @ yc, _squares(yc, full))
         return Scatter(len(x), x.dtype, mean_x, mean_y, form)
@@ -218,36 +267,37 @@ def summarise(
 
 
 @without_autocast()
-def _in_single(x: Tensor, y: Tensor, full: bool, length: int) -> Scatter:
+def _in_single(x: Tensor, y: Target, full: bool, length: int) -> Scatter:
     """Products of ``length`` rows in float32 about their own mean, added up in float64.
 
     Half the time of float64 products. An entry is wrong by about 1e-7 of the sizes of its two columns, so a
     fit needs a penalty well above that. What the means of the pieces add is float64.
     """
-    d = x.shape[1], y.shape[1]
+    d = x.shape[1], y.flat.shape[1]
     sxx = x.new_zeros(d[0], d[0], dtype=COMPUTE_DTYPE)
-    sxy, syy = sxx.new_zeros(d), sxx.new_zeros((d[1], d[1]) if full else d[1])
-    means, steps, sizes = [], [], []
-    for rows_x, rows_y in zip(x.split(length), y.split(length), strict=True):
-        near_x, near_y = rows_x.float().mean(0), rows_y.float().mean(0)
-        xc, yc = rows_x.float() - near_x, rows_y.float() - near_y
-        add_gram(sxx, xc)
-        sxy += xc.T @ yc
-        syy += _squares(yc, full)
-        # The float32 means lie a step beside the means.
-        steps.append(torch.cat([xc.mean(0), yc.mean(0)]).to(COMPUTE_DTYPE))
-        means.append(torch.cat([near_x, near_y]) + steps[-1])
-        sizes.append(len(xc))
-    sxx = mirrored(sxx)
+    sxy = sxx.new_zeros(d)
+    targets, syy = y.pieces(length, full)
+    means, steps = list[Tensor](), list[Tensor]()
+    product = x.new_empty(d, dtype=torch.float32)
+    for mine, theirs in zip(_pieces(x, length), targets, strict=True):
+        add_gram(sxx, mine.rows)
+        sxy += torch.mm(mine.rows.T, theirs.rows, out=product)
+        means.append(torch.cat([mine.mean, theirs.mean]))
+        steps.append(torch.cat([mine.step, theirs.step]))
+    mirror_(sxx)
+    sizes = [len(piece.rows) for piece in targets]
     found, share = torch.stack(means), torch.tensor(sizes).to(sxx)[:, None]
     mean = (found * share).sum(0) / len(x)
     require_finite("x", mean[: d[0]])
     require_finite("y", mean[d[0] :])
-    for sign, rows in ((1, found - mean), (-1, torch.stack(steps))):
-        along_x, along_y = (rows * share.sqrt()).split(d, 1)
-        sxx.addmm_(along_x.T, along_x, alpha=sign)
-        sxy.addmm_(along_x.T, along_y, alpha=sign)
-        syy += sign * _squares(along_y, full)
+    # What the means add, less what the steps added.
+    rows = torch.cat([found - mean, torch.stack(steps)]) * torch.cat([share, share]).sqrt()
+    along_x, along_y = rows.split(d, 1)
+    signed = torch.cat([along_x[: len(found)], -along_x[len(found) :]])
+    sxx.addmm_(signed.T, along_x)
+    sxy.addmm_(signed.T, along_y)
+    gained, lost = along_y.split(len(found))
+    syy = syy + _squares(gained, full) - _squares(lost, full)
     mean_x, mean_y = mean.split(d)
     return Scatter(len(x), x.dtype, mean_x, mean_y, Products(sxx, sxy, syy))
 

@@ -10,6 +10,7 @@ from linalg_data import ill_conditioned, normal, numpy_fit, planted
 
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, NotEnoughDataError
 from lens_linear.linalg import Moments, r_squared
+from lens_linear.linalg.scatter import Target
 
 
 def collect(x, y, sizes=(50,), **kw):
@@ -289,3 +290,22 @@ def test_float32_products_are_those_of_float64_to_their_own_precision(full):
     assert_same(doubles, collect(x.double(), y.double(), keep_yy=full))
     with pytest.raises(NonFiniteError):
         Moments(single=True).update(x * float("nan"), y)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_target_beside_several_x_is_the_rows_themselves(single):
+    generator = torch.Generator().manual_seed(6)
+    x = [torch.randn(7, 50, d, generator=generator) for d in (3, 3, 5)]
+    y = x[0][..., :2] * 3 + torch.randn(7, 50, 2, generator=generator) + 20
+    for full in (False, True):
+        target = Target(y[:, 1:])
+        for rows in x:
+            beside = Moments(single=single, keep_yy=full).update(rows[:, 1:], target)
+            beside.update(rows[:, 1:], target)
+            alone = Moments(single=single, keep_yy=full).update(rows[:, 1:], y[:, 1:])
+            alone.update(rows[:, 1:], y[:, 1:].clone())
+            assert_same(beside, alone, rtol=0)
+    with pytest.raises(InvalidArgumentError, match="same rows"):
+        Moments().update(x[0], target)
+    with pytest.raises(NonFiniteError, match="y"):
+        Moments(single=single).update(x[0], Target(y * float("inf")))

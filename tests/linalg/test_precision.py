@@ -11,7 +11,7 @@ from lens_linear.linalg import (
     row_error,
     to_compute,
 )
-from lens_linear.linalg.precision import _block
+from lens_linear.linalg.precision import _block, add_gram, mirror_
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -76,10 +76,15 @@ def test_moments_and_krylov_refuse_devices_and_maps_that_are_none():
         krylov_basis(torch.eye(2), torch.ones(1, 2), order=1)
 
 
-@pytest.mark.parametrize("d", [1, 64, 255, 257, 768, 1500, 2048, 2304, 4096])
-def test_a_block_is_an_eighth_of_the_width_in_multiples_of_32_up_to_256(d):
-    block = _block(d)
-    assert block % 32 == 0 and 32 <= block <= 256
-    assert block in (32, 256) or d / 8 - 32 < block < d / 8 + 1
-    assert block > 32 or d < 8 * 64
-    assert block < 256 or d > 8 * 255
+@pytest.mark.parametrize("d", [1, 33, 64, 129, 257, 770])
+def test_gram_adds_up_blocks_to_the_whole_product(d):
+    x = torch.randn(40, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) + 0.3
+    whole = torch.einsum("ni,nj->ij", x, x)
+    assert 32 <= _block(d) <= 192
+    torch.testing.assert_close(gram(x), whole, rtol=1e-12, atol=1e-12)
+    assert torch.equal(gram(x), gram(x).T)
+    total = torch.eye(d, dtype=torch.float64) + 7 * torch.ones(d, d).tril(-1)  # 7: means nothing
+    add_gram(total, x.float())
+    mirror_(total)
+    torch.testing.assert_close(total, whole + torch.eye(d), rtol=1e-5, atol=1e-5)
+    assert torch.equal(total, total.T)

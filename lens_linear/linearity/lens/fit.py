@@ -19,6 +19,7 @@ from lens_linear.checks import require_bool, require_float, require_int, require
 from lens_linear.errors import LensLinearWarning, NonFiniteError
 from lens_linear.linalg import LinearFit, Moments, process
 from lens_linear.linalg.memory import groups, usable_bytes
+from lens_linear.linalg.scatter import Target
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import model_device, residual_stream, residual_streams, row_ranges
@@ -127,9 +128,10 @@ def fit_lens(
             direct, plain = _collect(
                 model, rows, readout, batch_size, layers, raw, ridge, kept, tell
             )
-            found = [_solve(*pair, ridge) for pair in direct]
-            r2 += [_r2(rest + first, fit) for (rest, first), fit in zip(direct, found, strict=True)]
-            maps += found
+            for rest, first in direct:
+                whole = rest + first
+                maps.append(_solve(whole, first, ridge))
+                r2.append(_r2(whole, maps[-1]))
             raws += [(rest + first).fit() for rest, first in plain]
     lens = Lens(
         weight=torch.stack([fit.weight for fit in maps]),
@@ -189,12 +191,17 @@ def _collect(
         if kept is not None:
             together = torch.stack(streams, dim=1)
             kept |= zip(mine.index[start:stop].tolist(), together, strict=True)
-        last = readout.normalise(streams[-1])
+        # Positions are set apart first: a norm writes the rest without a gap, so it is not copied again.
+        parts = _parts(streams[-1])
+        last = [Target(readout.normalise(x)) for x in parts]
+        raw_last = [Target(x) for x in parts]
         for count, (layer, pair) in enumerate(zip(layers, direct, strict=True), start=1):
             tell((start + (stop - start) * count / (len(layers) + 1)) / len(mine))
-            _update(pair, readout.normalise(streams[layer]), last)
+            for moments, x, y in zip(pair, _parts(streams[layer]), last, strict=True):
+                moments.update(readout.normalise(x), y)
         for layer, pair in zip(layers, plain, strict=False):
-            _update(pair, streams[layer], streams[-1])
+            for moments, x, y in zip(pair, _parts(streams[layer]), raw_last, strict=True):
+                moments.update(x, y)
         tell(stop / len(mine))
     for rest, first in [*direct, *plain]:
         rest.all_reduce_()
@@ -202,18 +209,17 @@ def _collect(
     return direct, plain
 
 
-def _update(pair: Pair, x: Tensor, y: Tensor) -> None:
-    rest, first = pair
-    rest.update(x[:, 1:], y[:, 1:])
-    first.update(x[:, 0], y[:, 0])
+def _parts(stream: Float[Tensor, "row position d"]) -> tuple[Tensor, Tensor]:
+    """Positions after the first, and the first."""
+    return stream[:, 1:], stream[:, 0]
 
 
-def _solve(rest: Moments, first: Moments, ridge: float) -> LinearFit:
-    whole = rest + first
+def _solve(whole: Moments, first: Moments, ridge: float) -> LinearFit:
     # The scatter is a sum over rows, so the penalty of a row counts n times.
     penalty = ridge * float(whole.sxx.diagonal().mean())
-    if rest.n:
-        whole.merge(Moments.of_equal_rows(first.mean_x, first.mean_y, rest.n))
+    others = whole.n - first.n
+    if others:
+        whole = whole + Moments.of_equal_rows(first.mean_x, first.mean_y, others)
     return whole.fit(ridge=penalty)
 
 
