@@ -20,7 +20,7 @@ they need a random baseline).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, head_name, require_choice, require_int, require_seed
 from lens_linear.models.describe.shape import ModelShape, model_shape
-from lens_linear.models.describe.weights import AttentionWeights, read_attention, reading_norm_kind
+from lens_linear.models.describe.weights import read_attention, reading_norm_kind
 from lens_linear.progress import watched
 from lens_linear.tables import Result
 
@@ -43,7 +43,7 @@ Baseline = Literal["rotated", "gaussian"]
 Precision = Literal["float64", "float32"]
 LARGE = 3e11  # multiplications; float64 does about 1e10 a second on one core
 TILE = 64  # rows and columns of all Gram matrices held at once
-GROUP = 4  # layers of writers multiplied together, with the readers above the first of them
+GRID = 1 << 20  # more than the levels, 64 to a factor of e, that a variance or a skewness spans
 SMALL = 1e-3  # of the Cauchy-Schwarz bound: above it rounding stays below 1e-12 (float32: 1e-4)
 
 
@@ -203,21 +203,26 @@ def composition_scores(
         # What a LayerNorm takes away is written for nobody, by writers and by readers for V alike.
         written = attention.W_O - attention.W_O.mean(dim=-1, keepdim=True)
         attention = replace(attention, W_O=written)
-    writers = _side(attention.W_O.transpose(-2, -1), attention.W_V.transpose(-2, -1))
-    readers = [_reader(attention, kind) for kind in KINDS]
+    qk = _sides(attention.W_Q, attention.W_K.transpose(-2, -1))
+    readers_v, writers = _sides(attention.W_V, attention.W_O)
+    readers = (*qk, readers_v)
     earlier = torch.arange(n_layers)[:, None] < torch.arange(n_layers)
     mask = earlier[:, None, :, None].expand(n_layers, n_heads, n_layers, n_heads)
     if baseline == "rotated":
         ranks = writers.values.shape[-1], readers[0].values.shape[-1]
         corners = _corners(d_model, *ranks, n_random, generator)
-        found = [_rotated(writers.values, reader.values, corners) for reader in readers]
+        # What reads by query and what reads by key are two sides of one matrix: one spectrum.
+        spectra = [reader.values for reader in readers[1:]]
+        found = [_rotated(writers.values, values, corners) for values in spectra]
         squares = [
-            _rotated_square(writers.values, reader.values, d_model, mean)
-            for reader, (mean, _) in zip(readers, found, strict=True)
+            _rotated_square(writers.values, values, d_model, mean)
+            for values, (mean, _) in zip(spectra, found, strict=True)
         ]
     else:
-        found = [_gaussian(attention.W_Q.shape, n_random, generator)] * len(readers)
+        found = [_gaussian(attention.W_Q.shape, n_random, generator)] * 2
         squares = [_gamma_square(*pair) for pair in found]
+    best = [_best_random(square, mask) for square in squares]
+    found, best = [found[0], *found], [best[0], *best]
     means, sds = (
         torch.stack([pair[i].expand(mask.shape) for pair in found]) * mask for i in (0, 1)
     )
@@ -225,7 +230,7 @@ def composition_scores(
         _scores(writers, readers, mask),
         means,
         sds,
-        torch.stack([_best_random(square, mask) for square in squares]),
+        torch.stack(best),
         baseline,
         n_random,
         fold,
@@ -263,24 +268,25 @@ def _precision(shape: ModelShape) -> Precision:
     return "float32" if pairs * shape.d_model**2 / 2 > LARGE else "float64"
 
 
-def _reader(attention: AttentionWeights, kind: Kind) -> _Side:
-    if kind == "Q":
-        return _side(attention.W_Q, attention.W_K.transpose(-2, -1))
-    if kind == "K":
-        return _side(attention.W_K, attention.W_Q.transpose(-2, -1))
-    return _side(attention.W_V, attention.W_O)
-
-
-def _side(
+def _sides(
     a: Float[Tensor, "layer head d_model rank"],
     b: Float[Tensor, "layer head rank d_model"],
-) -> _Side:
-    """``a (b bᵀ)^(1/2)`` has the Gram matrix of ``a @ b`` and no more columns than ``a``."""
-    values, vectors = torch.linalg.eigh((b @ b.transpose(-2, -1)).double())
-    root = vectors * values.clamp_min(0).sqrt()[..., None, :] @ vectors.transpose(-2, -1)
-    inner = root @ (a.transpose(-2, -1) @ a).double() @ root
+) -> tuple[_Side, _Side]:
+    """Both sides of ``a @ b``: ``a (b bᵀ)^(1/2)`` has its Gram matrix, and no more columns than ``a``."""
+    grams = [(x.transpose(-2, -1) @ x).double() for x in (a, b.transpose(-2, -1))]
+    roots = [_root(gram) for gram in grams]
+    inner = roots[1] @ grams[0] @ roots[1]
     spectrum = torch.linalg.eigvalsh(inner).clamp_min(0).sqrt()
-    return _Side(a @ root.to(a), spectrum)
+    return _Side(a @ roots[1].to(a), spectrum), _Side(
+        b.transpose(-2, -1) @ roots[0].to(b), spectrum
+    )
+
+
+def _root(gram: Float[Tensor, "*batch rank rank"]) -> Float[Tensor, "*batch rank rank"]:
+    """The symmetric root of a matrix without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors * values.clamp_min(0).sqrt()[..., None, :] @ vectors.transpose(-2, -1)
+    return root
 
 
 def _scores(
@@ -290,19 +296,20 @@ def _scores(
     n_layers, n_heads, d_model, _ = writers.factor.shape
     left, rights = writers.factor.flatten(0, 1), [reader.factor.flatten(0, 1) for reader in readers]
     squares = torch.zeros(len(rights), len(left), len(left), dtype=torch.float64)
+    row = torch.zeros(squares.shape, dtype=left.dtype)  # summed in float64 row by row of tiles
+    room = torch.empty(2, len(left), min(TILE, d_model) ** 2, dtype=left.dtype)
+    blocks = list(_blocks(n_layers, n_heads))
     tiles = range(0, d_model, TILE)
     for i in watched(tiles, len(tiles)):
-        row = torch.zeros(squares.shape, dtype=left.dtype)  # summed in float64 row by row of tiles
+        row.zero_()
         for j in range(i, d_model, TILE):
-            written = _tile(left, i, j)
+            written = _tile(left, i, j, room[0])
+            # What stands right of the diagonal stands below it too.
+            twice = 1 if i == j else 2
             for kind, right in enumerate(rights):
-                read = _tile(right, i, j)
-                for first in range(0, n_layers - 1, GROUP):
-                    rows = slice(first * n_heads, min(first + GROUP, n_layers - 1) * n_heads)
-                    above = slice((first + 1) * n_heads, None)  # readers of these layers' writers
-                    # What stands right of the diagonal stands below it too.
-                    twice = 1 if i == j else 2
-                    row[kind, rows, above].addmm_(written[rows], read[above].T, alpha=twice)
+                read = _tile(right, i, j, room[1])
+                for early, late in blocks:
+                    row[kind, early, late].addmm_(written[early], read[late].T, alpha=twice)
         squares += row
     found = torch.zeros(len(rights), *mask.shape, dtype=torch.float64)
     for kind, reader in enumerate(readers):
@@ -314,9 +321,29 @@ def _scores(
     return found
 
 
-def _tile(factor: Float[Tensor, "head d_model rank"], i: int, j: int) -> Float[Tensor, "head cell"]:
-    """Some rows and columns of each head's ``factor factorᵀ``."""
-    return (factor[:, i : i + TILE] @ factor[:, j : j + TILE].transpose(1, 2)).flatten(1)
+def _blocks(n_layers: int, n_heads: int) -> Iterator[tuple[slice, slice]]:
+    """Heads of early and of late layers, in few large blocks that cover each pair of rising layers once."""
+    waiting = [(0, n_layers)]
+    while waiting:
+        first, last = waiting.pop()
+        middle = (first + last) // 2
+        if last - first > 3:
+            waiting += [(first, middle), (middle, last)]
+            early, late = (first, middle), (middle, last)
+        else:
+            early, late = (first, last - 1), (first + 1, last)
+        if late[0] < late[1]:
+            yield slice(*(n_heads * x for x in early)), slice(*(n_heads * x for x in late))
+
+
+def _tile(
+    factor: Float[Tensor, "head d_model rank"], i: int, j: int, room: Float[Tensor, "head cell"]
+) -> Float[Tensor, "head cell"]:
+    """Some rows and columns of each head's ``factor factorᵀ``, in memory that is used again."""
+    rows, columns = factor[:, i : i + TILE], factor[:, j : j + TILE]
+    shape = len(factor), rows.shape[1], columns.shape[1]
+    out = room.flatten()[: math.prod(shape)].view(shape)
+    return torch.bmm(rows, columns.transpose(1, 2), out=out).flatten(1)
 
 
 def _multiply_out(
@@ -398,9 +425,12 @@ def _best_random(square: _Square, mask: Bool[Tensor, "layer head layer head"]) -
     if not bool(usable.any()):
         return torch.ones((), dtype=torch.float64)
     both = torch.stack([variance, skewness.clamp_min(1e-2)])[:, usable]
-    groups, which, counts = (
-        (both.log() * 64).round().unique(dim=1, return_inverse=True, return_counts=True)
+    levels = (both.log() * 64).round()
+    # One number for both is found again many times as fast as a column of two.
+    keys, which, counts = (levels[0] * GRID + levels[1]).unique(
+        return_inverse=True, return_counts=True
     )
+    groups = torch.stack([(keys / GRID).round(), keys - GRID * (keys / GRID).round()])
     variance, skewness = (groups / 64).exp()
     root = torch.zeros_like(variance).index_add_(0, which, root[usable]) / counts
     freedom = 8 / skewness.square()
@@ -459,7 +489,7 @@ def _gaussian(
         v, o, q, k = (
             torch.randn(d_model, d_head, generator=generator, dtype=torch.float64) for _ in range(4)
         )
-        written, read = _side(o, v.T), _side(q, k.T)
+        written, read = _sides(o, v.T)[0], _sides(q, k.T)[0]
         product = written.factor.T @ read.factor
         drawn.append(product.norm() / (written.norm * read.norm))
     values = torch.stack(drawn)

@@ -280,9 +280,10 @@ def _read_attention(
         for layer in range(model.cfg.n_layers):
             _fold_layer(model, probe, layer, found, biases, dtype)
     n_heads, groups = found["Q"].shape[1], found["K"].shape[1]
-    for name in ("K", "V"):
-        found[name] = found[name].repeat_interleave(n_heads // groups, dim=1)
-        biases[name] = biases[name].repeat_interleave(n_heads // groups, dim=1)
+    for part in (found, biases) if groups < n_heads else ():
+        part |= {
+            name: part[name].repeat_interleave(n_heads // groups, dim=1) for name in ("K", "V")
+        }
     return AttentionWeights(
         found["Q"],
         found["K"],
