@@ -188,7 +188,7 @@ def moves(found):
             {
                 "scale": scale,
                 "readout_change": change.mean(),
-                "standard_error": change.sem(),
+                "se": change.sem(),
                 "perplexity": float(part["perplexity"].median()),
                 "n_prompts": len(part),
             }

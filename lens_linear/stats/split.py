@@ -143,8 +143,9 @@ def as_rows(
     shortest = view.length if view.lengths is None else int(view.lengths.min())
     if shortest <= skip:
         raise NotEnoughDataError(
-            f"skip={skip} leaves nothing of sequences of {shortest} tokens; pass a smaller skip, or leave "
-            "short rows out"
+            f"tokens must have rows longer than the {skip} positions at the start that are left out (skip), "
+            f"got one of {shortest}; pass longer rows, leave short ones out, or take a smaller skip where "
+            "there is one"
         )
     return view
 

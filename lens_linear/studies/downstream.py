@@ -41,7 +41,7 @@ class DownstreamScores(Result):
     limit: int | None
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Columns: task, metric, value, standard_error (NaN where the harness gives none), n."""
+        """Columns: task, metric, value, se (NaN where the harness gives none), n."""
         return pd.DataFrame(list(self.rows))
 
     def __repr__(self) -> str:
@@ -102,7 +102,7 @@ def downstream_scores(
             error = metrics.get(f"{metric}_stderr,{kind}")
             error = float(error) if isinstance(error, (int, float)) else float("nan")
             entry = {"task": task, "metric": metric, "value": float(value)}
-            rows.append({**entry, "standard_error": error, "n": counted})
+            rows.append({**entry, "se": error, "n": counted})
     return DownstreamScores(tuple(rows), str(model.cfg.model_name), limit)
 
 

@@ -129,7 +129,7 @@ class StudyResult(Result):
             list(MEASURES)
         ].mean()
         grouped = by_run.groupby(["variant", "step", "final"], sort=False)
-        table = grouped.agg(["mean", "std"])
+        table = grouped.agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
         table.columns = ["_".join(pair) for pair in table.columns.to_flat_index()]
         return table.assign(n_seeds=grouped.size()).reset_index()
 
@@ -156,14 +156,16 @@ class StudyResult(Result):
                 mean = values.mean()
                 t = mean / error if error else math.copysign(math.inf, mean) if mean else math.nan
                 row = {"variant": variant, "measure": measure, "difference": mean}
-                out.append({**row, "standard_error": error, "t": t, "n_seeds": len(values)})
+                out.append({**row, "se": error, "t": t, "n_seeds": len(values)})
         return pd.DataFrame(out)
 
     def layer_spread(self, measure: str = "ffn_r2") -> pd.DataFrame:
         """Final models, one row per variant and layer: mean, sd, minimum and maximum over seeds."""
         frame = self.to_dataframe()
         grouped = frame[frame.final].groupby(["variant", "layer"], sort=False)[measure]
-        return grouped.agg(["mean", "std", "min", "max", "count"]).reset_index()
+        return grouped.agg(
+            mean="mean", sd="std", min="min", max="max", n_seeds="count"
+        ).reset_index()
 
     def verdict(self) -> str:
         """Say in words, per variant, whether it is less linear and has a lower loss than the baseline."""
@@ -197,7 +199,7 @@ def _direction(row: Any, up: str, down: str) -> str:
         return "not known (a run has no finite value)"
     if degrees < 1:
         return f"not known ({row['difference']:+.4f} at one seed has no spread)"
-    size = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
+    size = f"{row['difference']:+.4f} ± {row['se']:.4f}"
     # A difference that its own digits print as zero is no verdict, however small its error.
     if not abs(row["t"]) > limit or not float(f"{row['difference']:.4f}"):
         return f"no clear change ({size})"

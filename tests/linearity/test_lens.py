@@ -213,10 +213,18 @@ def test_a_readout_that_is_not_finite_is_not_polished_into_the_maps(part, value)
         ll.fit_lens(model, tokens(60), polish=1)
 
 
-def test_a_score_of_no_layer_is_refused():
+def test_layers_and_rows_that_a_lens_cannot_read_are_refused():
     lens = ll.fit_lens(small(), tokens(60))
     with pytest.raises(InvalidArgumentError, match="leave it out"):
         lens.score(tokens(8), layers=())
+    with pytest.raises(InvalidArgumentError, match="got one of 1; pass longer rows"):
+        lens.score(tokens(8)[:, :1])
+    stream = torch.zeros(1, lens.weight.shape[-1])
+    for layer in (-1, 3, 99):
+        with pytest.raises(InvalidArgumentError, match="layer must be"):
+            lens.translator()(stream, layer)
+    with pytest.raises(InvalidArgumentError, match="reading must be"):
+        lens.normed(stream, 0, "tuned")
     assert len(lens.score(tokens(8), layers=[1])) == 1
 
 

@@ -206,7 +206,7 @@ def test_too_few_sequences_are_refused_with_a_number_that_is_right():
     with pytest.raises(NotEnoughDataError, match="at least 4 sequences"):
         ll.linearity_profile(model, ids[:3], fit="in-sample")
     ll.linearity_profile(model, ids[:4], fit="in-sample")
-    with pytest.raises(NotEnoughDataError, match="skip=10 leaves nothing"):
+    with pytest.raises(NotEnoughDataError, match="longer than the 10 positions"):
         ll.linearity_profile(model, ids, skip=10)
 
 

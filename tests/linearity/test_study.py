@@ -70,9 +70,9 @@ def test_table_holds_every_run_step_and_layer(result):
     row = summary[(summary.variant == "relu") & summary.final].iloc[0]
     by_seed = frame[(frame.variant == "relu") & frame.final].groupby("seed").ffn_r2.mean()
     assert row.ffn_r2_mean == pytest.approx(by_seed.mean())
-    assert row.ffn_r2_std == pytest.approx(by_seed.std()) and row.n_seeds == 2
+    assert row.ffn_r2_sd == pytest.approx(by_seed.std()) and row.n_seeds == 2
     spread = table.layer_spread("block_r2")
-    assert len(spread) == 6 and (spread["count"] == 2).all()
+    assert len(spread) == 6 and (spread.n_seeds == 2).all()
     assert "3 variants x 2 seeds" in repr(table)
 
 
@@ -135,7 +135,7 @@ def made(effect, noise):
 def test_differences_are_paired_by_seed_and_the_verdict_keeps_quiet_about_noise():
     table = made(effect=-0.2, noise=0.01).differences().set_index("measure")
     assert table.difference["loss"] == pytest.approx(-0.2)
-    assert table.standard_error["loss"] == pytest.approx(0.01 / 3**0.5)
+    assert table.se["loss"] == pytest.approx(0.01 / 3**0.5)
     assert table.t["loss"] == pytest.approx(-0.2 / (0.01 / 3**0.5))
     said = made(effect=-0.2, noise=0.01).verdict()
     assert "blocks less linear" in said and "validation loss better" in said

@@ -95,7 +95,7 @@ RESULTS = {
     "CopiedTutorials": copied,
     "DirectLogitAttribution": lambda: ll.direct_logit_attribution(toy(), TOKENS[:2]),
     "DownstreamScores": lambda: DownstreamScores(
-        ({"task": "boolq", "metric": "acc", "value": 0.612345, "standard_error": 0.1, "n": 9},),
+        ({"task": "boolq", "metric": "acc", "value": 0.612345, "se": 0.1, "n": 9},),
         "toy",
         9,
     ),

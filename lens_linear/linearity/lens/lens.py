@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lens_linear._tl import TransformerBridge
-from lens_linear.checks import counted, require_instance, require_int, require_layers
+from lens_linear.checks import (
+    counted,
+    require_choice,
+    require_instance,
+    require_int,
+    require_layers,
+)
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import without_autocast
 from lens_linear.linearity.lens.readout import Readout
@@ -172,6 +178,8 @@ class Lens(Result):
         self, stream: Float[Tensor, "... d_model"], layer: int, reading: str = "lens"
     ) -> Float[Tensor, "... d_model"]:
         """What stands for the normalised last stream in one reading: "lens", "direct", "raw" or "logit"."""
+        layer = require_int("layer", layer, minimum=0, maximum=len(self.weight))
+        require_choice("reading", reading, ("lens", "direct", "raw", "logit"))
         if layer == len(self.weight) or reading == "logit":
             return self.readout.normalise(stream)
         if reading == "raw":
