@@ -16,6 +16,7 @@ import numpy as np
 import scaling
 import torch
 from meter import HERE, Row, in_process, medians, wall
+from peers import tools
 from reference import (
     MINI,
     SMALL,
@@ -516,6 +517,7 @@ CASES = {
     "profile time": profile_time,
     "matrices": matrices,
     "composition": composition,
+    "tools of TransformerLens": tools,
     "profile memory": profile_memory,
     "profile reference": profile_reference,
     "dynamics": dynamics,
