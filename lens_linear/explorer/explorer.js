@@ -99,7 +99,8 @@ details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 .missing { background: var(--hint); border-left: 4px solid var(--hint-line); padding: .4rem .8rem; margin: .8rem 0; font-size: .88rem; }
 .plane { width: 15rem; max-width: 100%; } .plane line { stroke: var(--line); } .plane circle { fill: var(--blue); fill-opacity: .75; }
 .plane text { font-size: 10px; fill: var(--soft); }
-@media (max-width: 500px) { .meter { display: none; } .plain th, .plain td { padding: .15rem .3rem; } }
+.view { container-type: inline-size; }
+@container (max-width: 640px) { .meter { display: none; } .plain th, .plain td { padding: .15rem .3rem; } }
 @media print {
   .explorer { --ground: #fff; padding: 0 1rem; font-size: 11px; }
   nav, .search, textarea { display: none; }

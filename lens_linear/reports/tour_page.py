@@ -14,6 +14,7 @@ from lens_linear.files import require_target, write_text
 from lens_linear.models.open.bundled import available_models
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
+from lens_linear.models.threads import few_threads
 from lens_linear.reports.attempt import attempt
 from lens_linear.reports.build import GO_ON
 from lens_linear.reports.circuit_sections import (
@@ -89,9 +90,12 @@ def tour(
         name: Measured(model, evaluation_tokens(model, n_sequences=_ROWS), seed)
         for name, model in models.items()
     }
-    for title, part in _parts(measured).items():
-        say(title)
-        sections.append(attempt(title, part))
+    with few_threads(max(model.cfg.d_model for model in models.values())):
+        for title, part in _parts(measured).items():
+            say(title)
+            sections.append(attempt(title, part))
+        say(_EXPLORER)
+        explorer = write_explorer(measured["attn-2l"], path, name="attn-2l")
     settings = {
         "lens_linear": __version__,
         "seed": seed,
@@ -99,8 +103,6 @@ def tour(
         "text": "the package's own stories",
         "sequences": len(measured["gpt-mini"].tokens),
     }
-    say(_EXPLORER)
-    explorer = write_explorer(measured["attn-2l"], path, name="attn-2l")
     page = render_page(
         "A tour of small transformers",
         _LEAD,
