@@ -50,6 +50,8 @@ NOTES = """
   `benchmarks/reference.py`). Its numbers and ours are compared in the same run.
 - Memory ratios compare what the measurement adds to the process that is already there (interpreter,
   libraries, model, one small warm-up run), and each is the peak of a process of its own.
+- scikit-learn's Ridge multiplies float32 rows in float32, ours in float64, since a fit without a penalty needs
+  it: on one pair of such matrices it is ahead in time.
 - *Exponent*: slope of log time against log size between the two largest sizes; its budget is that of the
   cause, and 0.1 for noise. Random small models, one axis at a time.
 - The naive surrogate asks for one Jacobian product for each of 32 directions and each layer, by central

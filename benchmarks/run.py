@@ -25,6 +25,7 @@ from pathlib import Path
 import cases
 import torch
 from meter import Row
+from threadpoolctl import threadpool_limits
 
 import lens_linear
 
@@ -107,7 +108,7 @@ def main() -> int:
             continue
         sys.stderr.write(f"{name} ...\n")
         at = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):
             rows += case(options.quick, Path(folder))
         sys.stderr.write(f"  {time.monotonic() - at:.0f} s\n")
     found = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -177,7 +177,7 @@ def run(
     *,
     record: Iterable[Spot] = (),
     edits: Sequence[Edit] = (),
-    attention_mask: Int[Tensor, "batch position"] | None = None,
+    attention_mask: Shaped[Tensor, "batch position"] | None = None,
     logits: bool = True,
     grad: bool = False,
     finite: bool = True,
@@ -191,8 +191,8 @@ def run(
         record: spots ``(layer, what)``, see :mod:`lens_linear.models.hooks`. Recorded tensors are what
             later parts of the model read, edits included.
         edits: ``((layer, what), function)``; the function gets the tensor and returns its replacement.
-        attention_mask: 1 for real tokens, 0 for padding on either side; what comes back keeps the places
-            of the tokens that were passed.
+        attention_mask: 1 (True) for real tokens, 0 for padding on either side; what comes back keeps the
+            places of the tokens that were passed.
         logits: False stops as soon as the last recorded spot was seen, and saves the unembedding.
         grad: keep the graph, so that gradients can be taken.
         finite: refuse NaN and infinity in what is recorded, and in the logits of a run without edits.
@@ -534,7 +534,7 @@ def residual_stream(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
-    attention_mask: Int[Tensor, "batch position"] | None = None,
+    attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "boundary batch position d_model"]:
     """Return the residual stream at every layer boundary: 0 is the embedding, L the last output."""
     return torch.stack(residual_streams(model, tokens, attention_mask=attention_mask))
@@ -544,7 +544,7 @@ def residual_streams(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
-    attention_mask: Int[Tensor, "batch position"] | None = None,
+    attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> list[Float[Tensor, "batch position d_model"]]:
     """The same, boundary by boundary and without a copy."""
     model = require_bridge(model)
