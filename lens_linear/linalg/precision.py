@@ -165,8 +165,8 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
     0.84 at d = 64, 0.67 at 256, 0.68 at 768, 0.66 at 3072 (4096 rows; 1024 for the last).
 
     Args:
-        x: rows [n, d].
-        block: columns a block; default: an eighth of d, between 32 and 256. At ``block >= d`` it is
+        x: rows [n, d]; no gradient passes.
+        block: columns a block; default: a sixth of d, between 32 and 192. At ``block >= d`` it is
             the plain product.
 
     Returns:
@@ -180,7 +180,9 @@ def gram(x: Float[Tensor, "n d"], *, block: int | None = None) -> Float[Tensor, 
         [[1.0, 0.0], [0.0, 1.0]]
     """
     require_float_tensor("x", x, ndim=2, finite=False)
-    return checked_gram(x, None if block is None else require_int("block", block, minimum=1))
+    return checked_gram(
+        x.detach(), None if block is None else require_int("block", block, minimum=1)
+    )
 
 
 def checked_gram(x: Float[Tensor, "n d"], block: int | None = None) -> Float[Tensor, "d d"]:

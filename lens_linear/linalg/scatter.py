@@ -14,10 +14,10 @@ In both, the means of two parts differ by one step, and that step is one more ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -214,33 +214,49 @@ def _pieces(rows: Float[Tensor, "n d"], length: int) -> Iterator[Piece]:
 
 
 class Target:
-    """Rows of y, prepared once for all the x that they are put beside.
+    """Rows of y, prepared once for all the x that they are put beside, and anew after they changed in place.
 
     Args:
-        rows: [..., d_out].
+        rows: [..., d_out]; in inference mode, where PyTorch counts no changes, they must stay as they are.
     """
 
     def __init__(self, rows: Float[Tensor, "... d_out"]) -> None:
         self.rows = rows
-        self._kept: dict[tuple[int, bool], tuple[list[Piece], Tensor]] = {}
+        self._version = 0
+        self._kept: dict[Any, Any] = {}
 
-    @cached_property
+    def _once(self, name: Any, make: Callable[[], Any]) -> Any:
+        version = 0 if self.rows.is_inference() else self.rows._version
+        if version != self._version:
+            self._version, self._kept = version, {}
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    @property
     def flat(self) -> Float[Tensor, "n d_out"]:
         """The rows as a matrix."""
-        return self.rows.detach().reshape(-1, self.rows.shape[-1])
+        flat: Tensor = self._once(
+            "flat", lambda: self.rows.detach().reshape(-1, self.rows.shape[-1])
+        )
+        return flat
 
-    @cached_property
+    @property
     def centred(self) -> tuple[Tensor, Tensor]:
         """Mean and centred rows in float64."""
-        return centre("y", self.flat)
+        found: tuple[Tensor, Tensor] = self._once("centred", lambda: centre("y", self.flat))
+        return found
 
     def pieces(self, length: int, full: bool) -> tuple[list[Piece], Tensor]:
         """Float32 rows, ``length`` at a time, and the sum of their squares (``full``: products)."""
-        if (length, full) not in self._kept:
+
+        def make() -> tuple[list[Piece], Tensor]:
             pieces = list(_pieces(self.flat, length))
             total = sum(_squares(piece.rows, full).to(COMPUTE_DTYPE) for piece in pieces)
-            self._kept[length, full] = pieces, torch.as_tensor(total)
-        return self._kept[length, full]
+            return pieces, torch.as_tensor(total)
+
+        found: tuple[list[Piece], Tensor] = self._once((length, full), make)
+        return found
 
 
 def summarise(

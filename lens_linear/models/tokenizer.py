@@ -253,8 +253,8 @@ def tokenize_prompts(
             raise NotEnoughDataError(f"texts[{index}] holds no tokens; leave empty texts out")
         if len(ids) > room and not truncate:
             raise InvalidArgumentError(
-                f"texts[{index}] has {len(ids)} tokens but the context has room for {room}; shorten it "
-                "or pass truncate=True"
+                f"texts[{index}] has {len(ids)} tokens but the context has room for {room}; shorten it, "
+                "or pass truncate=True where there is one"
             )
         kept = ids[-room:]
         rows.append(torch.tensor(kept if start and kept[0] == first else start + kept))

@@ -309,3 +309,18 @@ def test_a_target_beside_several_x_is_the_rows_themselves(single):
         Moments().update(x[0], target)
     with pytest.raises(NonFiniteError, match="y"):
         Moments(single=single).update(x[0], Target(y * float("inf")))
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_target_that_changed_in_place_is_read_anew(single, dtype):
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(4, 9, 3, generator=generator, dtype=dtype)
+    whole = torch.randn(4, 10, 2, generator=generator, dtype=dtype)
+    y = whole[:, 1:]  # a view: its rows change with the whole
+    target, beside, alone = Target(y), Moments(single=single), Moments(single=single)
+    for _ in range(3):
+        beside.update(x, target)
+        alone.update(x, y.clone())
+        whole.mul_(5).add_(1)
+    assert_same(beside, alone, rtol=0)

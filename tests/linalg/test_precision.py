@@ -88,3 +88,9 @@ def test_gram_adds_up_blocks_to_the_whole_product(d):
     mirror_(total)
     torch.testing.assert_close(total, whole + torch.eye(d), rtol=1e-5, atol=1e-5)
     assert torch.equal(total, total.T)
+
+
+@pytest.mark.parametrize("d", [3, 32, 90])
+def test_gram_takes_rows_with_a_gradient(d):
+    x = normal(7, d, seed=d).requires_grad_()
+    assert not gram(x).requires_grad and torch.equal(gram(x), gram(x.detach()))

@@ -225,7 +225,19 @@ def test_layers_and_rows_that_a_lens_cannot_read_are_refused():
             lens.translator()(stream, layer)
     with pytest.raises(InvalidArgumentError, match="reading must be"):
         lens.normed(stream, 0, "tuned")
+    for bad in (stream[:, 1:], stream[0, 0], stream.long(), stream.numpy(), None):
+        for reading in ("lens", "direct", "raw", "logit"):
+            with pytest.raises(InvalidArgumentError, match="stream must"):
+                lens.normed(bad, 1, reading)
     assert len(lens.score(tokens(8), layers=[1])) == 1
+
+
+@pytest.mark.parametrize("reading", ["lens", "direct", "raw", "logit"])
+def test_one_position_is_read_as_among_others(reading):
+    lens = ll.fit_lens(small(), tokens(60))
+    stream = torch.randn(3, 2, lens.weight.shape[-1], generator=torch.Generator().manual_seed(1))
+    alone = torch.stack([lens.normed(x, 1, reading) for x in stream.flatten(0, 1)])
+    torch.testing.assert_close(alone, lens.normed(stream, 1, reading).flatten(0, 1))
 
 
 def test_streams_that_fit_are_kept_for_the_epochs_and_give_the_same_maps(monkeypatch):

@@ -273,7 +273,7 @@ ROWS = [
     ),
     (
         lambda: ll.linearity_profile(mlp(), IDS, skip=16),
-        "pass a smaller skip",
+        "take a smaller skip",
         lambda: ll.linearity_profile(mlp(), IDS, skip=1),
     ),
     (

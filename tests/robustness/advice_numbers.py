@@ -334,6 +334,11 @@ ROWS = [
         "load the model in a wider precision",
         lambda: ll.fit_lens(loud(torch.float32), IDS, polish=1),
     ),
+    (
+        lambda: lens().normed(torch.zeros(2, 3), 0),
+        "take it from the model that the lens was fitted on",
+        lambda: lens().normed(torch.zeros(2, known().cfg.d_model), 0),
+    ),
     # replacement
     (
         lambda: linearity.ffn_compression(mlp(), IDS, layers=[]),

@@ -119,9 +119,8 @@ def fit_lens(
     # The streams of one pass over all rows are kept for the epochs of Adam, where they fit too.
     needed = each * n_layers + 4.0 * (n_layers + 1) * rows.n_tokens() * width
     alone = polish > 0 and len(cut) == process()[1] == 1
-    kept: dict[int, Tensor] | None = None
-    if alone and needed <= usable_bytes(max_memory, device):
-        kept = {}
+    keep = alone and needed <= usable_bytes(max_memory, device)
+    kept: dict[int, Tensor] | None = {} if keep else None
     with sequence_bar(len(cut), "fitting", show=progress) as bar:
         for done, layers in enumerate(cut):
             tell = partial(_tell, bar, done)

@@ -17,6 +17,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     counted,
     require_choice,
+    require_float_tensor,
     require_instance,
     require_int,
     require_layers,
@@ -180,6 +181,12 @@ class Lens(Result):
         """What stands for the normalised last stream in one reading: "lens", "direct", "raw" or "logit"."""
         layer = require_int("layer", layer, minimum=0, maximum=len(self.weight))
         require_choice("reading", reading, ("lens", "direct", "raw", "logit"))
+        stream, width = require_float_tensor("stream", stream, finite=False), self.weight.shape[1]
+        if stream.shape[-1:] != (width,):
+            raise InvalidArgumentError(
+                f"stream must be what enters a layer, [..., {width}], got shape {tuple(stream.shape)}; "
+                "take it from the model that the lens was fitted on"
+            )
         if layer == len(self.weight) or reading == "logit":
             return self.readout.normalise(stream)
         if reading == "raw":
@@ -191,7 +198,7 @@ class Lens(Result):
             return self.readout.normalise(
                 torch.addmm(
                     self.raw_bias[layer].to(stream),
-                    stream.flatten(0, -2),
+                    stream.reshape(-1, width),
                     self.raw_weight[layer].to(stream),
                 ).reshape(stream.shape)
             )
