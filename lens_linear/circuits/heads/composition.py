@@ -337,7 +337,7 @@ def _blocks(n_layers: int, n_heads: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _tile(
-    factor: Float[Tensor, "head d_model rank"], i: int, j: int, room: Float[Tensor, "head cell"]
+    factor: Float[Tensor, "head d_model rank"], i: int, j: int, room: Float[Tensor, "head room"]
 ) -> Float[Tensor, "head cell"]:
     """Some rows and columns of each head's ``factor factorᵀ``, in memory that is used again."""
     rows, columns = factor[:, i : i + TILE], factor[:, j : j + TILE]
