@@ -290,14 +290,15 @@ def _in_single(x: Tensor, y: Target, full: bool, length: int) -> Scatter:
     fit needs a penalty well above that. What the means of the pieces add is float64.
     """
     d = x.shape[1], y.flat.shape[1]
-    sxx = x.new_zeros(d[0], d[0], dtype=COMPUTE_DTYPE)
-    sxy = sxx.new_zeros(d)
+    sxx = x.new_empty(d[0], d[0], dtype=COMPUTE_DTYPE)
+    sxy = sxx.new_empty(d)
     targets, syy = y.pieces(length, full)
     means, steps = list[Tensor](), list[Tensor]()
     product = x.new_empty(d, dtype=torch.float32)
     for mine, theirs in zip(_pieces(x, length), targets, strict=True):
-        add_gram(sxx, mine.rows)
-        sxy += torch.mm(mine.rows.T, theirs.rows, out=product)
+        add_gram(sxx, mine.rows, first=not means)
+        torch.mm(mine.rows.T, theirs.rows, out=product)
+        sxy.add_(product) if means else sxy.copy_(product)
         means.append(torch.cat([mine.mean, theirs.mean]))
         steps.append(torch.cat([mine.step, theirs.step]))
     mirror_(sxx)

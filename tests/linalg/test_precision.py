@@ -86,6 +86,9 @@ def test_gram_adds_up_blocks_to_the_whole_product(d):
     total = torch.eye(d, dtype=torch.float64) + 7 * torch.ones(d, d).tril(-1)  # 7: means nothing
     add_gram(total, x.float())
     mirror_(total)
+    alone = torch.full((d, d), 7.0, dtype=torch.float64)
+    add_gram(alone, x.float(), first=True)
+    torch.testing.assert_close(mirror_(alone), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(total, whole + torch.eye(d), rtol=1e-5, atol=1e-5)
     assert torch.equal(total, total.T)
 
