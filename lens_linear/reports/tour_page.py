@@ -38,8 +38,8 @@ _LEAD = (
 )
 _MODELS = ("attn-0l", "attn-1l", "attn-2l", "gpt-mini")
 STEPS = 8  # the models, six parts, the explorer
-# Sequences of 128: 32 tokens an input of the widest model to fit its maps, as many to score.
-_ROWS = 96
+# Sequences of 128: 28 tokens an input of the widest model to fit its maps, as many to score.
+_ROWS = 84
 _EXPLORER, _LINEAR = "attn-2l: explorer", "Linear layers"
 HEAVY = {_LINEAR: 20.0, _EXPLORER: 6.0}  # steps that take as long as so many of the others
 
