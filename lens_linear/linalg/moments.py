@@ -82,8 +82,8 @@ class Moments:
         device: where the statistics live; default: where the first batch is (the CPU for MPS).
         keep_yy: keep all of Σ yᵀy, [d_out, d_out], not only its diagonal.
         single: multiply float32 rows in float32, one sequence of [sequence, position, d] at a time and at
-            most a thousand rows, and sum in float64: half the time. Entries are then right to about 1e-7 of
-            their columns' sizes: for fits with a penalty.
+            most a thousand rows, and sum in float64: half the time. Entries are then right to 1e-6 of
+            their columns' sizes, mostly to 1e-7: for fits with a penalty.
 
     Raises:
         InvalidArgumentError: a size below 1.

@@ -286,8 +286,9 @@ def summarise(
 def _in_single(x: Tensor, y: Target, full: bool, length: int) -> Scatter:
     """Products of ``length`` rows in float32 about their own mean, added up in float64.
 
-    Half the time of float64 products. An entry is wrong by about 1e-7 of the sizes of its two columns, so a
-    fit needs a penalty well above that. What the means of the pieces add is float64.
+    Half the time of float64 products. An entry is wrong by about 1e-7 of the sizes of its two columns, by up
+    to 1e-6 where rows are outliers, so a fit needs a penalty well above that. What the means of the
+    pieces add is float64.
     """
     d = x.shape[1], y.flat.shape[1]
     sxx = x.new_empty(d[0], d[0], dtype=COMPUTE_DTYPE)

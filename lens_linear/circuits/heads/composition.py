@@ -430,7 +430,8 @@ def _best_random(square: _Square, mask: Bool[Tensor, "layer head layer head"]) -
     keys, which, counts = (levels[0] * GRID + levels[1]).unique(
         return_inverse=True, return_counts=True
     )
-    groups = torch.stack([(keys / GRID).round(), keys - GRID * (keys / GRID).round()])
+    groups = levels.new_empty(2, len(keys))
+    groups[:, which] = levels
     variance, skewness = (groups / 64).exp()
     root = torch.zeros_like(variance).index_add_(0, which, root[usable]) / counts
     freedom = 8 / skewness.square()

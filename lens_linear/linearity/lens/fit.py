@@ -32,7 +32,7 @@ from lens_linear.stats.split import RowView, as_rows
 
 Pair = tuple[Moments, Moments]  # positions after the first, and the first
 
-_HIDES = 1e-4  # a penalty, as a share of the variance, far above what float32 products lose (1e-7)
+_HIDES = 1e-4  # a penalty, as a share of the variance, far above what float32 products lose (at most 1e-6)
 _RATE = 1e-3  # Adam's; falls linearly to 0
 _SHARED = 2048  # tokens that decide how much of the raw reading a layer takes
 _BATCH = 512  # tokens a step of Adam: in gpt-mini 2 % less KL than 1,024 after one epoch, 2 % more than 256
