@@ -153,6 +153,11 @@ def elsewhere(value):
     return model
 
 
+def on_card(value):
+    """The tensor, or a copy of the model, on a CUDA device: where a machine has one."""
+    return value.cuda() if isinstance(value, torch.Tensor) else _copied(value).to("cuda")
+
+
 def split(model):
     """A copy of the model as a device map lays it: the last block and what follows on a third device."""
     model = _copied(model)

@@ -6,7 +6,7 @@ import pytest
 import robust_figures
 import torch
 from robust_calls import CALLS
-from robust_devices import SecondDevice, elsewhere, let_weights_be_read, split
+from robust_devices import SecondDevice, elsewhere, let_weights_be_read, on_card, split
 from robust_numbers import check_same, numbers
 from test_bad_input import REFUSED
 from transformer_lens.model_bridge import TransformerBridge
@@ -39,23 +39,23 @@ def here(tmp_path, monkeypatch):
     let_weights_be_read(monkeypatch)
 
 
-def moved(value, move_model, *, tensors):
+def moved(value, move, *, tensors):
     if isinstance(value, TransformerBridge):
-        return move_model(value)
+        return move(value)
     if not tensors:
         return value
     if isinstance(value, torch.Tensor):
-        return elsewhere(value)
+        return move(value)
     if isinstance(value, list | tuple) and value and all(map(torch.is_tensor, value)):
-        return type(value)(elsewhere(part) for part in value)
+        return type(value)(move(part) for part in value)
     return value
 
 
-def check(call, move_model, *, tensors):
+def check(call, move, *, tensors):
     want = numbers(call.function(**call.arguments()))
     with SecondDevice():
         arguments = {
-            name: moved(value, move_model, tensors=tensors)
+            name: moved(value, move, tensors=tensors)
             for name, value in call.arguments().items()
         }
         answer = call.function(**arguments)
@@ -79,6 +79,34 @@ def test_tensors_on_another_device_give_the_same_numbers(call):
 @pytest.mark.parametrize("call", DEEP, ids=lambda call: call.name)
 def test_a_model_laid_over_two_devices_gives_the_same_numbers(call):
     check(call, split, tensors=False)
+
+
+CARD = torch.cuda.is_available()
+NO_CARD = pytest.mark.skip(reason="no CUDA device on this machine")
+ON_CARD = [
+    pytest.param(call, tensors, id=f"{call.name}-{'tensors' if tensors else 'model'}")
+    for calls, tensors in ((MODELS, False), (takes(torch.Tensor), True))
+    for call in calls
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "tensors"),
+    ON_CARD if CARD else [pytest.param(None, None, marks=NO_CARD, id="no card")],
+)
+def test_a_cuda_device_gives_the_numbers_of_the_processor(call, tensors):
+    """Kernels add in another order: looser than the stand-in, which adds as the processor does."""
+    want = numbers(call.function(**call.arguments()))
+    arguments = {
+        name: moved(value, on_card, tensors=tensors)
+        for name, value in call.arguments().items()
+    }
+    answer = call.function(**arguments)
+    got = numbers(answer)
+    repr(answer)
+    with contextlib.suppress(TypeError):
+        getattr(answer, "to_dataframe", list)()
+    check_same(call.name, got, want, rel=1e-3)
 
 
 @pytest.fixture

@@ -154,10 +154,3 @@ def test_memory_does_not_grow_with_the_tokens(monkeypatch):
 def test_devices_without_double_precision_hand_statistics_to_the_processor():
     assert compute_device("mps") == torch.device("cpu")
     assert compute_device("cuda:0") == torch.device("cuda:0")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_gpu_gives_the_numbers_of_the_processor():
-    on_gpu = gpt().to("cuda")
-    for name, analysis in ANALYSES.items():
-        assert apart(analysis(on_gpu, TOKENS), analysis(gpt(), TOKENS)) < 1e-4, name
