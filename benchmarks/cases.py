@@ -474,34 +474,6 @@ def tour(quick: bool, folder: Path) -> list[Row]:
     ]
 
 
-def gpu(_quick: bool, _folder: Path) -> list[Row]:
-    if torch.cuda.is_available():
-        spec = ModelSpec(n_layers=36, d_model=1280, n_heads=20, d_vocab=50257, n_ctx=1024)
-        model, tokens = random_model(spec).to("cuda"), random_tokens(spec, 32, 512)
-        taken = medians(
-            3,
-            bare=lambda: (bare_forward(model, tokens.cuda(), 8), torch.cuda.synchronize()),
-            ours=lambda: (
-                ll.linearity_profile(model, tokens, sites=("block", "ffn"), batch_size=8),
-                torch.cuda.synchronize(),
-            ),
-        )
-        value = taken["ours"] / taken["bare"]
-        measured = f"{taken['ours']:.2f} s against {taken['bare']:.2f} s"
-    else:
-        value, measured = None, "no GPU on this machine"
-    return [
-        Row(
-            "linearity_profile, block + FFN, all layers",
-            "GPT-2-large shape on a GPU, 32 × 512 tokens",
-            measured,
-            value,
-            "× bare forward",
-            None,
-        )
-    ]
-
-
 def tests(_quick: bool, _folder: Path) -> list[Row]:
     """The test command takes minutes: only where LENS_LINEAR_BENCHMARK_TESTS=1 asks for it."""
     value = None
@@ -529,6 +501,5 @@ CASES = {
     "large composition": scaling.large_composition,
     "threads": scaling.threads,
     "exponents": scaling.exponents,
-    "gpu": gpu,
     "tests": tests,
 }

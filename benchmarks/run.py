@@ -7,8 +7,7 @@
 The whole table is printed and written to docs/results/benchmarks.json and docs/results/benchmarks.md; other
 runs write only where --out says. How long the run took stands on the page. The exit status is 1 where a
 budget is missed. Times are processor seconds, medians over repeats taken in turn; peak memory is that of
-processes of their own. What needs a GPU says "not run" where there is none; LENS_LINEAR_BENCHMARK_TESTS=1 times the test command
-too.
+processes of their own. LENS_LINEAR_BENCHMARK_TESTS=1 times the test command too. benchmarks/gpu.py measures a GPU.
 """
 
 from __future__ import annotations
@@ -71,11 +70,11 @@ def table(rows: list[Row]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown(found: dict) -> str:
+def markdown(found: dict, head: str = HEAD, notes: str = cases.NOTES) -> str:
     """The page in ``docs``, from what the JSON holds."""
     where = found["machine"]
     lines = [
-        HEAD
+        head
         + f"One run on {where['cores']} cores ({where['processor']}, {where['threads']} threads, GPU: "
         f"{where['gpu']}), torch {where['torch']}, Python {where['python']}, lens_linear "
         f"{where['lens_linear']}, {found['minutes']:.1f} minutes"
@@ -88,8 +87,15 @@ def markdown(found: dict) -> str:
     for entry in found["rows"]:
         row = Row(**{name: entry[name] for name in names})
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in shown(row)) + " |")
-    lines += ["", cases.NOTES.strip(), ""]
+    lines += ["", notes.strip(), ""]
     return "\n".join(lines)
+
+
+def write(folder: Path, name: str, found: dict, head: str = HEAD, notes: str = cases.NOTES) -> None:
+    """The numbers as JSON and the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(markdown(found, head, notes), encoding="utf-8")
 
 
 def main() -> int:
@@ -120,10 +126,7 @@ def main() -> int:
     print(table(rows))
     out = options.out or (None if options.quick or options.only else RESULTS)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1) + "\n"
-        (out / "benchmarks.json").write_text(text, encoding="utf-8")
-        (out / "benchmarks.md").write_text(markdown(found), encoding="utf-8")
+        write(out, "benchmarks", found)
     failed = [entry["name"] for entry in found["rows"] if entry["ok"] is False]
     return 1 if failed and not found["quick"] else 0
 

@@ -55,8 +55,7 @@ def check(call, move, *, tensors):
     want = numbers(call.function(**call.arguments()))
     with SecondDevice():
         arguments = {
-            name: moved(value, move, tensors=tensors)
-            for name, value in call.arguments().items()
+            name: moved(value, move, tensors=tensors) for name, value in call.arguments().items()
         }
         answer = call.function(**arguments)
         got = numbers(answer)
@@ -98,8 +97,7 @@ def test_a_cuda_device_gives_the_numbers_of_the_processor(call, tensors):
     """Kernels add in another order: looser than the stand-in, which adds as the processor does."""
     want = numbers(call.function(**call.arguments()))
     arguments = {
-        name: moved(value, on_card, tensors=tensors)
-        for name, value in call.arguments().items()
+        name: moved(value, on_card, tensors=tensors) for name, value in call.arguments().items()
     }
     answer = call.function(**arguments)
     got = numbers(answer)
