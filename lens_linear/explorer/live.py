@@ -10,6 +10,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.induction.ablation import StandIns
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import Kind, pack
+from lens_linear.models.capture import model_device
 from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights
@@ -76,5 +77,5 @@ def live_facts(model: TransformerBridge, shape: ModelShape) -> dict[str, Any]:
 def sentinel(model: TransformerBridge, ids: torch.Tensor) -> dict[str, Any]:
     """Logits of Python on one row of tokens, for the page to check itself against when it opens."""
     with torch.no_grad():
-        logits = model(ids[None], return_type="logits")[0].float()
+        logits = model(ids[None].to(model_device(model)), return_type="logits")[0].float()
     return {"ids": ids.tolist(), "logits": pack(logits[-4:], "float32")}

@@ -42,6 +42,7 @@ def check_same(name: str, got: list[float], want: list[float], *, rel: float = 1
     assert len(got) == len(want)
     if name in DURATIONS:
         return
-    for ours, theirs in zip(got, want, strict=True):
+    for at, (ours, theirs) in enumerate(zip(got, want, strict=True)):
         same = ours == theirs or (math.isnan(ours) and math.isnan(theirs))
-        assert same or ours == pytest.approx(theirs, rel=rel, abs=1e-9)
+        told = f"{name}: number {at} of {len(want)} is {ours}, not {theirs}"
+        assert same or ours == pytest.approx(theirs, rel=rel, abs=1e-9), told

@@ -81,7 +81,7 @@ def test_a_model_laid_over_two_devices_gives_the_same_numbers(call):
 
 
 CARD = torch.cuda.is_available()
-NO_CARD = pytest.mark.skip(reason="no CUDA device on this machine")
+NO_CARD = pytest.mark.skipif(not CARD, reason="no CUDA device on this machine")
 ON_CARD = [
     pytest.param(call, tensors, id=f"{call.name}-{'tensors' if tensors else 'model'}")
     for calls, tensors in ((MODELS, False), (takes(torch.Tensor), True))
@@ -105,6 +105,24 @@ def test_a_cuda_device_gives_the_numbers_of_the_processor(call, tensors):
     with contextlib.suppress(TypeError):
         getattr(answer, "to_dataframe", list)()
     check_same(call.name, got, want, rel=1e-3)
+
+
+PAGES = {
+    "explorer": lambda model, folder: numbers(ll.explore(model)),
+    "report": lambda model, folder: [
+        len(ll.report(model, folder / "page.html").read_bytes()) > 1e6
+    ],
+}
+
+
+@pytest.mark.parametrize("place", [elsewhere, pytest.param(on_card, marks=NO_CARD)])
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_a_model_on_another_device(name, place, tmp_path):
+    """With a tokenizer, and attention alone: what a page recomputes is stored beside what was measured."""
+    model = ll.load("attn-1l")
+    with SecondDevice() if place is elsewhere else contextlib.nullcontext():
+        found = PAGES[name](place(model), tmp_path)
+    check_same(name, found, PAGES[name](model, tmp_path), rel=1e-5 if place is elsewhere else 1e-2)
 
 
 @pytest.fixture
