@@ -46,3 +46,36 @@ def check_same(name: str, got: list[float], want: list[float], *, rel: float = 1
         same = ours == theirs or (math.isnan(ours) and math.isnan(theirs))
         told = f"{name}: number {at} of {len(want)} is {ours}, not {theirs}"
         assert same or ours == pytest.approx(theirs, rel=rel, abs=1e-9), told
+
+
+# Known up to a sign or a rotation, which another device may choose otherwise: bases, and maps in their
+# coordinates. And a gap between two numbers that are equal but for rounding.
+BASES = {"A", "B", "C", "bases", "core", "a", "b", "c", "whole_gap"}
+
+
+def check_near(name: str, got: object, want: object, *, share: float) -> None:
+    """Fail where a part of an answer is apart by more than a share of the part's largest number."""
+    if name in DURATIONS:
+        return
+    parts = {name: (got, want)}
+    if dataclasses.is_dataclass(want):
+        parts = {
+            f"{name}.{field.name}": (getattr(got, field.name), getattr(want, field.name))
+            for field in dataclasses.fields(want)
+            if field.name[0] != "_" and field.name not in BASES and hasattr(want, field.name)
+        }
+    for part, (ours, theirs) in parts.items():
+        _near(part, numbers(ours), numbers(theirs), share)
+
+
+def _near(name: str, got: list[float], want: list[float], share: float) -> None:
+    found, wanted = (torch.tensor(part, dtype=torch.float64) for part in (got, want))
+    size = float(wanted[wanted.isfinite()].abs().max()) if wanted.isfinite().any() else 0.0
+    torch.testing.assert_close(
+        found,
+        wanted,
+        rtol=0,
+        atol=share * size + 1e-9,
+        equal_nan=True,
+        msg=lambda m: f"{name}: {m}",
+    )
