@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import torch
-from meter import peak_mib
+from meter import WITHOUT_HOLES, in_process, peak_mib
 from reference import SMALL, random_model, random_tokens
 
 import lens_linear as ll
@@ -77,17 +74,12 @@ def peak_memory(n_tokens, *, length=512, n_layers=2, d_model=768):
 
 
 def memory(sizes=(8_192, 65_536), n_layers=2, d_model=768):
-    """Peaks at some numbers of tokens, each in a process of its own.
-
-    The allocator has one arena and maps pieces above 4 MiB by themselves, as the commands do: no holes.
-    """
-    settings = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
-    out, environment = [], {**os.environ, **settings}
-    for n_tokens in sizes:
-        shape = ["--layers", str(n_layers), "--width", str(d_model)]
-        command = [sys.executable, __file__, "peak", str(n_tokens), *shape]
-        found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        out.append(json.loads(found.stdout.splitlines()[-1]))
+    """Peaks at some numbers of tokens, each in a process of its own."""
+    shape = ["--layers", str(n_layers), "--width", str(d_model)]
+    out = [
+        in_process("linearity_profile.py", "peak", n_tokens, *shape, **WITHOUT_HOLES)
+        for n_tokens in sizes
+    ]
     growth = out[-1]["peak_mib"] / out[0]["peak_mib"] - 1
     return {"runs": out, "growth": growth}
 

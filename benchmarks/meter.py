@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -75,18 +76,24 @@ def median_seconds(repeats: int, job: Callable[[], Any]) -> tuple[float, Any]:
     return statistics.median(taken), found
 
 
-def in_process(script: str, *arguments: object) -> dict[str, Any]:
+# One arena, and pieces above 4 MiB mapped by themselves, as the commands do: no holes.
+WITHOUT_HOLES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+
+
+def in_process(script: str, *arguments: object, **environment: str) -> dict[str, Any]:
     """Run a script beside this one in a process of its own; its last line is JSON."""
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def wall(command: list[str], repeats: int) -> float:
-    """Median seconds of a whole command."""
+def wall(command: list[str], repeats: int, *, check: bool = True) -> float:
+    """Median seconds of a whole command; ``check=False`` where it is meant to fail."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=check, capture_output=True)
         times.append(time.perf_counter() - start)
     return statistics.median(times)

@@ -180,6 +180,6 @@ def bare_forward(model, tokens, batch_size):
 
 if __name__ == "__main__":
     what, size, repeats = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     job = measure_method if what in METHODS else measure_pairs
     print(json.dumps(job(what, size, repeats)))

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from meter import Row, in_process, median_seconds, peak_mib
+from meter import WITHOUT_HOLES, Row, in_process, median_seconds, medians, peak_mib
+from reference import body
 
 import lens_linear as ll
 from lens_linear._tl import FactoredMatrix
@@ -130,6 +131,48 @@ def large_composition(quick: bool, _folder: Path) -> list[Row]:
     ]
 
 
+def replacement(quick: bool, _folder: Path) -> list[Row]:
+    """A step of a curve whose maps are distilled, beside a forward pass over the rows that it fits on."""
+    n_layers, width = (3, 32) if quick else (12, 512)
+    model = ll.toy_model(n_layers=n_layers, d_model=width, attn_only=False, norm="LN", n_ctx=128)
+    tokens = _tokens(model, 32, 128)
+    taken = medians(
+        1,
+        curve=partial(ll.replacement_curve, model, tokens, "linear+distill"),
+        body=partial(body, model, tokens[:16], 16),
+    )
+    step = taken["curve"] / n_layers
+    return [
+        Row(
+            "replacement_curve, linear+distill: a block replaced, and the loss on the other half",
+            f"{n_layers} layers, width {width}, 32 × 128 tokens",
+            f"{step:.2f} s a step, {taken['body']:.2f} s a pass over the half that is fitted on",
+            step / taken["body"],
+            "× body",
+            None if quick else 2.5,
+        )
+    ]
+
+
+def prompt_memory(quick: bool, _folder: Path) -> list[Row]:
+    """Peaks of two analyses at few and at many prompts, a batch alive at a time."""
+    rows = []
+    for name in ("gain_profile", "fit_surrogate"):
+        counts = (16, 32) if quick else (64, 1024)
+        few, many = (in_process("scaling.py", name, n, **WITHOUT_HOLES)["peak_mib"] for n in counts)
+        rows.append(
+            Row(
+                f"{name}, peak memory at {counts[1]:,} against {counts[0]} prompts",
+                "4 layers, width 128, 48 tokens a prompt, batches of 16",
+                f"{many:.0f} MiB against {few:.0f} MiB",
+                many / few,
+                "×",
+                None if quick else 1.05,
+            )
+        )
+    return rows
+
+
 def threads(quick: bool, _folder: Path) -> list[Row]:
     """Small models on the threads that torch takes by default, beside one thread, idle and with every core busy."""
     rows = []
@@ -173,6 +216,10 @@ def _in_this_process(what: str, *shape: int) -> dict[str, float]:
         model = ll.toy_model(n_layers=n_layers, n_heads=n_heads, d_model=width)
         seconds, scores = median_seconds(1, lambda: ll.composition_scores(model))
         return {"seconds": seconds, "pairs": len(scores.to_dataframe()), "peak_mib": peak_mib()}
+    if hasattr(ll, what):
+        torch.set_num_threads(1)
+        _prompts(partial(getattr(ll, what), batch_size=16), 4, *shape)()
+        return {"peak_mib": peak_mib()}
     model = ll.load("attn-2l")
     spec = ModelSpec(n_layers=2, d_model=64, n_heads=4, d_vocab=256)
     ids = torch.randint(256, (20_000,), generator=torch.Generator().manual_seed(0))

@@ -97,9 +97,17 @@ def usable_bytes(max_memory: int | None = None, device: torch.device | str = "cp
 
 
 def groups(
-    n: int, each: float, max_memory: int | None, device: torch.device | str, *, what: str
+    n: int,
+    each: float,
+    max_memory: int | None,
+    device: torch.device | str,
+    *,
+    what: str,
+    beside: float = 0.0,
 ) -> list[range]:
     """Cut ``n`` parts of ``each`` bytes into groups of equal size, as few as memory holds.
+
+    ``beside`` are bytes taken whatever the groups: what is made of the parts, and rooms for work.
 
     Raises:
         InsufficientMemoryError: not even one part fits.
@@ -109,12 +117,14 @@ def groups(
         [range(0, 2), range(2, 4), range(4, 5)]
     """
     usable = usable_bytes(max_memory, device)
-    if each > usable:
+    if each + beside > usable:
+        more = f" and {size_text(beside)} beside them" if beside else ""
         raise InsufficientMemoryError(
-            f"{what} needs about {size_text(each)} of statistics, and "
+            f"{what} needs about {size_text(each)} of statistics{more}, and "
             f"{'half of the free memory' if max_memory is None else 'max_memory'} is {size_text(usable)}; "
-            f"pass max_memory={math.ceil(each)}"
+            f"pass max_memory={math.ceil(each + beside)}"
         )
+    usable -= math.ceil(beside)
     count = -(-n // max(1, int(usable // max(1.0, each))))
     size = -(-n // max(1, count))
     return [range(start, min(start + size, n)) for start in range(0, n, size)]

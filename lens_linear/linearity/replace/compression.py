@@ -21,11 +21,11 @@ from lens_linear.checks import require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
-from lens_linear.linalg.memory import give_back
+from lens_linear.linalg.memory import give_back, groups
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
-from lens_linear.models.capture import TokenRows, row_ranges, run
+from lens_linear.models.capture import TokenRows, model_device, row_ranges, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
@@ -124,6 +124,7 @@ def ffn_compression(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
+    max_memory: int | None = None,
 ) -> CompressionTable:
     """Replace one FFN at a time by its affine fit, at several ranks, and take the held-out loss.
 
@@ -140,12 +141,15 @@ def ffn_compression(
         seed: of the halves.
         batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar.
+        max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
+            not fit together are measured group after group, each in passes of its own.
 
     Returns:
         CompressionTable.
 
     Raises:
         NotEnoughDataError: too few rows.
+        InsufficientMemoryError: one layer needs more than ``max_memory``.
         UnsupportedModelError: a layer has no FFN.
 
     Source: Whipp 2026, arXiv 2606.19379 (FFN to one linear layer).
@@ -173,26 +177,32 @@ def ffn_compression(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
     train, test = halves(rows, seed=seed)
-    fitted = _collected(model, train, chosen, skip, batch_size)
-    maps: list[tuple[AffineMap, int | None, tuple[LinearFit, LinearFit]]] = []
-    for layer in chosen:
-        seen = _statistics(fitted, layer)
-        if not seen[0].varies:
-            continue
-        fits = _fits(seen, ridge)
-        for rank in ranks:
-            both = fits if rank is None else (fits[0].truncate(rank), fits[1].truncate(rank))
-            maps.append((from_fit("ffn", layer, layer, both[0]), rank, both))
-    tested: dict[Key, Moments] = defaultdict(Moments)
-    give_back()
-    with sequence_bar(len(test), "compressing", show=progress) as bar:
-        base, losses = _losses(
-            model, test, [m for m, *_ in maps], batch_size, bar, partial(_take_in, tested, skip)
-        )
-    unseen = {layer: _statistics(tested, layer) for layer in sorted({m.first for m, *_ in maps})}
-    places = [(m, rank, _scores(unseen[m.first], *both)) for m, rank, both in maps]
+    # Statistics, maps with and without the first position, those of each rank; rows are added in a copy.
+    square = 8.0 * model.cfg.d_model**2
+    each, beside = (9 + 3 * len(ranks)) * square, 12 * square
+    cut = groups(
+        len(chosen), each, max_memory, model_device(model), what="one layer", beside=beside
+    )
+    out: list[dict[str, object]] = []
+    with sequence_bar(len(test) * len(cut), "compressing", show=progress) as bar:
+        for part in cut:
+            layers = [chosen[i] for i in part]
+            fitted = _collected(model, train, layers, skip, batch_size)
+            maps = _maps(fitted, layers, ranks, ridge)
+            tested: dict[Key, Moments] = defaultdict(Moments)
+            give_back()
+            base, losses = _losses(
+                model,
+                test,
+                [m for m, *_ in maps],
+                batch_size,
+                partial(_of_group, bar, part.start // len(cut[0]) * len(test)),
+                partial(_take_in, tested, skip),
+            )
+            unseen = {layer: _statistics(tested, layer) for layer in {m.first for m, *_ in maps}}
+            for (m, rank, both), loss in zip(maps, losses, strict=True):
+                out.append(_row(model, m, rank, _scores(unseen[m.first], *both), base, loss))
     warn_if_not_next_token(test.asked(slice(0, 1)), base.mean, model)
-    out = [_row(model, *place, base, loss) for place, loss in zip(places, losses, strict=True)]
     return CompressionTable(
         rows=tuple(out),
         base_loss=base.mean,
@@ -204,6 +214,29 @@ def ffn_compression(
         seed=seed,
         ridge=ridge,
     )
+
+
+Fitted = tuple[AffineMap, int | None, tuple[LinearFit, LinearFit]]
+
+
+def _maps(
+    fitted: dict[Key, Moments], layers: list[int], ranks: Sequence[int | None], ridge: Ridge
+) -> list[Fitted]:
+    """Layer by layer: the map of each rank, that rank, the fits with and without the first position."""
+    maps: list[Fitted] = []
+    for layer in layers:
+        seen = _statistics(fitted, layer)
+        if not seen[0].varies:
+            continue
+        fits = _fits(seen, ridge)
+        for rank in ranks:
+            both = fits if rank is None else (fits[0].truncate(rank), fits[1].truncate(rank))
+            maps.append((from_fit("ffn", layer, layer, both[0]), rank, both))
+    return maps
+
+
+def _of_group(bar: Callable[[float], None], before: int, done: float) -> None:
+    bar(before + done)
 
 
 def _losses(

@@ -34,7 +34,7 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
-from lens_linear.linalg.memory import groups
+from lens_linear.linalg.memory import usable_bytes
 from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
@@ -42,7 +42,8 @@ from lens_linear.linearity.replace.affine_map import (
     identity_map,
 )
 from lens_linear.linearity.replace.distill import polish
-from lens_linear.models.capture import TokenRows, batched, model_device, run
+from lens_linear.linearity.replace.replacement import map_groups
+from lens_linear.models.capture import TokenRows, batched, model_device, residual_streams, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Spot, require_blocks
 from lens_linear.models.stand_ins import BlockStandIns
@@ -158,6 +159,7 @@ def replacement_curve(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
+    max_memory: int | None = None,
 ) -> ReplacementCurve:
     """Replace more and more blocks and take the loss on held-out sequences after each.
 
@@ -183,12 +185,15 @@ def replacement_curve(
         seed: of the halves and of the random order.
         batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar over steps.
+        max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
+            not fit together are fitted group after group, each in a pass of its own.
 
     Returns:
         ReplacementCurve; its ``to_dataframe()`` has n_replaced, layers, loss, perplexity.
 
     Raises:
         NotEnoughDataError: too few rows to fit on.
+        InsufficientMemoryError: one map needs more than ``max_memory``.
         InvalidArgumentError: bad strategy, order or layers.
         UnsupportedModelError: a model without blocks.
 
@@ -214,9 +219,12 @@ def replacement_curve(
     train, test = halves(rows, seed=seed)
     fits: dict[int, AffineMap] = {}
     if strategy != "remove" or (isinstance(order, str) and order != "random"):
-        fits = _fits(model, train, ridge, skip, batch_size, progress)
+        carried = 3 * _stream_bytes(model, train) if strategy == "linear+distill" else 0
+        fits = _fits(model, train, ridge, skip, batch_size, progress, max_memory, carried)
     sequence = _sequence(model.cfg.n_layers, fits, order, seed)[:max_replaced]
-    builder = _Builder(model, train, fits, strategy, distill_steps, ridge, skip, batch_size)
+    builder = _Builder(
+        model, train, fits, strategy, distill_steps, ridge, skip, batch_size, max_memory
+    )
     scores, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
     with sequence_bar(len(steps), "replacing", show=progress) as bar:
         for count, step in enumerate(steps, start=1):
@@ -262,14 +270,15 @@ def _fits(
     skip: int,
     batch_size: int | None,
     progress: bool,
+    max_memory: int | None,
+    carried: int,
 ) -> dict[int, AffineMap]:
     """The affine fit of every block on the original activations, from one pass; one solve a block.
 
     A pass for each group of layers where memory does not hold the statistics of all.
     """
     fits = {}
-    each = 8.0 * 4 * model.cfg.d_model**2  # products and the map
-    for layers in groups(model.cfg.n_layers, each, None, model_device(model), what="one block"):
+    for layers in map_groups(model, model.cfg.n_layers, max_memory, carried=carried):
         statistics = collect_moments(
             model,
             rows,
@@ -283,6 +292,12 @@ def _fits(
             moments = statistics.pop((layer, "block"))
             fits[layer] = fitted_map(moments, "block", layer, ridge=ridge)
     return fits
+
+
+def _stream_bytes(model: TransformerBridge, rows: RowView) -> int:
+    """Bytes of the residual stream at one boundary, of all rows."""
+    size = next(model.parameters()).element_size()
+    return size * model.cfg.d_model * len(rows) * rows.length
 
 
 def _sequence(
@@ -315,12 +330,14 @@ class _Builder:
         ridge: Ridge,
         skip: int,
         batch_size: int | None,
+        max_memory: int | None,
     ) -> None:
         self.model, self.rows, self.fits, self.strategy = model, rows, fits, strategy
         self.distill_steps, self.skip = distill_steps, skip
         self.ridge: Ridge = ridge
-        self.batch_size = batch_size
+        self.batch_size, self.max_memory = batch_size, max_memory
         self.stand_ins = BlockStandIns(model)
+        self.streams: list[list[Tensor]] = []
         self.total = n_parameters(model)
         self.sizes = [site_parameters(model, layer) for layer in range(model.cfg.n_layers)]
         # A map depends on the replaced blocks before it alone, so most serve the next step too.
@@ -353,8 +370,9 @@ class _Builder:
     ) -> list[AffineMap]:
         """Refit the maps after the first one whose predecessors changed, in one walk up the blocks.
 
-        Two streams are carried from block to block for all batches: the original model's, and that of the
-        model with maps in place. So a step costs two forward passes at most, whatever is replaced.
+        Two streams are carried from block to block for all batches: the original model's, kept for all
+        steps where memory holds it, and that of the model with maps in place. So a step costs one forward
+        pass at most, or two, whatever is replaced.
         """
         before = [tuple(layers[: place + 1]) for place in range(len(layers))]
         n_known = next((k for k, key in enumerate(before) if key not in self.known), len(layers))
@@ -363,7 +381,11 @@ class _Builder:
             return done
         first = layers[n_known]
         batches = [tokens for _, tokens in batched(self.rows, self.batch_size, model=self.model)]
-        teacher = [self._stream_before(tokens, first, {}) for tokens in batches]
+        kept = self._original_streams(batches)
+        if kept:
+            teacher = [streams[first] for streams in kept]
+        else:
+            teacher = [self._stream_before(tokens, first, {}) for tokens in batches]
         placed = {m.first: m for m in done}
         student = [self._stream_before(tokens, first, placed) for tokens in batches]
         total = (layers[-1] + 1 - first) * len(batches)
@@ -371,7 +393,11 @@ class _Builder:
             moments = Moments()
             for i, tokens in enumerate(batches):
                 on_progress(((layer - first) * len(batches) + i) / total)
-                teacher[i] = self.stand_ins.advance(tokens, teacher[i], layer)
+                teacher[i] = (
+                    kept[i][layer + 1]
+                    if kept
+                    else self.stand_ins.advance(tokens, teacher[i], layer)
+                )
                 if layer in layers:
                     moments.update(student[i][:, self.skip :], teacher[i][:, self.skip :])
                 else:
@@ -382,6 +408,17 @@ class _Builder:
                 done.append(m)
                 student = [m(stream) for stream in student]
         return done
+
+    def _original_streams(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The original model's stream at every boundary by batch; nothing where memory does not hold it."""
+        cfg = self.model.cfg
+        needed = (cfg.n_layers + 3) * _stream_bytes(
+            self.model, self.rows
+        )  # and the changed one, twice
+        needed += 8 * (cfg.n_layers + 12) * cfg.d_model**2  # maps, and the statistics of one
+        if not self.streams and needed <= usable_bytes(self.max_memory, model_device(self.model)):
+            self.streams = [residual_streams(self.model, tokens) for tokens in batches]
+        return self.streams
 
     def _stream_before(
         self, tokens: Tensor, layer: int, placed: Mapping[int, AffineMap]

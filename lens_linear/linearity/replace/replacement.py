@@ -32,6 +32,7 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
+from lens_linear.linalg.memory import groups
 from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import (
     AffineMap,
@@ -40,7 +41,7 @@ from lens_linear.linearity.replace.affine_map import (
     fitted_map,
     require_disjoint,
 )
-from lens_linear.models.capture import TokenRows, available_sites, batched, run
+from lens_linear.models.capture import TokenRows, available_sites, batched, model_device, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Edit, Spot
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -63,6 +64,7 @@ def linearize(
     ridge: Ridge = 0.0,
     skip: int = 0,
     batch_size: int | None = None,
+    max_memory: int | None = None,
 ) -> Iterator[Linearization]:
     """While the block lasts, chosen blocks or FFNs of ``model`` run as their best affine map.
 
@@ -83,12 +85,15 @@ def linearize(
         ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit (they are still replaced).
         batch_size: sequences a forward pass; as many as memory allows by default.
+        max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
+            not fit together are fitted group after group, each in a pass of its own.
 
     Yields:
         Linearization: the maps, parameter counts, ``.to_dataframe()``.
 
     Raises:
         NotEnoughDataError: ``n <= d + 1`` rows.
+        InsufficientMemoryError: one map needs more than ``max_memory``.
         InvalidArgumentError: a layer named twice, or no layer.
         UnsupportedModelError: a layer has no FFN.
 
@@ -117,6 +122,7 @@ def linearize(
         ridge=ridge,
         skip=skip,
         batch_size=batch_size,
+        max_memory=max_memory,
     )
     with fitted.applied(model):
         yield fitted
@@ -134,6 +140,7 @@ def fit_linearization(
     ridge: Ridge = 0.0,
     skip: int = 0,
     batch_size: int | None = None,
+    max_memory: int | None = None,
 ) -> Linearization:
     """Fit the maps of :func:`linearize` without applying them.
 
@@ -150,12 +157,15 @@ def fit_linearization(
         ridge: penalty of the fits, or "loo" for the one of least leave-one-out error.
         skip: leading positions left out of the fit.
         batch_size: sequences a forward pass; as many as memory allows by default.
+        max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
+            not fit together are fitted group after group, each in a pass of its own.
 
     Returns:
         Linearization: ``.maps``, ``.applied(model)``, parameter counts; save it by ``save_linearized``.
 
     Raises:
         NotEnoughDataError: ``n <= d + 1`` rows.
+        InsufficientMemoryError: one map needs more than ``max_memory``.
         InvalidArgumentError: a layer named twice, or no layer.
         UnsupportedModelError: a layer has no FFN.
 
@@ -180,8 +190,10 @@ def fit_linearization(
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=False
     )
-    if require_bool("sequential", sequential) or any(first < last for first, last in spans):
-        maps: list[AffineMap] = []
+    apart = require_bool("sequential", sequential) or any(first < last for first, last in spans)
+    cut = map_groups(model, len(spans), max_memory)
+    maps: list[AffineMap] = []
+    if apart:
         for first, last in spans:
             earlier = [edit for m in maps for edit in m.edits()] if sequential else []
             moments = span_moments(
@@ -189,15 +201,14 @@ def fit_linearization(
             )
             single = fitted_map(moments, site, first, rank=rank, ridge=ridge)
             maps.append(_moved(single, last))
-    else:
-        chosen = [first for first, _ in spans]
+    for part in [] if apart else cut:
+        chosen = [spans[i][0] for i in part]
         statistics = collect_moments(
             model, rows, sites=(site,), layers=chosen, skip=skip, batch_size=batch_size
         )
-        maps = [
-            fitted_map(statistics[layer, site], site, layer, rank=rank, ridge=ridge)
-            for layer in chosen
-        ]
+        for layer in chosen:
+            moments = statistics.pop((layer, site))
+            maps.append(fitted_map(moments, site, layer, rank=rank, ridge=ridge))
     low = "" if rank is None else f", rank {rank}"
     how = "one after the other, each on the replaced model" if sequential else "closed form"
     method = f"fitted {how}{low} on {len(rows)} sequences, skip {skip}"
@@ -205,6 +216,16 @@ def fit_linearization(
         method += f", ridge {ridge}"
     few = few_rows(rows.n_tokens(skip), model.cfg.d_model, ridge=ridge, so="the loss is above")
     return assemble(model, maps, method + few)
+
+
+def map_groups(
+    model: TransformerBridge, n: int, max_memory: int | None, *, carried: int = 0
+) -> list[range]:
+    """Groups of maps whose statistics memory holds at once, beside all maps and ``carried`` bytes."""
+    square = 8.0 * model.cfg.d_model**2
+    # x and y as up to three rows a column, and one of these twice while rows are added.
+    each, beside = 6 * square, (6 + n) * square + carried
+    return groups(n, each, max_memory, model_device(model), what="one map", beside=beside)
 
 
 def assemble(model: TransformerBridge, maps: Sequence[AffineMap], method: str) -> Linearization:
