@@ -74,9 +74,10 @@ GROWTH: list[tuple[str, str, tuple[int, ...], Callable[[int], Job], float, str]]
     ("composition_scores", "width", (64, 512, 2048), lambda n: _composition(2, 4, n), 3, "4 heads, each a quarter of the width: width × d_head²"),
     ("gain_profile", "prompts", (16, 64, 256), lambda n: _prompts(ll.gain_profile, 4, n), 1, "a pass"),
     ("gain_profile", "layers", LAYERS, lambda n: _prompts(ll.gain_profile, n), 1, "a pass"),
-    # 64 prompts are one batch, which stays alive; several are run again for every product (see 64 to 128).
+    # 64 prompts are one batch, which stays alive; of several, streams are carried from layer to layer.
     ("fit_surrogate", "prompts", (64, 128, 512), lambda n: _prompts(ll.fit_surrogate, 4, n), 1, "a pass a product"),
     ("fit_surrogate", "layers", LAYERS, lambda n: _prompts(ll.fit_surrogate, n), 1, "a pass"),
+    ("fit_surrogate, batches of 16", "layers", LAYERS, lambda n: _prompts(partial(ll.fit_surrogate, batch_size=16), n, 64), 1, "a pass"),
     ("replacement_curve, linear", "layers", LAYERS, _curve, 2, "a pass for each number of blocks"),
     ("top 1000 pairs", "vocabulary", (3_000, 12_000, 48_000), _pairs, 2, "pairs of tokens"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The whole suite under jaxtyping and beartype: ``pytest -p tests.shape_check``.
+"""The whole suite under jaxtyping and beartype: ``pytest -m "not real" -p tests.shape_check``.
 
 Every function of the package checks its annotations, shapes and dtypes included, while the tests run. What a
 function returns must be what it says. An argument that is not what the annotation says is a fault only where

@@ -22,6 +22,7 @@ triangular factor of the rows is kept instead (:mod:`~lens_linear.linalg.scatter
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -198,11 +199,7 @@ class Moments:
 
     def copy(self) -> Moments:
         """An independent object with the same statistics."""
-        twin = Moments(
-            self.d_in, self.d_out, device=self.device, keep_yy=self.keep_yy, single=self.single
-        )
-        twin._scatter = self._scatter  # what is held is never changed in place: sharing is safe
-        return twin
+        return copy.copy(self)  # what is held is never changed in place: sharing is safe
 
     def _hold(self, scatter: Scatter) -> None:
         self._scatter = scatter  # one assignment: an interrupt before it loses only this batch

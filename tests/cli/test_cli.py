@@ -30,6 +30,8 @@ from lens_linear.models.open.bundled import training_table
 from lens_linear.studies.pretraining import STUDIES
 from lens_linear.training.recipes import RECIPES
 
+pytestmark = pytest.mark.whole
+
 
 def run(capsys, *arguments):
     status = main([str(a) for a in arguments])

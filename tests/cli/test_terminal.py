@@ -16,6 +16,8 @@ import pytest
 import lens_linear.cli.parser
 from lens_linear.cli import main, terminal
 
+pytestmark = pytest.mark.whole
+
 COMMAND = [sys.executable, "-m", "lens_linear"]
 
 

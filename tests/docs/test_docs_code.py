@@ -7,6 +7,8 @@ import pytest
 
 import lens_linear as ll
 
+pytestmark = pytest.mark.whole
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # These run in test_howto_numbers.py, which holds their numbers against plain torch too.
 NUMBERS = (

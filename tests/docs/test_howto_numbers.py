@@ -11,6 +11,8 @@ from test_docs_code import NUMBERS as PAGES
 
 import lens_linear as ll
 
+pytestmark = pytest.mark.whole
+
 HOWTO = Path(__file__).resolve().parents[2] / "docs" / "howto"
 MOST = 25  # lines beyond the page's own mathematics, its functions
 

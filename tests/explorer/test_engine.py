@@ -23,6 +23,8 @@ from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import token_label
 from tests.conftest import ROOT, SHARED, absent
 
+pytestmark = pytest.mark.whole
+
 FOLDER = Path(__file__).parent
 BUNDLE = Path(ll.__file__).parent / "explorer" / "explorer.js"
 BOUND = {"float32": 1e-4, "float16": 0.02}

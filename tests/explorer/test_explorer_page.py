@@ -15,6 +15,8 @@ from lens_linear.explorer.explorer import Explorer
 from lens_linear.explorer.packing import pack
 from tests.conftest import ROOT, absent
 
+pytestmark = pytest.mark.whole
+
 FOLDER = Path(__file__).parent
 FRONTEND = ROOT / "frontend"
 

@@ -11,6 +11,8 @@ import pytest
 import lens_linear as ll
 from tests.conftest import absent
 
+pytestmark = pytest.mark.whole
+
 PREFERENCES = (
     'user_pref("marionette.port", {});\nuser_pref("app.update.disabledForTesting", true);\n'
 )

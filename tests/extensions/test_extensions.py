@@ -19,6 +19,8 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.extensions import Extension, HeadScore
 from tests.conftest import ROOT, absent
 
+pytestmark = pytest.mark.whole
+
 pytest.importorskip("hatchling")
 OUTSIDE = Path(__file__).parent / "outside"
 SHAPE = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_vocab": 40, "n_ctx": 32}

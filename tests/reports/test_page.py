@@ -19,6 +19,8 @@ from lens_linear.plots.circuitsvis import NotebookView, attention_view, bundle_s
 from lens_linear.plots.style import matrix, styled, tick_label
 from lens_linear.reports.page import Attention, Figure, Section, Table, render_page
 
+pytestmark = pytest.mark.whole
+
 ATTACK = "document.title='HACKED'"
 HOSTILE = [
     f"</script><script>{ATTACK}</script>",

@@ -114,6 +114,7 @@ PAGES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("place", [elsewhere, pytest.param(on_card, marks=NO_CARD)])
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_of_a_model_on_another_device(name, place, tmp_path):

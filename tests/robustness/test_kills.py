@@ -23,7 +23,10 @@ from lens_linear.text import TokenStream
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill"),
+]
 KILLS = int(os.environ.get("LENS_LINEAR_KILLS", "3"))
 SPEC = ModelSpec(1, d_model=16, n_heads=2, d_vocab=20, n_ctx=16, attn_only=True)
 RECIPE = Recipe(

@@ -20,6 +20,8 @@ from lens_linear.dynamics import random_directions
 from lens_linear.models.native import ModelSpec
 from lens_linear.training.recipes import Phase, Recipe
 
+pytestmark = pytest.mark.whole
+
 ACROSS_THREADS = {"train": 1e-2, "evaluate_schedules": 2e-3}
 TOKENS = ids(40, 24, high=64)
 SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 4}

@@ -16,6 +16,8 @@ from lens_linear import plots
 from lens_linear.plots.circuitsvis import NotebookView
 from lens_linear.reports.page import Attention, Figure, Section, Table, render_page
 
+pytestmark = pytest.mark.whole
+
 PACKAGE = Path(ll.__file__).parent
 # What plotly would act on: tags, placeholders of hover templates, mathematics between dollars.
 LIVE = re.compile(r"<\s*/?\s*(script|img|svg|a|b|iframe|s)\b[^>]*>|%\{EVIL|\$EVIL", re.IGNORECASE)

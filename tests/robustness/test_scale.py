@@ -117,6 +117,7 @@ def test_a_folder_is_placed_by_a_device_map():
         ll.load(folder, device="cpu", device_map="cpu")
 
 
+@pytest.mark.whole
 def test_two_processes_of_torchrun_give_the_numbers_of_one(tmp_path):
     out = tmp_path / "profile.csv"
     done = subprocess.run(

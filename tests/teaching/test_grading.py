@@ -23,6 +23,8 @@ from lens_linear.teaching.notebook_process import NotebookProcess
 from lens_linear.teaching.submissions import _student_of, read_roster
 from lens_linear.teaching.wire import decode, encode
 
+pytestmark = pytest.mark.whole
+
 RIGHT = {
     "1.1": "def direct_path(W_E, W_U, b_U):\n    return W_E @ W_U + b_U",
     "1.2": "import torch\ndef bigram_counts(tokens, n_vocab):\n    out = torch.zeros(n_vocab, n_vocab)\n"

@@ -16,6 +16,8 @@ from lens_linear.teaching.answers import copied, fresh_cases, random_tensor
 from lens_linear.teaching.checker import Checker, exercises
 from lens_linear.teaching.grading import grade
 
+pytestmark = pytest.mark.whole
+
 MASTERS = masters()
 NAMES = [(master, cell.exercise) for master in MASTERS for cell in master.exercises]
 WRONG = Path(__file__).resolve().parent / "wrong_answers"

@@ -13,6 +13,8 @@ from machinery.outputs import MAX_BYTES, PLOTLY, figures
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
+pytestmark = pytest.mark.whole
+
 MASTERS = masters()
 STORED = [(master, kind) for master in MASTERS for kind in KINDS]
 

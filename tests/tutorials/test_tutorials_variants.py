@@ -4,6 +4,8 @@ import pytest
 import variants
 from machinery.master import masters
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize("master", masters(), ids=lambda master: master.name)
 def test_the_table_of_variants_is_current(master):

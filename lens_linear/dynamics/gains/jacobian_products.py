@@ -8,7 +8,8 @@ One forward pass over a batch of prompts and one pass over their last tokens are
 * a reduced model of **any** order costs no more than the full one: its gains are the same backward sweep
   with the gradient projected at every layer boundary.
 
-One batch is alive at a time, so memory does not grow with the number of prompts. Prompts that fit into one
+One batch is alive at a time, so memory does not grow with the number of prompts (bases carried through the
+layers keep the streams of all while these take less than a batch alive). Prompts that fit into one
 batch (``batch_size``) are run once; of more, each product runs the batches again, up to the layer that it
 needs.
 
@@ -17,7 +18,7 @@ States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobia
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,12 +30,19 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
-from lens_linear.errors import NonFiniteError
+from lens_linear.errors import NonFiniteError, UnsupportedModelError
 from lens_linear.linalg.precision import own_modes, to_compute
+from lens_linear.models.capture import run
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
-from lens_linear.models.frozen.frozen_context import FrozenContext, freeze_context
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.frozen.frozen_context import (
+    FrozenContext,
+    first_rotary,
+    freeze_block,
+    freeze_context,
+)
+from lens_linear.models.hooks import Spot, require_bridge
+from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import watched
 
 _TOGETHER = 64  # directions a product: its memory grows with directions × prompts
@@ -154,16 +162,60 @@ class BlockJacobians:
         """Return ``Ā_lᵀ w``, the mean over prompts, for every layer asked for (all by default)."""
         return self._mean("pull", vectors, layers)
 
+    def mean_pushes(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield for each layer what gives ``Ā_l v`` of vectors [direction, d_model]; each is called once.
+
+        Of several batches the residual streams are carried from layer to layer, so that no block runs
+        twice; where they would take more than a batch alive does, each product runs the blocks before it.
+        """
+        batches = list(self.prompts.batches(self.batch_size))
+        streams = self._first_streams(batches) if len(batches) > 1 else []
+        if not streams:
+            for layer in range(self.n_layers):
+                yield lambda v, layer=layer: self.mean_push(v[None], layers=[layer])[0]
+            return
+        self._alive = None
+        stand_ins = BlockStandIns(self.model)
+        rotary = first_rotary(self.model, int(self.prompts.lengths.max()))
+
+        def pushed(vectors: Tensor, layer: int) -> Tensor:
+            total = torch.zeros_like(vectors)
+            for i, rows in enumerate(watched(batches, len(batches))):
+                tokens, lengths = self.prompts.rows(rows)
+                with own_modes():
+                    maps, streams[i] = freeze_block(
+                        self.model, tokens, lengths, layer, streams[i], stand_ins, rotary, self.mark
+                    )
+                total += _summed(maps.push, vectors[None], len(rows), [0])[0]
+            return total / len(self.prompts)
+
+        for layer in range(self.n_layers):
+            yield lambda v, layer=layer: pushed(v, layer)
+
+    @own_modes()
+    def _first_streams(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """The stream before the first block by batch; none where these, or lone blocks, cannot be had."""
+        cfg = self.model.cfg
+        kept = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * int(cfg.d_head)
+        alive = 2 * self.n_layers * kept * self.batch_size
+        if len(self.prompts) * int(cfg.d_model) > alive:
+            return []
+        first: Spot = (0, "resid_pre")
+        try:
+            BlockStandIns(self.model)
+        except UnsupportedModelError:
+            return []
+        return [
+            run(self.model, self.prompts.rows(rows)[0], record=[first], logits=False)[first]
+            for rows in batches
+        ]
+
     def _mean(
         self, product: Literal["push", "pull"], vectors: Tensor, layers: Sequence[int] | None
     ) -> Tensor:
         total = torch.zeros_like(vectors)
         for batch in self.batches(None if layers is None else max(layers) + 1):
-            for start in range(0, vectors.shape[1], _TOGETHER):
-                piece = vectors[:, start : start + _TOGETHER, None]
-                shared = piece.expand(-1, -1, len(batch.rows), -1)
-                found = getattr(batch.maps, product)(shared, layers=layers)
-                total[:, start : start + _TOGETHER] += to_compute(found, device=total.device).sum(2)
+            total += _summed(getattr(batch.maps, product), vectors, len(batch.rows), layers)
         return total / len(self.prompts)
 
     def costates(
@@ -217,6 +269,21 @@ class BlockJacobians:
             carried = to_compute(pushed, device=directions.device)
             carried = torch.cat([directions[layer + 1].expand(shape), carried])
             yield carried
+
+
+def _summed(
+    product: Callable[..., Tensor],
+    vectors: Float[Tensor, "layer direction d_model"],
+    n_rows: int,
+    layers: Sequence[int] | None,
+) -> Float[Tensor, "layer direction d_model"]:
+    """Products of shared vectors, summed over the prompts of a batch."""
+    total = torch.zeros_like(vectors)
+    for start in range(0, vectors.shape[1], _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        found = product(vectors[:, part, None].expand(-1, -1, n_rows, -1), layers=layers)
+        total[:, part] = to_compute(found, device=total.device).sum(2)
+    return total
 
 
 def require_finite_gains(gains: Float[Tensor, "prompt layer"]) -> Tensor:

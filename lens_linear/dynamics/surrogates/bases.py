@@ -184,8 +184,8 @@ def _carried(
     if order > 1:
         powers = krylov_basis(apply, apply(start), order=order - 1, rtol=_RTOL, seed=seed).basis
     found, products = [_orthonormal(start, powers, order, seed)[0]], []
-    for layer in watched(range(maps.n_layers), maps.n_layers):
-        products.append(maps.mean_push(found[-1].T[None], layers=[layer])[0].T)
+    for layer, push in enumerate(watched(maps.mean_pushes(), maps.n_layers)):
+        products.append(push(found[-1].T).T)
         found.append(_orthonormal(directions[layer + 1], products[-1], order, seed))
     return torch.stack(found), torch.stack(products)
 

@@ -21,6 +21,7 @@ FrozenContext: 2 prompts of 4 to 6 tokens, 3 layers, path 'cache'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -45,6 +46,7 @@ from lens_linear.models.hooks import (
     require_bridge,
     require_causal,
 )
+from lens_linear.models.stand_ins import BlockStandIns
 
 Path = Literal["cache", "full"]
 
@@ -53,6 +55,25 @@ Path = Literal["cache", "full"]
 # whatever its precision (Llama, Gemma, OPT); a missing rotation or window shows as 1e-2 and more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 _HALF_TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A block in the middle, run alone from the stream before it."""
+
+    layer: int
+    stream: Float[Tensor, "prompt position d_model"]
+    stand_ins: BlockStandIns
+    rotary: Rotary | None
+    mark: WeightsMark
+
+    def edit(self) -> Edit:
+        """What puts the stream before the block."""
+        return ((self.layer, "resid_pre"), lambda _: self.stream)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """While it lasts, no block before this one runs."""
+        return self.stand_ins.applied(dict.fromkeys(range(self.layer), lambda stream: stream))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +90,7 @@ class FrozenContext:
         rotaries: per layer, or None where there is no rotation.
         path: "cache" runs one token a prompt, "full" whole prompts.
         mark: of the weights that ran; a use warns when the model has others.
+        begun: where the blocks are one of the middle alone: which, and from which stream.
     """
 
     model: TransformerBridge
@@ -80,6 +102,7 @@ class FrozenContext:
     rotaries: tuple[Rotary | None, ...]
     path: Path
     mark: WeightsMark = field(repr=False)
+    begun: _Begun | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         low, high = int(self.lengths.min()), int(self.lengths.max())
@@ -90,8 +113,13 @@ class FrozenContext:
 
     @property
     def n_layers(self) -> int:
-        """Blocks of the model."""
+        """Blocks recorded."""
         return len(self.states) - 1
+
+    @property
+    def first(self) -> int:
+        """The first block recorded; states, keys and values are counted from it."""
+        return 0 if self.begun is None else self.begun.layer
 
     def outputs(
         self,
@@ -124,7 +152,7 @@ class FrozenContext:
 
         with torch.set_grad_enabled(amplitudes.requires_grad or directions.requires_grad):
             edits: list[Edit] = [
-                ((layer, "resid_pre"), inject(layer)) for layer in range(self.n_layers)
+                ((self.first + layer, "resid_pre"), inject(layer)) for layer in range(self.n_layers)
             ]
             return self._run(copies, edits)[-1]
 
@@ -140,7 +168,7 @@ class FrozenContext:
 
         with torch.enable_grad():
             edits: list[Edit] = [
-                ((layer, "resid_pre"), cut(layer)) for layer in range(self.n_layers)
+                ((self.first + layer, "resid_pre"), cut(layer)) for layer in range(self.n_layers)
             ]
             # Indexing belongs in here too: outside, a caller's no_grad would cut the graph.
             outputs = tuple(output[0] for output in self._run(1, edits))
@@ -150,9 +178,13 @@ class FrozenContext:
         self, copies: int, edits: Sequence[Edit]
     ) -> list[Float[Tensor, "copy prompt d_model"]]:
         """Run all blocks with the edits; return each block's output at the last token."""
-        self.mark.warn(self.model, "the frozen context", "freeze it anew", stacklevel=4)
-        spots: list[Spot] = [(layer, "resid_post") for layer in range(self.n_layers)]
+        if self.begun is None:
+            self.mark.warn(self.model, "the frozen context", "freeze it anew", stacklevel=4)
+        layers = range(self.first, self.first + self.n_layers)
+        spots: list[Spot] = [(layer, "resid_post") for layer in layers]
         edits = list(edits)
+        if self.begun is not None and self.path == "full":
+            edits.insert(0, self.begun.edit())
         if self.path == "cache":
             for layer in range(self.n_layers):
                 edits += _Attention(self, layer, copies).edits()
@@ -160,7 +192,8 @@ class FrozenContext:
         else:
             tokens = self.tokens.repeat(copies, 1)
         grad = torch.is_grad_enabled()
-        seen = run(self.model, tokens, record=spots, edits=edits, logits=False, grad=grad)
+        with nullcontext() if self.begun is None else self.begun.alone():
+            seen = run(self.model, tokens, record=spots, edits=edits, logits=False, grad=grad)
         return [self._read(seen[spot], copies).to(self.states.device) for spot in spots]
 
     def _last_tokens(self) -> Int[Tensor, " prompt"]:
@@ -207,16 +240,16 @@ class _Attention:
             q, k = (_like(seen.get(f"rot_{name}"), seen[name]) for name in ("q", "k"))
             return self._mixed(q, k, seen["v"]).reshape(z.shape).to(z.dtype)
 
+        at, model = self.context.first + self.layer, self.context.model
         edits: list[Edit] = [
-            ((self.layer, "q"), keep("q")),
-            ((self.layer, "k"), keep("k")),
-            ((self.layer, "v"), keep("v")),
-            ((self.layer, "z"), write),
+            ((at, "q"), keep("q")),
+            ((at, "k"), keep("k")),
+            ((at, "v"), keep("v")),
+            ((at, "z"), write),
         ]
-        model = self.context.model
-        if has_spot(model, (self.layer, "rot_q")) and has_spot(model, (self.layer, "rot_k")):
-            edits.append(((self.layer, "rot_q"), keep("rot_q")))
-            edits.append(((self.layer, "rot_k"), keep("rot_k")))
+        if has_spot(model, (at, "rot_q")) and has_spot(model, (at, "rot_k")):
+            edits.append(((at, "rot_q"), keep("rot_q")))
+            edits.append(((at, "rot_k"), keep("rot_k")))
         return edits
 
     def _mixed(
@@ -234,7 +267,7 @@ class _Attention:
         q = q.unflatten(2, (groups, q.shape[2] // groups))
         past = torch.einsum("cpgrd,pjgd->cpgrj", q, keys)
         own = torch.einsum("cpgrd,cpgd->cpgr", q, k)[..., None]
-        scores = torch.cat([past, own], dim=-1) * score_scale(model, self.layer)
+        scores = torch.cat([past, own], dim=-1) * score_scale(model, context.first + self.layer)
         softcap = score_softcap(model.cfg)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -297,12 +330,44 @@ def freeze_context(
             f"lengths must lie between 1 and {tokens.shape[1]}, one for each of {len(tokens)} prompts, "
             f"got {lengths.tolist()[:8]}"
         )
-    blocks = model.cfg.n_layers if n_layers is None else n_layers
-    context = _recorded(model, tokens, lengths, blocks, keep=path != "full")
+    blocks = range(model.cfg.n_layers if n_layers is None else n_layers)
+    return _checked(_recorded(model, tokens, lengths, blocks, keep=path != "full")[0], path)
+
+
+def freeze_block(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "prompt position"],
+    lengths: Int[Tensor, " prompt"],
+    layer: int,
+    stream: Float[Tensor, "prompt position d_model"],
+    stand_ins: BlockStandIns,
+    rotary: Rotary | None,
+    mark: WeightsMark,
+) -> tuple[BlockMaps, Float[Tensor, "prompt position d_model"]]:
+    """The Jacobian products of one block alone, from the stream before it, and the stream after it.
+
+    Block after block, this costs one forward pass and keeps one stream. ``rotary`` is what
+    :func:`first_rotary` gave, for at least as many positions; ``mark`` is of the weights, which the caller
+    watches: a look at them here would be one at all layers for each block.
+    """
+    begun = _Begun(layer, stream, stand_ins, rotary, mark)
+    tokens = tokens.to(model_device(model))
+    lengths = lengths.to(tokens.device).long()
+    context, after = _recorded(model, tokens, lengths, range(layer, layer + 1), begun=begun)
+    _require_finite_states(context)
+    maps = context.jacobians()
+    if context.path == "cache" and _gap(context, maps.outputs) > _limit(context):
+        maps = _of_whole_prompts(context).jacobians()
+    return maps, after
+
+
+def _checked(context: FrozenContext, path: Path | None) -> FrozenContext:
+    """The context, its one-token run compared with the recorded one."""
+    model = context.model
     _require_finite_states(context)
     if context.path == "full":
         return context
-    gap, limit = _gap(context), _TOLERANCE.get(context.states.dtype, _HALF_TOLERANCE)
+    gap, limit = _gap(context, _block_outputs(context)), _limit(context)
     if gap <= limit:
         return context
     if path == "cache":
@@ -310,7 +375,15 @@ def freeze_context(
             f"the one-token run of {model.cfg.model_name!r} misses the model's own by {gap:.2g} (limit "
             f"{limit:.0e}): it attends in a way not rebuilt here; leave path out to run whole prompts"
         )
+    return _of_whole_prompts(context)
+
+
+def _of_whole_prompts(context: FrozenContext) -> FrozenContext:
     return replace(context, keys=(), values=(), rotaries=(), path="full")
+
+
+def _limit(context: FrozenContext) -> float:
+    return _TOLERANCE.get(context.states.dtype, _HALF_TOLERANCE)
 
 
 def _require_finite_states(context: FrozenContext) -> None:
@@ -319,11 +392,8 @@ def _require_finite_states(context: FrozenContext) -> None:
     if not bool(bad.any()):
         return
     layer = int(bad.any(1).int().argmax())
-    where = (
-        f"the residual stream after layer {layer - 1}"
-        if layer
-        else "the embedding, before layer 0,"
-    )
+    at = context.first + layer
+    where = f"the residual stream after layer {at - 1}" if at else "the embedding, before layer 0,"
     raise NonFiniteError(
         f"{where} of {context.model.cfg.model_name!r} holds NaN or infinity at the last token of "
         f"{int(bad[layer].sum())} of {len(context.lengths)} prompts; look at that layer's weights, or load "
@@ -332,9 +402,15 @@ def _require_finite_states(context: FrozenContext) -> None:
 
 
 def _recorded(
-    model: TransformerBridge, tokens: Tensor, lengths: Tensor, n_layers: int, *, keep: bool
-) -> FrozenContext:
-    """Run the prompts once; keep the last token's states and, if asked, keys and values."""
+    model: TransformerBridge,
+    tokens: Tensor,
+    lengths: Tensor,
+    layers: range,
+    *,
+    keep: bool = True,
+    begun: _Begun | None = None,
+) -> tuple[FrozenContext, Tensor]:
+    """Run the prompts once; keep the last token's states, keys and values if asked; and the last stream."""
     require_blocks(model)
     keep = keep and all(has_spot(model, (0, what)) for what in ("q", "k", "v", "z"))
     # Latent attention keeps its queries and keys head by head, not position by position.
@@ -354,68 +430,72 @@ def _recorded(
 
         return (spot, hook)
 
-    edits = [last((layer, "resid_pre")) for layer in range(n_layers)]
-    edits.append(last((n_layers - 1, "resid_post")))
+    end: Spot = (layers[-1], "resid_post")
+    spots: list[Spot] = [*((layer, "resid_pre") for layer in layers), end]
+    edits = [] if begun is None else [begun.edit()]
+    edits += map(last, spots)
     if keep:
         wanted: tuple[What, ...] = (
             ("k", "v", "rot_k") if has_spot(model, (0, "rot_k")) else ("k", "v")
         )
-        edits += [whole((layer, what)) for layer in range(n_layers) for what in wanted]
-    mark = WeightsMark(model, read=False)
-    run(
-        model,
-        tokens,
-        record=[(n_layers - 1, "resid_post")],
-        edits=edits,
-        logits=False,
-        finite=False,
-    )
-    spots: list[Spot] = [(layer, "resid_pre") for layer in range(n_layers)]
+        edits += [whole((layer, what)) for layer in layers for what in wanted]
+    mark = WeightsMark(model, read=False) if begun is None else begun.mark
+    with nullcontext() if begun is None else begun.alone():
+        out = run(model, tokens, record=[end], edits=edits, logits=False, finite=False)
     device = tokens.device
-    states = torch.stack(
-        [found[spot].to(device) for spot in [*spots, (n_layers - 1, "resid_post")]]
-    )
+    states = torch.stack([found[spot].to(device) for spot in spots])
     if not keep:
-        return FrozenContext(model, tokens, lengths, states, (), (), (), "full", mark)
-    rotaries = _rotaries(model, tokens.shape[1], device, n_layers)
-    keys = [found[(layer, "k")].to(device) for layer in range(n_layers)]
-    for layer, rotary in enumerate(rotaries):
-        ready = found.get((layer, "rot_k"))
-        if ready is not None and ready.shape == keys[layer].shape:
-            keys[layer] = ready.to(device)
-        elif rotary is not None:
-            keys[layer] = rotary.rotate(keys[layer].transpose(1, 2)).transpose(1, 2)
-    values = tuple(found[(layer, "v")].to(device) for layer in range(n_layers))
-    return FrozenContext(
-        model, tokens, lengths, states, tuple(keys), values, rotaries, "cache", mark
-    )
-
-
-def _rotaries(
-    model: TransformerBridge, n_positions: int, device: torch.device, n_layers: int
-) -> tuple[Rotary | None, ...]:
-    # One layer is read for all: reading costs a forward pass, and a model whose layers rotate
-    # differently fails the check of the one-token run and falls back to whole prompts.
-    try:
-        rotary = read_rotary(model, 0, n_positions)
-    except UnsupportedModelError:
-        rotary = None
+        nothing = FrozenContext(model, tokens, lengths, states, (), (), (), "full", mark, begun)
+        return nothing, out[end]
+    length = tokens.shape[1]
+    rotary = first_rotary(model, length) if begun is None else begun.rotary
     if rotary is not None:
-        rotary = Rotary(rotary.cos.to(device), rotary.sin.to(device), rotary.adjacent)
-    return (rotary,) * n_layers
+        cos, sin = (table[:length].to(device) for table in (rotary.cos, rotary.sin))
+        rotary = Rotary(cos, sin, rotary.adjacent)
+    rotaries = (rotary,) * len(layers)
+    keys = [found[(layer, "k")].to(device) for layer in layers]
+    for i, (layer, rotary) in enumerate(zip(layers, rotaries, strict=True)):
+        ready = found.get((layer, "rot_k"))
+        if ready is not None and ready.shape == keys[i].shape:
+            keys[i] = ready.to(device)
+        elif rotary is not None:
+            keys[i] = rotary.rotate(keys[i].transpose(1, 2)).transpose(1, 2)
+    values = tuple(found[(layer, "v")].to(device) for layer in layers)
+    context = FrozenContext(
+        model, tokens, lengths, states, tuple(keys), values, rotaries, "cache", mark, begun
+    )
+    return context, out[end]
 
 
-def _gap(context: FrozenContext) -> float:
-    """Largest relative error of a block's output in a one-token run from the recorded states."""
+def first_rotary(model: TransformerBridge, n_positions: int) -> Rotary | None:
+    """The rotation of the first layer, None where there is none that can be read.
+
+    One layer is read for all: reading costs a forward pass, and a model whose layers rotate differently
+    fails the check of the one-token run and falls back to whole prompts.
+    """
+    try:
+        return read_rotary(model, 0, n_positions)
+    except UnsupportedModelError:
+        return None
+
+
+def _block_outputs(context: FrozenContext) -> list[Tensor]:
+    """Each block's output in a one-token run from the recorded states."""
     with torch.no_grad():
 
         def recorded(layer: int) -> Callable[[Tensor], Tensor]:
             return lambda x: context._written(x, context.states[layer][None])
 
         edits: list[Edit] = [
-            ((layer, "resid_pre"), recorded(layer)) for layer in range(context.n_layers)
+            ((context.first + layer, "resid_pre"), recorded(layer))
+            for layer in range(context.n_layers)
         ]
-        outputs = torch.stack([output[0] for output in context._run(1, edits)])
+        return [output[0] for output in context._run(1, edits)]
+
+
+def _gap(context: FrozenContext, outputs: Sequence[Tensor]) -> float:
+    """Largest relative error of a block's output, one-token run against the recorded states."""
     target = context.states[1:]
-    error = (outputs - target).norm(dim=-1) / target.norm(dim=-1).clamp_min(1e-30)
+    error = (torch.stack(list(outputs)).detach() - target).norm(dim=-1)
+    error = error / target.norm(dim=-1).clamp_min(1e-30)
     return float(error.max().nan_to_num(nan=float("inf")))
