@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -172,13 +173,13 @@ class BlockJacobians:
         streams = self._first_streams(batches) if len(batches) > 1 else []
         if not streams:
             for layer in range(self.n_layers):
-                yield lambda v, layer=layer: self.mean_push(v[None], layers=[layer])[0]
+                yield partial(self._mean_push_of, layer)
             return
         self._alive = None
         stand_ins = BlockStandIns(self.model)
         rotary = first_rotary(self.model, int(self.prompts.lengths.max()))
 
-        def pushed(vectors: Tensor, layer: int) -> Tensor:
+        def pushed(layer: int, vectors: Tensor) -> Tensor:
             total = torch.zeros_like(vectors)
             for i, rows in enumerate(watched(batches, len(batches))):
                 tokens, lengths = self.prompts.rows(rows)
@@ -190,7 +191,10 @@ class BlockJacobians:
             return total / len(self.prompts)
 
         for layer in range(self.n_layers):
-            yield lambda v, layer=layer: pushed(v, layer)
+            yield partial(pushed, layer)
+
+    def _mean_push_of(self, layer: int, vectors: Tensor) -> Tensor:
+        return self.mean_push(vectors[None], layers=[layer])[0]
 
     @own_modes()
     def _first_streams(self, batches: Sequence[Tensor]) -> list[Tensor]:

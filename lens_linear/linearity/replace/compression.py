@@ -165,14 +165,7 @@ def ffn_compression(
     """
     require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
-    n_layers = model.cfg.n_layers
-    chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
-    ranks = require_list("ranks", ranks, of="ranks, None for full")
-    if not chosen or not ranks:
-        raise InvalidArgumentError("layers and ranks must each name at least one; leave them out")
-    for rank in ranks:
-        if rank is not None:
-            require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)
+    chosen, ranks = _chosen(model, layers, ranks)
     require_rows_for_fit(
         len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
     )
@@ -214,6 +207,20 @@ def ffn_compression(
         seed=seed,
         ridge=ridge,
     )
+
+
+def _chosen(
+    model: TransformerBridge, layers: Sequence[int] | None, ranks: Sequence[int | None]
+) -> tuple[list[int], list[int | None]]:
+    n_layers = model.cfg.n_layers
+    chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
+    ranks = require_list("ranks", ranks, of="ranks, None for full")
+    if not chosen or not ranks:
+        raise InvalidArgumentError("layers and ranks must each name at least one; leave them out")
+    for rank in ranks:
+        if rank is not None:
+            require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)
+    return chosen, ranks
 
 
 Fitted = tuple[AffineMap, int | None, tuple[LinearFit, LinearFit]]

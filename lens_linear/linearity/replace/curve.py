@@ -207,11 +207,8 @@ def replacement_curve(
         >>> replacement_curve(model, tokens, strategy="remove")["n_replaced"].tolist()
         [0, 1, 2]
     """
-    require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
-    require_int("distill_steps", distill_steps, minimum=0)
     seed = require_seed(seed)
-    require_ridge(ridge)
-    require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
+    _require_plan(strategy, max_replaced, distill_steps, ridge)
     rows = as_rows(model, tokens, skip=skip)
     require_blocks(model)
     width = model.cfg.d_model
@@ -230,14 +227,10 @@ def replacement_curve(
         for count, step in enumerate(steps, start=1):
             maps = builder.maps(step, partial(_half, bar, count - 1))
             with builder.stand_ins.applied({m.first: m for m in maps}):
-                found = score_model(
-                    model,
-                    test,
-                    batch_size=batch_size,
-                    warn=not step,
-                    on_progress=partial(_half, bar, count - 0.5),
+                done = partial(_half, bar, count - 0.5)
+                scores.append(
+                    score_model(model, test, batch_size=batch_size, warn=not step, on_progress=done)
                 )
-            scores.append(found)
             own = 0 if strategy == "remove" else sum(m.n_parameters for m in maps)
             sizes.append(builder.parameters_left(step) + own)
             bar(count)
@@ -256,6 +249,15 @@ def replacement_curve(
         seed=seed,
         ridge=ridge,
     )
+
+
+def _require_plan(
+    strategy: Strategy, max_replaced: int | None, distill_steps: int, ridge: Ridge
+) -> None:
+    require_choice("strategy", strategy, ("remove", "linear", "linear+distill"))
+    require_int("distill_steps", distill_steps, minimum=0)
+    require_ridge(ridge)
+    require_int("max_replaced", 1 if max_replaced is None else max_replaced, minimum=1)
 
 
 def _half(bar: Callable[[float], None], done: float, share: float) -> None:

@@ -452,19 +452,23 @@ def _recorded(
     if rotary is not None:
         cos, sin = (table[:length].to(device) for table in (rotary.cos, rotary.sin))
         rotary = Rotary(cos, sin, rotary.adjacent)
-    rotaries = (rotary,) * len(layers)
-    keys = [found[(layer, "k")].to(device) for layer in layers]
-    for i, (layer, rotary) in enumerate(zip(layers, rotaries, strict=True)):
-        ready = found.get((layer, "rot_k"))
-        if ready is not None and ready.shape == keys[i].shape:
-            keys[i] = ready.to(device)
-        elif rotary is not None:
-            keys[i] = rotary.rotate(keys[i].transpose(1, 2)).transpose(1, 2)
+    keys = tuple(_rotated_keys(found, layer, rotary, device) for layer in layers)
     values = tuple(found[(layer, "v")].to(device) for layer in layers)
+    rotaries = (rotary,) * len(layers)
     context = FrozenContext(
-        model, tokens, lengths, states, tuple(keys), values, rotaries, "cache", mark, begun
+        model, tokens, lengths, states, keys, values, rotaries, "cache", mark, begun
     )
     return context, out[end]
+
+
+def _rotated_keys(
+    found: dict[Spot, Tensor], layer: int, rotary: Rotary | None, device: torch.device
+) -> Tensor:
+    """The keys that queries meet: as the model rotated them where it shows that, else rotated here."""
+    keys, ready = found[(layer, "k")].to(device), found.get((layer, "rot_k"))
+    if ready is not None and ready.shape == keys.shape:
+        return ready.to(device)
+    return keys if rotary is None else rotary.rotate(keys.transpose(1, 2)).transpose(1, 2)
 
 
 def first_rotary(model: TransformerBridge, n_positions: int) -> Rotary | None:
