@@ -7,7 +7,8 @@ import transformers
 import lens_linear as ll
 from lens_linear.dynamics import block_jacobians
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.stand_ins import BlockStandIns
+from lens_linear.models.hooks import edited
+from lens_linear.models.stand_ins import lone_blocks
 
 LENGTHS = [7, 3, 9, 5, 9]
 SMALL = {
@@ -91,24 +92,41 @@ def test_no_block_runs_for_a_later_one(name, tmp_path):
     maps = block_jacobians(model, prompts(), batch_size=2)
     vectors = torch.ones(1, model.cfg.d_model, dtype=torch.float64)
     seen = passes(model, lambda: [push(vectors) for push in maps.mean_pushes()])
-    learnt = 2  # runs on two tokens, of which blocks return a stream
+    learnt = 3  # on two tokens, and on one row whole and alone: whether blocks can run alone
     rotation = int(name != "LN")
     assert max(seen) <= 2 * 3 + learnt + rotation and min(seen) >= 2 * 3
 
 
-def test_streams_too_large_for_memory_or_blocks_that_cannot_run_alone(monkeypatch):
+def test_streams_too_large_for_memory_are_not_carried():
     model = MODELS["LN"](None)
-    vectors = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0)).double()
-    want = block_jacobians(model, prompts()).mean_push(vectors)
     many = block_jacobians(model, prompts() * 40, batch_size=1)  # 200 streams, one batch alive
-    assert many._first_streams(list(many.prompts.batches(1))) == []
     few = block_jacobians(model, prompts(), batch_size=1)
-    assert len(few._first_streams(list(few.prompts.batches(1)))) == 5
+    row = torch.tensor([0])
+    assert many._lone_blocks(row) is None and few._lone_blocks(row) is not None
+    vectors = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0)).double()
+    found = [push(v) for push, v in zip(many.mean_pushes(), vectors, strict=True)]
+    want = block_jacobians(model, prompts()).mean_push(vectors)
+    torch.testing.assert_close(torch.stack(found), want, rtol=1e-5, atol=1e-6)
 
-    def refused(self, model):
-        raise UnsupportedModelError("these blocks return no stream")
 
-    monkeypatch.setattr(BlockStandIns, "__init__", refused)
-    for maps in (many, few):
-        found = torch.stack([push(v) for push, v in zip(maps.mean_pushes(), vectors, strict=True)])
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+def test_blocks_that_read_more_than_the_stream_are_not_run_alone():
+    """The last block adds what the first one wrote, as one that shares keys and values would."""
+    model = MODELS["LN"](None)
+    tokens, seen = prompts()[0][None], []
+    first, last = (model.blocks[at].original_component for at in (0, 2))
+    assert lone_blocks(model, tokens) is not None
+    handles = [
+        first.register_forward_hook(lambda _m, given, out: seen.append(out[0] - given[0])),
+        last.register_forward_hook(lambda _m, _given, out: (out[0] + 3 * seen[-1], *out[1:])),
+    ]
+    try:
+        assert lone_blocks(model, tokens) is None
+        rows = torch.randint(60, (20, 16), generator=torch.Generator().manual_seed(3))
+        with pytest.raises(UnsupportedModelError, match="beside the residual stream"):
+            ll.replacement_curve(model, rows, "linear+distill")
+        assert len(ll.replacement_curve(model, rows, "linear").steps) == 4
+    finally:
+        for handle in handles:
+            handle.remove()
+    with edited(model, [((1, "resid_pre"), lambda x: 2 * x)]):
+        assert lone_blocks(model, tokens) is None

@@ -31,7 +31,7 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
-from lens_linear.errors import NonFiniteError, UnsupportedModelError
+from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.capture import run
 from lens_linear.models.describe.weights_mark import WeightsMark
@@ -43,7 +43,7 @@ from lens_linear.models.frozen.frozen_context import (
     freeze_context,
 )
 from lens_linear.models.hooks import Spot, require_bridge
-from lens_linear.models.stand_ins import BlockStandIns
+from lens_linear.models.stand_ins import BlockStandIns, lone_blocks
 from lens_linear.progress import watched
 
 _TOGETHER = 64  # directions a product: its memory grows with directions × prompts
@@ -170,13 +170,18 @@ class BlockJacobians:
         twice; where they would take more than a batch alive does, each product runs the blocks before it.
         """
         batches = list(self.prompts.batches(self.batch_size))
-        streams = self._first_streams(batches) if len(batches) > 1 else []
-        if not streams:
+        stand_ins = self._lone_blocks(batches[0][:1]) if len(batches) > 1 else None
+        if stand_ins is None:
             for layer in range(self.n_layers):
                 yield partial(self._mean_push_of, layer)
             return
         self._alive = None
-        stand_ins = BlockStandIns(self.model)
+        first: Spot = (0, "resid_pre")
+        with own_modes():
+            streams = [
+                run(self.model, self.prompts.rows(rows)[0], record=[first], logits=False)[first]
+                for rows in batches
+            ]
         rotary = first_rotary(self.model, int(self.prompts.lengths.max()))
 
         def pushed(layer: int, vectors: Tensor) -> Tensor:
@@ -197,22 +202,13 @@ class BlockJacobians:
         return self.mean_push(vectors[None], layers=[layer])[0]
 
     @own_modes()
-    def _first_streams(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """The stream before the first block by batch; none where these, or lone blocks, cannot be had."""
+    def _lone_blocks(self, row: Tensor) -> BlockStandIns | None:
+        """What runs one block alone; None where that, or keeping one stream of all prompts, is too much."""
         cfg = self.model.cfg
         kept = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * int(cfg.d_head)
-        alive = 2 * self.n_layers * kept * self.batch_size
-        if len(self.prompts) * int(cfg.d_model) > alive:
-            return []
-        first: Spot = (0, "resid_pre")
-        try:
-            BlockStandIns(self.model)
-        except UnsupportedModelError:
-            return []
-        return [
-            run(self.model, self.prompts.rows(rows)[0], record=[first], logits=False)[first]
-            for rows in batches
-        ]
+        if len(self.prompts) * int(cfg.d_model) > 2 * self.n_layers * kept * self.batch_size:
+            return None
+        return lone_blocks(self.model, self.prompts.rows(row)[0])
 
     def _mean(
         self, product: Literal["push", "pull"], vectors: Tensor, layers: Sequence[int] | None

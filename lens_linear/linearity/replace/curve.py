@@ -31,7 +31,7 @@ from lens_linear.checks import (
     require_ints,
     require_seed,
 )
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import usable_bytes
@@ -46,7 +46,7 @@ from lens_linear.linearity.replace.replacement import map_groups
 from lens_linear.models.capture import TokenRows, batched, model_device, residual_streams, run
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.hooks import Spot, require_blocks
-from lens_linear.models.stand_ins import BlockStandIns
+from lens_linear.models.stand_ins import BlockStandIns, lone_blocks
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
@@ -340,6 +340,7 @@ class _Builder:
         self.batch_size, self.max_memory = batch_size, max_memory
         self.stand_ins = BlockStandIns(model)
         self.streams: list[list[Tensor]] = []
+        self.alone = False  # whether that was looked at
         self.total = n_parameters(model)
         self.sizes = [site_parameters(model, layer) for layer in range(model.cfg.n_layers)]
         # A map depends on the replaced blocks before it alone, so most serve the next step too.
@@ -383,6 +384,7 @@ class _Builder:
             return done
         first = layers[n_known]
         batches = [tokens for _, tokens in batched(self.rows, self.batch_size, model=self.model)]
+        self._require_lone_blocks(batches[0][:1])
         kept = self._original_streams(batches)
         if kept:
             teacher = [streams[first] for streams in kept]
@@ -411,12 +413,21 @@ class _Builder:
                 student = [m(stream) for stream in student]
         return done
 
+    def _require_lone_blocks(self, tokens: Tensor) -> None:
+        if not self.alone and lone_blocks(self.model, tokens) is None:
+            raise UnsupportedModelError(
+                f"the blocks of {self.model.cfg.model_name!r} do not give alone what they give in a whole "
+                "run (they share something beside the residual stream, or hooks of yours change it between "
+                'two blocks), so maps cannot be distilled one after the other; use strategy="linear", or '
+                "call model.reset_hooks(including_permanent=True) first"
+            )
+        self.alone = True
+
     def _original_streams(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
         """The original model's stream at every boundary by batch; nothing where memory does not hold it."""
         cfg = self.model.cfg
-        needed = (cfg.n_layers + 3) * _stream_bytes(
-            self.model, self.rows
-        )  # and the changed one, twice
+        # The changed stream stands beside them, twice while a map is put in place.
+        needed = (cfg.n_layers + 3) * _stream_bytes(self.model, self.rows)
         needed += 8 * (cfg.n_layers + 12) * cfg.d_model**2  # maps, and the statistics of one
         if not self.streams and needed <= usable_bytes(self.max_memory, model_device(self.model)):
             self.streams = [residual_streams(self.model, tokens) for tokens in batches]
