@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import forward_logits, residual_streams, run
-from lens_linear.models.hooks import Edit, attached, model_lock, require_bridge
+from lens_linear.models.hooks import Edit, model_lock, require_bridge
 
 StandIn = Callable[[Float[Tensor, "batch position d_model"]], Tensor]
 
@@ -137,16 +137,14 @@ def lone_blocks(
     """Stand-ins of a model whose blocks can run alone; None where one is seen to read more than the stream.
 
     Each block is run alone on ``tokens``, from what reached it in a whole run, and has to give what it gave
-    there. Blocks that share keys and values with an earlier one do not; nor are models with hooks of the
-    caller taken, which may change a stream between two blocks.
+    there. Blocks that share keys and values with an earlier one do not, nor does a model in which a hook of
+    the caller changes the stream between two blocks.
 
     Example:
         >>> from lens_linear.models.open.toy import toy_model
         >>> lone_blocks(toy_model(n_layers=2), torch.arange(6)[None]) is not None
         True
     """
-    if attached(model):
-        return None
     try:
         stand_ins = BlockStandIns(model)
         streams = residual_streams(model, tokens)

@@ -130,3 +130,5 @@ def test_blocks_that_read_more_than_the_stream_are_not_run_alone():
             handle.remove()
     with edited(model, [((1, "resid_pre"), lambda x: 2 * x)]):
         assert lone_blocks(model, tokens) is None
+    with edited(model, [((1, "resid_pre"), lambda x: None)]):  # looks, and changes nothing
+        assert lone_blocks(model, tokens) is not None
