@@ -38,6 +38,7 @@ from lens_linear.models.hooks import (
     hook_name,
     hooked,
     in_training,
+    is_still,
     model_lock,
     require_bridge,
 )
@@ -126,7 +127,7 @@ def evaluating(model: TransformerBridge) -> Iterator[None]:
     """
     # The wrapped model is no registered part of its bridge, so its own dropout is looked for as well.
     with model_lock(model), few_threads(int(model.cfg.d_model)):
-        training = in_training(model, model.original_model)
+        training = [] if is_still(model) else in_training(model, model.original_model)
         try:
             for module in training:
                 module.training = False
@@ -379,9 +380,8 @@ def visit_sites(
 ) -> None:
     """Call ``visit(layer, site, x, y)`` with the input and output of every site, batch by batch.
 
-    x and y are [batch, position, d_model], in the model's own precision, and belong to the visitor only
-    during the call: nothing is kept, so memory does not grow with the number of tokens. The pass stops
-    after the last block; the unembedding is never computed.
+    x and y are [batch, position, d_model], in the model's own precision, and the visitor's only during the
+    call: nothing is kept, so memory does not grow with tokens. No pass goes on to the unembedding.
 
     Args:
         model: a bridge.

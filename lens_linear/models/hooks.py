@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -263,6 +263,26 @@ def _adapter(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Tenso
         return None if made is None else made.to(tensor.device)
 
     return hook
+
+
+_STILL: WeakSet[TransformerBridge] = WeakSet()
+
+
+@contextmanager
+def still(model: TransformerBridge) -> Iterator[None]:
+    """While this lasts no module changes its mode, so passes need not look: that costs as much as a block."""
+    before = model in _STILL
+    _STILL.add(model)
+    try:
+        yield
+    finally:
+        if not before:
+            _STILL.discard(model)
+
+
+def is_still(model: TransformerBridge) -> bool:
+    """Whether :func:`still` holds."""
+    return model in _STILL
 
 
 def in_training(*roots: nn.Module) -> list[nn.Module]:

@@ -33,7 +33,7 @@ from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import own_modes, to_compute
-from lens_linear.models.capture import run
+from lens_linear.models.capture import evaluating, run
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import (
@@ -42,7 +42,7 @@ from lens_linear.models.frozen.frozen_context import (
     freeze_block,
     freeze_context,
 )
-from lens_linear.models.hooks import Spot, require_bridge
+from lens_linear.models.hooks import Spot, require_bridge, still
 from lens_linear.models.stand_ins import BlockStandIns, lone_blocks
 from lens_linear.progress import watched
 
@@ -186,13 +186,13 @@ class BlockJacobians:
 
         def pushed(layer: int, vectors: Tensor) -> Tensor:
             total = torch.zeros_like(vectors)
-            for i, rows in enumerate(watched(batches, len(batches))):
-                tokens, lengths = self.prompts.rows(rows)
-                with own_modes():
+            with own_modes(), evaluating(self.model), still(self.model):
+                for i, rows in enumerate(watched(batches, len(batches))):
+                    tokens, lengths = self.prompts.rows(rows)
                     maps, streams[i] = freeze_block(
                         self.model, tokens, lengths, layer, streams[i], stand_ins, rotary, self.mark
                     )
-                total += _summed(maps.push, vectors[None], len(rows), [0])[0]
+                    total += _summed(maps.push, vectors[None], len(rows), [0])[0]
             return total / len(self.prompts)
 
         for layer in range(self.n_layers):
