@@ -152,7 +152,7 @@ def lone_blocks(
     except Exception:  # whatever a block misses of those before it
         return None
     same = all(
-        float((found - want).norm()) <= 1e-3 * float(want.norm())
+        float((found - want).double().norm()) <= 1e-3 * float(want.double().norm())
         for found, want in zip(again, streams[1:], strict=True)
     )
     return stand_ins if same else None

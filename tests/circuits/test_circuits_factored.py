@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from lens_linear.circuits.heads.factored import (
     sum_of,
     top_pairs,
 )
-from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
+from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NonFiniteError
 
 
 def factored(rows=23, columns=31, inner=5, seed=0, dtype=torch.float64):
@@ -58,6 +60,13 @@ def test_blocks_put_together_are_the_matrix(rows, columns, inner, seed, max_byte
     matrix = factored(rows, columns, inner, seed)
     parts = [block.clone() for _, block in row_blocks(matrix, max_bytes=max_bytes)]
     torch.testing.assert_close(torch.cat(parts), matrix.A @ matrix.B)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 40, 500])
+def test_blocks_take_the_bytes_they_were_allowed(columns):
+    matrix, most = factored(4000, columns, 2), 20_000
+    held = {block.untyped_storage().nbytes() for _, block in row_blocks(matrix, max_bytes=most)}
+    assert most / 2 < max(held) <= most
 
 
 def test_dense_refuses_and_says_what_to_do():
@@ -179,6 +188,37 @@ def test_a_search_in_float32_ranks_as_float64_does(order, monkeypatch):
         == tied.column_ids.tolist()
         == list(range(7))
     )
+
+
+@pytest.mark.parametrize("left, right", [(1e-21, 1e-21), (1e-45, 1.0), (1e33, 1e21), (1e60, 1e-9)])
+@pytest.mark.parametrize("order", ["largest", "smallest", "absolute"])
+def test_numbers_that_float32_does_not_hold_are_ranked(left, right, order, monkeypatch):
+    """Weights of dead heads decay to 1e-20 and less: their products are 0 in float32, or infinite."""
+    g = torch.Generator().manual_seed(5)
+    a, b = torch.randn(90, 1, generator=g).double(), torch.randn(1, 70, generator=g).double()
+    dense = (left * a) @ (right * b)
+    keys = {"largest": dense, "smallest": -dense, "absolute": dense.abs()}[order]
+    monkeypatch.setattr(search, "LARGE", 0)
+    found = top_pairs(FactoredMatrix(left * a, right * b), 9, order=order)
+    best = keys.flatten().argsort(descending=True, stable=True)[:9]
+    assert (found.row_ids * 70 + found.column_ids).tolist() == best.tolist()
+
+
+def test_factors_made_of_parameters_are_read():
+    a, b = (factored(20, 20).A.requires_grad_() for _ in range(2))
+    matrix, plain = FactoredMatrix(a, b.T), FactoredMatrix(a.detach(), b.detach().T)
+    for question in (partial(top_pairs, k=4), diagonal_accuracy, partial(map_of, name="")):
+        assert question(matrix).to_dataframe().equals(question(plain).to_dataframe())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_factors_that_are_not_finite_are_refused(bad, side):
+    matrix = factored(9, 9)
+    getattr(matrix, side)[1, 1] = bad
+    for question in (partial(top_pairs, k=40), diagonal_accuracy, partial(map_of, name="")):
+        with pytest.raises(NonFiniteError, match=rf"matrix.{side} holds 1 NaN"):
+            question(matrix)
 
 
 def test_a_matrix_recomputed_whole_is_searched_once(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import lens_linear as ll
-from lens_linear.dynamics import block_jacobians
+from lens_linear.dynamics import block_jacobians, random_directions
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.hooks import edited
 from lens_linear.models.stand_ins import lone_blocks
@@ -132,3 +132,40 @@ def test_blocks_that_read_more_than_the_stream_are_not_run_alone():
         assert lone_blocks(model, tokens) is None
     with edited(model, [((1, "resid_pre"), lambda x: None)]):  # looks, and changes nothing
         assert lone_blocks(model, tokens) is not None
+
+
+def test_streams_beyond_the_largest_half_number_are_compared():
+    """float16 ends at 65,504: the norm of such a stream is infinite in it, and so is any difference."""
+    model = ll.toy_model(n_layers=3, d_model=64, attn_only=False, norm="LN")
+    with torch.no_grad():
+        model.embed.weight.mul_(20_000 / model.embed.weight.abs().max())
+    model, tokens = model.to(torch.float16), torch.arange(40)[None]
+    assert lone_blocks(model, tokens) is not None
+    with edited(model, [((1, "resid_pre"), lambda x: 2 * x)]):
+        assert lone_blocks(model, tokens) is None
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_products_are_there_in_inference_mode(batch_size):
+    model = MODELS["LN"](None)
+    vectors = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(4)).double()
+    maps = block_jacobians(model, prompts(), batch_size=batch_size)
+    want = maps.mean_push(vectors), maps.mean_pull(vectors)
+    with torch.inference_mode():
+        maps = block_jacobians(model, prompts(), batch_size=batch_size)
+        each = [push(v) for push, v in zip(maps.mean_pushes(), vectors.clone(), strict=True)]
+        found = maps.mean_push(vectors.clone()), maps.mean_pull(vectors.clone())
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(torch.stack(each), want[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [5, 8, 16])
+def test_principal_columns_beyond_the_states_do_not_depend_on_batches(order):
+    """Five states span four directions around their mean; what a computer says beyond is rounding."""
+    model = MODELS["LN"](None)
+    directions = random_directions(model)
+    whole, parts = (
+        ll.fit_surrogate(model, prompts(), directions, order=order, basis="pca", batch_size=size)
+        for size in (None, 2)
+    )
+    torch.testing.assert_close(parts.gains, whole.gains, rtol=1e-3, atol=1e-5)

@@ -14,8 +14,20 @@ from lens_linear.linalg import Moments
 from lens_linear.linearity import load_linearized, save_linearized
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.linearity.replace.replacement import assemble
+from lens_linear.models.hooks import edited
 
 SQUARE = torch.randn(40, 4, generator=torch.Generator().manual_seed(1)).double()
+
+
+def distilled_with_a_hook(strategy):
+    """A hook of the caller doubles the stream between two blocks."""
+    with edited(mlp(), [((1, "resid_pre"), lambda x: 2 * x)]):
+        return ll.replacement_curve(mlp(), IDS, strategy)
+
+
+def hooks_taken_away():
+    mlp().reset_hooks(including_permanent=True)
+    return ll.replacement_curve(mlp(), IDS, "linear+distill")
 
 
 def moments(**options):
@@ -349,6 +361,11 @@ ROWS = [
         lambda: ll.replacement_curve(mlp(), IDS, order=[0, 0]),
         "each layer at most once",
         lambda: ll.replacement_curve(mlp(), IDS, order=[1, 0]),
+    ),
+    (
+        lambda: distilled_with_a_hook("linear+distill"),
+        r'use strategy="linear", or call model.reset_hooks\(including_permanent=True\) first',
+        lambda: (distilled_with_a_hook("linear"), hooks_taken_away()),
     ),
     (
         lambda: linearity.fit_linearization(mlp(), IDS, runs=[(0, 1)], site="ffn"),

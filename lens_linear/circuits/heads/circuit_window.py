@@ -175,7 +175,7 @@ def map_of(
     return CircuitMap(
         name,
         *axes,
-        matrix.A[rows] @ matrix.B[:, columns],
+        (matrix.A[rows] @ matrix.B[:, columns]).detach(),
         rows,
         columns,
         torch.cat(overview),

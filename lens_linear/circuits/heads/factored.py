@@ -24,6 +24,7 @@ from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import (
     counted,
     require_choice,
+    require_finite,
     require_instance,
     require_int,
     require_ints,
@@ -66,16 +67,21 @@ def row_blocks(
     """Yield ``(first row, rows)``; a block takes at most ``max_bytes``, a multiple of rows as asked.
 
     The rows are overwritten by the next block.
+
+    Raises:
+        NonFiniteError: NaN or infinity in a factor: no order of entries would mean anything.
     """
     require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
+    require_finite("matrix.A", matrix.A)
+    require_finite("matrix.B", matrix.B)
     require_int("max_bytes", max_bytes, minimum=1)
-    each = matrix.rdim * matrix.A.element_size()
-    size = max(multiple, max_bytes // each // multiple * multiple)
     # Rows a little longer than a power of two and B by columns: 4.1 s for 49,152² entries, else 5.4.
-    room = matrix.A.new_empty(min(size, matrix.ldim), matrix.rdim + _PAD)[:, : matrix.rdim]
-    columns = matrix.B.T.contiguous().T
+    width = matrix.rdim + _PAD
+    size = max(multiple, max_bytes // (width * matrix.A.element_size()) // multiple * multiple)
+    room = matrix.A.new_empty(min(size, matrix.ldim), width)[:, : matrix.rdim]
+    columns = matrix.B.detach().T.contiguous().T
     for start in range(0, matrix.ldim, size):
-        part = matrix.A[start : start + size]
+        part = matrix.A[start : start + size].detach()
         yield start, torch.matmul(part, columns, out=room[: len(part)])
 
 
@@ -171,16 +177,11 @@ def top_pairs(
     if matrix.ldim * matrix.rdim > LARGE and matrix.A.dtype == torch.float64:
         rows, columns, entries = _top_rechecked(matrix, k, order, max_bytes)
     else:
-        blocks = (
-            (start, _keyed(block, order))
-            for start, block in row_blocks(matrix, max_bytes=max_bytes)
-        )
-        rows, columns = top_of_blocks(blocks, k)
-        entries = (matrix.A[rows] * matrix.B.T[columns]).sum(-1)
+        rows, columns, entries = _top(matrix, k, order, max_bytes)
     return TopPairs(
         rows,
         columns,
-        entries,
+        entries.detach(),
         order,
         (matrix.ldim, matrix.rdim),
         row_labels,
@@ -190,6 +191,16 @@ def top_pairs(
     )
 
 
+def _top(
+    matrix: FactoredMatrix, k: int, order: Order, max_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    blocks = (
+        (start, _keyed(block, order)) for start, block in row_blocks(matrix, max_bytes=max_bytes)
+    )
+    rows, columns = top_of_blocks(blocks, k)
+    return rows, columns, (matrix.A[rows] * matrix.B.T[columns]).sum(-1)
+
+
 def _top_rechecked(
     matrix: FactoredMatrix, k: int, order: Order, max_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,18 +208,18 @@ def _top_rechecked(
 
     A float32 entry is off by at most ``bound``, about 2⁻²³ (m + 2) times the largest product of row and
     column norms. Entries outside the ``k + extra`` found lie below the last of these, so the ranking is
-    exact once the k-th of the recomputed entries stands above it by the bound.
+    exact once the k-th of the recomputed entries stands above it by the bound. Factors are searched at a
+    largest number of 1: products of dead heads' weights, 1e-20 and less, would all be 0 in float32.
     """
-    columns = matrix.B.T.to(torch.float32, memory_format=torch.contiguous_format).T
-    rough = FactoredMatrix(matrix.A.float(), columns)
-    norms = float(matrix.A.norm(dim=1).max() * matrix.B.norm(dim=0).max())
+    left = float(require_finite("matrix.A", matrix.A).abs().max()) or 1.0
+    right = float(require_finite("matrix.B", matrix.B).abs().max()) or 1.0
+    columns = matrix.B.T.div(right).to(torch.float32, memory_format=torch.contiguous_format).T
+    rough = FactoredMatrix((matrix.A / left).float(), columns)
+    norms = float(rough.A.norm(dim=1).max() * rough.B.norm(dim=0).max()) * left * right
     bound, extra = (matrix.mdim + 2) * 2.0**-23 * norms, max(64, k // 4)
     while True:
-        blocks = (
-            (start, _keyed(block, order)) for start, block in row_blocks(rough, max_bytes=max_bytes)
-        )
         wanted = min(k + extra, matrix.ldim * matrix.rdim)
-        rows, columns = top_of_blocks(blocks, wanted)
+        rows, columns, _ = _top(rough, wanted, order, max_bytes)
         entries = (matrix.A[rows] * matrix.B.T[columns]).sum(-1)
         keys = _keyed(entries.clone(), order)
         # Best first, equal ones in reading order.
@@ -221,12 +232,7 @@ def _top_rechecked(
         if (
             extra > 64 * k + MAX_EXTRA
         ):  # a matrix of equal entries: nothing to tell apart in float32
-            blocks = (
-                (start, _keyed(block, order))
-                for start, block in row_blocks(matrix, max_bytes=max_bytes)
-            )
-            rows, columns = top_of_blocks(blocks, k)
-            return rows, columns, (matrix.A[rows] * matrix.B.T[columns]).sum(-1)
+            return _top(matrix, k, order, max_bytes)
         extra *= 8
 
 

@@ -154,7 +154,10 @@ def _built(
     elif kind == "pca":
         states = maps.states()
         centred = states - states.mean(1, keepdim=True)
-        columns = torch.linalg.svd(centred, full_matrices=False).Vh.mT[..., : max(order - 1, 0)]
+        _, sizes, rows = torch.linalg.svd(centred, full_matrices=False)
+        # Fewer states than columns: what the rest of them point to is rounding, which random ones replace.
+        rows = rows * (sizes > _RTOL * sizes[:, :1])[..., None]
+        columns = rows.mT[..., : max(order - 1, 0)]
     else:
         columns = directions.new_zeros(*directions.shape, 0)
     basis = _orthonormal(directions, columns, order, seed)

@@ -237,8 +237,9 @@ def fit_surrogate(
         attention_mask: for a padded tensor.
         truncate: keep the last tokens of prompts longer than the context.
         batch_size: prompts a forward pass, and in memory at a time; as many as memory allows (at most 64) by
-            default. Prompts of more than one batch are run again for each layer's product (half of the
-            layers' number of passes in all).
+            default. Of several batches "krylov" carries the residual streams from layer to layer; where
+            these would take more than a batch in memory does, prompts are run again for each layer's product
+            (half of the layers' number of passes in all).
         seed: of random columns.
 
     Returns:

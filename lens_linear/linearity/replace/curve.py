@@ -222,6 +222,7 @@ def replacement_curve(
     builder = _Builder(
         model, train, fits, strategy, distill_steps, ridge, skip, batch_size, max_memory
     )
+    del fits  # the builder lets go of those that it no longer needs
     scores, sizes, steps = [], [], [tuple(sequence[:k]) for k in range(len(sequence) + 1)]
     with sequence_bar(len(steps), "replacing", show=progress) as bar:
         for count, step in enumerate(steps, start=1):
@@ -233,6 +234,7 @@ def replacement_curve(
                 )
             own = 0 if strategy == "remove" else sum(m.n_parameters for m in maps)
             sizes.append(builder.parameters_left(step) + own)
+            maps.clear()  # the next step makes its own beside those that the builder keeps
             bar(count)
     return ReplacementCurve(
         scores=tuple(scores),
@@ -344,7 +346,7 @@ class _Builder:
         self.total = n_parameters(model)
         self.sizes = [site_parameters(model, layer) for layer in range(model.cfg.n_layers)]
         # A map depends on the replaced blocks before it alone, so most serve the next step too.
-        self.known: dict[tuple[int, ...], AffineMap] = {(layer,): m for layer, m in fits.items()}
+        self.known: dict[tuple[int, ...], AffineMap] = {}
 
     def parameters_left(self, layers: Sequence[int]) -> int:
         """Parameters of the model without these blocks."""
@@ -378,11 +380,14 @@ class _Builder:
         pass at most, or two, whatever is replaced.
         """
         before = [tuple(layers[: place + 1]) for place in range(len(layers))]
-        n_known = next((k for k, key in enumerate(before) if key not in self.known), len(layers))
-        done = [self.known[key] for key in before[:n_known]]
-        if n_known == len(layers):
+        self.known[before[0]] = self.fits[layers[0]]
+        # Steps only add blocks: no other map, and no fit of a later block, is asked for again.
+        self.known = {key: self.known[key] for key in before if key in self.known}
+        self.fits = {layer: m for layer, m in self.fits.items() if layer <= layers[0]}
+        done = list(self.known.values())
+        if len(done) == len(layers):
             return done
-        first = layers[n_known]
+        first = layers[len(done)]
         batches = [tokens for _, tokens in batched(self.rows, self.batch_size, model=self.model)]
         self._require_lone_blocks(batches[0][:1])
         kept = self._original_streams(batches)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import counted
+from lens_linear.linalg.precision import own_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class BlockMaps:
             f"{counted(prompts, 'prompt')}"
         )
 
+    @own_modes()
     def push(
         self,
         tangents: Float[Tensor, "layer direction prompt d_model"],
@@ -54,6 +56,7 @@ class BlockMaps:
             [pulled[layer] for layer in chosen], [probes[layer] for layer in chosen], tangents
         )
 
+    @own_modes()
     def pull(
         self,
         cotangents: Float[Tensor, "layer direction prompt d_model"],
