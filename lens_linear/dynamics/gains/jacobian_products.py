@@ -185,8 +185,8 @@ class BlockJacobians:
         rotary = first_rotary(self.model, int(self.prompts.lengths.max()))
 
         def pushed(layer: int, vectors: Tensor) -> Tensor:
-            total = torch.zeros_like(vectors)
             with own_modes(), evaluating(self.model), still(self.model):
+                total = torch.zeros_like(vectors)
                 for i, rows in enumerate(watched(batches, len(batches))):
                     tokens, lengths = self.prompts.rows(rows)
                     maps, streams[i] = freeze_block(
