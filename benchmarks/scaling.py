@@ -150,7 +150,7 @@ def replacement(quick: bool, _folder: Path) -> list[Row]:
             f"{step:.2f} s a step, {taken['body']:.2f} s a pass over the half that is fitted on",
             step / taken["body"],
             "× body",
-            None if quick else 2.5,
+            None if quick else 2.0,
         )
     ]
 
