@@ -38,8 +38,8 @@ NOTES = """
 - *Body*: the same model on the same tokens in the same batches, stopped after the last block. *Forward pass* has
   logits.
 - *Memory*: the most that torch's allocator had handed out while the call ran, less what it had before.
-- That every analysis gives the processor's numbers on a CUDA device is a test: `tests/robustness/test_devices.py`
-  compares each public call that takes a model or tensors, where there is a device.
+- Whether an analysis gives the processor's numbers on a CUDA device is what `tests/robustness/test_devices.py` asks
+  of each public call that takes a model or tensors, where there is a device.
 """
 
 
