@@ -491,7 +491,7 @@ def tests(_quick: bool, _folder: Path) -> list[Row]:
         subprocess.run(command, check=True, capture_output=True, cwd=HERE.parent)
         value = (time.perf_counter() - begun) / 60
     measured = "not asked for" if value is None else f"{value:.1f} minutes"
-    return [Row("pytest -n 2", "the test command of the README", measured, value, "minutes", 10)]
+    return [Row("pytest -n 2", "the test command of the README", measured, value, "minutes", 8)]
 
 
 CASES = {

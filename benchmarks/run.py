@@ -1,6 +1,6 @@
 """One command, one table: what the package costs beside the obvious way, all taken in this run.
 
-    python benchmarks/run.py                 # the whole table: about 10 minutes
+    python benchmarks/run.py                 # the whole table: about half an hour
     python benchmarks/run.py --quick         # small shapes, to see that it runs; no budgets
     python benchmarks/run.py --only dynamics # some cases
 

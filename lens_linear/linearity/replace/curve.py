@@ -186,7 +186,8 @@ def replacement_curve(
         batch_size: sequences a forward pass; as many as memory allows by default.
         progress: show a bar over steps.
         max_memory: bytes that statistics and maps may add, half of what is free by default. Layers that do
-            not fit together are fitted group after group, each in a pass of its own.
+            not fit together are fitted group after group, each in a pass of its own. Distilling counts three
+            streams of the rows it fits on, but not what Adam holds with ``distill_steps``.
 
     Returns:
         ReplacementCurve; its ``to_dataframe()`` has n_replaced, layers, loss, perplexity.
