@@ -161,6 +161,34 @@ def require_stream(name: str, value: Any, *, n_vocab: int) -> Tensor:
     return value
 
 
+def flat_ids(
+    name: str, ids: Sequence[int] | Int[Tensor | np.ndarray, " token"]
+) -> Int[Tensor, " token"]:
+    """Accept a flat run of token ids >= 0 as an int64 tensor."""
+    import torch
+
+    try:
+        tensor = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be a flat list of whole token ids ({error}); "
+            "join nested lists before packing them"
+        ) from error
+    if tensor.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype is torch.bool:
+        raise InvalidArgumentError(
+            f"{name} must be a flat list of whole token ids, got shape {tuple(tensor.shape)} and "
+            f"dtype {tensor.dtype}; flatten it, and pass ids rather than text"
+        )
+    tensor = tensor.long()
+    if int(tensor.min()) < 0:
+        raise InvalidArgumentError(
+            f"{name} must hold ids >= 0, got {int(tensor.min())}; was padding left in?"
+        )
+    return tensor
+
+
 def _read(name: str, value: Any) -> tuple[Tensor, Tensor | None]:
     """Ids [row, position] in int64 as they came, and the mask that came with them."""
     import torch

@@ -1,6 +1,7 @@
 """A file imports only from lower floors or from its own room; heavy imports stay where they belong."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,77 @@ def test_imports_go_downwards(path):
             )
             continue
         assert there == here or FLOORS[there] < FLOORS[here], f"{path}:{line} imports {module}"
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def names_in_stubs() -> dict[str, str]:
+    """Where the names that a room hands out stand: lens_linear.Moments in lens_linear.linalg.moments."""
+    return {
+        f"{dotted(stub)}.{alias.name}": ".".join(
+            filter(None, (dotted(stub), node.module, alias.name))
+        )
+        for stub in PACKAGE.rglob("__init__.pyi")
+        for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def circle_between(texts: dict[str, str]) -> list[str]:
+    """Files that import each other in a circle, counting imports in functions and under TYPE_CHECKING."""
+    stubs = names_in_stubs()
+
+    def file_of(name: str) -> str:
+        while name and name not in texts:
+            there = stubs.get(name, name)
+            name = there if there != name else name.rpartition(".")[0]
+        return name
+
+    graph: dict[str, set[str]] = {}
+    for here, text in texts.items():
+        names = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[here] = set(map(file_of, names)) - {here, ""}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def package_texts() -> dict[str, str]:
+    return {dotted(p): p.read_text(encoding="utf-8") for p in PACKAGE.rglob("*.py")}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert not circle_between(package_texts())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from lens_linear.linalg.moments import Moments",
+        "from lens_linear.linalg import Moments",
+        "from lens_linear import Moments",
+        "from lens_linear.linalg import moments",
+        "import lens_linear.linalg.moments",
+    ],
+)
+@pytest.mark.parametrize("where", ["{}", "if TYPE_CHECKING:\n    {}", "def late():\n    {}"])
+def test_the_test_finds_a_circle_however_it_is_written(line, where):
+    two = ("lens_linear.linalg.least_squares", "lens_linear.linalg.moments")
+    texts = {name: text for name, text in package_texts().items() if name in two}
+    assert not circle_between(texts)
+    texts[two[0]] += "\n" + where.format(line)
+    assert set(circle_between(texts)) == set(two)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

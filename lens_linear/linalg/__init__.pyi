@@ -8,8 +8,8 @@ from .krylov import krylov_basis as krylov_basis
 from .least_squares import LinearFit as LinearFit
 from .least_squares import fit_linear as fit_linear
 from .least_squares import r_squared as r_squared
-from .least_squares import reduced_rank as reduced_rank
 from .moments import Moments as Moments
+from .moments import reduced_rank as reduced_rank
 from .precision import compute_device as compute_device
 from .precision import gram as gram
 from .precision import row_error as row_error

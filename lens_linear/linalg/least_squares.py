@@ -13,7 +13,7 @@ evidence while ``n`` is a small multiple of the rank: independent noise scores `
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -24,7 +24,6 @@ from lens_linear.checks import (
     counted,
     require_float,
     require_float_tensor,
-    require_instance,
     require_int,
     require_rows,
 )
@@ -39,9 +38,6 @@ from lens_linear.linalg.precision import (
 )
 from lens_linear.linalg.scatter import Factor, Products, Scatter, Target, summarise
 from lens_linear.tables import Result
-
-if TYPE_CHECKING:
-    from lens_linear.linalg.moments import Moments
 
 Solver = Literal["svd", "cholesky", "eigh"]
 Ridge = float | Literal["loo"]
@@ -463,38 +459,6 @@ def fit_linear(
     device = compute_device(x.device)
     scatter = summarise(x.to(device), Target(y.to(device)), full=False)
     return solve(scatter, ridge=ridge)
-
-
-def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFit:
-    """Best affine map of rank at most ``rank`` from streamed statistics.
-
-    ``W_r = W V Vᵀ`` with W the full least-squares map and V the leading principal directions of
-    its fitted values. Its R² is at most that of the full map; units, range and null as there.
-
-    Args:
-        moments: statistics of x and y.
-        rank: number of directions kept, at least 1.
-        ridge: penalty of the full map.
-
-    Returns:
-        The truncated fit.
-
-    Raises:
-        InvalidArgumentError: bad ``rank``; and whatever ``moments.fit`` raises.
-
-    Source: Izenman 1975, *Reduced-rank regression for the multivariate linear model*.
-
-    Example:
-        >>> from lens_linear.linalg.moments import Moments
-        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        >>> moments = Moments().update(x, x * torch.tensor([3.0, 1.0]))  # variances 9 and 1
-        >>> round(reduced_rank(moments, 1).r_squared, 6)
-        0.9
-    """
-    from lens_linear.linalg.moments import Moments  # which is built on this file
-
-    require_instance("moments", moments, Moments, advice="fill them with .update(x, y)")
-    return moments.fit(ridge=ridge).truncate(rank)
 
 
 def r_squared(

@@ -435,6 +435,35 @@ class Moments:
         return f"Moments {d_in} -> {d_out}: n = {counted(self.n, 'row')}"
 
 
+def reduced_rank(moments: Moments, rank: int, *, ridge: float = 0.0) -> LinearFit:
+    """Best affine map of rank at most ``rank`` from streamed statistics.
+
+    ``W_r = W V Vᵀ`` with W the full least-squares map and V the leading principal directions of
+    its fitted values. Its R² is at most that of the full map; units, range and null as there.
+
+    Args:
+        moments: statistics of x and y.
+        rank: number of directions kept, at least 1.
+        ridge: penalty of the full map.
+
+    Returns:
+        The truncated fit.
+
+    Raises:
+        InvalidArgumentError: bad ``rank``; and whatever ``moments.fit`` raises.
+
+    Source: Izenman 1975, *Reduced-rank regression for the multivariate linear model*.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> moments = Moments().update(x, x * torch.tensor([3.0, 1.0]))  # variances 9 and 1
+        >>> round(reduced_rank(moments, 1).r_squared, 6)
+        0.9
+    """
+    require_instance("moments", moments, Moments, advice="fill them with .update(x, y)")
+    return moments.fit(ridge=ridge).truncate(rank)
+
+
 def _checksum(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(repr(sorted(facts.items())).encode())
     for name, tensor in sorted(tensors.items()):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,9 +20,8 @@ from torch import Tensor
 from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_choice, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
-from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process
+from lens_linear.linalg import Moments, all_reduce_sum, process
 from lens_linear.linalg.memory import require_room
-from lens_linear.linalg.more_rows import Step
 from lens_linear.models.capture import (
     SITES,
     Site,
@@ -31,7 +30,7 @@ from lens_linear.models.capture import (
     visit_sites,
 )
 from lens_linear.progress import sequence_bar
-from lens_linear.stats.residuals import SiteScorer
+from lens_linear.stats.residuals import Reading, SiteScorer
 from lens_linear.stats.resume import Checkpoint, Key, PassState
 from lens_linear.stats.split import RowView, as_rows
 
@@ -59,20 +58,6 @@ class SequenceSums:
     def __repr__(self) -> str:
         share = 1 - float(self.residual.sum() / self.total.sum())
         return f"SequenceSums: R² {share:.4g} over {counted(len(self.total), 'sequence', ',')}"
-
-
-class Reading(NamedTuple):
-    """Maps to be scored, and on which positions: those after the first ``skip``.
-
-    ``spread`` is the standard deviation of each input on the rows fitted; ``steps`` holds, for some maps,
-    how they differ from those of the last reading.
-    """
-
-    skip: int
-    fits: dict[Key, LinearFit]
-    mean_x: dict[Key, Tensor]
-    spread: dict[Key, Tensor]
-    steps: dict[Key, Step]
 
 
 def first_key(key: Key) -> Key:

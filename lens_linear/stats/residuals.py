@@ -9,21 +9,33 @@ the same precision, over tokens in float64.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.linalg import LinearFit
+from lens_linear.linalg.more_rows import Step
 from lens_linear.linalg.precision import checked_to_compute, compute_device
-
-if TYPE_CHECKING:
-    from lens_linear.stats.collect import Reading
-    from lens_linear.stats.resume import Key
+from lens_linear.stats.resume import Key
 
 _AMPLIFIED = 1000.0
 _WIDE = 256  # outputs; below, float32 saves little and moves R² by more than 1e-9
+
+
+class Reading(NamedTuple):
+    """Maps to be scored, and on which positions: those after the first ``skip``.
+
+    ``spread`` is the standard deviation of each input on the rows fitted; ``steps`` holds, for some maps,
+    how they differ from those of the last reading.
+    """
+
+    skip: int
+    fits: dict[Key, LinearFit]
+    mean_x: dict[Key, Tensor]
+    spread: dict[Key, Tensor]
+    steps: dict[Key, Step]
 
 
 def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"] | None) -> float:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -23,12 +23,8 @@ from lens_linear.checks import require_bool, require_file, require_int
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require_column
 from lens_linear.text._seeds import labelled_generator
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from lens_linear.text.token_stream import TokenStream
-from lens_linear.token_rows import require_tokens
+from lens_linear.text.token_stream import TokenStream
+from lens_linear.token_rows import flat_ids, require_tokens
 
 STORY_SEPARATOR = "* * *"
 
@@ -227,32 +223,6 @@ def batches(
             return
         rows = tokens[start:stop] if order is None else tokens[order[start:stop]]
         yield rows if isinstance(rows, Tensor) else require_tokens("tokens", rows)
-
-
-def flat_ids(
-    name: str, ids: Sequence[int] | Int[Tensor | np.ndarray, " token"]
-) -> Int[Tensor, " token"]:
-    """Accept a flat run of token ids >= 0 as an int64 tensor."""
-    try:
-        tensor = torch.as_tensor(list(ids) if isinstance(ids, range) else ids)
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidArgumentError(
-            f"{name} must be a flat list of whole token ids ({error}); "
-            "join nested lists before packing them"
-        ) from error
-    if tensor.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype is torch.bool:
-        raise InvalidArgumentError(
-            f"{name} must be a flat list of whole token ids, got shape {tuple(tensor.shape)} and "
-            f"dtype {tensor.dtype}; flatten it, and pass ids rather than text"
-        )
-    tensor = tensor.long()
-    if int(tensor.min()) < 0:
-        raise InvalidArgumentError(
-            f"{name} must hold ids >= 0, got {int(tensor.min())}; was padding left in?"
-        )
-    return tensor
 
 
 def _split_stories(text: str) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from lens_linear.checks import counted, require_file, require_int, require_iterable, shown
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.files import atomic_path
-from lens_linear.text.corpora import flat_ids
+from lens_linear.token_rows import flat_ids
 
 _MAGIC = "lens_linear tokens 1"
 _HEADER_BYTES = 512

@@ -324,7 +324,7 @@ def _visited(model: Any, tokens: Any, **more: Any) -> list[Any]:
 
 def _passes() -> None:
     """Passes over rows; what depends on their order (that of ``as_rows``) is left out."""
-    from lens_linear.stats import collect, resume
+    from lens_linear.stats import collect, residuals, resume
     from lens_linear.training.loop import validation_loss
 
     def scored(rows: Any) -> Any:
@@ -334,7 +334,7 @@ def _passes() -> None:
             for key, moments in collect.collect_moments(model, TOKENS, sites=("block",)).items()
         }
         ones = {key: torch.ones(model.cfg.d_model) for key in fits}
-        reading = collect.Reading(0, fits, {key: one * 0 for key, one in ones.items()}, ones, {})
+        reading = residuals.Reading(0, fits, {key: one * 0 for key, one in ones.items()}, ones, {})
         found = collect.score_fits(model, rows, [reading])[0]
         return {f"{layer}": float(one.residual.sum()) for (layer, _), one in found.items()}
 

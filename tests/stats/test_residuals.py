@@ -5,8 +5,7 @@ import torch
 
 from lens_linear.linalg import Moments
 from lens_linear.linalg.more_rows import solve_both
-from lens_linear.stats.collect import Reading
-from lens_linear.stats.residuals import SiteScorer
+from lens_linear.stats.residuals import Reading, SiteScorer
 
 KEY = (0, "block")
 

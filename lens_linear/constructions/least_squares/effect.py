@@ -8,17 +8,37 @@ rows are reduced to ``R`` of ``X = U R``, which keeps all products ``XᵀX``.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lens_linear.constructions.least_squares.spectral import centred, power_of_two
 from lens_linear.errors import NonFiniteError
 
-if TYPE_CHECKING:
-    from lens_linear.constructions.least_squares.ols import OLSAttention
+
+class Layer(Protocol):
+    """What is read of a least-squares layer: its context, weights and form."""
+
+    context_x: Tensor
+    context_y: Tensor
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    W_O: nn.Parameter
+    b_O: nn.Parameter
+    intercept: bool
+
+    @property
+    def form(self) -> str:
+        """One of ``FORMS``."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """A factor of the scores."""
+        ...
 
 
 class Units(NamedTuple):
@@ -46,12 +66,12 @@ class Allowance(NamedTuple):
     spread: Float[Tensor, " m"]  # standard deviation of the labels
 
 
-def units_of(layer: OLSAttention) -> Units:
+def units_of(layer: Layer) -> Units:
     """Units of the layer's present context."""
     return Units(*(power_of_two(_wide(part), dim=0) for part in (layer.context_x, layer.context_y)))
 
 
-def keys_of(layer: OLSAttention, units: Units) -> Float[Tensor, "n p"]:
+def keys_of(layer: Layer, units: Units) -> Float[Tensor, "n p"]:
     """Rows of the context in their units, minus their mean where there is an intercept."""
     x = _wide(layer.context_x) / units.inputs
     return centred(x)[0] if layer.intercept else x
@@ -62,9 +82,7 @@ def reduced(keys: Float[Tensor, "n p"]) -> Float[Tensor, "k p"]:
     return keys if len(keys) <= keys.shape[1] else torch.linalg.qr(keys, mode="r").R
 
 
-def slopes_of(
-    layer: OLSAttention, units: Units, keys: Float[Tensor, "n p"]
-) -> Float[Tensor, "p m"]:
+def slopes_of(layer: Layer, units: Units, keys: Float[Tensor, "n p"]) -> Float[Tensor, "p m"]:
     """``W_Q ((X W_K)ᵀ V) W_O`` in units, in float64: long sums in float32 add an error of their own."""
     w_q, w_k, w_v, w_o = (_wide(w) for w in (layer.W_Q, layer.W_K, layer.W_V, layer.W_O))
     if layer.form == "paper":
@@ -77,7 +95,7 @@ def slopes_of(
     return slopes
 
 
-def effect(layer: OLSAttention, units: Units, rows: Float[Tensor, "k p"]) -> Effect:
+def effect(layer: Layer, units: Units, rows: Float[Tensor, "k p"]) -> Effect:
     """What the layer does to its present context, whose keys are reduced to ``rows``."""
     keys = keys_of(layer, units)
     w_q, w_k = (units.inputs[:, None] * _wide(w) for w in (layer.W_Q, layer.W_K))

@@ -14,7 +14,8 @@ from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linearity.measure.first_position import share_of
 from lens_linear.linearity.measure.intervals import held_out_null, ratio_interval
 from lens_linear.models.capture import SITES, Site
-from lens_linear.stats.collect import Reading, SequenceSums
+from lens_linear.stats.collect import SequenceSums
+from lens_linear.stats.residuals import Reading
 from lens_linear.stats.resume import Key
 
 SCORES = ("block", "block_no_residual", "ffn", "attn")

@@ -27,7 +27,8 @@ from lens_linear.linearity.measure.pooled_scores import (
 )
 from lens_linear.linearity.measure.profile_result import LayerStatistic
 from lens_linear.models.capture import Site
-from lens_linear.stats.collect import Reading, SequenceSums, collect_moments, first_key, score_fits
+from lens_linear.stats.collect import SequenceSums, collect_moments, first_key, score_fits
+from lens_linear.stats.residuals import Reading
 from lens_linear.stats.resume import Checkpoint, Key
 from lens_linear.stats.split import RowView
 
