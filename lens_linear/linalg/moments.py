@@ -123,16 +123,20 @@ class Moments:
             NonFiniteError: NaN or infinity; the statistics stay as they were.
             InvalidArgumentError: shapes or sizes disagree; likewise.
         """
-        length = x.shape[-2] if isinstance(x, Tensor) and x.ndim > 1 else 0
         target = y if isinstance(y, Target) else Target(y)
-        x, rows = require_pair(x, target.rows, finite=False)
-        self._require_sizes(x.shape[1], rows.shape[1])
-        if x.shape[0] == 0:
+        require_pair(x, target.rows, finite=False)
+        return self.add(x, target)
+
+    def add(self, x: Float[Tensor, "... d_in"], y: Target) -> Self:
+        """:meth:`update` for rows that are known to be floating numbers, as many in x as in y."""
+        rows, length = y.rows, x.shape[-2]
+        self._require_sizes(x.shape[-1], rows.shape[-1])
+        if x.shape[:-1].numel() == 0:
             return self
         device = compute_device(x.device) if self.device is None else self.device
         with torch.no_grad():
-            x = x.to(device)
-            target = target if rows.device == device else Target(rows.to(device))
+            x = x.detach().reshape(-1, x.shape[-1]).to(device)
+            target = y if rows.device == device else Target(rows.to(device))
             single = min(length, _SHORT) if self.single else 0
             part = summarise(x, target, full=self.keep_yy, like=self._scatter, single=single)
             held = part if self._scatter is None else combine(self._scatter, part, reuse=True)

@@ -22,6 +22,7 @@ from lens_linear.checks import counted, require_choice, require_int, require_see
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.linalg import Moments, all_reduce_sum, process
 from lens_linear.linalg.memory import require_room
+from lens_linear.linalg.scatter import Target
 from lens_linear.models.capture import (
     SITES,
     Site,
@@ -144,18 +145,19 @@ def collect_moments(
         advice="name fewer layers or sites in one call",
     )
     state = PassState() if state is None else state
+    empty = Moments(keep_yy=keep_yy)
     for layer in chosen:
         for site in sites:
-            state.moments.setdefault((layer, site), Moments(keep_yy=keep_yy))
+            state.moments.setdefault((layer, site), empty.copy())
             if first_apart:
-                state.moments.setdefault(first_key((layer, site)), Moments(keep_yy=keep_yy))
+                state.moments.setdefault(first_key((layer, site)), empty.copy())
 
     def visit(layer: int, site: Site, x: Tensor, y: Tensor) -> None:
         if first_apart:
-            state.moments[first_key((layer, site))].update(x[:, 0], y[:, 0])
+            state.moments[first_key((layer, site))].add(x[:, 0], Target(y[:, 0]))
         for start, x_part, y_part in _pieces(x[:, skip:], y[:, skip:]):
             rest = slice(int(first_apart), None)
-            state.moments[layer, site].update(x_part[:, rest], y_part[:, rest])
+            state.moments[layer, site].add(x_part[:, rest], Target(y_part[:, rest]))
             if also is not None:
                 also(layer, site, x_part, y_part, _places(state, "fit", start, len(x_part)))
 

@@ -324,3 +324,15 @@ def test_a_target_that_changed_in_place_is_read_anew(single, dtype):
         alone.update(x, y.clone())
         whole.mul_(5).add_(1)
     assert_same(beside, alone, rtol=0)
+
+
+def test_rows_that_were_checked_before_still_agree_in_size_and_are_finite():
+    x, y = normal(4, 9, 3), normal(4, 9, 2, seed=1)
+    moments = Moments().add(x, Target(y)).add(x[:0], Target(y[:0]))
+    assert_same(moments, Moments().update(x, y), rtol=0)
+    with pytest.raises(InvalidArgumentError, match="x must have 3 columns"):
+        moments.add(y, Target(y))
+    for bad in ((x * float("nan"), y), (x, y * float("inf"))):
+        with pytest.raises(NonFiniteError):
+            moments.add(bad[0], Target(bad[1]))
+    assert_same(moments, Moments().update(x, y), rtol=0)
