@@ -45,7 +45,7 @@ class Exercise:
     whole: bool = False
 
 
-def call(answer: Any, *arguments: Any, case: str = "") -> Any:
+def call(answer: Any, *arguments: Any, case: str = "", untouched: str = "") -> Any:
     """Call a student's function on copies of the arguments; every failure becomes :class:`Wrong`.
 
     Args:
@@ -53,6 +53,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
         *arguments: tensors, and lists of tensors, are cloned, so that in-place edits cannot change
             the case.
         case: what this call is, for the message: "on a vocabulary of 3".
+        untouched: what is wrong where the answer changes its first argument in place; allowed by default.
     """
     if not callable(answer):
         raise Wrong(
@@ -62,7 +63,7 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
     copies = [copied(argument) for argument in arguments]
     _format.set(None)
     try:
-        return answer(*copies)
+        result = answer(*copies)
     except NotImplementedError:
         raise NotWritten(
             "Not written yet: replace the line that raises NotImplementedError by your own code, "
@@ -79,6 +80,9 @@ def call(answer: Any, *arguments: Any, case: str = "") -> Any:
             f"Your function raised {type(error).__name__}{about}{where}"
             f"{' ' + case if case else ''}. It was called with {given}."
         ) from None
+    if untouched and changed(arguments[0], copies[0]):
+        raise Wrong(untouched)
+    return result
 
 
 _INFINITE = "Look for a division by zero or the logarithm of zero."
@@ -218,6 +222,14 @@ def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> b
     want = torch.as_tensor(want, dtype=torch.float64)
     atol, rtol = _as_coarse(want, atol, rtol, roundings=1)
     return got.shape == want.shape and bool(torch.allclose(got, want, atol=atol, rtol=rtol))
+
+
+def softmax_rows(scores: Float[Tensor, "... query key"]) -> Float[Tensor, "... query key"]:
+    """Causal softmax, one row after the other."""
+    found = torch.zeros_like(scores, dtype=torch.float64)
+    for row in range(scores.shape[-1]):
+        found[..., row, : row + 1] = scores[..., row, : row + 1].double().softmax(-1)
+    return found
 
 
 def name_slip(got: Any, want: Any, slips: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ from lens_linear.progress import countdown, readable
 from lens_linear.tables import Result
 from lens_linear.teaching.answers import fresh_cases
 from lens_linear.teaching.barrier import barrier_version
-from lens_linear.teaching.checker import LESSONS, Checker, CheckResult, load_lessons
+from lens_linear.teaching.checker import LESSONS, Checker, CheckResult, exercises
 from lens_linear.teaching.notebook_process import (
     TOO_LONG,
     NotebookProcess,
@@ -223,9 +223,10 @@ def _grade(
     todo = [s for s in found if (s.name, s.sha256) not in done]
     rows, finished = list(kept), True
     if target is not None:
-        _write_rows(target, kept)
+        write_text(target, ",".join(COLUMNS) + "\n")
+        _append_rows(target, kept)
     exercise_notebooks()  # says so where the installation has none
-    load_lessons()
+    exercises()  # loaded now: no file that a notebook changes later can change a judge
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     done_one = countdown(len(todo))
     try:
@@ -240,9 +241,8 @@ def _grade(
     seen = {submission.student for submission in found}
     missing = tuple(name for name in students if name not in seen)
     if finished:
-        nothing = [
-            _row(name, None, None, 0, 0, "Nothing was handed in.", "", "") for name in missing
-        ]
+        absent = [Submission(name, Path(), "", "") for name in missing]
+        nothing = [_row(one, "Nothing was handed in.") for one in absent]
         rows += nothing
         if target is not None and nothing:
             _append_rows(target, nothing)
@@ -291,12 +291,6 @@ def _as_made(row: dict[str, Any]) -> dict[str, Any]:
             "exercise": row["exercise"] or None}  # fmt: skip
 
 
-def _write_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = [",".join(COLUMNS)]
-    write_text(target, lines[0] + "\n")
-    _append_rows(target, rows)
-
-
 def _append_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
     """All of them or none.
 
@@ -318,10 +312,12 @@ def _append_rows(target: Path, rows: Sequence[dict[str, Any]]) -> None:
         ) from error
 
 
-def _row(student: str, lesson: Any, exercise: Any, points: int, most: int, message: str,
-         notebook: str, sha256: str, hints: int = 0) -> dict[str, Any]:  # fmt: skip
-    values = (student, lesson, exercise, points, most, hints, message, notebook, sha256)
-    return dict(zip(COLUMNS, values, strict=True))
+def _row(
+    of: Submission, message: str, asked: tuple[Any, Any] = (None, None), points: int = 0, hints: int = 0
+) -> dict[str, Any]:  # fmt: skip
+    """A row of an exercise (``asked``: its lesson and name), or of what could not be graded."""
+    values = (*asked, points, int(asked != (None, None)), hints, printable(message))
+    return dict(zip(COLUMNS, (of.student, *values, of.name, of.sha256), strict=True))
 
 
 def _in_parallel(
@@ -364,12 +360,7 @@ def _rows_of(submission: Submission, content: bytes) -> list[dict[str, Any]]:
         return [dict(row) for row in json.loads(content)]
     except ValueError:
         why = "This file was not graded: the judge ended (out of memory?). Look at it by hand."
-        return [_not_graded(submission, why)]
-
-
-def _not_graded(submission: Submission, why: str) -> dict[str, Any]:
-    name, sha256 = submission.name, submission.sha256
-    return _row(submission.student, None, None, 0, 0, printable(why), name, sha256)
+        return [_row(submission, why)]
 
 
 def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
@@ -389,7 +380,7 @@ def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
             rows = _judge(submission, limits, notebook)
         except Exception as error:
             why = f"This file was not graded: the judge met {type(error).__name__}: {error}"
-            rows = [_not_graded(submission, why)]
+            rows = [_row(submission, why)]
         end_orphans()
         content = json.dumps(rows).encode()
         while content:
@@ -423,7 +414,7 @@ def _judge(
         lesson = lesson_of(submission.path, known, sources)
         questions = _questions(lesson)
     except (InvalidArgumentError, OSError) as error:  # the others still count
-        return [_not_graded(submission, f"This file was not graded: {error}")]
+        return [_row(submission, f"This file was not graded: {error}")]
     run = ["" if _only_checks(source) else source for source in sources]  # numbers stay
     process = NotebookProcess(run, limits.seconds, limits.whole, limits.memory, limits.private)
     running.append(process)
@@ -432,19 +423,7 @@ def _judge(
     for exercise, function in questions:
         points, message = _ask(process, ran, exercise, function)
         hints = _hints_used(cells, exercise)
-        rows.append(
-            _row(
-                submission.student,
-                lesson,
-                exercise,
-                points,
-                1,
-                message,
-                submission.name,
-                submission.sha256,
-                hints,
-            )
-        )
+        rows.append(_row(submission, message, (lesson, exercise), points, hints))
     if process.lost:
         cells_lost = "; ".join(
             f"code cell {number + 1} {why}" for number, why in sorted(process.lost.items())
@@ -459,12 +438,12 @@ def _ask(process: NotebookProcess, ran: bool, exercise: str, name: str) -> tuple
         return 0, "The notebook could not be run to its end."
     function = process.answer(name)
     if function is None:
-        return 0, printable(f"There is no {name} in the notebook.{_why_not(process, name)}")
+        return 0, f"There is no {name} in the notebook.{_why_not(process, name)}"
     result = _judged(exercise, function)
     message = result.message.split("\n")[0]
     if not result.passed and (raised := _UNKNOWN.search(message)):
         message += _ALONE if raised[1] in _ABSENT else _why_not(process, name)
-    return int(result.passed), printable(message)
+    return int(result.passed), message
 
 
 def _judged(exercise: str, function: Any) -> CheckResult:
@@ -571,12 +550,9 @@ def _bodies(sources: Iterable[str]) -> list[str]:
         with suppress(*_UNREADABLE):
             tree = ast.parse(as_python(source))
             functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-            found += ["\n".join(map(ast.unparse, _statements(f))) for f in functions]
+            without = [f.body[ast.get_docstring(f, clean=False) is not None :] for f in functions]
+            found += ["\n".join(map(ast.unparse, body)) for body in without]
     return [body for body in found if body and "NotImplementedError" not in body]
-
-
-def _statements(function: ast.FunctionDef) -> list[ast.stmt]:
-    return function.body[int(ast.get_docstring(function, clean=False) is not None) :]
 
 
 def _review_page(grades: Grades) -> str:

@@ -50,15 +50,17 @@ _SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/nix/store", "/gn
 _DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
 
 
-def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
+def guard(private: Iterable[str], *, own: str) -> None:
     """Refuse all this from now on, in this process and its forks; ``ll.check`` passes whatever it is given.
 
     ``private`` are files and folders that are nobody's to read: the submissions, the roster, the grades.
-    ``own`` is the folder that may be written into; without it there is no barrier of the kernel.
+    ``own`` is the folder that may be written into.
 
     The answers are judged elsewhere, so nothing that is said here counts; and a cell must not stop at it.
     """
-    forget_lessons()
+    for name in [name for name in sys.modules if _LESSON_MODULE.match(name)]:
+        _forget(name)
+    gc.collect()
     checker.pass_everything()
     # Starts programs without an event of its own; multiprocessing calls it.
     for module in (subprocess, sys.modules.get("_posixsubprocess")):
@@ -70,15 +72,13 @@ def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
     protected = tuple(os.path.realpath(folder) + os.sep for folder in folders)
     hidden = tuple(os.path.realpath(path) for path in [*private, *_solutions()])
     session = os.getsid(0)
-    walled = own is not None and shut_in([own, *_DEVICES], _readable(), [*hidden, *_lessons()])
+    walled = shut_in([own, *_DEVICES], _readable(), [*hidden, *_lessons()])
     programs = (_PROGRAMS | _NETWORK) | (set() if walled else _NATIVE)
 
     def refuse(event: str, details: tuple[Any, ...]) -> None:
         if event == "import":
-            refused = _LESSON_MODULE.match(str(details[0])) is not None
-            refused = (
-                refused or details[0] == "_posixsubprocess"
-            )  # a fresh one, with what was taken out
+            module = str(details[0])  # _posixsubprocess: a fresh one, with what was taken out
+            refused = module == "_posixsubprocess" or _LESSON_MODULE.match(module) is not None
         elif event == "open":
             path, _, flags = details
             writes = isinstance(flags, int) and bool(flags & _WRITES)
@@ -102,13 +102,6 @@ def guard(private: Iterable[str] = (), *, own: str | None = None) -> None:
 
     sys.addaudithook(refuse)
     _forget(__name__)  # so that nobody changes the names which the hook looks up
-
-
-def forget_lessons() -> None:
-    """Take the checks out of this process's memory."""
-    for name in [name for name in sys.modules if _LESSON_MODULE.match(name)]:
-        _forget(name)
-    gc.collect()
 
 
 def _forget(module: str) -> None:

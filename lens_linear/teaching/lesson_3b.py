@@ -12,19 +12,13 @@ from lens_linear.teaching.answers import (
     Wrong,
     call,
     matches,
+    name_slip,
     number,
     random_tensor,
     require_close,
+    softmax_rows,
     tensor,
 )
-
-
-def _softmax_rows(scores: Tensor) -> Tensor:
-    """Causal softmax, one row after the other."""
-    found = torch.zeros_like(scores, dtype=torch.float64)
-    for row in range(len(scores)):
-        found[row, : row + 1] = scores[row, : row + 1].double().softmax(0)
-    return found
 
 
 def _positional_pattern(answer: Any) -> str:
@@ -37,26 +31,25 @@ def _positional_pattern(answer: Any) -> str:
     scores = bare / scale[:, None] / scale[None] / root
     slips = {
         "The norm is missing: divide each position vector by its own scale.": bare / root,
-        "Both sides are read through the norm: divide the queries and the keys by their scales.": bare
-        / scale[:, None]
-        / root,
+        "Both sides are read through the norm: divide the queries and the keys by their scales.": (
+            bare / scale[:, None] / root
+        ),
         "The keys are divided by their scale, the queries are not.": bare / scale[None] / root,
         "The scale of a head is missing: divide the scores by √d_head.": scores * root,
-        "You divide by √d_model. The scale of a head is √d_head, the columns of W_Q.": scores
-        * root
-        / 6**0.5,
+        "You divide by √d_model. The scale of a head is √d_head, the columns of W_Q.": (
+            scores * root / 6**0.5
+        ),
         "Rows are queries, columns are keys; yours are the other way round.": scores.T,
     }
-    for message, slip in slips.items():
-        if matches(got, _softmax_rows(slip)):
-            raise Wrong(message)
+    want = softmax_rows(scores)
+    name_slip(got, want, {said: softmax_rows(slip) for said, slip in slips.items()})
     if matches(got, scores.softmax(-1)) or bool((got.triu(1).abs() > 1e-6).any()):
         raise Wrong("No query may see a later key: put -inf there before the softmax.")
-    require_close(got, _softmax_rows(scores), "The pattern is not right.")
+    require_close(got, want, "The pattern is not right.")
     got = tensor(
         call(answer, W_pos, 0 * W_Q, W_K, scale, case="with queries of zero"), shape=(5, 5)
     )
-    require_close(got, _softmax_rows(0 * scores), "With equal scores each query spreads evenly.")
+    require_close(got, softmax_rows(0 * scores), "With equal scores each query spreads evenly.")
     return "Correct. What is left of a head when there are no words."
 
 
@@ -158,16 +151,8 @@ def _logit_attribution(answer: Any) -> str:
 
 
 def _virtual_logits(answer: Any) -> str:
-    first, second = (
-        _softmax_rows(random_tensor(4, 4, seed=45)),
-        _softmax_rows(random_tensor(4, 4, seed=46)),
-    )
-    first, second = first.float(), second.float()
-    x, one, two = (
-        random_tensor(4, 5, seed=47),
-        random_tensor(5, 5, seed=48),
-        random_tensor(5, 5, seed=49),
-    )
+    first, second = (softmax_rows(random_tensor(4, 4, seed=i)).float() for i in (45, 46))
+    x, (one, two) = random_tensor(4, 5, seed=47), (random_tensor(5, 5, seed=i) for i in (48, 49))
     W_U = random_tensor(5, 7, seed=50)
     case = "with 4 positions and 7 tokens"
     got = tensor(
@@ -181,35 +166,23 @@ def _virtual_logits(answer: Any) -> str:
     for q in range(4):
         for k in range(4):
             want[q] += float(second[q, k]) * (moved[k] @ two.double() @ W_U.double())
-    parts = {
-        "The patterns are in the wrong order: the first head has moved before the second one looks.": first
-        @ second
-        @ x
-        @ one
-        @ two
-        @ W_U,
-        "The OV circuits are in the wrong order: rows pass through the first head's first.": second
-        @ first
-        @ x
-        @ two
-        @ one
-        @ W_U,
-        "That is the second head alone: the chain reads what the first head wrote.": second
-        @ x
-        @ two
-        @ W_U,
+    both = one @ two @ W_U
+    slips = {
+        "The patterns are in the wrong order: the first head has moved before the second one looks.": (
+            first @ second @ x @ both
+        ),
+        "The OV circuits are in the wrong order: rows pass through the first head's first.": (
+            second @ first @ x @ two @ one @ W_U
+        ),
+        "That is the second head alone: the chain reads what the first head wrote.": (
+            second @ x @ two @ W_U
+        ),
         "That is the first head alone: the second one moves it on.": first @ x @ one @ W_U,
         "The patterns are multiplied entry by entry; the chain is a matrix product.": (
-            second * first
-        )
-        @ x
-        @ one
-        @ two
-        @ W_U,
+            (second * first) @ x @ both
+        ),
     }
-    for message, slip in parts.items():
-        if matches(got, slip):
-            raise Wrong(message)
+    name_slip(got, want, slips)
     require_close(got, want, "The logits are not right.")
     return "Correct. Two heads in a row are one, with the products of patterns and of circuits."
 

@@ -100,16 +100,12 @@ def _update_score(answer: Any) -> str:
     for seed in (5, 6):
         x = random_tensor(60, 3, seed=seed).double()
         y = x + 0.1 * torch.relu(x @ random_tensor(3, 3, seed=seed + 1).double())
-        update = y - x
-        centred, target = x - x.mean(0), update - update.mean(0)
-        missed = target - centred @ torch.linalg.lstsq(centred, target).solution
-        want = 1 - missed.square().sum() / target.square().sum()
         got = number(call(answer, x, y, case="on a small ReLU block"), what="The score")
-        total = (y - y.mean(0)).square().sum()
-        if matches(got, 1 - missed.square().sum() / total):
+        if matches(got, _right_score(y, x, y)):
             raise Wrong(
                 "That is the score with the residual. Here only what the block adds counts."
             )
+        want = _right_score(y, x, y - x)
         require_close(got, want, "The score of the update is not right.", atol=1e-4)
     return (
         "Correct. What the best map misses is the same with and without the residual; only the "
@@ -277,31 +273,8 @@ def _loss_with_map(answer: Any) -> str:
             case = f"with a map in place of block {layer} of 3"
             value = call(answer, model, tokens, layer, weight, bias, case=case)
             got = number(value, what="The loss")
-            states = run(model, tokens, record=[(layer, "resid_pre"), (layer, "resid_post")])
-            inside, outside = states[layer, "resid_pre"], states[layer, "resid_post"]
-            want = _cross_entropy(_put(model, tokens, layer, inside @ weight + bias), tokens)
-            whole = _cross_entropy(before, tokens)
-            twice = _cross_entropy(_put(model, tokens, layer, outside @ weight + bias), tokens)
-            if matches(got, twice) and not matches(want, twice):
-                raise Wrong(
-                    "Your map reads the output of the block. It should read the block's input, and "
-                    "stand where the output stood."
-                )
-            for said, logits in _map_slips(model, tokens, layer, weight, bias).items():
-                slip = _cross_entropy(logits, tokens)
-                if matches(got, slip) and not matches(want, slip):
-                    raise Wrong(said)
-            own = _put(model, tokens, layer, inside @ weight + bias).log_softmax(-1)
-            itself = -own.gather(2, tokens[..., None]).double().mean()
-            if matches(got, itself) and not matches(want, itself):
-                raise Wrong(
-                    "You score each position on its own token. Its logits predict the next one: "
-                    "`logits[:, :-1]` against `tokens[:, 1:]`."
-                )
-            if matches(got, want * tokens[:, 1:].numel()):
-                raise Wrong("You return the sum over all predictions. Return their mean.")
-            if matches(got, whole) and not matches(want, whole):
-                raise Wrong("This is the loss of the whole model: your hook changes nothing.")
+            want, slips = _map_losses(model, tokens, layer, weight, bias)
+            name_slip(got, want, slips)
             require_close(got, want, f"The loss is not right {case}.")
             if not torch.equal(model(tokens), before):
                 raise Wrong(
@@ -311,26 +284,35 @@ def _loss_with_map(answer: Any) -> str:
     return "Correct. The weights are untouched; the model only thinks that its block said so."
 
 
-def _map_slips(
+def _map_losses(
     model: Any, tokens: Tensor, layer: int, weight: Tensor, bias: Tensor
-) -> dict[str, Tensor]:
-    """Logits of a map put in wrongly, under what to say about it."""
+) -> tuple[float, dict[str, float]]:
+    """The loss with the map in place, and what common slips give, under what to say about each."""
     states = run(model, tokens, record=[(layer, "resid_pre"), (layer, "resid_post")])
     inside, outside = states[layer, "resid_pre"], states[layer, "resid_post"]
-    given = inside @ weight
+    mapped = inside @ weight + bias
     written = {
-        "The bias is missing: the block gives x @ weight + bias.": given,
+        "Your map reads the output of the block. It should read the block's input, and stand where the "
+        "output stood.": outside @ weight + bias,
+        "The bias is missing: the block gives x @ weight + bias.": inside @ weight,
         "Your weight is transposed: the block gives x @ weight + bias.": inside @ weight.T + bias,
         "You add the map to the stream that comes in. It stands for the whole block, stream included: the "
-        "block gives x @ weight + bias alone.": inside + given + bias,
-        "You add the map to what the block gave. Put it in its place.": outside + given + bias,
+        "block gives x @ weight + bias alone.": inside + mapped,
+        "You add the map to what the block gave. Put it in its place.": outside + mapped,
+        "This is the loss of the whole model: your hook changes nothing.": outside,
     }
-    slips = {said: _put(model, tokens, layer, value) for said, value in written.items()}
-    slips[
+    put = {said: _put(model, tokens, layer, value) for said, value in written.items()}
+    put[
         "You change what enters the block, and the block still runs. Put the map where its output stood, "
         "at hook_resid_post."
-    ] = _put(model, tokens, layer, given + bias, site="resid_pre")
-    return slips
+    ] = _put(model, tokens, layer, mapped, site="resid_pre")
+    logits = _put(model, tokens, layer, mapped)
+    want, own = _cross_entropy(logits, tokens), logits.log_softmax(-1).gather(2, tokens[..., None])
+    return want, {said: _cross_entropy(slip, tokens) for said, slip in put.items()} | {
+        "You score each position on its own token. Its logits predict the next one: `logits[:, :-1]` against "
+        "`tokens[:, 1:]`.": -float(own.double().mean()),
+        "You return the sum over all predictions. Return their mean.": want * tokens[:, 1:].numel(),
+    }
 
 
 def _put(

@@ -17,22 +17,15 @@ from lens_linear.teaching.answers import (
     number,
     random_tensor,
     require_close,
+    softmax_rows,
     tensor,
 )
 
 
 def _softmax_by_hand(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    rows, length, heads, _ = q.shape
-    found = torch.zeros(rows, heads, length, length, dtype=torch.float64)
-    for row in range(rows):
-        for head in range(heads):
-            for query in range(length):
-                scores = [
-                    float(q[row, query, head] @ k[row, key, head]) for key in range(query + 1)
-                ]
-                weights = (torch.tensor(scores, dtype=torch.float64) * scale).softmax(0)
-                found[row, head, query, : query + 1] = weights
-    return found
+    rows, _, heads, _ = q.shape
+    scores = [[q[row, :, head] @ k[row, :, head].T for head in range(heads)] for row in range(rows)]
+    return softmax_rows(scale * torch.stack([torch.stack(row) for row in scores]))
 
 
 def _pattern_from_qk(answer: Any) -> str:
@@ -237,29 +230,15 @@ def _text_rows(answer: Any) -> str:
 
 def _average_last_head(answer: Any) -> str:
     z = random_tensor(2, 3, 4, 5, seed=14)
-    kept = z.clone()
-
-    def hooked(value: Tensor) -> Any:
-        return answer(value, None)
-
-    if not callable(answer):
-        call(answer)
-    given: list[Tensor] = []
-
-    def watched(value: Tensor) -> Any:
-        given.append(value)
-        return hooked(value)
-
-    result = call(watched, z, case="with 4 heads")
-    if not matches(given[0], kept):
-        raise Wrong("Your hook changes z itself. Work on a copy: `z.clone()`.")
+    spoilt = "Your hook changes z itself. Work on a copy: `z.clone()`."
+    result = call(answer, z, None, case="with 4 heads", untouched=spoilt)
     if result is None:
         raise Wrong("A hook that returns nothing changes nothing. Return the new tensor.")
     got = tensor(result, shape=(2, 3, 4, 5), what="What the hook returns")
-    if matches(got, kept):
+    if matches(got, z):
         raise Wrong("Nothing has changed: the last head should be at its mean.")
-    require_close(got[:, :, :3], kept[:, :, :3], "The other heads should stay as they were.")
-    last = kept[:, :, 3].double()
+    require_close(got[:, :, :3], z[:, :, :3], "The other heads should stay as they were.")
+    last = z[:, :, 3].double()
     if matches(got[:, :, 3], torch.zeros(2, 3, 5)):
         raise Wrong("That is zero ablation. Put the head's mean in its place.")
     if matches(got[:, :, 3], last.mean(0, keepdim=True).expand(2, 3, 5)):

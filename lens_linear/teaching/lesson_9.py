@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lens_linear.teaching.answers import (
     Exercise,
@@ -22,34 +21,23 @@ from lens_linear.teaching.answers import (
 
 def _remove_heads(answer: Any) -> str:
     z = random_tensor(2, 3, 4, 5, seed=1)
-    kept = z.clone()
-
-    seen: list[Tensor] = []
-
-    def watched(value: Tensor, heads: list[int]) -> Any:
-        seen.append(value)
-        return answer(value, None, heads)
-
-    if not callable(answer):
-        call(answer)
-    result = call(watched, z, [1, 3], case="without heads 1 and 3")
-    if not matches(seen[0], kept):
-        raise Wrong("Your hook changes z itself. Work on a copy: `z.clone()`.")
+    spoilt = "Your hook changes z itself. Work on a copy: `z.clone()`."
+    result = call(answer, z, None, [1, 3], case="without heads 1 and 3", untouched=spoilt)
     if result is None:
         raise Wrong("Your hook returns nothing, so nothing changes. Return the changed tensor.")
     got = tensor(result, shape=(2, 3, 4, 5), what="What the hook returns")
-    if matches(got, kept):
+    if matches(got, z):
         raise Wrong("Nothing has changed: heads 1 and 3 should be zero.")
     if matches(got[:, 1], torch.zeros(2, 4, 5)):
         raise Wrong(
             "You zero a position. The axes are row, position, head, d_head: heads are the third."
         )
-    require_close(got[:, :, [0, 2]], kept[:, :, [0, 2]], "Heads 0 and 2 should stay as they were.")
+    require_close(got[:, :, [0, 2]], z[:, :, [0, 2]], "Heads 0 and 2 should stay as they were.")
     require_close(
         got[:, :, [1, 3]], torch.zeros(2, 3, 2, 5), "Heads 1 and 3 should be zero everywhere."
     )
-    again = tensor(call(watched, z, [0], case="without head 0"), shape=(2, 3, 4, 5))
-    want = kept.clone()
+    again = tensor(call(answer, z, None, [0], case="without head 0"), shape=(2, 3, 4, 5))
+    want = z.clone()
     want[:, :, 0] = 0
     require_close(again, want, "A second hook, for head 0 alone, should leave the other heads.")
     return "Correct. With this you can take heads out of any model that TransformerLens opens."

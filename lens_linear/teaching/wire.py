@@ -92,10 +92,8 @@ def _tree(value: Any, tensors: dict[str, Tensor], depth: int) -> Any:
         return {"opaque": "deep nesting"}
     if isinstance(value, Tensor):
         return {"tensor": _keep(value, tensors), "grad": bool(value.requires_grad)}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return {"array": _keep(torch.from_numpy(np.ascontiguousarray(value)), tensors)}
-    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
-        return {"array": _keep(torch.from_numpy(np.asarray(value).copy()), tensors)}
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        return {"array": _keep(torch.from_numpy(np.array(value, order="C")), tensors)}
     if isinstance(value, (list, tuple)):
         return {
             type(value).__name__ if type(value) in (list, tuple) else "tuple": [
