@@ -212,7 +212,7 @@ def add_line(
         low, high = map(list, band)
         fig.add_scatter(
             x=[*x, *reversed(x)], y=[*high, *reversed(low)], mode="lines", fill="toself",
-            fillcolor=faded(ink, 0.18), line={"width": 0},
+            fillcolor=faded(ink), line={"width": 0},
             hoverinfo="skip", showlegend=False, row=row, col=col,
         )  # fmt: skip
     error = None
@@ -245,6 +245,12 @@ def add_level(
         list(value) if isinstance(value, (Sequence, np.ndarray, pd.Series)) else [value] * len(x)
     )
     return add_line(fig, x, values, name, ink=GREY, dash=dash, at=at, width=1.5, mode="lines")
+
+
+def ends_of(frame: pd.DataFrame, column: str) -> tuple[Any, Any] | None:
+    """The ends of a column's interval, where a table has them."""
+    low, high = frame.get(f"{column}_low"), frame.get(f"{column}_high")
+    return None if low is None or high is None else (low, high)
 
 
 def window(

@@ -534,7 +534,7 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
     frame = mechanism.to_dataframe()
     labels = [f"{step} ({expected})" for step, expected in zip(frame["step"], frame["expected"])]
     fig = bars(
-        labels, frame["removed"], name="named heads: expected to be lost", length=60,
+        labels, frame["removed"], name="named heads", length=60,
         colours=[colour(1) if e == "lost" else colour(0) for e in frame["expected"]],
         text=[f"{value:z.0%}" for value in frame["removed"]],  # z: no "-0%"
         custom=frame[["intervention", "heads", "gain_before", "gain_after"]].map(_plain_text),
@@ -551,7 +551,6 @@ def mechanism_table(mechanism: InductionMechanism) -> go.Figure:
     left = 1.6 * room if min(drawn) < 0 else 0.0  # a number there stands before the names
     fig.update_xaxes(tickformat=".0%", range=[min(drawn) - left, max(drawn) + room])
     fig.data[0].marker.line = {"width": 0}
-    fig.data[0].name = "named heads"
     return styled(
         fig, title="The induction mechanism, step by step", x="share of the in-context gain taken away",
         subtitle=f"gain of the whole model {mechanism.before.gain:.2f} nats a token, "

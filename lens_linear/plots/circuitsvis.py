@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_linear.checks import require_float, require_int, require_list
+from lens_linear.checks import require_int, require_list
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, OfflineError
 from lens_linear.plots.style import MAX_CELLS, as_array, check_cells
 
@@ -115,16 +115,6 @@ def safe_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _view(component: str, properties: dict[str, Any], element_id: str) -> str:
-    if not isinstance(element_id, str) or not _ID.fullmatch(element_id):
-        raise InvalidArgumentError(f"element_id must be a plain word, got {element_id!r}")
-    return (
-        f'<div id="{element_id}" class="circuitsvis"></div>\n<script>'
-        f'CircuitsVis.render("{element_id}", CircuitsVis.{component}, {safe_json(properties)});'
-        "</script>"
-    )
-
-
 def attention_view(
     pattern: Any,
     tokens: Sequence[str],
@@ -158,6 +148,8 @@ def attention_view(
         >>> "AttentionHeads" in view, view.count("</script>")  # its own end, not the token's
         (True, 1)
     """
+    if not isinstance(element_id, str) or not _ID.fullmatch(element_id):
+        raise InvalidArgumentError(f"element_id must be a plain word, got {element_id!r}")
     values = as_array("pattern", pattern).astype(np.float64)
     tokens = require_list("tokens", tokens, of="strings")
     if values.ndim != 3 or values.shape[1:] != (len(tokens), len(tokens)):
@@ -180,41 +172,10 @@ def attention_view(
         "tokens": [str(token) for token in tokens],
         "attentionHeadNames": names,
     }
-    return _view("AttentionHeads", properties, element_id)
-
-
-def colored_tokens_view(values: Sequence[float], tokens: Sequence[str], *, element_id: str) -> str:
-    """Return HTML of CircuitsVis' coloured tokens, which sets tokens as markup: they are escaped.
-
-    The text runs along, each token's background coloured by its value: blue above 0, red below, 0 white.
-
-    Args:
-        values: one number a token, in any unit.
-        tokens: printable tokens, any text.
-        element_id: unique on the page: a letter, then letters, digits, ``_`` or ``-``.
-
-    Returns:
-        HTML: one closed element and the script that fills it (the bundle must be on the page).
-
-    Raises:
-        InvalidArgumentError: values and tokens are not as many, or ``element_id`` is not a plain word.
-
-    Example:
-        >>> view = colored_tokens_view([0.5, -1.0], ["a", "<b>"], element_id="losses")
-        >>> "ColoredTokens" in view, "<b>" in view
-        (True, False)
-    """
-    tokens = require_list("tokens", tokens, of="strings")
-    values = [require_float("values", v) for v in require_list("values", values, of="numbers")]
-    if len(values) != len(tokens):
-        raise InvalidArgumentError(
-            f"values and tokens must be as many, got {len(values)} and {len(tokens)}"
-        )
-    properties = {
-        "tokens": [html.escape(str(token)) for token in tokens],
-        "values": [round(float(value), 4) for value in values],
-    }
-    return _view("ColoredTokens", properties, element_id)
+    return (
+        f'<div id="{element_id}" class="circuitsvis"></div>\n<script>CircuitsVis.render("{element_id}", '
+        f"CircuitsVis.AttentionHeads, {safe_json(properties)});</script>"
+    )
 
 
 class NotebookView:
@@ -228,7 +189,7 @@ class NotebookView:
         InvalidArgumentError: a height below 50.
 
     Example:
-        >>> view = NotebookView(colored_tokens_view([0.5], ["a"], element_id="one"), height=100)
+        >>> view = NotebookView(attention_view([[[1.0]]], ["a"], element_id="one"), height=100)
         >>> view, view.page().count("<body>")
         (NotebookView: 100 pixels high; shown as HTML in a notebook, 1)
     """

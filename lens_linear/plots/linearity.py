@@ -27,6 +27,7 @@ from lens_linear.plots._kinds import (
     add_level,
     add_line,
     below_axis,
+    ends_of,
     figure,
     heights,
     in_legend,
@@ -101,7 +102,7 @@ def linearity_profile(
         at = places[index] if places else None
         add_line(
             fig, frame["layer"], frame[name], name, index=index, dash="solid", at=at, legend=at is None,
-            band=_band(frame, name) if bands else None, hover="layer %{x}: %{y:.4g}",
+            band=ends_of(frame, name) if bands else None, hover="layer %{x}: %{y:.4g}",
         )  # fmt: skip
     skipped = f", first {profile.skip} positions left out" if profile.skip else ""
     fitted = f", fitted on {profile.n_fit:,}" if profile.fit == "held-out" else ""
@@ -132,7 +133,7 @@ def _r2_lines(
         if score in scores and frame[score].notna().any()
     ]
     for index, score, label in known:
-        band = _band(frame, score) if bands else None
+        band = ends_of(frame, score) if bands else None
         hover = "layer %{x}: R² %{y:.4f}"
         add_line(fig, layers, frame[score], label, index=index, band=band, hover=hover, at=at)
     drawn = [(score, label) for _, score, label in known]
@@ -235,7 +236,7 @@ def profile_comparison(
                 fig, part["depth"], part[score], name, index=index, ink=ink, at=at, width=2,
                 custom=part["layer"], hover=f"layer %{{customdata}}<br>{words} %{{y:.4f}}",
                 dash="solid", legend=in_legend(index, len(names)),
-                band=_band(part, score) if bands else None,
+                band=ends_of(part, score) if bands else None,
             )  # fmt: skip
     tokens = sorted({p.n_tokens for p in comparison.profiles.values()})
     sizes = " or ".join(f"{n:,}" for n in tokens[:3])
@@ -287,7 +288,7 @@ def profile_difference(
     name, layers = f"{difference.first} minus {difference.second}", frame["layer"].tolist()
     for (score, words), at in zip(shown.items(), places, strict=True):
         add_line(
-            fig, layers, frame[score], name, at=at, width=2, band=_band(frame, score),
+            fig, layers, frame[score], name, at=at, width=2, band=ends_of(frame, score),
             hover=f"layer %{{x}}<br>{words} %{{y:.4f}}",
         )  # fmt: skip
         panel: dict[str, Any] = {"row": at[0], "col": at[1]}
@@ -326,12 +327,6 @@ def drawn_columns(name: str, asked: Sequence[str], frame: pd.DataFrame) -> dict[
             "columns that were measured (sites=), or mend the statistic"
         )
     return {one: COLUMN_NAMES.get(one, escape(one)) for one in found}
-
-
-def _band(frame: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series] | None:
-    """The ends of a column's interval, where it has one."""
-    low, high = frame.get(f"{column}_low"), frame.get(f"{column}_high")
-    return None if low is None or high is None or low.isna().all() else (low, high)
 
 
 @figure
@@ -413,8 +408,7 @@ def bilinear_gain(probes: BilinearProbe | Mapping[str, BilinearProbe]) -> go.Fig
     fig, many = go.Figure(), len(named) > 4  # then the bands would hide each other
     for index, (name, probe) in enumerate(named.items()):
         frame = probe.to_dataframe()
-        unknown = many or frame["gain_low"].isna().all()
-        band = None if unknown else (frame["gain_low"], frame["gain_high"])
+        band = None if many else (frame["gain_low"], frame["gain_high"])
         told = in_legend(index, len(named))
         for column, dash, what in (
             ("gain", "solid", "held out"),
@@ -563,38 +557,31 @@ def ffn_compression(table: CompressionTable) -> go.Figure:
     """
     frame, fig = table.to_dataframe(), go.Figure()
     layers = list(dict.fromkeys(frame["layer"]))
-    said = (
-        f"loss {table.base_loss:.3f} nats per token whole; n = "
-        f"{counted(table.n_tokens, 'held-out token', ',')}; "
-    )
-    if (
-        frame["times_fewer"].nunique() == 1 and len(layers) > 1
-    ):  # one map a layer: they stand side by side
-        y, se = frame["loss_increase"], frame["loss_increase_se"].fillna(0)
-        add_line(
-            fig, frame["layer"], y, "one FFN replaced", bars=(y - se, y + se), custom=frame[_COMPRESSED],
-            hover=f"layer %{{x}}, {_COMPRESSED_HOVER}",
-        )  # fmt: skip
-        add_level(fig, 0.0, "whole model", x=layers)
-        return styled(
-            layer_axis(fig, max(layers) + 1), x="layer", y="loss increase (nats per token)",
-            title=f"One FFN as one affine layer: {escape(table.model_name)}",
-            subtitle=f"{said}{frame['times_fewer'].iloc[0]:.1f} times fewer parameters"
-            f"{escape(table.first_position)}",
-        )  # fmt: skip
-    for index, (layer, ink) in enumerate(zip(layers, inks(len(layers)), strict=True)):
-        part = frame[frame["layer"] == layer].sort_values("map_parameters")
+    alone = frame["times_fewer"].nunique() == 1 and len(layers) > 1
+    if alone:  # one map a layer: they stand side by side
+        parts, x, hover = {"one FFN replaced": frame}, "layer", "layer %{x}, "
+        said = f"{frame['times_fewer'].iloc[0]:.1f} times fewer parameters"
+        layer_axis(fig, max(layers) + 1)
+    else:
+        parts = {
+            f"layer {layer}": frame[frame["layer"] == layer].sort_values("map_parameters")
+            for layer in layers
+        }
+        x, hover = "times_fewer", "%{x:.1f} times fewer parameters<br>"
+        said = "low rank to the right"
+        fig.update_xaxes(**log_axis(frame[x]))
+    for index, (name, part) in enumerate(parts.items()):
         y, se = part["loss_increase"], part["loss_increase_se"].fillna(0)
         add_line(
-            fig, part["times_fewer"], y, f"layer {layer}", index=index, ink=ink, width=1.5,
-            bars=(y - se, y + se), legend=in_legend(index, len(layers)),
-            custom=part[_COMPRESSED], hover=f"%{{x:.1f}} times fewer parameters<br>{_COMPRESSED_HOVER}",
+            fig, part[x], y, name, index=index, ink=inks(len(parts))[index], width=2.5 if alone else 1.5,
+            bars=(y - se, y + se), legend=in_legend(index, len(parts)), custom=part[_COMPRESSED],
+            hover=hover + _COMPRESSED_HOVER,
         )  # fmt: skip
-    ends = [float(frame["times_fewer"].min()), float(frame["times_fewer"].max())]
-    add_level(fig, 0.0, "whole model", x=ends)
-    fig.update_xaxes(**log_axis(ends))
+    ends = [float(frame[x].min()), float(frame[x].max())]
+    add_level(fig, 0.0, "whole model", x=layers if alone else ends)
     return styled(
         fig, title=f"One FFN as one affine layer: {escape(table.model_name)}",
-        subtitle=f"{said}low rank to the right{escape(table.first_position)}",
-        x="times fewer parameters than the FFN", y="loss increase (nats per token)",
+        subtitle=f"loss {table.base_loss:.3f} nats per token whole; n = "
+        f"{counted(table.n_tokens, 'held-out token', ',')}; {said}{escape(table.first_position)}",
+        x="layer" if alone else "times fewer parameters than the FFN", y="loss increase (nats per token)",
     )  # fmt: skip

@@ -20,6 +20,7 @@ from lens_linear.plots._kinds import (
     bars,
     bars_height,
     chosen,
+    ends_of,
     figure,
     frame_of,
     head_map,
@@ -341,19 +342,11 @@ def _effects(
     labels = [names[i] for i in order[:k]]
     colours = [colour(0) if value >= 0 else colour(1) for value in shown]
     if rest and len(order) > k:
-        labels, shown = (
-            [*labels, f"the other {len(order) - k}"],
-            [*shown, float(values[order[k:]].sum())],
-        )
+        labels.append(f"the other {len(order) - k}")
+        shown.append(float(values[order[k:]].sum()))
         colours.append(GREY)
-    fig = bars(
-        labels,
-        shown,
-        colours=colours,
-        text=[f"{v:+.2f}" for v in shown],
-        length=22,
-        hover="%{x:+.4f}",
-    )
+    numbers = [f"{v:+.2f}" for v in shown]
+    fig = bars(labels, shown, colours=colours, text=numbers, length=22, hover="%{x:+.4f}")
     if se is not None:
         spread = [float(e) for e in se.fillna(0.0).to_numpy()[order[:k]]]
         fig.data[0].error_x = {"array": spread, "thickness": 1, "width": 3}
@@ -404,15 +397,11 @@ def patching(result: Tabular | pd.DataFrame, *, k: int = 24) -> go.Figure:
     unit = "effect (share of the way)"
     placed = "position" in frame and bool((frame["position"] >= 0).any())
     headed = "head" in frame and "layer" in frame and bool((frame["head"] != "").all())
-    said = (
-        escape(result)
-        if not isinstance(result, pd.DataFrame)
-        else f"{counted(len(frame), 'patch')}"
-    )
+    said = counted(len(frame), "patch") if result is frame else escape(result)
     if headed and not placed:
         at = frame["head"].str.extract(r"H(\d+)$")[0].astype(int)
         fig = head_map(_grid(frame, at), value_name=unit)
-        x, height = "head", height_of(fig)
+        x, y, height = "head", "layer", height_of(fig)
     elif placed and not headed:
         grid = _grid(frame, frame["position"])
         top = float(np.nanmax(np.abs(grid))) or 1.0
@@ -421,21 +410,12 @@ def patching(result: Tabular | pd.DataFrame, *, k: int = 24) -> go.Figure:
             grid, rows=[f"L{layer}" for layer in layers], columns=sorted(set(frame["position"])),
             value_name=unit, row_name="layer", column_name="position", limits=(-top, top),
         )  # fmt: skip
-        x, height = "position", matrix_height(len(grid), least=26)
+        x, y, height = "position", "layer", matrix_height(len(grid), least=26)
     else:
-        names = _patch_names(frame)
-        fig = _effects(frame, names, "effect", chosen("k", k))
-        height = bars_height(len(fig.data[0].y))
-        return styled(
-            fig,
-            title="What each patch restores",
-            subtitle=said,
-            x=unit,
-            legend="none",
-            height=height,
-        )
+        fig = _effects(frame, _patch_names(frame), "effect", chosen("k", k))
+        x, y, height = unit, None, bars_height(len(fig.data[0].y))
     return styled(
-        fig, title="What each patch restores", subtitle=said, x=x, y="layer", height=height
+        fig, title="What each patch restores", subtitle=said, x=x, y=y, legend="none", height=height
     )
 
 
@@ -494,26 +474,20 @@ def lens_grid(read: Tabular | pd.DataFrame, *, max_cells: int = 4_000) -> go.Fig
     inside = words.copy()
     texts = frame.drop_duplicates("position").set_index("position")["token"]
     labels = [str(texts[p]) for p in positions]
-    fits = len(positions) <= 14 and len(layers) <= 32
     for row in frame.itertuples():
         i, j = at[0][row.layer], at[1][row.position]
         z[i, j] = row.probability
         inside[i, j] = tick_label(row.top, max_length=7)
-        words[i, j] = (
-            f"after layer {escape(row.layer)}, position {row.position} {tick_label(row.token)}"
-        )
-        words[i, j] += f"<br>{tick_label(row.top)}"
+        where = f"after layer {escape(row.layer)}, position {row.position} {tick_label(row.token)}"
+        words[i, j] = f"{where}<br>{tick_label(row.top)}"
     fig = matrix(
         z, rows=layers, columns=labels, value_name="probability", row_name="layer", diverging=False,
         column_name="position", limits=(0.0, 1.0),
     )  # fmt: skip
     fig.data[0].text = words
-    if fits:
-        fig.data[0].customdata, fig.data[0].hovertemplate = (
-            words,
-            "%{customdata}<br>%{z:.3f}<extra></extra>",
-        )
-        fig.data[0].text = inside
+    if len(positions) <= 14 and len(layers) <= 32:
+        hover = "%{customdata}<br>%{z:.3f}<extra></extra>"
+        fig.update_traces(customdata=words, hovertemplate=hover, text=inside)
         fig.update_traces(texttemplate="%{text}", textfont={"size": 10})
     fig.update_yaxes(autorange=True)
     return styled(
@@ -566,18 +540,17 @@ def lens_profile(score: Tabular | pd.DataFrame) -> go.Figure:
         words = "raw least squares" if column == "raw_kl" else "logit lens"
         lines.append((column, f"KL of {words}{outside}", 0))
     for index, (column, name, panel) in enumerate(lines):
-        ends = (frame.get(f"{column}_low"), frame.get(f"{column}_high"))
-        hover = "after %{x} layers: %{y:.4f}"
-        add_line(fig, frame["layer"], frame[column], name, index=index, at=places[panel], hover=hover,
-                 band=None if ends[0] is None else ends)  # fmt: skip
+        add_line(
+            fig, frame["layer"], frame[column], name, index=index, at=places[panel],
+            hover="after %{x} layers: %{y:.4f}", band=ends_of(frame, column),
+        )  # fmt: skip
     fig.update_traces(showlegend=True, selector={"name": "same favourite"})
     fig.update_yaxes(rangemode="tozero")
     if any("off the axis" in name for _, name, _ in lines):
         fig.update_yaxes(range=[0, 1.1 * within], col=1)
     fig.update_yaxes(range=[0, 1.03], col=2)
-    said = (
-        escape(score) if not isinstance(score, pd.DataFrame) else f"{counted(len(frame), 'layer')}"
-    )
+    table = isinstance(score, pd.DataFrame)
+    said = counted(len(frame), "layer") if table else escape(score)
     return styled(
         layer_axis(fig, len(frame), room=8), title="What can be read off after each layer", subtitle=said,
         x="layers passed", panels=True,

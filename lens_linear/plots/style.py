@@ -86,10 +86,8 @@ TEMPLATE = go.layout.Template(
     data={"heatmap": [{"colorbar": _NUMBERS}], "scatter": [{"marker": {"colorbar": _NUMBERS}}]},
 )
 _LINE, _SMALL = 23, 17  # pixels of a line of the title and of the subtitle
-_LETTER, _UPRIGHT = (
-    7,
-    5,
-)  # pixels of a tick label's letter; upright letters that every height has room for
+_LETTER = 7  # pixels of a tick label's letter
+_UPRIGHT = 5  # upright letters that every height has room for
 
 
 def colour(index: int) -> str:
@@ -118,48 +116,18 @@ def height_of(fig: go.Figure) -> int:
 
 
 def shades(count: int) -> list[str]:
-    """Colours of an ordered series (layers, checkpoints, sizes), dark first, also apart in grey.
-
-    Args:
-        count: how many, at least 1.
-
-    Returns:
-        ``rgb(r, g, b)`` strings along viridis, without its palest end.
-
-    Raises:
-        InvalidArgumentError: below 1.
-
-    Example:
-        >>> shades(2)
-        ['rgb(68, 1, 84)', 'rgb(137, 212, 71)']
-    """
-    ends = np.linspace(0.0, 0.82, require_int("count", count, minimum=1))
+    """Colours of an ordered series along viridis, dark first, also apart in grey; not its palest end."""
+    ends = np.linspace(0.0, 0.82, count)
     return [str(shade) for shade in sample_colorscale(SEQUENTIAL, ends.tolist())]
 
 
-def faded(ink: str, alpha: float) -> str:
-    """A colour as an ``rgba`` string, for bands around a line.
-
-    Args:
-        ink: ``#RRGGBB`` or ``rgb(r, g, b)``.
-        alpha: 0 (nothing is seen) to 1 (opaque).
-
-    Returns:
-        ``rgba(red,green,blue,alpha)``.
-
-    Raises:
-        InvalidArgumentError: alpha outside 0 to 1.
-
-    Example:
-        >>> faded(colour(0), 0.25)
-        'rgba(0,114,178,0.25)'
-    """
-    alpha = require_float("alpha", alpha, minimum=0.0, maximum=1.0)
+def faded(ink: str) -> str:
+    """A colour (``#RRGGBB`` or ``rgb(r, g, b)``) as an ``rgba`` string, for bands around a line."""
     parts = (
         re.findall(r"\d+", ink) if ink[0] != "#" else [int(ink[i : i + 2], 16) for i in (1, 3, 5)]
     )
     red, green, blue = map(int, parts)
-    return f"rgba({red},{green},{blue},{alpha:g})"
+    return f"rgba({red},{green},{blue},0.18)"
 
 
 def styled(
@@ -304,12 +272,7 @@ def escape(text: object) -> str:
 def tick_label(label: object, *, max_length: int = 16) -> str:
     """A label fit for an axis: escaped, the invisible made visible as everywhere in the package.
 
-    Args:
-        label: anything; its ``str`` is taken.
-        max_length: characters shown; the middle of a longer label becomes ``…``.
-
-    Returns:
-        The label; ``∅`` for empty text.
+    The middle of a label of more than ``max_length`` characters becomes ``…``; empty text becomes ``∅``.
 
     Example:
         >>> tick_label(" the"), tick_label("unbelievable", max_length=7)
@@ -321,12 +284,6 @@ def tick_label(label: object, *, max_length: int = 16) -> str:
 def hover_label(label: object) -> str:
     """A label fit for a hover box: as :func:`tick_label`, but whole.
 
-    Args:
-        label: anything.
-
-    Returns:
-        The label as text.
-
     Example:
         >>> hover_label("<s>"), hover_label(3)
         ('&lt;s&gt;', '3')
@@ -335,13 +292,7 @@ def hover_label(label: object) -> str:
 
 
 def legend_name(name: object) -> str:
-    """A name fit for a legend: escaped, and short enough to leave room for the figure.
-
-    Args:
-        name: anything; its ``str`` is taken.
-
-    Returns:
-        At most 34 characters, before they are escaped.
+    """A name fit for a legend: escaped, and at most 34 characters before that.
 
     Example:
         >>> legend_name("a" * 80)
@@ -350,48 +301,17 @@ def legend_name(name: object) -> str:
     return tick_label(name, max_length=NAME_LENGTH)
 
 
-def check_cells(n_cells: int, *, max_cells: int = MAX_CELLS) -> int:
-    """Accept at most ``max_cells`` cells.
-
-    Args:
-        n_cells: cells of the figure, from 0.
-        max_cells: largest number accepted, from 1.
-
-    Returns:
-        ``n_cells``.
-
-    Raises:
-        FigureTooLargeError: too many for a browser; the message says what to do.
-
-    Example:
-        >>> check_cells(200 * 200)
-        40000
-    """
+def check_cells(n_cells: int, *, max_cells: int = MAX_CELLS) -> None:
+    """Accept at most ``max_cells`` cells, more of which a browser could not draw."""
     if require_int("n_cells", n_cells, minimum=0) > require_int("max_cells", max_cells, minimum=1):
         raise FigureTooLargeError(
             f"the figure would have {n_cells} cells but max_cells is {max_cells}; "
             "show fewer rows and columns, or pass a larger max_cells"
         )
-    return n_cells
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
-    """Accept real numbers as an array or a tensor of any shape and precision.
-
-    Args:
-        name: of the argument, for the message.
-        values: array, tensor or nested list.
-
-    Returns:
-        Numpy array of the same shape; 16-bit tensors become float32.
-
-    Raises:
-        InvalidArgumentError: not an array, or not of real numbers.
-
-    Example:
-        >>> as_array("values", [[1, 2], [3, 4]]).shape
-        (2, 2)
-    """
+    """Accept real numbers as an array, a tensor (of 16 bits too) or a nested list of any shape."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.dtype.itemsize == 2 else values
@@ -462,9 +382,9 @@ def matrix(
                 f"limits must be (lowest, highest), got {limits!r}; e.g. (-1, 1)"
             )
         limits = (ends[0], ends[1])
-    for name, value in (("value_name", value_name), ("row_name", row_name)):
+    words = {"value_name": value_name, "row_name": row_name, "column_name": column_name}
+    for name, value in words.items():
         require_instance(name, value, str, advice="pass the words to be shown")
-    require_instance("column_name", column_name, str, advice="pass the words to be shown")
     names = [_labels("rows", rows, z.shape[0]), _labels("columns", columns, z.shape[1])]
     # One hover string a cell; only where there are labels, since it is most of the figure's size.
     where, text = f"{row_name} %{{y}}<br>{column_name} %{{x}}", None
@@ -504,21 +424,7 @@ def as_matrix(
 ) -> go.Figure:
     """Turn a figure's (or one subplot's) axes into matrix axes: row 0 on top, labels as ticks.
 
-    Args:
-        fig: the figure, changed in place.
-        rows: labels of the rows.
-        columns: labels of the columns.
-        row: of the subplot, from 1; None for all axes.
-        col: of the subplot.
-        square: cells as high as wide.
-        panels: subplots side by side, which share the room for labels.
-
-    Returns:
-        ``fig`` itself.
-
-    Example:
-        >>> as_matrix(go.Figure(), rows=["a", "b"], columns=["x"]).layout.yaxis.autorange
-        'reversed'
+    ``panels`` are the subplots side by side, which share the room for labels.
     """
     longest = max((min(len(str(label)), 16) for label in columns), default=1)
     level = len(columns) * (longest + 1) <= 38 // panels  # characters that fit side by side
@@ -538,17 +444,7 @@ def as_matrix(
 def matrix_height(n_rows: int, *, least: int = 20, most: int = 640) -> int:
     """Pixels of a figure of so many rows, title and axis included: every label has its line.
 
-    Args:
-        n_rows: rows of the matrix.
-        least: pixels of a row while there are few.
-        most: pixels of all rows.
-
-    Returns:
-        Pixels, for :func:`styled`.
-
-    Example:
-        >>> matrix_height(2), matrix_height(48)
-        (260, 820)
+    A row of few has ``least``, all rows together at most ``most``.
     """
     return 180 + max(80, min(most, least * n_rows))
 

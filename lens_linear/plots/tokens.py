@@ -35,7 +35,6 @@ from lens_linear.plots.circuitsvis import NotebookView, attention_view
 from lens_linear.plots.style import (
     MAX_CELLS,
     as_array,
-    check_cells,
     colour,
     escape,
     matrix,
@@ -152,7 +151,6 @@ def _causal(
 ) -> go.Figure:
     """A query × key map: nothing above the diagonal, square cells, colours up to the largest drawn."""
     grid = as_array("pattern", values).astype(float)
-    check_cells(grid.size, max_cells=max_cells)
     grid[np.triu_indices(len(grid), 1, grid.shape[1])] = np.nan
     if not first:
         grid[:, 0] = np.nan

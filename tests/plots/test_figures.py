@@ -115,7 +115,7 @@ def test_a_figure_of_twenty_named_results_stays_legible(name):
 
 def test_a_band_lets_what_lies_below_it_show():
     for ink in ("#0072B2", *style.shades(12)):
-        assert style.faded(ink, 0.18).endswith(",0.18)")
+        assert style.faded(ink).endswith(",0.18)")
     many = {f"step {i}": robust_figures.profile() for i in range(12)}
     bands = [t for t in plots.profile_comparison(linearity.compare_profiles(many)).data if t.fill]
     assert bands and all(band.fillcolor.endswith(",0.18)") for band in bands)

@@ -139,11 +139,6 @@ ROWS = [
             np.ones((1, 2, 2)), ["a", "b"], element_id="a", head_names=["x"]
         ),
     ),
-    (
-        lambda: circuitsvis.colored_tokens_view([0.1], ["a", "b"], element_id="a"),
-        "must be as many",
-        lambda: circuitsvis.colored_tokens_view([0.1, 0.2], ["a", "b"], element_id="a"),
-    ),
     # explorer, extensions, studies, lessons
     (
         lambda: ll.explore(with_tokenizer(), []),

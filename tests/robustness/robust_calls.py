@@ -914,13 +914,6 @@ def _plots() -> None:
         tokens=["a", "b", "c"],
         element_id="x",
     )
-    call(
-        "colored_tokens_view",
-        circuitsvis.colored_tokens_view,
-        values=[0.1, 0.2],
-        tokens=["a", "b"],
-        element_id="x",
-    )
     call("NotebookView", circuitsvis.NotebookView, view="x", free="view")
 
 
