@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,31 @@ def require_column(where: str, row: Row, column: str) -> str:
     return column
 
 
+def require_text(where: str, row: Row, column: str) -> str:
+    """The text in a column of a row; the error lists the columns that there are."""
+    text = row[require_column(where, row, column)]
+    if not isinstance(text, str):
+        raise InvalidArgumentError(
+            f"column {column!r} must hold text, got {type(text).__name__} in {where}; it has "
+            f"{', '.join(map(repr, row))}: name another column"
+        )
+    return text
+
+
+def own_file(name: str) -> Traversable:
+    """A file of the package's own texts.
+
+    Raises:
+        CorruptedFileError: the installation lacks it.
+    """
+    resource = files("lens_linear.text") / "data" / name
+    if not resource.is_file():
+        raise CorruptedFileError(
+            f"the package's own text/data/{name} is missing from this installation; install lens-linear again"
+        )
+    return resource
+
+
 def _json_object(path: Path, line: str, number: int) -> Row:
     try:
         row = json.loads(line)
@@ -131,12 +159,8 @@ def _json_list(path: Path, text: str) -> list[Row]:
 
 
 def _csv_rows(path: Path, text: str, separator: str) -> list[Row]:
-    import io
-
     try:
-        frame = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_filter=False
-        )
+        frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, na_filter=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CorruptedFileError(
             f"{str(path)!r} is not a table separated by {separator!r} ({error}); "

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import as_file
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -32,8 +31,8 @@ from lens_linear.checks import (
     require_list,
     require_path,
 )
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, require_column
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.text._rows import TABLE_SUFFIXES, own_file, read_rows, require_column, require_text
 from lens_linear.text._seeds import labelled_generator
 from lens_linear.text.huggingface import huggingface_rows
 from lens_linear.text.presets import PRESETS
@@ -96,7 +95,7 @@ class Concept:
                 raise InvalidArgumentError(
                     f"texts must be strings that are not blank, got {text!r} at {index}; drop it"
                 )
-            if not isinstance(label, (bool, int, float, np.generic)) or label not in (0, 1):
+            if label not in (0, 1):
                 raise InvalidArgumentError(
                     f"labels must be 0 or 1, got {label!r} at {index}; map the classes first"
                 )
@@ -247,25 +246,13 @@ def load_concept(
                 f"{str(source)!r}; check the path"
             )
         require_choice("source", str(source), (*BUNDLED, *PRESETS))
-    return _load_file(file, text, label, classes, limit)
+    return _collect(file.stem, _file_pairs(file, text, label, classes), limit, file.name)
 
 
 def _load_bundled(name: str, limit: int | None) -> Concept:
-    resource = files("lens_linear.text") / "data" / "concepts" / f"{name}.jsonl"
-    if not resource.is_file():
-        raise CorruptedFileError(
-            f"the package's own concept {name!r} is missing from this installation; "
-            "install lens-linear again"
-        )
-    with as_file(resource) as path:
+    with as_file(own_file(f"concepts/{name}.jsonl")) as path:
         pairs = _file_pairs(path, "text", "label", None)
     return _collect(name, pairs, limit, "sentences written for this package")
-
-
-def _load_file(
-    path: Path, text: str, label: str, classes: Mapping[Any, int] | None, limit: int | None
-) -> Concept:
-    return _collect(path.stem, _file_pairs(path, text, label, classes), limit, path.name)
 
 
 def _load_preset(name: str, path: str | Path | None, limit: int) -> Concept:
@@ -318,12 +305,7 @@ def _file_pairs(
     for number, row in enumerate(read_rows(path), start=1):
         where = f"row {number} of {path.name!r}"
         value = row[require_column(where, row, label)]
-        content = row[require_column(where, row, text)]
-        if not isinstance(content, str):
-            raise InvalidArgumentError(
-                f"column {text!r} must hold text, got {type(content).__name__} in {where}; "
-                "name another column"
-            )
+        content = require_text(where, row, text)
         found = _class_of(value, classes)
         if found is None and classes is None:
             raise InvalidArgumentError(

@@ -11,7 +11,6 @@ Nothing here knows a tokenizer: text goes out as strings, tokens come in as ids.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_linear.checks import require_bool, require_file, require_int
-from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
-from lens_linear.text._rows import TABLE_SUFFIXES, read_rows, read_utf8, require_column
+from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
+from lens_linear.text._rows import TABLE_SUFFIXES, own_file, read_rows, read_utf8, require_text
 from lens_linear.text._seeds import labelled_generator
 from lens_linear.text.token_stream import TokenStream
 from lens_linear.token_rows import flat_ids, require_tokens
@@ -42,13 +41,7 @@ def default_stories() -> list[str]:
         >>> default_stories()[0].splitlines()[0]
         'The Bell on Corrandale Quay'
     """
-    resource = files("lens_linear.text") / "data" / "stories.txt"
-    if not resource.is_file():
-        raise CorruptedFileError(
-            "the package's own stories (text/data/stories.txt) are missing from this installation; "
-            "install lens-linear again"
-        )
-    return _split_stories(resource.read_text(encoding="utf-8"))
+    return _split_stories(own_file("stories.txt").read_text(encoding="utf-8"))
 
 
 def default_text() -> str:
@@ -96,12 +89,7 @@ def read_documents(path: str | Path, *, column: str = "text") -> list[str]:
         return [read_utf8(path)]
     texts = []
     for number, row in enumerate(read_rows(path), start=1):
-        text = row[require_column(f"row {number} of {str(path)!r}", row, column)]
-        if not isinstance(text, str):
-            raise InvalidArgumentError(
-                f"column {column!r} must hold text, got {type(text).__name__} in row {number} of "
-                f"{str(path)!r}; name another column"
-            )
+        text = require_text(f"row {number} of {str(path)!r}", row, column)
         if text.strip():
             texts.append(text)
     if not texts:

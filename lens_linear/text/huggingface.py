@@ -21,7 +21,7 @@ from lens_linear.errors import (
     NotEnoughDataError,
     OfflineError,
 )
-from lens_linear.text._rows import Row, require_column
+from lens_linear.text._rows import Row, require_text
 
 _BUILDERS = {
     ".jsonl": "json",
@@ -105,12 +105,7 @@ def stream_huggingface_text(
         'A cat.'
     """
     for row in huggingface_rows(name, split=split, config=config):
-        text = row[require_column(f"dataset {str(name)!r}", row, column)]
-        if not isinstance(text, str):
-            raise InvalidArgumentError(
-                f"column {column!r} of {str(name)!r} must hold text, got {type(text).__name__}; "
-                f"it has {', '.join(map(repr, row))}"
-            )
+        text = require_text(f"dataset {str(name)!r}", row, column)
         if text.strip():
             yield text
 

@@ -112,10 +112,6 @@ def token_labels(tokens: Sequence[str], *, max_length: int | None = None) -> lis
         >>> token_labels(["Ġa", "Ċ", "Ġa"])
         ['␣a', '↵', '␣a']
     """
-    if isinstance(tokens, str):
-        raise InvalidArgumentError(
-            f"tokens must be a sequence of strings, got the string {tokens[:20]!r}; wrap it in []"
-        )
     items = require_list("tokens", tokens, of="strings")
     return [token_label(token, max_length=max_length) for token in items]
 
@@ -141,10 +137,6 @@ def unique_labels(labels: Sequence[str]) -> list[str]:
         >>> unique_labels(["a", "a", "a₂"])
         ['a', 'a₃', 'a₂']
     """
-    if isinstance(labels, str):
-        raise InvalidArgumentError(
-            f"labels must be a sequence of strings, got the string {labels[:20]!r}; wrap it in []"
-        )
     for label in (labels := require_list("labels", labels, of="strings")):
         require_instance("labels", label, str, advice="make each label a string")
     taken = set(labels)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from string import Formatter
 from types import MappingProxyType
 from typing import Any
@@ -76,97 +77,58 @@ def _classes(negative: tuple[Any, ...], positive: tuple[Any, ...]) -> Mapping[An
 _SENTIMENT = ("negative", "positive")
 _POLARITY = _classes((0, "negative", "neg"), (1, "positive", "pos"))
 
+_labelled = partial(Preset, split="train", label="label")
+_sentiment = partial(_labelled, classes=_POLARITY, meaning=_SENTIMENT)
+_tweets = partial(_labelled, "cardiffnlp/tweet_eval", template="{text}")
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "amazon_polarity": Preset(
-            path="fancyzhx/amazon_polarity",
-            config="amazon_polarity",
-            split="train",
-            template="{content}",
-            label="label",
-            classes=_POLARITY,
-            meaning=_SENTIMENT,
+        "amazon_polarity": _sentiment(
+            "fancyzhx/amazon_polarity", "amazon_polarity", template="{content}"
         ),
-        "yelp_polarity": Preset(
-            path="fancyzhx/yelp_polarity",
-            config="plain_text",
-            split="train",
-            template="{text}",
-            label="label",
-            # The card names the classes "1" and "2" (stars); the stored values are 0 and 1.
-            classes=_POLARITY,
-            meaning=_SENTIMENT,
-        ),
-        "sst2": Preset(
-            path="nyu-mll/glue",
-            config="sst2",
-            split="train",  # the test split has no labels (-1)
-            template="{sentence}",
-            label="label",
-            classes=_POLARITY,
-            meaning=_SENTIMENT,
-        ),
-        "imdb": Preset(
-            path="stanfordnlp/imdb",
-            config="plain_text",
-            split="train",
-            template="{text}",
-            label="label",
-            classes=_POLARITY,
-            meaning=_SENTIMENT,
-        ),
+        # The card names the classes "1" and "2" (stars); the stored values are 0 and 1.
+        "yelp_polarity": _sentiment("fancyzhx/yelp_polarity", "plain_text", template="{text}"),
+        # The test split has no labels (-1).
+        "sst2": _sentiment("nyu-mll/glue", "sst2", template="{sentence}"),
+        "imdb": _sentiment("stanfordnlp/imdb", "plain_text", template="{text}"),
         "boolq": Preset(
-            path="google/boolq",
-            config=None,
+            "google/boolq",
+            None,
             split="train",
             template="{passage}\nQuestion: {question}?\nAnswer:",
             label="answer",
             classes=_classes((False, "false", "no"), (True, "true", "yes")),
             meaning=("no", "yes"),
         ),
-        "mnli": Preset(
-            path="nyu-mll/glue",
-            config="mnli",
-            split="train",
+        "mnli": _labelled(
+            "nyu-mll/glue",
+            "mnli",
             template="Premise: {premise}\nHypothesis: {hypothesis}",
-            label="label",
             # 0 entailment, 1 neutral, 2 contradiction: neutral is left out.
             classes=_classes((2, "contradiction"), (0, "entailment")),
             meaning=("contradiction", "entailment"),
         ),
         "civil_comments": Preset(
-            path="google/civil_comments",
-            config=None,
+            "google/civil_comments",
+            None,
             split="train",
             template="{text}",
             label="toxicity",  # fraction of annotators that called it toxic
             threshold=0.5,
             meaning=("not toxic", "toxic"),
         ),
-        "tweet_irony": Preset(
-            path="cardiffnlp/tweet_eval",
+        "tweet_irony": _tweets(
             config="irony",
-            split="train",
-            template="{text}",
-            label="label",
             classes=_classes((0, "non_irony"), (1, "irony")),
             meaning=("not ironic", "ironic"),
         ),
-        "tweet_hate": Preset(
-            path="cardiffnlp/tweet_eval",
+        "tweet_hate": _tweets(
             config="hate",
-            split="train",
-            template="{text}",
-            label="label",
             classes=_classes((0, "non-hate"), (1, "hate")),
             meaning=("no hate speech", "hate speech"),
         ),
-        "tweet_offensive": Preset(
-            path="cardiffnlp/tweet_eval",
+        "tweet_offensive": _tweets(
             config="offensive",
-            split="train",
-            template="{text}",
-            label="label",
             classes=_classes((0, "non-offensive"), (1, "offensive")),
             meaning=("not offensive", "offensive"),
         ),

@@ -195,13 +195,7 @@ def half_trained(trained=trained):
 
 
 def missing_data(call):
-    return under({call: lambda _package: Path("nowhere")}, DATA[call])
-
-
-DATA = {
-    "text.corpora.files": default_stories,
-    "text.concepts.files": lambda: load_concept("mood"),
-}
+    return under({"text._rows.files": lambda _package: Path("nowhere")}, call)
 
 
 def counted(rows):
@@ -322,8 +316,8 @@ ROWS = [
         lambda: text.read_documents(table("rows.jsonl")),
     ),
     *(
-        (lambda name=name: missing_data(name), "install lens-linear again", call)
-        for name, call in DATA.items()
+        (lambda call=call: missing_data(call), "install lens-linear again", call)
+        for call in (default_stories, lambda: load_concept("mood"))
     ),
     (
         lambda: rows_of("t.jsonl", column="empty"),

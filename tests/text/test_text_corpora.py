@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, NotEnoughDataError
 from lens_linear.text import (
+    _rows,
     batches,
-    corpora,
     default_stories,
     default_text,
     pack,
@@ -40,7 +40,7 @@ class TestOwnStories:
         assert "\0" not in text and "\r" not in text and "�" not in text
 
     def test_a_broken_installation_says_so(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(corpora, "files", lambda _: tmp_path)
+        monkeypatch.setattr(_rows, "files", lambda _: tmp_path)
         with pytest.raises(CorruptedFileError, match=r"stories\.txt.*install"):
             default_text()
 
@@ -48,7 +48,7 @@ class TestOwnStories:
         (tmp_path / "data").mkdir()
         text = "One.\nStill one.\n\n* * *\n\nTwo.\n * * * \n* * *\nThree.\n"
         (tmp_path / "data" / "stories.txt").write_text(text)
-        monkeypatch.setattr(corpora, "files", lambda _: tmp_path)
+        monkeypatch.setattr(_rows, "files", lambda _: tmp_path)
         assert default_stories() == ["One.\nStill one.", "Two.", "Three."]
         assert default_text() == "One.\nStill one.\n\nTwo.\n\nThree."
 
