@@ -30,6 +30,7 @@ from lens_linear.checks import (
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.conditioning import smallest_directions
 from lens_linear.linalg.precision import (
+    checked_to_compute,
     compute_device,
     constant_columns,
     largest_entry,
@@ -41,6 +42,17 @@ from lens_linear.tables import Result
 
 Solver = Literal["svd", "cholesky", "eigh"]
 Ridge = float | Literal["loo"]
+
+
+def fitted_rows(x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_in d_out"]) -> Tensor:
+    """Accept rows with the columns that a map was fitted on; in float64 on its device."""
+    require_float_tensor("x", x, finite=False)
+    if x.ndim == 0 or x.shape[-1] != len(weight):
+        raise InvalidArgumentError(
+            f"x must have {len(weight)} columns as in the fit, got shape {tuple(x.shape)}; "
+            "pass activations of the same site"
+        )
+    return checked_to_compute(x, device=weight.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +109,7 @@ class LinearFit(Result):
         Raises:
             InvalidArgumentError: the last axis is not d_in.
         """
-        require_float_tensor("x", x, finite=False)
-        d_in = self.weight.shape[0]
-        if x.ndim == 0 or x.shape[-1] != d_in:
-            raise InvalidArgumentError(
-                f"x must have {d_in} columns as in the fit, got shape {tuple(x.shape)}; "
-                "pass activations of the same site"
-            )
-        return to_compute(x, device=self.weight.device) @ self.weight + self.bias
+        return fitted_rows(x, self.weight) @ self.weight + self.bias
 
     def truncate(self, rank: int) -> LinearFit:
         """Best map of rank at most ``rank`` in the least-squares metric (reduced-rank regression).
@@ -368,10 +373,8 @@ def _gain(
     return gain
 
 
-def require_halves(
-    x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, *, minimum: int = 2
-) -> None:
-    """Accept rows to fit and rows to score: same columns, and at least ``minimum`` to score."""
+def require_halves(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> None:
+    """Accept rows to fit and rows to score: same columns, and at least two to score."""
     for name, value in {"x": x, "y": y, "x_test": x_test, "y_test": y_test}.items():
         require_float_tensor(name, value, ndim=2)
     require_pair(x, y)
@@ -386,7 +389,7 @@ def require_halves(
                 f"{name}_test must have the {fitted.shape[1]} columns of {name}, got {scored.shape[1]}; "
                 "pass rows of the same kind"
             )
-    require_rows("x_test", len(x_test), minimum=minimum, why="a held-out score")
+    require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
 
 
 def require_pair(x: Tensor, y: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import counted, require_bool, require_float_tensor, require_rows
+from lens_linear.checks import counted, require_bool, require_rows
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.least_squares import fit_linear, require_pair
+from lens_linear.linalg.least_squares import fit_linear, fitted_rows, require_pair
 from lens_linear.linalg.precision import constant_columns, to_compute
 from lens_linear.tables import Result
 
@@ -92,14 +92,8 @@ class OrthogonalProcrustes(Result):
         Returns:
             [..., d].
         """
-        require_float_tensor("x", x, finite=False)
-        if x.ndim == 0 or x.shape[-1] != len(self.mean_x):
-            raise InvalidArgumentError(
-                f"x must have {len(self.mean_x)} columns, got shape {tuple(x.shape)}; "
-                "pass activations of the same site"
-            )
-        rows = to_compute(x, device=self.rotation.device)
-        return self.scale * (rows - self.mean_x) @ self.rotation + self.mean_y
+        centred = fitted_rows(x, self.rotation) - self.mean_x
+        return self.scale * centred @ self.rotation + self.mean_y
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row: r_squared, scale, scaled, n, d."""

@@ -113,9 +113,6 @@ class NewtonSchulzAttention(RangedModule):
     def _settings(self) -> dict[str, float]:
         return {"number of layers": len(self.layers), "vector_output": self.vector_output}
 
-    def _adopt(self, settings: dict[str, float]) -> None:
-        self.vector_output = bool(settings["vector_output"])
-
     @own_modes()
     def with_context(self, x: Any, y: Any) -> NewtonSchulzAttention:
         """The same weights over a context ``x`` ``[n, p]``, ``y`` ``[n]`` or ``[n, m]``."""
@@ -159,12 +156,6 @@ class NewtonSchulzAttention(RangedModule):
         unit = power_of_two(values)
         out = self.hook_scores(q @ k.T) @ (values / unit) * unit
         return require_result(self.hook_out(out.to(self.W_in.dtype)))
-
-    def predict(self, x_new: Any) -> Tensor:
-        """The prediction without gradients: ``[q]`` if the labels had one axis, else ``[q, m]``."""
-        with torch.no_grad():
-            out = self.forward(x_new)
-        return out[:, 0] if self.vector_output else out
 
     def flops(self, n: int, queries: int, outputs: int = 1) -> int:
         """Multiplications and additions of one forward pass over n context rows.

@@ -186,7 +186,7 @@ class OLSAttention(RangedModule):
 
     def _adopt(self, settings: dict[str, float]) -> None:
         self.geometry_rows = int(settings["geometry_rows"])
-        self.vector_output = bool(settings["vector_output"])
+        super()._adopt(settings)
         if self.spectrum is not None and not math.isnan(settings["ridge"]):
             ridge, rtol = settings["ridge"], settings["rtol"]
             self.spectrum = replace(self.spectrum, ridge=ridge, rtol=rtol)
@@ -285,20 +285,6 @@ class OLSAttention(RangedModule):
         else:
             z = q @ (k.T @ v) * self.share + (v.mean(0) if self.intercept else 0.0)
         return require_result(self.hook_out(self.hook_z(z) @ self.W_O + self.b_O))
-
-    def predict(self, x_new: Any) -> Tensor:
-        """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
-
-        Returns:
-            Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64, unless the module
-            was moved to another dtype.
-
-        Raises:
-            InvalidArgumentError: the number of columns differs from the training data's.
-        """
-        with torch.no_grad():
-            out = self.forward(x_new)
-        return out[:, 0] if self.vector_output else out
 
     def with_context(self, x: Any, y: Any) -> OLSAttention:
         """The same weights over another context: slow memory kept, fast memory swapped.
@@ -431,7 +417,9 @@ class OLSAttention(RangedModule):
                 f"matrix over {len(self.context_x)} context rows, got {len(rows)}; pass some of "
                 "the rows"
             )
-        values, standing = self._hat_values(rows), self._standing()
+        with torch.no_grad():
+            _, cache = self.run_with_cache(rows, names_filter="hook_hat")
+        standing = self._standing()
         solution, rank = standing.solution, _product_rank(self.W_Q, self.W_K)
         own = standing.answers and standing.alike
         if own and standing.spectrum is not None:
@@ -446,7 +434,7 @@ class OLSAttention(RangedModule):
                     "read hook_scores with run_with_cache, or build the layer with from_data(x, y)"
                 )
         return HatMatrix(
-            values=values * self._label_factor(),
+            values=cache["hook_hat"] * self._label_factor(),
             on_training_rows=x_new is None,
             rank=rank,
             intercept=self.intercept,
@@ -470,12 +458,6 @@ class OLSAttention(RangedModule):
                 "run_with_cache"
             )
         return factor
-
-    def _hat_values(self, rows: Float[Tensor, "q p"]) -> Float[Tensor, "q n"]:
-        with torch.no_grad():
-            _, cache = self.run_with_cache(rows, names_filter="hook_hat")
-        values: Tensor = cache["hook_hat"]
-        return values
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a slope: ``feature``, ``output``, ``coefficient``."""

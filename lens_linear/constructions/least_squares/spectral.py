@@ -52,9 +52,9 @@ class SpectralRoot:
         )
 
 
-def default_rtol(n: int, p: int, dtype: torch.dtype = torch.float64) -> float:
+def default_rtol(n: int, p: int) -> float:
     """numpy's: what rounding leaves of a singular value that is 0, as a share of the largest."""
-    return torch.finfo(dtype).eps * max(n, p)
+    return torch.finfo(torch.float64).eps * max(n, p)
 
 
 def as_float64(name: str, value: Any, *, ndim: int) -> Tensor:
@@ -203,6 +203,7 @@ class RangedModule(HookedRootModule):
     torch casts without asking: a context of 1e-60 would be zero in float32, and the prediction with it.
     """
 
+    vector_output: bool  # the labels came with one axis
     #: Parameters and buffers of which no column may be rounded to zero; the others may (rounding does).
     _whole: ClassVar[tuple[str, ...]] = ()
 
@@ -223,6 +224,21 @@ class RangedModule(HookedRootModule):
 
     def _adopt(self, settings: dict[str, float]) -> None:
         """Take over those settings of a loaded state that may differ."""
+        self.vector_output = bool(settings["vector_output"])
+
+    def predict(self, x_new: Any) -> Tensor:
+        """The prediction for ``x_new`` ``[q, p]`` in one forward pass, without gradients.
+
+        Returns:
+            Tensor: ``[q]`` if the labels had one axis, else ``[q, m]``; float64, unless the module
+            was moved to another dtype.
+
+        Raises:
+            InvalidArgumentError: the number of columns differs from the training data's.
+        """
+        with torch.no_grad():
+            out: Tensor = self.forward(x_new)
+        return out[:, 0] if self.vector_output else out
 
     def get_extra_state(self) -> Tensor:
         """The settings as one tensor, as whatever maps the tensors of a state expects."""
@@ -326,7 +342,7 @@ def spectral_root(
     ridge = require_float("ridge", ridge, minimum=0.0)
     n, p = x.shape
     if rtol is None:
-        rtol = default_rtol(n, p, x.dtype)
+        rtol = default_rtol(n, p)
     rtol = require_float("rtol", rtol, minimum=0.0, maximum=1.0)
     size = power_of_two(x)
     x, penalty = x / size, ridge**0.5 / float(size)

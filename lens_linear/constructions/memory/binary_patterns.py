@@ -50,6 +50,13 @@ def scaled(energy: Energy, overlap: Tensor, d: int, beta: float) -> Tensor:
     return power
 
 
+def _weights(energy: Energy, overlap: Tensor, d: int, beta: float) -> tuple[Tensor, Tensor]:
+    """G where the bits agree, and where they differ."""
+    here = scaled(energy, overlap, d, beta)
+    down, up = (scaled(energy, overlap + step, d, beta) for step in (-2, 2))
+    return here - down, up - here
+
+
 def field(
     energy: Energy, patterns: Float[Tensor, "k d"], state: Float[Tensor, "q d"], *, beta: float
 ) -> Float[Tensor, "q d"]:
@@ -58,9 +65,7 @@ def field(
     total = torch.zeros_like(state)
     for block in patterns.split(_CHUNK):
         overlap = block @ state.T
-        here = scaled(energy, overlap, d, beta)
-        down = here - scaled(energy, overlap - 2, d, beta)  # g where the bits agree
-        up = scaled(energy, overlap + 2, d, beta) - here  # g where they differ
+        down, up = _weights(energy, overlap, d, beta)
         total += ((down - up) / 2).sum(0)[:, None] + state * (((down + up) / 2).T @ block)
     return total
 
@@ -72,9 +77,7 @@ def own_field(
     d = state.shape[1]
     agree = pattern * state
     overlap = agree.sum(1, keepdim=True)
-    here = scaled(energy, overlap, d, beta)
-    down = here - scaled(energy, overlap - 2, d, beta)
-    up = scaled(energy, overlap + 2, d, beta) - here
+    down, up = _weights(energy, overlap, d, beta)
     return torch.where(agree > 0, down, -up)
 
 

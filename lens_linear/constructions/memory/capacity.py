@@ -45,7 +45,6 @@ from lens_linear.checks import (
     require_float,
     require_int,
     require_ints,
-    require_list,
     require_seed,
 )
 from lens_linear.constructions.memory.binary_patterns import (
@@ -56,7 +55,7 @@ from lens_linear.constructions.memory.binary_patterns import (
     own_field,
     wrong_bits,
 )
-from lens_linear.constructions.memory.energies import Energy, parse_energy
+from lens_linear.constructions.memory.energies import Energy, parse_energies, parse_energy
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
@@ -86,7 +85,7 @@ class CapacityCurve:
     bit_error: Float[Tensor, "k seeds"]  # fraction of wrong bits after one update
     recall: Float[Tensor, "k seeds"]  # fraction of queries with every bit right
     capacity: Float[Tensor, " seeds"]  # patterns at max_bit_error; NaN where not bracketed
-    expected: float  # theory at this d, see _binary.expected_capacity
+    expected: float  # theory at this d, see binary_patterns.expected_capacity
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +135,9 @@ class MemoryCapacity(Result):
 
     def summary(self) -> pd.DataFrame:
         """The curves' mean and standard deviation over seeds: ``bit_error``, ``bit_error_sd``, ..."""
-        groups = self.to_dataframe().groupby(["energy", "d", "n_patterns"], sort=False)
-        mean = groups[["bit_error", "recall"]].mean()
-        sd = groups[["bit_error", "recall"]].std().add_suffix("_sd")
-        return mean.join(sd).reset_index()
+        names = ["bit_error", "recall"]
+        groups = self.to_dataframe().groupby(["energy", "d", "n_patterns"], sort=False)[names]
+        return groups.mean().join(groups.std().add_suffix("_sd")).reset_index()
 
     def capacity(self) -> pd.DataFrame:
         """One row an energy and d: ``capacity`` (seeds' mean), ``sd``, ``expected``, ``seeds``."""
@@ -242,9 +240,7 @@ def memory_capacity(
         >>> (result.capacity().capacity / result.capacity().d).round(2).tolist()
         [0.14, 0.14]
     """
-    names = [energies] if isinstance(energies, str) else energies
-    names = require_list("energies", names, of="names of energies")
-    kinds = list(dict.fromkeys(parse_energy(name) for name in names))
+    kinds = parse_energies(energies)
     noise = require_float("noise", noise, minimum=0.0, maximum=0.49)
     max_bit_error = require_float("max_bit_error", max_bit_error, minimum=1e-6, maximum=0.4)
     beta = require_float("beta", beta, minimum=1e-6)

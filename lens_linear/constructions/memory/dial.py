@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,13 +126,8 @@ class AttentionDial(Result):
 
         One seed has no spread (NaN).
         """
-        groups = self.to_dataframe().groupby(["dial", "setting"], sort=False)[list(MEASURES)]
-        frame = groups.median()
-        for end, level in (("low", 0.025), ("high", 0.975)):
-            frame = frame.join(
-                groups.quantile(level).where(groups.count() > 1).add_suffix(f"_{end}")
-            )
-        return frame.assign(n_seeds=self.values.shape[2]).reset_index()
+        groups = self.to_dataframe().groupby(["dial", "setting"], sort=False)
+        return medians(groups, MEASURES).assign(n_seeds=self.values.shape[2]).reset_index()
 
     def regimes(self) -> pd.DataFrame:
         """Where softmax stops being regression and starts being retrieval.
@@ -312,6 +308,16 @@ class _Context:
 def _distance(got: Tensor, want: Tensor, mean: Tensor) -> float:
     """``‖got - want‖ / ‖want - mean‖``: 0 is equal, 1 as far as predicting the mean."""
     return float((got - want).norm() / (want - mean).norm())
+
+
+def medians(grouped: Any, measures: Sequence[str]) -> pd.DataFrame:
+    """The median of each measure, and ``_low`` and ``_high`` (95 % of the rows; NaN of one row)."""
+    groups = grouped[list(measures)]
+    frame: pd.DataFrame = groups.median()
+    for end, level in (("low", 0.025), ("high", 0.975)):
+        known = groups.quantile(level).where(groups.count() > 1)
+        frame = frame.join(known.add_suffix(f"_{end}"))
+    return frame
 
 
 def crossings(

@@ -28,13 +28,14 @@ linear to exponential memory).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_float_tensor
+from lens_linear.checks import require_float, require_float_tensor, require_list
 from lens_linear.errors import InvalidArgumentError
 
 
@@ -45,16 +46,10 @@ class Energy:
     name: str
     degree: int | None
 
-    def function(self, overlap: Tensor, *, beta: float = 1.0) -> Tensor:
-        """``F(o)``: ``oⁿ/n`` or ``exp(β o)/β``."""
+    def log_weights(self, overlap: Tensor) -> Tensor:
+        """``log |F'(o)|`` at β = 1, which stays finite where F' itself would overflow."""
         if self.degree is None:
-            return torch.exp(beta * overlap) / beta
-        return overlap**self.degree / self.degree
-
-    def log_weights(self, overlap: Tensor, *, beta: float = 1.0) -> Tensor:
-        """``log |F'(o)|``, which stays finite where F' itself would overflow."""
-        if self.degree is None:
-            return beta * overlap
+            return overlap
         return (self.degree - 1) * overlap.abs().log()
 
 
@@ -80,6 +75,14 @@ def parse_energy(name: str) -> Energy:
             f"got {name!r}; pass e.g. 'polynomial-3'"
         )
     return Energy("quadratic" if degree == 2 else f"polynomial-{degree}", degree)
+
+
+def parse_energies(names: str | Sequence[str]) -> list[Energy]:
+    """Energies by name, each once."""
+    several = [names] if isinstance(names, str) else names
+    return list(
+        dict.fromkeys(map(parse_energy, require_list("energies", several, of="names of energies")))
+    )
 
 
 def hopfield_energy(
@@ -119,7 +122,7 @@ def hopfield_energy(
     kind, overlaps, beta = _scores(state, patterns, energy, beta)
     if kind.degree is None:
         return -torch.logsumexp(beta * overlaps, dim=-1) / beta
-    return -kind.function(overlaps).sum(-1)
+    return -(overlaps**kind.degree / kind.degree).sum(-1)
 
 
 def hopfield_update(

@@ -49,7 +49,7 @@ from lens_linear.constructions.least_squares.spectral import (
     rounding,
     spectral_root,
 )
-from lens_linear.constructions.memory.dial import ENOUGH, HELD, crossings
+from lens_linear.constructions.memory.dial import ENOUGH, HELD, crossings, medians
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.constructions.memory.trained_heads import (
     heads_by_layer,
@@ -134,14 +134,9 @@ class HeadDial(Result):
         for one row); ``loss`` is a mean, with its standard error ``loss_se``.
         """
         groups = self.to_dataframe().groupby(["head", "geometry", "beta"], sort=False)
-        frame = groups[list(MEASURES)].median()
-        for end, level in (("low", 0.025), ("high", 0.975)):
-            quantile = groups[list(MEASURES)].quantile(level)
-            known = quantile.where(groups[list(MEASURES)].count() > 1)
-            frame = frame.join(known.add_suffix(f"_{end}"))
         loss = groups["loss"]
-        frame = frame.assign(loss=loss.mean(), loss_se=loss.sem(), n_rows=groups.size())
-        return frame.reset_index()
+        rest = {"loss": loss.mean(), "loss_se": loss.sem(), "n_rows": groups.size()}
+        return medians(groups, MEASURES).assign(**rest).reset_index()
 
     def regimes(self) -> pd.DataFrame:
         """One row a head and geometry: where it stops being regression and starts being retrieval.

@@ -47,13 +47,12 @@ from lens_linear.checks import (
     require_float,
     require_int,
     require_ints,
-    require_list,
     require_rows,
     require_seed,
 )
 from lens_linear.constructions.least_squares.spectral import as_float64
 from lens_linear.constructions.memory.capacity import crossing
-from lens_linear.constructions.memory.energies import Energy, parse_energy
+from lens_linear.constructions.memory.energies import Energy, parse_energies
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
@@ -335,7 +334,7 @@ class _Memory:
         mean = seen @ self.values / seen.sum(1, keepdim=True)
         out = []
         for kind in kinds:
-            logs = kind.log_weights(scores, beta=1.0).masked_fill(~member, -torch.inf)
+            logs = kind.log_weights(scores).masked_fill(~member, -torch.inf)
             share = torch.softmax(logs, dim=1)  # |F'(o)|, summing to 1
             signed = share
             if kind.degree is not None and kind.degree % 2 == 0:
@@ -372,9 +371,7 @@ def _kinds_and_grid(
     energies: str | Sequence[str], n_patterns: Sequence[int] | None, n: int, causal: bool
 ) -> tuple[list[Energy], tuple[int, ...]]:
     """The energies by name, each once, and the numbers of stored keys in rising order."""
-    names = [energies] if isinstance(energies, str) else energies
-    names = require_list("energies", names, of="names of energies")
-    kinds = list(dict.fromkeys(parse_energy(name) for name in names))
+    kinds = parse_energies(energies)
     if n_patterns is None:
         # Under a causal mask few queries see nearly all keys: stop where half of them do.
         most = max(2, n // 2 if causal else n)

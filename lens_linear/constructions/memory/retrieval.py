@@ -34,7 +34,7 @@ from lens_linear.checks import (
     require_seed,
 )
 from lens_linear.constructions.memory.binary_patterns import draw_signs, field, flip
-from lens_linear.constructions.memory.energies import Energy, parse_energy
+from lens_linear.constructions.memory.energies import Energy, parse_energies
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
@@ -82,11 +82,9 @@ class RetrievalCurve(Result):
 
     def summary(self) -> pd.DataFrame:
         """Mean and standard deviation over seeds: ``overlap``, ``overlap_sd``, ``recall``, ..."""
-        keys = ["energy", "n_patterns", "noise"]
-        groups = self.to_dataframe().groupby(keys, sort=False)
-        mean = groups[["overlap", "recall"]].mean()
-        sd = groups[["overlap", "recall"]].std().add_suffix("_sd")
-        return mean.join(sd).reset_index()
+        names = ["overlap", "recall"]
+        groups = self.to_dataframe().groupby(["energy", "n_patterns", "noise"], sort=False)[names]
+        return groups.mean().join(groups.std().add_suffix("_sd")).reset_index()
 
 
 def retrieval_curve(
@@ -129,9 +127,7 @@ def retrieval_curve(
         >>> curve.summary().recall.round(1).tolist()  # the cliff is near 0.14 d = 9 patterns
         [1.0, 0.0]
     """
-    names = [energies] if isinstance(energies, str) else energies
-    names = require_list("energies", names, of="names of energies")
-    kinds = list(dict.fromkeys(parse_energy(name) for name in names))
+    kinds = parse_energies(energies)
     counts = tuple(sorted(set(require_ints("n_patterns", n_patterns, minimum=1))))
     noise = require_list("noise", noise, of="numbers")
     levels = tuple(require_float("noise", v, minimum=0.0, maximum=0.49) for v in noise)
