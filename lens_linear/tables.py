@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import html
 import importlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from lens_linear.checks import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What people ask of a result as if it were a frame or a figure.
 _FRAMES = ("to_csv", "to_json", "to_dict", "to_parquet", "to_latex", "head", "tail", "sort_values", "query",
@@ -133,6 +137,13 @@ class Result(View):
 
     # Without this, Python would iterate by asking for column 0, 1, 2 …
     __iter__ = None
+
+
+def cells(axes: Mapping[str, Iterable[Any]], values: Mapping[str, Tensor]) -> pd.DataFrame:
+    """One row a cell of tensors with the same axes: what stands at each axis, then the entries."""
+    index = pd.MultiIndex.from_product([*axes.values()], names=[*axes])
+    columns = {name: value.reshape(-1).cpu().numpy() for name, value in values.items()}
+    return pd.DataFrame(columns, index=index).reset_index()
 
 
 def main_columns(result: View, frame: pd.DataFrame) -> list[str]:

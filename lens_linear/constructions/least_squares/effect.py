@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_linear.constructions.least_squares.spectral import centred, power_of_two
+from lens_linear.constructions.least_squares.spectral import centred, column_lost, power_of_two
 from lens_linear.errors import NonFiniteError
 
 
@@ -136,9 +136,7 @@ def without_units(slopes: Float[Tensor, "p m"], units: Units, like: Tensor) -> T
     one = torch.ones_like(slopes)
     value = slopes * torch.ldexp(one, half) * torch.ldexp(one, power - half)
     cast = value.to(like)
-    tiny = torch.finfo(cast.dtype).tiny
-    lost = slopes.ne(0).any(0) & ~(cast.abs().amax(0).to(value) >= tiny)
-    if bool(lost.any()) or not bool(torch.isfinite(cast).all()):
+    if bool(column_lost(slopes, cast).any()) or not bool(torch.isfinite(cast).all()):
         raise NonFiniteError(
             f"the slopes leave the range of {cast.dtype}: labels of {float(units.outputs.max()):.0e} over "
             f"inputs of {float(units.inputs.min()):.0e} to {float(units.inputs.max()):.0e}, or weights or "

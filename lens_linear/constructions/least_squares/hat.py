@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 LEAST_SQUARES = ("unique", "minimum-norm", "ridge")
 HOW = {
@@ -79,10 +78,4 @@ class HatMatrix(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a cell: ``query``, ``context``, ``weight`` (labels' unit per labels' unit)."""
         q, n = self.values.shape
-        return pd.DataFrame(
-            {
-                "query": torch.arange(q).repeat_interleave(n).numpy(),
-                "context": torch.arange(n).repeat(q).numpy(),
-                "weight": self.values.reshape(-1).cpu().numpy(),
-            }
-        )
+        return cells({"query": range(q), "context": range(n)}, {"weight": self.values})

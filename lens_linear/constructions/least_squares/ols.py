@@ -58,6 +58,7 @@ from lens_linear.constructions.least_squares.spectral import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes
+from lens_linear.tables import cells
 
 Form = Literal["in-context", "paper"]
 Origin = Literal["data", "given", "trained", "edited"]
@@ -463,13 +464,7 @@ class OLSAttention(RangedModule):
         """One row a slope: ``feature``, ``output``, ``coefficient``."""
         slopes = self.coefficients
         p, m = slopes.shape
-        return pd.DataFrame(
-            {
-                "feature": torch.arange(p).repeat_interleave(m).numpy(),
-                "output": torch.arange(m).repeat(p).numpy(),
-                "coefficient": slopes.reshape(-1).cpu().numpy(),
-            }
-        )
+        return cells({"feature": range(p), "output": range(m)}, {"coefficient": slopes})
 
     def __repr__(self) -> str:
         n, p, m = len(self.context_x), self.W_Q.shape[0], self.context_y.shape[1]

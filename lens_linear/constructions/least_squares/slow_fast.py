@@ -50,7 +50,7 @@ from lens_linear.constructions.least_squares.spectral import (
     spectral_root,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 _SIDES = ("first", "second")
 
@@ -83,19 +83,8 @@ class MemorySwap(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a pair: ``weights``, ``context``, ``to_context_ols``, ``to_weights_ols``."""
-        rows = [
-            (
-                _SIDES[w],
-                _SIDES[c],
-                float(self.to_context_ols[w, c]),
-                float(self.to_weights_ols[w, c]),
-            )
-            for w in (0, 1)
-            for c in (0, 1)
-        ]
-        return pd.DataFrame(
-            rows, columns=["weights", "context", "to_context_ols", "to_weights_ols"]
-        )
+        found = {"to_context_ols": self.to_context_ols, "to_weights_ols": self.to_weights_ols}
+        return cells({"weights": _SIDES, "context": _SIDES}, found)
 
 
 def swap_memories(
@@ -220,12 +209,9 @@ class ShiftCurve(Result):
 
         Columns: ``method``, ``layers``, ``flops``, ``condition``, ``seed``, ``error``.
         """
-        seeds = self.errors.shape[2]
-        index = pd.MultiIndex.from_product(
-            [range(len(self.methods)), self.conditions, range(self.seed, self.seed + seeds)],
-            names=["row", "condition", "seed"],
-        )
-        frame = pd.DataFrame({"error": self.errors.reshape(-1).numpy()}, index=index).reset_index()
+        seeds = range(self.seed, self.seed + self.errors.shape[2])
+        axes = {"row": range(len(self.methods)), "condition": self.conditions, "seed": seeds}
+        frame = cells(axes, {"error": self.errors})
         row = frame.pop("row").to_numpy()
         frame.insert(0, "method", [self.methods[i] for i in row])
         frame.insert(1, "layers", [self.layers[i] for i in row])

@@ -177,7 +177,7 @@ def within_range(name: str, value: Tensor, like: Tensor, *, whole: bool = False)
     ``whole``: refused too where a whole column would be rounded to zero, or to the few digits next to it.
     """
     cast = value.to(like)
-    if whole and bool((lost := _column_lost(value, cast)).any()):
+    if whole and bool((lost := column_lost(value, cast)).any()):
         size = value.detach().abs().amax(0)
         raise NonFiniteError(
             f"{name} has a column that reaches {float(size[lost].amin()):.3g} only, less than "
@@ -191,7 +191,7 @@ def within_range(name: str, value: Tensor, like: Tensor, *, whole: bool = False)
     return cast
 
 
-def _column_lost(value: Tensor, cast: Tensor) -> Tensor:
+def column_lost(value: Tensor, cast: Tensor) -> Tensor:
     """Columns that hold something, and nothing that is a normal number after the cast."""
     kept = cast.detach().abs().amax(0).to(value) >= torch.finfo(cast.dtype).tiny
     return value.detach().ne(0).any(0) & ~kept

@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ from lens_linear.constructions.memory.binary_patterns import (
 )
 from lens_linear.constructions.memory.energies import Energy, parse_energies, parse_energy
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 ENERGIES = ("quadratic", "polynomial-3", "polynomial-4", "exponential")
 _DIMS = {
@@ -118,19 +118,13 @@ class MemoryCapacity(Result):
         """Curves: ``energy``, ``d``, ``n_patterns``, ``seed``, ``bit_error``, ``recall``."""
         frames = []
         for curve in self.curves:
-            k = len(curve.n_patterns)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "energy": curve.energy,
-                        "d": curve.d,
-                        "n_patterns": np.repeat(curve.n_patterns, self.seeds),
-                        "seed": np.tile(np.arange(self.seed, self.seed + self.seeds), k),
-                        "bit_error": curve.bit_error.reshape(-1).numpy(),
-                        "recall": curve.recall.reshape(-1).numpy(),
-                    }
-                )
-            )
+            axes: dict[str, Sequence[Any]] = {
+                "energy": [curve.energy],
+                "d": [curve.d],
+                "n_patterns": curve.n_patterns,
+                "seed": range(self.seed, self.seed + self.seeds),
+            }
+            frames.append(cells(axes, {"bit_error": curve.bit_error, "recall": curve.recall}))
         return pd.concat(frames, ignore_index=True)
 
     def summary(self) -> pd.DataFrame:

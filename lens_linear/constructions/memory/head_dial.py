@@ -61,7 +61,7 @@ from lens_linear.constructions.memory.trained_heads import (
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 GEOMETRIES = ("own", "least squares")
 MEASURES = (
@@ -116,16 +116,15 @@ class HeadDial(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a head, geometry, setting and row: ``beta``, the measures, ``loss`` (its rise, nats)."""
-        rows = range(self.values.shape[-1])
-        index = pd.MultiIndex.from_product(
-            [self.heads, GEOMETRIES, self.betas, rows], names=["head", "geometry", "beta", "row"]
-        )
-        columns = {
-            name: v.reshape(-1).numpy() for name, v in zip(MEASURES, self.values, strict=True)
+        axes = {
+            "head": self.heads,
+            "geometry": GEOMETRIES,
+            "beta": self.betas,
+            "row": range(self.values.shape[-1]),
         }
         missing = torch.full_like(self.losses, torch.nan)
-        columns["loss"] = torch.stack([self.losses, missing], dim=1).reshape(-1).numpy()
-        return pd.DataFrame(columns, index=index).reset_index()
+        losses = torch.stack([self.losses, missing], dim=1)
+        return cells(axes, {**dict(zip(MEASURES, self.values, strict=True)), "loss": losses})
 
     def summary(self) -> pd.DataFrame:
         """One row a head, geometry and setting.

@@ -54,7 +54,7 @@ from lens_linear.constructions.least_squares.spectral import as_float64
 from lens_linear.constructions.memory.capacity import crossing
 from lens_linear.constructions.memory.energies import Energy, parse_energies
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 SOURCES = ("head", "random keys")
 
@@ -104,15 +104,13 @@ class HeadMemory(Result):
         Columns: ``source``, ``energy``, ``n_patterns``, ``rep``, ``recall``, ``similarity``,
         ``weight``.
         """
-        index = pd.MultiIndex.from_product(
-            [SOURCES, self.energies, self.n_patterns, range(self.recall.shape[-1])],
-            names=["source", "energy", "n_patterns", "rep"],
-        )
-        values = {
-            name: getattr(self, name).reshape(-1).numpy()
-            for name in ("recall", "similarity", "weight")
+        axes = {
+            "source": SOURCES,
+            "energy": self.energies,
+            "n_patterns": self.n_patterns,
+            "rep": range(self.recall.shape[-1]),
         }
-        return pd.DataFrame(values, index=index).reset_index()
+        return cells(axes, {n: getattr(self, n) for n in ("recall", "similarity", "weight")})
 
     def summary(self) -> pd.DataFrame:
         """Mean and standard deviation over repetitions: ``recall``, ``recall_sd``, ``weight``, ..."""

@@ -36,7 +36,7 @@ from lens_linear.checks import (
 from lens_linear.constructions.memory.binary_patterns import draw_signs, field, flip
 from lens_linear.constructions.memory.energies import Energy, parse_energies
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +69,13 @@ class RetrievalCurve(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a cell: the knobs, ``seed``, ``overlap`` and ``recall``."""
-        seeds = range(self.seed, self.seed + self.overlap.shape[-1])
-        index = pd.MultiIndex.from_product(
-            [self.energies, self.n_patterns, self.noise, seeds],
-            names=["energy", "n_patterns", "noise", "seed"],
-        )
-        values = {
-            "overlap": self.overlap.reshape(-1).numpy(),
-            "recall": self.recall.reshape(-1).numpy(),
+        axes = {
+            "energy": self.energies,
+            "n_patterns": self.n_patterns,
+            "noise": self.noise,
+            "seed": range(self.seed, self.seed + self.overlap.shape[-1]),
         }
-        return pd.DataFrame(values, index=index).reset_index()
+        return cells(axes, {"overlap": self.overlap, "recall": self.recall})
 
     def summary(self) -> pd.DataFrame:
         """Mean and standard deviation over seeds: ``overlap``, ``overlap_sd``, ``recall``, ..."""
