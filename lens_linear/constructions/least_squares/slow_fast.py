@@ -21,7 +21,7 @@ Source: Tan & Zhao 2026, arXiv 2604.13656 (slow and fast memory; sensitivity to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -340,7 +340,7 @@ def covariance_shift(
     for s in range(seeds):
         task = _Task(d, n, base_rows, base_condition=base_condition, noise=noise, seed=seed + s)
         errors.append([task.errors(kappa, layers, queries) for kappa in kappas])
-    names, depths, flops = _rows(layers, d=d, n=n, queries=queries)
+    names, depths, flops = zip(*_rows(layers, d=d, n=n, queries=queries), strict=True)
     return ShiftCurve(
         errors=torch.tensor(errors, dtype=torch.float64).permute(2, 1, 0).contiguous(),
         methods=names,
@@ -357,24 +357,17 @@ def covariance_shift(
     )
 
 
-def _rows(
-    layers: int, *, d: int, n: int, queries: int
-) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-    """Names, depths and flops in the order of ``_Task.errors``."""
+def _rows(layers: int, *, d: int, n: int, queries: int) -> Iterator[tuple[str, int, int]]:
+    """Name, depth and flops in the order of ``_Task.errors``."""
     readout = 2 * d * (n + queries)
-    names, depths, flops = ["fixed weights", "gradient step"], [1, 1], []
-    flops += [2 * d * d * (n + queries) + readout, readout]
+    yield "fixed weights", 1, d * readout + readout
+    yield "gradient step", 1, readout
     for k in range(1, layers + 1):
-        names.append("gradient descent")
-        depths.append(k)
-        flops.append(2 * n * d * d + 4 * n * d * k + 2 * d * queries)
-    for start in ("L", "I"):
+        yield "gradient descent", k, 2 * n * d * d + 4 * n * d * k + 2 * d * queries
+    for start, saved in (("L", 0), ("I", d * readout)):
         for k in range(1, layers + 1):
-            stack = NewtonSchulzAttention(d, layers=k)
-            names.append(f"Newton-Schulz from {start}")
-            depths.append(k + 1)
-            flops.append(stack.flops(n, queries) - (start == "I") * 2 * d * d * (n + queries))
-    return tuple(names), tuple(depths), tuple(flops)
+            flops = NewtonSchulzAttention(d, layers=k).flops(n, queries) - saved
+            yield f"Newton-Schulz from {start}", k + 1, flops
 
 
 class _Task:

@@ -45,11 +45,13 @@ from lens_linear.checks import (
     require_seed,
 )
 from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
-from lens_linear.errors import InvalidArgumentError, NonFiniteError
+from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.hooks import Edit
+from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
+from lens_linear.text.task import Task
 
 EXCHANGES = (
     "other context", "other values", "turned geometry", "no geometry", "linear", "retrieval",
@@ -321,14 +323,5 @@ def row_losses(
 
         edits: list[Edit] = [] if layer is None else [((layer, "z"), replace)]
         logits = run(model, tokens[rows], edits=edits).logits
-        if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError(
-                f"the logits of {model.cfg.model_name!r} hold NaN or infinity; load it in a wider precision"
-            )
-        target = tokens[rows, 1:].to(logits.device).flatten()
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = torch.nn.functional.cross_entropy(
-            wide[:, :-1].flatten(0, 1), target, reduction="none"
-        )
-        parts.append(nats.view(len(logits), -1).double().mean(1).cpu())
+        parts.append(score_answers(Task(tokens[rows]), logits).values)
     return torch.cat(parts)
