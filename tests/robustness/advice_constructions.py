@@ -343,7 +343,7 @@ ROWS = [
     ),
     (
         lambda: row_losses(toy(), IDS, 4, 0, 0, torch.full((12, 16, 8), torch.nan)),
-        "load it in a wider precision",
+        "load the model in a wider precision",
         lambda: row_losses(toy(), IDS, 4, 0, 0, torch.zeros(12, 16, 8)),
     ),
 ]

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -305,23 +306,22 @@ def row_losses(
     model: TransformerBridge,
     tokens: Tensor,
     batch_size: int,
-    layer: int | None = None,
+    layer: int = 0,
     head: int = 0,
     z: Float[Tensor, "batch position d_head"] | None = None,
 ) -> Float[Tensor, " row"]:
     """Each row's next-token loss, with the head's readout replaced if one is given."""
     parts = []
-    for start in range(0, len(tokens), batch_size):
-        rows = slice(start, start + batch_size)
-
-        def replace(x: Tensor, rows: slice = rows) -> Tensor | None:
-            if z is None:
-                return None
-            x = x.clone()
-            x.view(*x.shape[:2], -1, z.shape[-1])[:, :, head] = z[rows].to(x)
-            return x
-
-        edits: list[Edit] = [] if layer is None else [((layer, "z"), replace)]
-        logits = run(model, tokens[rows], edits=edits).logits
-        parts.append(score_answers(Task(tokens[rows]), logits).values)
+    for i, rows in enumerate(tokens.split(batch_size)):
+        edits: list[Edit] = []
+        if z is not None:
+            here = z[i * batch_size : (i + 1) * batch_size]
+            edits = [((layer, "z"), partial(_with_readout, head=head, z=here))]
+        parts.append(score_answers(Task(rows), run(model, rows, edits=edits).logits).values)
     return torch.cat(parts)
+
+
+def _with_readout(x: Tensor, head: int, z: Tensor) -> Tensor:
+    x = x.clone()
+    x.view(*x.shape[:2], -1, z.shape[-1])[:, :, head] = z.to(x)
+    return x
