@@ -431,7 +431,6 @@ def head_map(
     *,
     value_name: str,
     hover: Sequence[Sequence[str]] | None = None,
-    limits: tuple[float, float] | None = None,
 ) -> go.Figure:
     """A layers × heads map on the data's scale: signed values centred at 0, others from 0 on."""
     grid = np.asarray(values, dtype=np.float32)
@@ -441,7 +440,7 @@ def head_map(
         grid, rows=[f"L{i}" for i in range(grid.shape[0])],
         columns=[f"H{j}" for j in range(grid.shape[1])], value_name=value_name, row_name="layer",
         column_name="head", diverging=signed,
-        limits=limits or ((-top, top) if signed else (0.0, top or 1.0)),
+        limits=(-top, top) if signed else (0.0, top or 1.0),
     )  # fmt: skip
     if hover is not None:
         fig.data[0].text = [list(row) for row in hover]

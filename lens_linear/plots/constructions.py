@@ -48,13 +48,10 @@ _QUANTITIES = {  # axis title, figure title
 }
 
 
-def _middle(
-    fig: go.Figure, part: pd.DataFrame, x: str, name: str, *, floor: float = FLOOR, **look: Any
-) -> go.Figure:
-    """A line of medians with bars that hold 95 % of the seeds, for a log axis that ends at ``floor``."""
-    low, middle, high = (
-        part[column].clip(lower=floor) for column in ("error_low", "error", "error_high")
-    )
+def _middle(fig: go.Figure, part: pd.DataFrame, x: str, name: str, **look: Any) -> go.Figure:
+    """A line of medians with bars that hold 95 % of the seeds, for a logarithmic axis."""
+    columns = ("error_low", "error", "error_high")
+    low, middle, high = (part[column].clip(lower=FLOOR) for column in columns)
     return add_line(
         fig, part[x], middle, name, bars=(low, high), hover="%{x:.4g}: %{y:.3g}", **look
     )

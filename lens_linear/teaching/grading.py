@@ -19,9 +19,10 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,7 @@ class Grades(Result):
         return each.groupby(["student", "lesson"], dropna=False).max().reset_index()
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """What one notebook may take: seconds a cell, seconds in all, bytes; and what it may not read."""
-
-    seconds: float
-    whole: float
-    memory: int
-    private: tuple[str, ...]
+_Opens = Callable[[list[str]], NotebookProcess]  # cells -> a process with all its limits
 
 
 def grade(
@@ -205,9 +199,10 @@ def grade(
     target = None if out is None else require_path("out", out)
     private = [submissions, roster, *([] if target is None else [target, _review_of(target)])]
     hidden = tuple(str(Path(path).resolve()) for path in private if path is not None)
-    limits = _Limits(seconds, whole, free_bytes() * 4 // 5 // jobs, hidden)
+    memory = free_bytes() * 4 // 5 // jobs
+    opens = partial(NotebookProcess, seconds=seconds, whole=whole, memory=memory, private=hidden)
     with held(target, what="grades"):
-        return _grade(found, students, target, jobs, limits, say)
+        return _grade(found, students, target, jobs, opens, say)
 
 
 def _grade(
@@ -215,7 +210,7 @@ def _grade(
     students: Sequence[str],
     target: Path | None,
     jobs: int,
-    limits: _Limits,
+    opens: _Opens,
     say: Any,
 ) -> Grades:
     kept = _kept_rows(target, found)
@@ -230,7 +225,7 @@ def _grade(
     torch.set_num_threads(1)  # forks of a process with busy thread pools hang
     done_one = countdown(len(todo))
     try:
-        for submission, new in _in_parallel(todo, jobs, limits, say):
+        for submission, new in _in_parallel(todo, jobs, opens, say):
             rows += new
             if target is not None:
                 _append_rows(target, new)
@@ -321,7 +316,7 @@ def _row(
 
 
 def _in_parallel(
-    todo: Sequence[Submission], jobs: int, limits: _Limits, say: Any
+    todo: Sequence[Submission], jobs: int, opens: _Opens, say: Any
 ) -> Iterator[tuple[Submission, list[dict[str, Any]]]]:
     """Judge in forked processes, ``jobs`` at a time; each writes its rows to a pipe of its own."""
     waiting = list(todo)
@@ -334,7 +329,7 @@ def _in_parallel(
                 pid = os.fork()
                 if pid == 0:
                     os.close(out)
-                    _judge_and_exit(submission, into, limits)
+                    _judge_and_exit(submission, into, opens)
                 os.close(into)
                 running[out] = (pid, submission, bytearray())
             names = ", ".join(one.name for _, one, _ in running.values())
@@ -363,7 +358,7 @@ def _rows_of(submission: Submission, content: bytes) -> list[dict[str, Any]]:
         return [_row(submission, why)]
 
 
-def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
+def _judge_and_exit(submission: Submission, into: int, opens: _Opens) -> None:
     notebook: list[NotebookProcess] = []
 
     def stop(*_: Any) -> None:
@@ -377,7 +372,7 @@ def _judge_and_exit(submission: Submission, into: int, limits: _Limits) -> None:
     adopt_orphans()
     with suppress(BaseException):
         try:
-            rows = _judge(submission, limits, notebook)
+            rows = _judge(submission, opens, notebook)
         except Exception as error:
             why = f"This file was not graded: the judge met {type(error).__name__}: {error}"
             rows = [_row(submission, why)]
@@ -405,7 +400,7 @@ def _only_checks(source: str) -> bool:
 
 
 def _judge(
-    submission: Submission, limits: _Limits, running: list[NotebookProcess]
+    submission: Submission, opens: _Opens, running: list[NotebookProcess]
 ) -> list[dict[str, Any]]:
     """The rows of one notebook."""
     try:
@@ -416,7 +411,7 @@ def _judge(
     except (InvalidArgumentError, OSError) as error:  # the others still count
         return [_row(submission, f"This file was not graded: {error}")]
     run = ["" if _only_checks(source) else source for source in sources]  # numbers stay
-    process = NotebookProcess(run, limits.seconds, limits.whole, limits.memory, limits.private)
+    process = opens(run)
     running.append(process)
     ran = process.start()
     rows = []

@@ -25,15 +25,10 @@ from lens_linear.teaching.answers import (
 )
 
 
-def planted(r_squared: float, *, n: int = 80, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Float64 rows whose best affine map explains exactly this share of the variance.
-
-    Example:
-        >>> planted(0.6)[0].shape
-        torch.Size([80, 4])
-    """
-    x = random_tensor(n, d, seed=seed).double()
-    signal = (x - x.mean(0)) @ random_tensor(d, 3, seed=seed + 1).double()
+def _planted(r_squared: float, *, n: int = 80, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Float64 rows whose best affine map explains exactly this share of the variance."""
+    x = random_tensor(n, 4, seed=seed).double()
+    signal = (x - x.mean(0)) @ random_tensor(4, 3, seed=seed + 1).double()
     basis, _ = torch.linalg.qr(torch.cat([torch.ones(n, 1).double(), x], dim=1))
     noise = random_tensor(n, 3, seed=seed + 2).double() * torch.tensor([1.0, 5.0, 0.2]).double()
     noise = noise - basis @ (basis.T @ noise)
@@ -64,7 +59,7 @@ def _linearity_score(answer: Any) -> str:
         raise Wrong("That is the share that is missed. The score is one minus that.")
     require_close(got, want, "The score of three points on a line with a kink is not right.")
     for share, shift in ((0.6, 0.0), (0.25, 100.0)):
-        x, y = planted(share)
+        x, y = _planted(share)
         case = f"on 80 rows whose score is {share:g}" + (f", shifted by {shift:g}" if shift else "")
         moved = x + shift * torch.linspace(-1, 2, 4), y + shift * torch.linspace(1, -1, 3)
         got = number(call(answer, *moved, case=case), what="The score")
@@ -84,7 +79,7 @@ def _linearity_score(answer: Any) -> str:
         }
         name_slip(got, share, slips)
         require_close(got, share, f"The score is not right {case}.", atol=1e-4)
-    x, _ = planted(0.5)
+    x, _ = _planted(0.5)
     got = number(call(answer, x, 3 * x[:, :2] - 7, case="when y is an affine function of x"))
     require_close(got, 1.0, "When y is exactly an affine function of x the score is 1.")
     return "Correct. Scale, shift or rotate x as you like: the score stays the same."
@@ -146,7 +141,7 @@ def _held_out_score(answer: Any) -> str:
         raise Wrong("You fit the test rows as well. The map comes from the first two arguments.")
     name_slip(got, 1 - 1 / 26, _held_out_slips(x, y, new_x, new_y))
     require_close(got, 1 - 1 / 26, "The score on two new points is not right.")
-    x, y = planted(0.7, n=400, seed=3)
+    x, y = _planted(0.7, n=400, seed=3)
     x, y = x + torch.linspace(-3, 5, 4), y + torch.linspace(8, -8, 3)
     got = number(call(answer, x[:200], y[:200], x[200:], y[200:], case="on 400 planted rows"))
     centred = x[:200] - x[:200].mean(0)

@@ -245,7 +245,8 @@ def _run(
     """Run the cells, then fork for every function that is asked for. Never returns."""
     with contextlib.suppress(BaseException):
         os.setsid()
-        _close_others({control.fileno()})
+        os.closerange(3, control.fileno())
+        os.closerange(control.fileno() + 1, 2**16)
         _quiet()
         _limit_memory(memory)
         importlib.import_module("lens_linear.teaching.guard").guard(private, own=own)
@@ -347,16 +348,9 @@ def as_python(source: str) -> str:
         return ""
     try:
         compile(source, "cell", "exec")
-    except SyntaxError:
-        return _without_magic(source)
+    except SyntaxError:  # without IPython, which knows better, lines for the shell are left out
+        return _TRANSFORM(source) if _TRANSFORM else _MAGIC.sub(r"\1pass", source)
     return source
-
-
-def _without_magic(source: str) -> str:
-    """What IPython makes of a cell; without IPython, lines for the shell are left out."""
-    if _TRANSFORM is None:
-        return _MAGIC.sub(r"\1pass", source)
-    return str(_TRANSFORM(source))
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -368,15 +362,6 @@ class _NoShell:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return _nothing
-
-
-def _close_others(keep: set[int]) -> None:
-    for number in map(
-        int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else range(3, 256)
-    ):
-        if number > 2 and number not in keep:
-            with contextlib.suppress(OSError):
-                os.close(number)
 
 
 def _limit_memory(more: int) -> None:
