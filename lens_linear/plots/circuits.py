@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import counted, require_choice, require_list
+from lens_linear.checks import counted, require_choice
 from lens_linear.circuits.heads.composition import KINDS, CompositionScores, Kind
 from lens_linear.circuits.heads.factored import DiagonalAccuracy
 from lens_linear.circuits.induction.ablation import AblationScores
@@ -354,10 +354,7 @@ def circuit_graph(
     """
     n_layers, n_heads = composition.scores.shape[1:3]
     z = _pair_values(composition, "z")
-    asked = [
-        require_choice("kinds", kind, KINDS) for kind in require_list("kinds", kinds, of="kinds")
-    ]
-    z[[kind not in asked for kind in KINDS]] = np.nan
+    z[[kind not in kinds for kind in KINDS]] = np.nan
     strong = np.argwhere(z >= min_z)
     order = np.argsort(-z[tuple(strong.T)], kind="stable")[: chosen("max_edges", max_edges)]
     edges = [tuple(edge) for edge in strong[order].tolist()]

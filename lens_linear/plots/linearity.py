@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lens_linear.checks import counted, require_choice, require_list
+from lens_linear.checks import counted, require_choice
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.bilinear import BilinearProbe
 from lens_linear.linearity.measure.compare import ProfileComparison, ProfileDifference
@@ -316,7 +316,7 @@ def _or_known(
 def drawn_columns(name: str, asked: Sequence[str], frame: pd.DataFrame) -> dict[str, str]:
     """Columns to draw, each with its words: columns of numbers, one of them with a value to draw."""
     numbers = [str(column) for column in frame.select_dtypes("number").columns]
-    found = [require_choice(name, one, numbers) for one in require_list(name, asked, of="columns")]
+    found = [require_choice(name, one, numbers) for one in asked]
     if not found:
         raise InvalidArgumentError(
             f"{name} must name at least one column, got none; e.g. ['ffn_r2']"

@@ -25,13 +25,13 @@ from plotly.colors import sample_colorscale
 
 from lens_linear.checks import (
     require_bool,
-    require_float,
+    require_floats,
     require_instance,
     require_int,
     require_list,
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.text.labels import EMPTY, text_label
+from lens_linear.text.labels import text_label
 
 __all__ = ["GREY", "OKABE_ITO", "colour", "escape", "matrix", "styled"]
 
@@ -269,7 +269,7 @@ def escape(text: object) -> str:
     return safe.replace("$", "&#36;").replace("%{", "%&#123;")
 
 
-def tick_label(label: object, *, max_length: int = 16) -> str:
+def tick_label(label: object, *, max_length: int | None = 16) -> str:
     """A label fit for an axis: escaped, the invisible made visible as everywhere in the package.
 
     The middle of a label of more than ``max_length`` characters becomes ``…``; empty text becomes ``∅``.
@@ -279,16 +279,6 @@ def tick_label(label: object, *, max_length: int = 16) -> str:
         ('␣the', 'unb…ble')
     """
     return escape(text_label(str(label), max_length=max_length))
-
-
-def hover_label(label: object) -> str:
-    """A label fit for a hover box: as :func:`tick_label`, but whole.
-
-    Example:
-        >>> hover_label("<s>"), hover_label(3)
-        ('&lt;s&gt;', '3')
-    """
-    return escape(text_label(str(label)) if str(label) else EMPTY)
 
 
 def legend_name(name: object) -> str:
@@ -376,7 +366,7 @@ def matrix(
         raise InvalidArgumentError(f"values must have 2 axes, got shape {z.shape}; pass a matrix")
     check_cells(z.size, max_cells=max_cells)
     if limits is not None:
-        ends = [require_float("limits", v) for v in require_list("limits", limits, of="numbers")]
+        ends = require_floats("limits", limits)
         if len(ends) != 2 or ends[0] >= ends[1]:
             raise InvalidArgumentError(
                 f"limits must be (lowest, highest), got {limits!r}; e.g. (-1, 1)"
@@ -389,7 +379,7 @@ def matrix(
     # One hover string a cell; only where there are labels, since it is most of the figure's size.
     where, text = f"{row_name} %{{y}}<br>{column_name} %{{x}}", None
     if rows is not None or columns is not None:
-        shown = [[hover_label(label) for label in axis] for axis in names]
+        shown = [[tick_label(label, max_length=None) for label in axis] for axis in names]
         text = [
             [f"{row_name} {row}<br>{column_name} {column}" for column in shown[1]]
             for row in shown[0]
