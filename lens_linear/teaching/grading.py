@@ -262,12 +262,10 @@ def _kept_rows(target: Path | None, found: Sequence[Submission]) -> list[dict[st
             "choose another name"
         )
     rows = [_as_made(row) for row in found_rows if all(row[name] is not None for name in COLUMNS)]
-    now = {(s.name, s.sha256) for s in found}
-    kept = [row for row in rows if (row["notebook"], row["sha256"]) in now]
     whole = []
-    for key in dict.fromkeys((row["notebook"], row["sha256"]) for row in kept):
-        mine = [row for row in kept if (row["notebook"], row["sha256"]) == key]
-        lesson = mine[0]["lesson"]
+    for notebook in found:
+        mine = [r for r in rows if (r["notebook"], r["sha256"]) == (notebook.name, notebook.sha256)]
+        lesson = mine[0]["lesson"] if mine else None
         if lesson is not None and len(mine) == len(_questions(lesson)):
             whole += mine
     return whole

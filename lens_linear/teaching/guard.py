@@ -79,15 +79,11 @@ def guard(private: Iterable[str], *, own: str) -> None:
         if event == "import":
             module = str(details[0])  # _posixsubprocess: a fresh one, with what was taken out
             refused = module == "_posixsubprocess" or _LESSON_MODULE.match(module) is not None
-        elif event == "open":
-            path, _, flags = details
-            writes = isinstance(flags, int) and bool(flags & _WRITES)
-            refused = _is_check(path) or (writes and _within(path, protected))
-            refused = refused or (_is_hidden(path, hidden) and not _within(path, protected))
-            refused = refused or _of_other_process(path, session)
-        elif event in _LISTS:
-            refused = _is_hidden(details[0], hidden) and not _within(details[0], protected)
-            refused = refused or _of_other_process(details[0], session)
+        elif event == "open" or event in _LISTS:
+            path, flags = details[0], details[-1]
+            writes = event == "open" and isinstance(flags, int) and bool(flags & _WRITES)
+            refused = writes if _within(path, protected) else _is_hidden(path, hidden)
+            refused = refused or _is_check(path) or _of_other_process(path, session)
         elif event in _CHANGES:
             refused = any(
                 _is_check(part) or _within(part, protected) or _is_hidden(part, hidden, above=True)

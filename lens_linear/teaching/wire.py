@@ -9,6 +9,7 @@ check can say what it got.
 from __future__ import annotations
 
 import copyreg
+import importlib
 import io
 import json
 import pickle
@@ -82,12 +83,8 @@ def _tree(value: Any, tensors: dict[str, Tensor], depth: int) -> Any:
     def deeper(part: Any) -> Any:
         return _tree(part, tensors, depth + 1)
 
-    if value is None or type(value) in (bool, str):
+    if value is None or type(value) in (bool, int, float, str):
         return {"plain": value}
-    if type(value) is int:
-        return {"int": str(value)}
-    if type(value) is float:
-        return {"float": repr(value)}
     if depth > _DEPTH:
         return {"opaque": "deep nesting"}
     if isinstance(value, Tensor):
@@ -154,21 +151,15 @@ def _value(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         value = _kept(held, tensors)
         return value.requires_grad_(bool(tree.get("grad")) and value.is_floating_point())
-    if kind == "moments":
-        return _moments_from(deeper(held))
-    if kind == "figure":
-        import plotly.io
-
-        return plotly.io.from_json(held)
     simple: dict[str, Any] = {
         "plain": lambda: held,
-        "int": lambda: int(held),
-        "float": lambda: float(held),
         "array": lambda: _kept(held, tensors).numpy(),
         "list": lambda: [deeper(part) for part in held],
         "tuple": lambda: tuple(deeper(part) for part in held),
         "dict": lambda: {deeper(k): deeper(v) for k, v in held},
         "factored": lambda: FactoredMatrix(*(deeper(part) for part in held)),
+        "moments": lambda: _moments_from(deeper(held)),
+        "figure": lambda: importlib.import_module("plotly.io").from_json(held),
         "opaque": lambda: type(str(held), (), {})(),
     }
     return simple[kind]()
