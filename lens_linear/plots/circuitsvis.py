@@ -94,16 +94,7 @@ def bundle_script() -> str:
 
 
 def safe_json(value: Any) -> str:
-    """Return JSON that cannot end a script: no ``<``, ``>`` or ``&``, no U+2028 or U+2029.
-
-    Args:
-        value: anything that JSON can hold; numbers must be finite.
-
-    Returns:
-        JSON of ASCII characters, which reads back as the same value.
-
-    Raises:
-        ValueError: NaN or an infinite number.
+    """Return JSON in ASCII that cannot end a script; NaN and infinite numbers raise ValueError.
 
     Example:
         >>> import json

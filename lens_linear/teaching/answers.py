@@ -224,14 +224,6 @@ def matches(got: Any, want: Any, *, atol: float = 1e-5, rtol: float = 1e-4) -> b
     return got.shape == want.shape and bool(torch.allclose(got, want, atol=atol, rtol=rtol))
 
 
-def softmax_rows(scores: Float[Tensor, "... query key"]) -> Float[Tensor, "... query key"]:
-    """Causal softmax, one row after the other."""
-    found = torch.zeros_like(scores, dtype=torch.float64)
-    for row in range(scores.shape[-1]):
-        found[..., row, : row + 1] = scores[..., row, : row + 1].double().softmax(-1)
-    return found
-
-
 def name_slip(got: Any, want: Any, slips: Mapping[str, Any]) -> None:
     """Raise :class:`Wrong` with what is said of a common slip, where the answer is that and not ``want``.
 

@@ -24,35 +24,52 @@ from lens_linear.teaching.answers import (
 from lens_linear.teaching.given import Thin
 
 
-def _pattern_slips(scores: Tensor, future: Tensor) -> dict[str, Tensor]:
+def softmax_rows(scores: Float[Tensor, "... query key"]) -> Float[Tensor, "... query key"]:
+    """Causal softmax, one row after the other."""
+    found = torch.zeros_like(scores, dtype=torch.float64)
+    for row in range(scores.shape[-1]):
+        found[..., row, : row + 1] = scores[..., row, : row + 1].double().softmax(-1)
+    return found
+
+
+def _pattern_slips(scores: Tensor) -> dict[str, Tensor]:
     """What common slips give for 3 positions and d_head 4, under what to say about each."""
-    causal = (scores / 2).masked_fill(future, -torch.inf)
+    later, half = torch.ones(3, 3).triu(1).bool(), scores / 2
     return {
-        "Take the softmax over the keys, the last axis: yours runs over the queries.": causal.softmax(
-            0
+        "Mask the keys that come after the query: a model that predicts must not see them.": (
+            half.softmax(-1)
         ),
-        "Those are logarithms of the pattern. Take the softmax itself.": causal.masked_fill(
-            future, -1e9
-        ).log_softmax(-1),
-        "Those are the scores. The pattern is their softmax over the keys.": causal.masked_fill(
-            future, 0.0
+        "Divide the scores by √d_head before the softmax.": softmax_rows(scores),
+        "You mask after the softmax, so the rows no longer sum to one. Mask the scores with -inf before "
+        "it.": half.softmax(-1).masked_fill(later, 0.0),
+        "A score of zero still gets attention, because e⁰ = 1. Put -inf where the key comes later.": (
+            half.masked_fill(later, 0.0).softmax(-1)
         ),
-        "Rows are queries, columns are keys; yours are the other way round.": causal.softmax(-1).T,
-        "Divide the scores by √d_head before the softmax, not the pattern after it.": scores.masked_fill(
-            future, -torch.inf
-        ).softmax(-1)
-        / 2,
+        "The scale is √d_head, the width of a query, not the root of their number.": (
+            softmax_rows(scores / 3**0.5)
+        ),
+        "Take the softmax over the keys, the last axis: yours runs over the queries.": (
+            half.masked_fill(later, -torch.inf).softmax(0)
+        ),
+        "Those are logarithms of the pattern. Take the softmax itself.": (
+            half.masked_fill(later, -1e9).log_softmax(-1)
+        ),
+        "Those are the scores. The pattern is their softmax over the keys.": (
+            half.masked_fill(later, 0.0)
+        ),
+        "Rows are queries, columns are keys; yours are the other way round.": softmax_rows(half).T,
+        "Divide the scores by √d_head before the softmax, not the pattern after it.": (
+            softmax_rows(scores) / 2
+        ),
         "A query may see itself: mask the keys that come after it, not its own.": scores.new_tensor(
             [[1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]
         ),
-        "You mask the keys that come before the query. Mask those that come after it.": (scores / 2)
-        .masked_fill(future.T, -torch.inf)
-        .softmax(-1),
-        "The scale is √d_head; you divide by d_head.": (scores / 4)
-        .masked_fill(future, -torch.inf)
-        .softmax(-1),
-        "Mask the keys that come after the query, and divide the scores by √d_head.": scores.softmax(
-            -1
+        "You mask the keys that come before the query. Mask those that come after it.": (
+            half.masked_fill(later.T, -torch.inf).softmax(-1)
+        ),
+        "The scale is √d_head; you divide by d_head.": softmax_rows(scores / 4),
+        "Mask the keys that come after the query, and divide the scores by √d_head.": (
+            scores.softmax(-1)
         ),
     }
 
@@ -71,27 +88,9 @@ def _attention_pattern(answer: Any) -> str:
         "may see itself.",
     )
     scores = q @ k.T
-    if matches(got, (scores / 2).softmax(-1)):
-        raise Wrong(
-            "Mask the keys that come after the query: a model that predicts must not see them."
-        )
-    future = torch.ones(3, 3).triu(1).bool()
-    if matches(got, scores.masked_fill(future, -torch.inf).softmax(-1)):
-        raise Wrong("Divide the scores by √d_head before the softmax.")
-    if matches(got, (scores / 2).softmax(-1).masked_fill(future, 0.0)):
-        raise Wrong(
-            "You mask after the softmax, so the rows no longer sum to one. Mask the scores with -inf "
-            "before it."
-        )
-    if matches(got, (scores / 2).masked_fill(future, 0.0).softmax(-1)):
-        raise Wrong(
-            "A score of zero still gets attention, because e⁰ = 1. Put -inf where the key comes later."
-        )
-    if matches(got, (scores / 3**0.5).masked_fill(future, -torch.inf).softmax(-1)):
-        raise Wrong("The scale is √d_head, the width of a query, not the root of their number.")
-    if matches(got, (scores.T / 2).masked_fill(future, -torch.inf).softmax(-1)):
+    if matches(got, softmax_rows(scores.T / 2)):
         raise Wrong("Rows are queries, columns are keys; yours are the other way round.")
-    name_slip(got, want, _pattern_slips(scores, future))
+    name_slip(got, want, _pattern_slips(scores))
     require_close(
         got.sum(-1),
         torch.ones(3),

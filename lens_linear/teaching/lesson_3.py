@@ -16,9 +16,9 @@ from lens_linear.teaching.answers import (
     number,
     random_tensor,
     require_close,
-    softmax_rows,
     tensor,
 )
+from lens_linear.teaching.lesson_2 import softmax_rows
 
 
 def _copy_gain(answer: Any) -> str:

@@ -17,9 +17,9 @@ from lens_linear.teaching.answers import (
     number,
     random_tensor,
     require_close,
-    softmax_rows,
     tensor,
 )
+from lens_linear.teaching.lesson_2 import softmax_rows
 
 
 def _softmax_by_hand(q: Tensor, k: Tensor, scale: float) -> Tensor:
