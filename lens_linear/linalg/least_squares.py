@@ -392,23 +392,39 @@ def require_halves(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> None
     require_rows("x_test", len(x_test), minimum=2, why="a held-out score")
 
 
+def require_matrix(name: str, value: Tensor, *, finite: bool = True) -> Tensor:
+    """Accept a floating tensor of at least two axes; returns it flattened to [n, d]."""
+    require_float_tensor(name, value, finite=finite)
+    if value.ndim < 2:
+        raise InvalidArgumentError(
+            f"{name} must have shape [n, d] (or more leading axes), got {tuple(value.shape)}; "
+            f"use {name}[:, None] for a single column"
+        )
+    if value.shape[-1] == 0:
+        raise InvalidArgumentError(f"{name} must have at least one column, got none")
+    return value.detach().reshape(-1, value.shape[-1])
+
+
+def centred_rows(name: str, rows: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
+    """Rows minus their mean, and the mean; refuses rows that do not vary."""
+    mean = rows.mean(0)
+    centred = rows - mean
+    if bool(constant_columns(centred.square().sum(0), mean, len(rows), torch.float64).all()):
+        raise InvalidArgumentError(
+            f"{name} must vary, but its {len(rows)} rows are all equal; check the data"
+        )
+    return centred, mean
+
+
 def require_pair(x: Tensor, y: Tensor, *, finite: bool = True) -> tuple[Tensor, Tensor]:
     """Accept two floating matrices with as many rows; returns them flattened to [n, d]."""
-    for name, value in (("x", x), ("y", y)):
-        require_float_tensor(name, value, finite=finite)
-        if value.ndim < 2:
-            raise InvalidArgumentError(
-                f"{name} must have shape [n, d] (or more leading axes), got {tuple(value.shape)}; "
-                f"use {name}[:, None] for a single column"
-            )
-        if value.shape[-1] == 0:
-            raise InvalidArgumentError(f"{name} must have at least one column, got none")
+    flat_x, flat_y = (require_matrix(n, v, finite=finite) for n, v in (("x", x), ("y", y)))
     if x.shape[:-1] != y.shape[:-1]:
         raise InvalidArgumentError(
             f"x and y must have the same rows, got shapes {tuple(x.shape)} and {tuple(y.shape)}; "
             "row i of y must belong to row i of x"
         )
-    return x.detach().reshape(-1, x.shape[-1]), y.detach().reshape(-1, y.shape[-1])
+    return flat_x, flat_y
 
 
 def require_overdetermined(n: int, d: int) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lens_linear.checks import counted, require_bool, require_rows
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.least_squares import fit_linear, fitted_rows, require_pair
-from lens_linear.linalg.precision import constant_columns, to_compute
+from lens_linear.linalg.least_squares import centred_rows, fit_linear, fitted_rows, require_pair
+from lens_linear.linalg.precision import checked_to_compute
 from lens_linear.tables import Result
 
 
@@ -149,14 +149,8 @@ def orthogonal_procrustes(
             "use fit_linear for maps between widths"
         )
     n = require_rows("x", x.shape[0], minimum=2, why="a rotation needs two points")
-    xc, yc = to_compute(x), to_compute(y)
-    mean_x, mean_y = xc.mean(0), yc.mean(0)
-    xc, yc = xc - mean_x, yc - mean_y
-    for name, rows, mean in (("x", xc, mean_x), ("y", yc, mean_y)):
-        if bool(constant_columns(rows.square().sum(0), mean, n, torch.float64).all()):
-            raise InvalidArgumentError(
-                f"{name} must vary, but all its columns are constant over {n} rows; check the data"
-            )
+    xc, mean_x = centred_rows("x", checked_to_compute(x))
+    yc, mean_y = centred_rows("y", checked_to_compute(y))
     u, s, vt = torch.linalg.svd(xc.T @ yc)
     size_x, size_y, overlap = float(xc.square().sum()), float(yc.square().sum()), float(s.sum())
     scale = require_bool("scale", scale)

@@ -25,13 +25,13 @@ from lens_linear.checks import (
     require_bool,
     require_choice,
     require_float,
-    require_float_tensor,
     require_int,
     require_rows,
     require_seed,
 )
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import constant_columns, gram, row_error, to_compute
+from lens_linear.linalg.least_squares import centred_rows, require_matrix
+from lens_linear.linalg.precision import checked_to_compute, gram, row_error
 from lens_linear.tables import Result
 
 
@@ -130,24 +130,9 @@ class Spectrum(Result):
 
 
 def _rows(x: Tensor, minimum: int, why: str) -> Tensor:
-    require_float_tensor("x", x)
-    if x.ndim < 2 or x.shape[-1] == 0:
-        raise InvalidArgumentError(
-            f"x must have shape [n, d] (or more leading axes), got {tuple(x.shape)}; reshape it"
-        )
-    rows = to_compute(x).reshape(-1, x.shape[-1])
+    rows = checked_to_compute(require_matrix("x", x))
     require_rows("x", len(rows), minimum=minimum, why=why)
     return rows
-
-
-def _varying(rows: Tensor) -> Tensor:
-    mean = rows.mean(0)
-    centred = rows - mean
-    if bool(constant_columns(centred.square().sum(0), mean, len(rows), torch.float64).all()):
-        raise InvalidArgumentError(
-            f"x must vary, but its {len(rows)} rows are all equal; check the data"
-        )
-    return centred
 
 
 def spectrum(x: Float[Tensor, "... d"], *, center: bool = True) -> Spectrum:
@@ -174,7 +159,7 @@ def spectrum(x: Float[Tensor, "... d"], *, center: bool = True) -> Spectrum:
         ([6.0, 2.0], 0.9)
     """
     rows = _rows(x, 2, "a spectrum of differences")
-    matrix = _varying(rows) if require_bool("center", center) else rows
+    matrix = centred_rows("x", rows)[0] if require_bool("center", center) else rows
     if not bool(matrix.any()):
         raise InvalidArgumentError("x must not be zero everywhere; check the data")
     values = torch.linalg.svdvals(matrix)
@@ -207,7 +192,7 @@ def anisotropy(x: Float[Tensor, "... d"]) -> float:
         >>> anisotropy(torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]))
         1.0
     """
-    rows = _varying(_rows(x, 2, "a spectrum of differences"))
+    rows, _ = centred_rows("x", _rows(x, 2, "a spectrum of differences"))
     rows = rows / rows.abs().amax()
     scatter = gram(rows if rows.shape[0] >= rows.shape[1] else rows.T.contiguous())
     return min(1.0, float(torch.linalg.eigvalsh(scatter)[-1] / scatter.trace()))
@@ -340,7 +325,8 @@ def intrinsic_dimension(
     keep = require_float("keep", keep, minimum=0.0, maximum=1.0)
     require_choice("coinciding", coinciding, ("once", "reference"))
     chunk, seed = require_int("chunk", chunk, minimum=1), require_seed(seed)
-    rows = _varying(_rows(x, 20, "TwoNN fits a line through many neighbour ratios"))
+    points = _rows(x, 20, "TwoNN fits a line through many neighbour ratios")
+    rows, _ = centred_rows("x", points)
     sampled = max_rows is not None and len(rows) > require_int("max_rows", max_rows, minimum=20)
     if sampled:
         generator = torch.Generator().manual_seed(seed)

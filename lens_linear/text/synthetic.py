@@ -43,8 +43,8 @@ from torch import Tensor
 from lens_linear.checks import counted, require_float, require_instance, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.text._floors import EntropyFloors, exact_floors
-from lens_linear.text._mood import MoodHalf, MoodSentences, random_mood_sentences
-from lens_linear.text._process import Process, Sampler, random_schedule, random_table
+from lens_linear.text._mood import MoodHalf, MoodSentences, mood_indices
+from lens_linear.text._process import MOOD, Process, Sampler, random_schedule, random_table
 from lens_linear.text._seeds import labelled_generator
 from lens_linear.text._vocabulary import (
     MAX_NAME_POOL,
@@ -285,8 +285,26 @@ class SyntheticLanguage:
             >>> sentences.tokens.shape, int(sentences.labels.sum())
             (torch.Size([6, 12]), 3)
         """
-        return random_mood_sentences(
-            self._process, n, length=length, n_mood=n_mood, words=words, seed=seed
+        if not self.n_mood_words:
+            raise InvalidArgumentError(
+                "mood_sentences needs mood words but n_mood_words is 0; "
+                "build SyntheticLanguage(n_mood_words=8)"
+            )
+        n = require_int("n", n, minimum=1)
+        slots = torch.arange(1, require_int("length", length, minimum=3) - 1, 2)
+        n_mood = require_int("n_mood", n_mood, minimum=1, maximum=len(slots))
+        allowed = mood_indices(self.n_mood_words, words)
+        generator = labelled_generator(seed, f"mood sentences {words}")
+        order = torch.rand(n, len(slots), generator=generator, dtype=torch.float32).argsort(dim=1)
+        kinds = torch.zeros(n, length, dtype=torch.int64)
+        kinds.scatter_(1, slots[order[:, :n_mood]], MOOD)
+        labels = (torch.randperm(n, generator=generator) < n // 2).long()
+        sampler = Sampler(self._process, generator)
+        return MoodSentences(
+            tokens=sampler.put_mood_words(sampler.fill(kinds), kinds, labels, allowed),
+            labels=labels,
+            positive_words=tuple(POSITIVE_WORDS[i] for i in allowed.tolist()),
+            negative_words=tuple(NEGATIVE_WORDS[i] for i in allowed.tolist()),
         )
 
     def floors(self, length: int | None = None) -> EntropyFloors:

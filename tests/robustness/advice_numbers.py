@@ -228,7 +228,11 @@ ROWS = [
         "pass activations of the same site",
         lambda: linalg.orthogonal_procrustes(X, SQUARE).predict(X[:2]),
     ),
-    (lambda: linalg.spectrum(X[0]), "reshape it", lambda: linalg.spectrum(X[:1].reshape(-1, 1))),
+    (
+        lambda: linalg.spectrum(X[0]),
+        "for a single column",
+        lambda: linalg.spectrum(X[:1].reshape(-1, 1)),
+    ),
     (
         lambda: linalg.spectrum(torch.zeros_like(X)),
         "check the data",

@@ -37,9 +37,8 @@ class HatMatrix(Result):
     rank: int  # directions of x that the scores depend on, without the intercept
     intercept: bool
     solution: str  # as ``OLSAttention.solution`` says it
-    least_squares: (
-        bool  # checked: it is the hat matrix of least squares of the context, for all labels
-    )
+    #: Checked: it is the hat matrix of least squares of the context, for all labels.
+    least_squares: bool
 
     @property
     def leverage(self) -> Float[Tensor, " n"]:

@@ -492,10 +492,8 @@ class OLSAttention(RangedModule):
             return (
                 f"ridge solution with ridge = {ridge * len(self.context_x) / self.geometry_rows:g}"
             )
-        rows, p = (
-            len(self.context_x) - self.intercept,
-            self.W_Q.shape[0],
-        )  # an intercept uses one up
+        # An intercept uses one row up.
+        rows, p = len(self.context_x) - self.intercept, self.W_Q.shape[0]
         why = f"{rows} free rows < p" if rows < p else "collinear or constant columns"
         return f"minimum-norm solution ({why}; pass ridge > 0 for another choice)"
 

@@ -67,10 +67,8 @@ _DIMS = {
     "exponential": (10, 12, 14, 16, 18),
 }
 _POLYNOMIAL_DIMS = (16, 20, 24, 32)  # of higher degree
-_LEAST, _LARGEST_D = (
-    8,
-    16_384,
-)  # default sizes grow until they hold 8 patterns: noise costs capacity
+# Default sizes grow until they hold 8 patterns: noise costs capacity.
+_LEAST, _LARGEST_D = 8, 16_384
 _SPAN = (-2.5, 1.75)  # octaves around the expected capacity that are measured
 _PER_OCTAVE = 4
 

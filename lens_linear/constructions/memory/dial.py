@@ -87,9 +87,8 @@ class AttentionDial(Result):
     dial: tuple[str, ...]  # "order" or "temperature" of each setting
     setting: tuple[float, ...]  # n of the energy, or β
     levels: Float[Tensor, "two seed"]  # truth_error of least squares, and of the best kernel width
-    frozen_at: Float[
-        Tensor, " seed"
-    ]  # β at which the random energy model freezes, median over queries
+    #: β at which the random energy model freezes, median over queries.
+    frozen_at: Float[Tensor, " seed"]
     n: int
     d: int
     queries: int

@@ -215,9 +215,8 @@ class _Head:
         share = entropy.exp() / self.visible.sum(1)[rows]
         unit = self.v.abs().amax().clamp_min(torch.finfo(self.v.dtype).tiny)
         centred = ((self.pattern - self.even) @ self.v)[:, rows] / unit  # squares of 1e-170 are 0
-        least = product_rounding(
-            self.even, self.v / unit
-        )  # below it a readout is the mean and rounding
+        # Below it a readout is the mean and rounding.
+        least = product_rounding(self.even, self.v / unit)
         regression = _explained(centred, self._linear()[:, rows], least)
         retrieval = _explained(centred, self._best()[:, rows], least)
         if middle(share) > _EVEN or math.isnan(regression):
