@@ -15,7 +15,7 @@ from transformer_lens.tools.analysis import JacobianLens
 import lens_linear as ll
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.dynamics.gains.directions import random_directions
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import checked
 
 
 def tools(quick: bool, _folder: Path) -> list[Row]:
@@ -26,7 +26,7 @@ def tools(quick: bool, _folder: Path) -> list[Row]:
 def _head_detector(quick: bool) -> Row:
     """The same random rows, and of them the same mean attention to the token before."""
     model = ll.load("attn-1l" if quick else "gpt-mini")
-    rows = draw_repeated(model_shape(model), periods=None, rows_per_period=8, bos=None, seed=0)
+    rows = draw_repeated(checked(model), periods=None, rows_per_period=8, bos=None, seed=0)
     kinds = ("previous_token", "duplicate_token", "induction")
 
     def theirs() -> torch.Tensor:

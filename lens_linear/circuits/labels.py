@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Sequence
 from typing import overload
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_instance, require_list
 from lens_linear.errors import InvalidArgumentError
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.tokenizer import token_strings
 
 
 class TokenText(Sequence[str]):
     """The vocabulary of a model with a tokenizer: 50,000 tokens cost nothing until one is asked for."""
 
-    def __init__(self, model: TransformerBridge, n_vocab: int) -> None:
+    def __init__(self, model: CheckedModel, n_vocab: int) -> None:
         self._model, self._n = model, n_vocab
 
     def __len__(self) -> int:
@@ -36,8 +36,7 @@ class TokenText(Sequence[str]):
 
 def require_labels(
     labels: Sequence[str] | None,
-    model: TransformerBridge,
-    n_vocab: int,
+    model: CheckedModel,
     *,
     n_tokens: int | None = None,
 ) -> Sequence[str] | None:
@@ -45,9 +44,10 @@ def require_labels(
 
     With ``n_tokens`` the labels of padding rows are left out.
     """
+    n_vocab = model.d_vocab
     n_tokens = n_vocab if n_tokens is None else n_tokens
     if labels is None:
-        return TokenText(model, n_tokens) if getattr(model, "tokenizer", None) is not None else None
+        return TokenText(model, n_tokens) if model.tokenizer is not None else None
     if not isinstance(labels, TokenText):
         for label in (given := require_list("labels", labels, of="str")):
             require_instance("labels", label, str, advice="one text a token")

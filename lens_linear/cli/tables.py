@@ -14,6 +14,7 @@ from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.heads import shown_composition
 from lens_linear.extensions import added
 from lens_linear.linearity.measure.profile import linearity_profile
+from lens_linear.models.checked import checked
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.studies.published import published_beside_measured
 
@@ -28,7 +29,7 @@ def circuits(options: argparse.Namespace) -> Answer:
         parts: list[str | Table] = [replace(result_table("heads", heads), printed=strongest)]
         begin("composition")
         if model.cfg.n_layers > 1:
-            scores = shown_composition(model, seed=options.seed)
+            scores = shown_composition(checked(model), seed=options.seed)
             frame = scores.to_dataframe().head(options.top)  # largest ratio first
             parts.append(result_table("composition", scores, frame))
         begin("skip-trigrams")

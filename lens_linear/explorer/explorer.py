@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     HasTexts,
     counted,
@@ -43,8 +42,7 @@ from lens_linear.explorer.picture import map_picture
 from lens_linear.explorer.runs import run_payload
 from lens_linear.files import require_target, write_text
 from lens_linear.linearity.measure.profile_result import LinearityProfile
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 
 PROMPTS = (
@@ -124,12 +122,11 @@ class Explorer:
         subject = self._subject
         subject.mark.warn(subject.model, "the explorer", "explore the model anew")
         ids = tokenize_prompts(subject.model, [text], truncate=True)[0]
-        shape = subject.shape
         heads = require_heads(
-            "ablated", list(ablated), n_layers=shape.n_layers, n_heads=shape.n_heads
+            "ablated", list(ablated), n_layers=subject.model.n_layers, n_heads=subject.model.n_heads
         )
         made = run_payload(
-            subject.model, shape, subject.weights, subject.lens, text, ids,
+            subject.model, subject.weights, subject.lens, text, ids,
             ablated=ablated, edits=subject.means.edits(heads) if heads else (),
         )  # fmt: skip
         used = sorted(named_tokens([made]))
@@ -159,7 +156,7 @@ class Explorer:
 
 
 def explore(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: Iterable[str] | HasTexts | None = None,
     *,
     max_bytes: int = MAX_BYTES,
@@ -207,7 +204,7 @@ def explore(
         >>> explorer.save(f"{tempfile.mkdtemp()}/page.html").name
         'page.html'
     """
-    model = require_bridge(model)
+    model = checked(model)
     max_bytes = require_int("max_bytes", max_bytes, minimum=1)
     if text is not None:
         require_instance("text", text, str, advice="read a file with lens_linear.text.read_text")
@@ -242,10 +239,9 @@ def explore(
     return explorer
 
 
-def _require_known_of(model: TransformerBridge, known: Known) -> None:
+def _require_known_of(model: CheckedModel, known: Known) -> None:
     """Accept results of as many layers and heads as the model has."""
-    shape = model_shape(model)
-    want = shape.n_layers, shape.n_heads
+    want = model.n_layers, model.n_heads
     if (heads := known.induction) is not None:
         advice = "pass what ll.induction_scores(model) returns"
         require_instance("induction", heads, InductionScores, advice=advice)

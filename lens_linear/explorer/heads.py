@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import KINDS, CompositionScores, composition_scores
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attention
 from lens_linear.circuits.induction.ablation import ablation_scores
@@ -18,8 +17,8 @@ from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.packing import pack
 from lens_linear.extensions import HeadScore, added, problems
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.rotary import read_rotary
-from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.models.frozen.attention_scores import attention_scores
@@ -43,15 +42,14 @@ _COLUMNS = (
 
 
 def head_rows(
-    model: TransformerBridge,
-    shape: ModelShape,
+    model: CheckedModel,
     scores: InductionScores | None = None,
     *,
     ablate: bool,
     seed: int,
 ) -> tuple[list[dict[str, Any]], str]:
     """One row a head: scores (measured here unless given), the verdict, the loss of copying without it."""
-    if not shape.n_layers:
+    if not model.n_layers:
         return [], "The model has no layers, so it has no heads."
     scores = induction_scores(model, seed=seed) if scores is None else scores
     frame = scores.to_dataframe()
@@ -75,7 +73,7 @@ def head_rows(
 
 
 def added_scores(
-    model: TransformerBridge, shape: ModelShape, rows: list[dict[str, Any]], missing: list[str]
+    model: CheckedModel, rows: list[dict[str, Any]], missing: list[str]
 ) -> dict[str, dict[str, Any]]:
     """Put scores of installed packages into the rows of heads; how each is to be shown, by its name."""
     shown: dict[str, dict[str, Any]] = {}
@@ -85,10 +83,10 @@ def added_scores(
     for name, part in added("head_scores", ours=rows[0]).items():
         score: HeadScore = part.value
         try:
-            values = torch.as_tensor(score.function(model), dtype=torch.float64)
-            if values.shape != (shape.n_layers, shape.n_heads):
+            values = torch.as_tensor(score.function(model.bridge), dtype=torch.float64)
+            if values.shape != (model.n_layers, model.n_heads):
                 raise ValueError(
-                    f"it must have shape [layer, head] = {(shape.n_layers, shape.n_heads)}, got "
+                    f"it must have shape [layer, head] = {(model.n_layers, model.n_heads)}, got "
                     f"{tuple(values.shape)}; return one number a head"
                 )
         except Exception as reason:
@@ -120,7 +118,7 @@ def clearest(rows: list[dict[str, Any]], n: int) -> list[tuple[int, int]]:
     return sorted((row["layer"], row["index"]) for row in sorted(rows, key=key)[:n])
 
 
-def shown_composition(model: TransformerBridge, *, seed: int) -> CompositionScores:
+def shown_composition(model: CheckedModel, *, seed: int) -> CompositionScores:
     """Scores of all pairs with norms folded in; as the weights are stored where no norm can be read."""
     try:
         return composition_scores(model, fold=True, seed=seed)
@@ -129,8 +127,7 @@ def shown_composition(model: TransformerBridge, *, seed: int) -> CompositionScor
 
 
 def composition(
-    model: TransformerBridge,
-    shape: ModelShape,
+    model: CheckedModel,
     known: CompositionScores | None = None,
     *,
     max_bytes: int,
@@ -141,7 +138,7 @@ def composition(
     Where all pairs take more than ``max_bytes``, the strongest of every head alone, by their places in the
     whole, and a sentence that says so.
     """
-    if shape.n_layers < 2:
+    if model.n_layers < 2:
         return None, ""
     found = shown_composition(model, seed=seed) if known is None else known
     parts = {"scores": found.scores, "mean": found.baseline_mean}
@@ -151,7 +148,7 @@ def composition(
     }  # fmt: skip
     if parts["scores"].numel() * 2 * _HALF <= max_bytes:
         return made | {name: pack(value, "float16") for name, value in parts.items()}, ""
-    n_heads = shape.n_layers * shape.n_heads
+    n_heads = model.n_layers * model.n_heads
     # Every head keeps `most` heads that it reads and `most` that read it, for each of three kinds.
     most = int(max_bytes / (2 * 3 * n_heads * (2 * _HALF + _WORD)))
     if most < 1:
@@ -218,7 +215,7 @@ def table_bytes(n_heads: int) -> int:
 
 
 def head_tables(
-    model: TransformerBridge,
+    model: CheckedModel,
     weights: ModelWeights,
     tokens: Sequence[int],
     scales: torch.Tensor,

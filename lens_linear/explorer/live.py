@@ -6,40 +6,35 @@ from typing import Any
 
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.induction.ablation import StandIns
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import Kind, pack
-from lens_linear.models.capture import model_device
+from lens_linear.models.capture import forward_logits
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.rotary import read_rotary
-from lens_linear.models.describe.shape import ModelShape
 from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.models.frozen.frozen_attention import require_attention_only
-from lens_linear.models.hooks import require_causal
 
 
-def why_not_live(
-    model: TransformerBridge, shape: ModelShape, weights: ModelWeights | None
-) -> str | None:
+def why_not_live(model: CheckedModel, weights: ModelWeights | None) -> str | None:
     """Say why a page cannot run this model by itself; None if it can."""
     if weights is None:
         return "its embedding or unembedding cannot be read as one matrix each"
     try:
         require_attention_only(model)
-        require_causal(model)
+        model.require_causal()
     except UnsupportedModelError as reason:
         return str(reason)
     attention = weights.attention
     if attention is not None and attention.softcap is not None:
         return "its attention scores are bounded"
-    if shape.d_vocab != shape.d_vocab_out:
+    if model.d_vocab != model.d_vocab_out:
         return "it reads and writes two different vocabularies"
     return None
 
 
 def live_arrays(
-    model: TransformerBridge,
-    shape: ModelShape,
+    model: CheckedModel,
     weights: ModelWeights,
     means: StandIns,
     precision: Kind,
@@ -59,7 +54,7 @@ def live_arrays(
         arrays[name] = pack(getattr(at, name), precision)
     for name in ("b_Q", "b_K", "b_V", "b_O", "scale"):
         arrays[name] = pack(getattr(at, name), "float32")
-    rotary = read_rotary(model, 0, shape.n_ctx)
+    rotary = read_rotary(model, 0, model.n_ctx)
     if rotary is not None:
         arrays["cos"] = pack(rotary.cos, "float32")
         arrays["sin"] = pack(rotary.sin, "float32")
@@ -68,14 +63,16 @@ def live_arrays(
     return arrays
 
 
-def live_facts(model: TransformerBridge, shape: ModelShape) -> dict[str, Any]:
+def live_facts(
+    model: CheckedModel,
+) -> dict[str, Any]:
     """Which pairs of dimensions a rotation turns; empty without rotary positions."""
-    rotary = read_rotary(model, 0, 1) if shape.n_layers else None
+    rotary = read_rotary(model, 0, 1) if model.n_layers else None
     return {} if rotary is None else {"rotary_adjacent": rotary.adjacent}
 
 
-def sentinel(model: TransformerBridge, ids: torch.Tensor) -> dict[str, Any]:
+def sentinel(model: CheckedModel, ids: torch.Tensor) -> dict[str, Any]:
     """Logits of Python on one row of tokens, for the page to check itself against when it opens."""
     with torch.no_grad():
-        logits = model(ids[None].to(model_device(model)), return_type="logits")[0].float()
+        logits = forward_logits(model, ids[None])[0].float()
     return {"ids": ids.tolist(), "logits": pack(logits[-4:], "float32")}

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lens_linear import __version__
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.head_circuit import head_circuit
@@ -42,8 +41,8 @@ from lens_linear.linearity.measure.intervals import held_out_null
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.models.capture import available_sites
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.parameter_counts import n_parameters
-from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.weights import ModelWeights, read_weights
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.open.checksum import weights_sha256
@@ -78,8 +77,7 @@ class Known:
 class Subject:
     """A model with what was read of it once, and what is asked about it."""
 
-    model: TransformerBridge
-    shape: ModelShape
+    model: CheckedModel
     weights: ModelWeights | None
     lens: Lens | None
     reference: Tensor | None  # rows whose mean stands in place of heads that are taken away
@@ -98,7 +96,7 @@ class Subject:
 
 
 def read_subject(
-    model: TransformerBridge,
+    model: CheckedModel,
     prompts: Sequence[str],
     known: Known,
     parts: frozenset[str],
@@ -106,12 +104,11 @@ def read_subject(
     """Read weights and prompts; a model whose embedding cannot be read keeps its scores."""
     weights = _weights(model)
     rows = tokenize_prompts(model, prompts, truncate=True) if prompts else []
-    shape = model_shape(model)
     texts = tuple(prompts), tuple(rows)
-    return Subject(model, shape, weights, None, None, *texts, known, parts, WeightsMark(model))
+    return Subject(model, weights, None, None, *texts, known, parts, WeightsMark(model))
 
 
-def _weights(model: TransformerBridge) -> ModelWeights | None:
+def _weights(model: CheckedModel) -> ModelWeights | None:
     try:
         # Tables and shares of such a page are kept in half precision.
         dtype = torch.float32 if _large(model) else torch.float64
@@ -130,14 +127,14 @@ def build_payload(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Subject]:
     """Everything a page holds within ``max_bytes``, and the subject with its lens fitted."""
-    model, shape = subject.model, subject.shape
+    model = subject.model
     missing: dict[str, list[str]] = {"map": [], "head": [], "text": [], "lens": []}
-    why = why_not_live(model, shape, subject.weights)
+    why = why_not_live(model, subject.weights)
     live = why is None and _weight_bytes(subject.weights, precision) <= LIVE_BYTES
     room = max(0, max_bytes - live * _live_bytes(subject, precision)) // PART
     for part in PARTS.keys() - subject.parts:
         missing[PARTS[part]].append(f"Not asked for when this page was made: {part}.")
-    facts = _facts(model, shape, subject.weights) | live_facts(model, shape)
+    facts = _facts(model, subject.weights) | live_facts(model)
     readable = subject.weights is not None
     if _large(model):  # half a gigabyte that nothing reads while the model is measured
         subject = replace(subject, weights=None)
@@ -148,7 +145,7 @@ def build_payload(
         "kind": "live" if live else "run",
         "version": __version__,
         "model": facts,
-        "vocabulary": token_strings(model, range(shape.d_vocab)) if live else {},
+        "vocabulary": token_strings(model, range(model.d_vocab)) if live else {},
         **_tokenizer(model, live),
         **measured,
         **_circuits(subject, live, missing["head"], room, measured["heads"], say),
@@ -191,7 +188,7 @@ def _measured(
     model = subject.model
     give_back()
     found = _scores(subject, missing, max_bytes, seed, say)
-    tokens = _attempt(lambda: _measured_tokens(model, subject.shape, text), missing["map"], None)
+    tokens = _attempt(lambda: _measured_tokens(model, text), missing["map"], None)
     found["linearity"] = []
     if tokens is not None and "linearity" in subject.parts:
         say("linearity")
@@ -211,24 +208,22 @@ def _scores(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Scores of every head and composition of every pair, of the strongest pairs where all take too much."""
-    model, shape = subject.model, subject.shape
-    n_heads = shape.n_layers * shape.n_heads
+    model = subject.model
+    n_heads = model.n_layers * model.n_heads
     say("heads")
     heads, scored = _attempt(
-        lambda: head_rows(model, shape, subject.known.induction, ablate=n_heads <= 64, seed=seed),
+        lambda: head_rows(model, subject.known.induction, ablate=n_heads <= 64, seed=seed),
         missing["map"],
         ([], ""),
     )
-    own = added_scores(model, shape, heads, missing["map"])
+    own = added_scores(model, heads, missing["map"])
     if heads and "lost" not in heads[0]:
         missing["map"].append(
             "The loss of copying without each head is left out: it takes one pass a head, and the model has "
             f"{n_heads} heads. circuits.ablation_scores(model) measures it."
         )
     pairs, note = _attempt(
-        lambda: composition(
-            model, shape, subject.known.composition, max_bytes=max_bytes, seed=seed
-        ),
+        lambda: composition(model, subject.known.composition, max_bytes=max_bytes, seed=seed),
         missing["map"],
         (None, ""),
     )
@@ -246,7 +241,7 @@ def _with_references(
 ) -> Subject:
     """Fit the linear lens on the tokens, and remember those over which heads' means are taken."""
     model = subject.model
-    if tokens is None or not subject.shape.n_layers:
+    if tokens is None or not subject.model.n_layers:
         return subject
     lens = None
     if readable and "lens" in subject.parts:
@@ -267,7 +262,7 @@ def _live(
     """What a page needs to run the model, and logits to hold itself against."""
     model, lens = subject.model, subject.lens
     found: dict[str, Any] = {
-        "arrays": live_arrays(model, subject.shape, weights, means, precision),
+        "arrays": live_arrays(model, weights, means, precision),
         "sentinel": sentinel(model, _sentinel_row(subject, tokens)),
     }
     if lens is not None:
@@ -282,14 +277,14 @@ def dumps(payload: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _measured_tokens(model: TransformerBridge, shape: ModelShape, text: str | None) -> Tensor:
+def _measured_tokens(model: CheckedModel, text: str | None) -> Tensor:
     """As many rows of the text as maps of the model's width need; fewer for large models, as time allows."""
     rows = evaluation_tokens(model, text)
     each = 8 if _large(model) else 2 * FEW  # tokens an input, half of them scored
-    return rows[: max(4, -(-each * shape.d_model // rows.shape[1]))]
+    return rows[: max(4, -(-each * model.d_model // rows.shape[1]))]
 
 
-def _large(model: TransformerBridge) -> bool:
+def _large(model: CheckedModel) -> bool:
     return n_parameters(model) >= LARGE
 
 
@@ -315,45 +310,43 @@ def _weight_bytes(weights: ModelWeights | None, precision: Kind) -> int:
 
 def _live_bytes(subject: Subject, precision: Kind) -> int:
     """What weights and the linear lens of a model that runs in the page take there, in base64."""
-    lens = subject.shape.n_layers * subject.shape.d_model**2 * (4 if precision == "float32" else 2)
+    lens = subject.model.n_layers * subject.model.d_model**2 * (4 if precision == "float32" else 2)
     return (_weight_bytes(subject.weights, precision) + lens) * 4 // 3
 
 
-def _facts(
-    model: TransformerBridge, shape: ModelShape, weights: ModelWeights | None
-) -> dict[str, Any]:
+def _facts(model: CheckedModel, weights: ModelWeights | None) -> dict[str, Any]:
     names = ("n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_vocab", "n_ctx")
     facts: dict[str, Any] = {
-        name: getattr(shape, name) for name in (*names, "positions", "n_ffn", "bos")
+        name: getattr(model, name) for name in (*names, "positions", "n_ffn", "bos")
     }
     return facts | {
-        "name": Path(shape.name).name,
-        "n_tokens": shape.d_vocab_out if weights is None else weights.n_outputs,
+        "name": Path(model.name).name,
+        "n_tokens": model.d_vocab_out if weights is None else weights.n_outputs,
         "norm": "none" if weights is None else weights.norm,
         "final_norm": "none" if weights is None else weights.final_norm,
-        "eps": float(model.cfg.eps),
+        "eps": model.eps,
         "parameters": n_parameters(model),
         "sha256": weights_sha256(model),
     }
 
 
-def _tokenizer(model: TransformerBridge, live: bool) -> dict[str, Any]:
+def _tokenizer(model: CheckedModel, live: bool) -> dict[str, Any]:
     """The tokenizer's own files, for pages that take any text."""
-    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if not live or backend is None:
         return {"tokenizer": None, "tokenizer_config": None}
     return {"tokenizer": json.loads(backend.to_str()), "tokenizer_config": {}}
 
 
 def _linearity(
-    model: TransformerBridge,
+    model: CheckedModel,
     profile: LinearityProfile | None,
     tokens: Tensor,
     missing: list[str],
     seed: int,
 ) -> list[dict[str, Any]]:
     """R² of every layer with the first position and without it, from one pass."""
-    if not model.cfg.n_layers:
+    if not model.n_layers:
         return []
     sites = available_sites(model, 0)
     measure = partial(linearity_profile, model, tokens, sites=sites, seed=seed)
@@ -399,8 +392,8 @@ def _circuits(
         "scales": None,
         "mean_scale": 1.0,
     }
-    weights, shape = subject.weights, subject.shape
-    if weights is None or not shape.n_layers:
+    weights, model = subject.weights, subject.model
+    if weights is None or not model.n_layers:
         return empty
     scales = token_scales(weights)
     found: dict[str, Any] = {**empty, "mean_scale": float(scales.mean())}
@@ -411,7 +404,7 @@ def _circuits(
     say("circuits")
     if live:
         verified: set[int] = set()
-        all_heads = [(i, j) for i in range(shape.n_layers) for j in range(shape.n_heads)]
+        all_heads = [(i, j) for i in range(model.n_layers) for j in range(model.n_heads)]
         chosen = all_heads if len(all_heads) <= DETAILED else clearest(rows, DETAILED)
         heads = [
             head_circuit(subject.model, layer, head, weights=weights, verified=verified)
@@ -428,11 +421,11 @@ def _circuits(
         missing.extend([] if reason is None else [reason])
         return found
     named = list(dict.fromkeys(int(one) for row in subject.rows for one in row))
-    room = max_bytes // table_bytes(shape.n_layers * shape.n_heads)
+    room = max_bytes // table_bytes(model.n_layers * model.n_heads)
     asked = named[: min(TABLED, room)]
     if not asked:
         missing.append(
-            f"QK and OV rows did not fit: one token takes {table_bytes(shape.n_layers * shape.n_heads):,} "
+            f"QK and OV rows did not fit: one token takes {table_bytes(model.n_layers * model.n_heads):,} "
             "bytes; pass a larger max_bytes."
         )
         return found
@@ -458,7 +451,7 @@ def _add_runs(
         say(f"prompt {index + 1}")
         for patterns, shares in ((True, True), (True, False), (False, False)):
             made = run_payload(
-                subject.model, subject.shape, subject.weights, subject.lens, text, ids,
+                subject.model, subject.weights, subject.lens, text, ids,
                 patterns=patterns, shares=shares,
             )  # fmt: skip
             size = packed_bytes(made) + NAME_BYTES * len(named_tokens([made])) + 4000
@@ -479,7 +472,7 @@ def _add_runs(
         payload["runs"].append(made)
 
 
-def _name_tokens(payload: dict[str, Any], model: TransformerBridge) -> None:
+def _name_tokens(payload: dict[str, Any], model: CheckedModel) -> None:
     """Texts of the tokens that a page without a vocabulary names."""
     if payload["vocabulary"]:
         return
@@ -516,7 +509,7 @@ def _sentinel_row(subject: Subject, tokens: Tensor | None) -> Tensor:
         return tokens[0, : min(64, tokens.shape[1])]
     if subject.rows:
         return subject.rows[0]
-    return torch.arange(min(16, subject.shape.n_ctx, subject.shape.d_vocab))
+    return torch.arange(min(16, subject.model.n_ctx, subject.model.d_vocab))
 
 
 def _lens_note(lens: Lens | None) -> str:

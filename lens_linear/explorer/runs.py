@@ -9,16 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import pack
 from lens_linear.linearity.lens.lens import Lens
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import ModelShape
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights import ModelWeights, norm_scale
-from lens_linear.models.hooks import Edit, Spot, has_spot
+from lens_linear.models.spots import Edit, Spot
 
 TOP = 10
 _TOLERATED = (
@@ -28,8 +27,7 @@ TARGETS = 3  # predictions whose logit is taken apart, besides the token that re
 
 
 def run_payload(
-    model: TransformerBridge,
-    shape: ModelShape,
+    model: CheckedModel,
     weights: ModelWeights | None,
     lens: Lens | None,
     text: str,
@@ -54,12 +52,12 @@ def run_payload(
         patterns: keep attention, one byte a weight.
         shares: take the logits of the likeliest tokens and of the real one apart.
     """
-    layers = range(shape.n_layers)
+    layers = range(model.n_layers)
     spots: list[Spot] = [(layer, "resid_post") for layer in layers]
     spots.extend((layer, "resid_pre") for layer in layers[:1])
     for layer in layers:
         spots.extend([(layer, "z"), (layer, "attn_out"), (layer, "pattern")])
-    spots.extend((b, "ffn_out") for b in layers if has_spot(model, (b, "ffn_out")))
+    spots.extend((b, "ffn_out") for b in layers if model.has((b, "ffn_out")))
     out = run(model, ids[None], record=spots, edits=edits)
     logits = _real(out.logits)[0]
     log_probabilities = logits.log_softmax(-1)
@@ -68,7 +66,7 @@ def run_payload(
     loss = torch.full((len(ids),), torch.nan)
     loss[1:] = -log_probabilities[:-1].gather(1, ids[1:, None])[:, 0].float()
     streams = None
-    if shape.n_layers and weights is not None:
+    if model.n_layers and weights is not None:
         streams = torch.stack(
             [_real(out[spot])[0] for spot in [(0, "resid_pre"), *spots[: len(layers)]]]
         )
@@ -84,7 +82,7 @@ def run_payload(
         "shares_note": "",
         "ablated": list(ablated),
     }
-    if patterns and shape.n_layers:
+    if patterns and model.n_layers:
         found["pattern"] = pack(
             torch.stack([out[(layer, "pattern")][0].float() for layer in layers]), "uint8"
         )
@@ -92,7 +90,7 @@ def run_payload(
         found["lens"] = _lenses(Readout.of(model), lens, streams, log_probabilities, n_known)
         if shares:
             found["shares"], found["shares_note"] = _shares(
-                model, out, shape, weights, streams, logits, ids
+                model, out, weights, streams, logits, ids
             )
     return found
 
@@ -140,9 +138,8 @@ def _lens_grid(
 
 
 def _shares(
-    model: TransformerBridge,
+    model: CheckedModel,
     out: Any,
-    shape: ModelShape,
     weights: ModelWeights,
     streams: Tensor,
     logits: Tensor,
@@ -154,11 +151,11 @@ def _shares(
     except UnsupportedModelError as error:
         return None, str(error)
     names, parts = ["embedding"], [streams[0]]
-    for layer in range(shape.n_layers):
+    for layer in range(model.n_layers):
         if weights.attention is None:
             break
         heads = _real(outputs.of(out[(layer, "z")], layer)[:, 0])
-        names += [f"L{layer}H{head}" for head in range(shape.n_heads)]
+        names += [f"L{layer}H{head}" for head in range(model.n_heads)]
         parts += list(heads)
         names.append(f"attention bias {layer}")
         parts.append(_real(out[(layer, "attn_out")])[0] - heads.sum(0))

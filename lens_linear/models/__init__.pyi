@@ -10,15 +10,16 @@ from .capture import model_device as model_device
 from .capture import residual_stream as residual_stream
 from .capture import run as run
 from .capture import visit_sites as visit_sites
+from .checked import CheckedModel as CheckedModel
+from .checked import ModelLike as ModelLike
+from .checked import NormKind as NormKind
+from .checked import checked as checked
 from .describe.parameter_counts import n_parameters as n_parameters
 from .describe.parameter_counts import site_parameters as site_parameters
 from .describe.rotary import Rotary as Rotary
 from .describe.rotary import read_rotary as read_rotary
-from .describe.shape import ModelShape as ModelShape
-from .describe.shape import model_shape as model_shape
 from .describe.weights import AttentionWeights as AttentionWeights
 from .describe.weights import ModelWeights as ModelWeights
-from .describe.weights import NormKind as NormKind
 from .describe.weights import norm_scale as norm_scale
 from .describe.weights import read_attention as read_attention
 from .describe.weights import read_weights as read_weights
@@ -29,8 +30,6 @@ from .frozen.frozen_attention import in_double as in_double
 from .frozen.frozen_attention import norm_gap as norm_gap
 from .frozen.frozen_context import FrozenContext as FrozenContext
 from .frozen.frozen_context import freeze_context as freeze_context
-from .hooks import Edit as Edit
-from .hooks import Spot as Spot
 from .hooks import edited as edited
 from .hooks import has_spot as has_spot
 from .native import ModelSpec as ModelSpec
@@ -46,6 +45,8 @@ from .open.load import load as load
 from .open.obtain import get_model as get_model
 from .open.save import save_model as save_model
 from .open.toy import toy_model as toy_model
+from .spots import Edit as Edit
+from .spots import Spot as Spot
 from .tokenizer import bos_token as bos_token
 from .tokenizer import encode_stream as encode_stream
 from .tokenizer import save_tokenizer as save_tokenizer
@@ -59,10 +60,11 @@ __all__ = [
     "SITES",
     "TOKENIZER",
     "AttentionWeights",
+    "CheckedModel",
     "Edit",
     "FrozenContext",
     "FrozenRun",
-    "ModelShape",
+    "ModelLike",
     "ModelSpec",
     "ModelWeights",
     "NormKind",
@@ -77,6 +79,7 @@ __all__ = [
     "batched",
     "bos_token",
     "bridge_from_module",
+    "checked",
     "edited",
     "encode_stream",
     "evaluating",
@@ -88,7 +91,6 @@ __all__ = [
     "in_double",
     "load",
     "model_device",
-    "model_shape",
     "n_parameters",
     "native_module",
     "norm_gap",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from transformer_lens.model_bridge import TransformerBridge
-
 from lens_linear.checks import require_int
 from lens_linear.errors import InsufficientMemoryError
 from lens_linear.linalg.memory import free_bytes, size_text, usable_bytes
+from lens_linear.models.checked import CheckedModel
 
 # A pass over more tokens than this is not faster a token: it only leaves the processor's caches.
 _TOKENS = 4096
@@ -17,24 +16,23 @@ _ACTIVATIONS = 2**27
 _LOGITS = 2**25
 
 
-def sequence_bytes(model: TransformerBridge, length: int, *, logits: bool = True) -> int:
+def sequence_bytes(model: CheckedModel, length: int, *, logits: bool = True) -> int:
     """Bytes that one sequence takes at the widest place of a forward pass.
 
     One layer's attention holds three tables [head, length, length] at once (scores, mask added, softmax),
     its FFN three of [length, d_mlp]; logits and their float32 copy stand alone.
     """
-    cfg = model.cfg
-    size = max((p.element_size() for p in model.parameters() if p.is_floating_point()), default=4)
-    width = max(int(cfg.d_model), int(getattr(cfg, "d_mlp", 0) or 0))
-    heads = int(getattr(cfg, "n_heads", 0) or 0)
-    block = (
-        3 * heads * length**2 * size + 3 * length * width * size + 8 * length * cfg.d_model * size
+    size = max(
+        (p.element_size() for p in model.bridge.parameters() if p.is_floating_point()), default=4
     )
-    return max(block, length * int(cfg.d_vocab) * (size + 4) if logits else 0)
+    width = max(model.d_model, int(getattr(model.cfg, "d_mlp", 0) or 0))
+    table = 3 * model.n_heads * length**2 * size
+    block = table + 3 * length * width * size + 8 * length * model.d_model * size
+    return max(block, length * model.d_vocab * (size + 4) if logits else 0)
 
 
 def sequences_a_pass(
-    model: TransformerBridge,
+    model: CheckedModel,
     length: int,
     batch_size: int | None = None,
     *,
@@ -60,7 +58,7 @@ def sequences_a_pass(
     """
     if batch_size is not None:
         return require_int("batch_size", batch_size, minimum=1)
-    device = next(model.parameters()).device
+    device = next(model.bridge.parameters()).device
     needed = blocks * sequence_bytes(model, length, logits=logits)
     if needed > free_bytes(device):
         raise InsufficientMemoryError(
@@ -72,5 +70,5 @@ def sequences_a_pass(
     if device.type == "cpu":
         most.append(_ACTIVATIONS // max(1, sequence_bytes(model, length, logits=False)))
     if logits:
-        most.append(_LOGITS // max(1, length * int(model.cfg.d_vocab)))
+        most.append(_LOGITS // max(1, length * model.d_vocab))
     return max(1, min(most))

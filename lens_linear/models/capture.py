@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import (
     require_bool,
@@ -31,17 +30,9 @@ from lens_linear.errors import (
 )
 from lens_linear.linalg.precision import without_autocast
 from lens_linear.models.batch_memory import sequences_a_pass
-from lens_linear.models.hooks import (
-    Edit,
-    Spot,
-    has_spot,
-    hook_name,
-    hooked,
-    in_training,
-    is_still,
-    model_lock,
-    require_bridge,
-)
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.hooks import hooked, in_training, is_still, model_lock
+from lens_linear.models.spots import Edit, Spot
 from lens_linear.models.threads import few_threads
 from lens_linear.progress import watched
 from lens_linear.token_rows import (
@@ -105,29 +96,31 @@ class Run:
         return self.recorded[spot]
 
 
-def model_device(model: TransformerBridge) -> torch.device:
+def model_device(model: ModelLike) -> torch.device:
     """Return the device on which the model wants its tokens."""
-    return model.embed.weight.device if hasattr(model.embed, "weight") else torch.device("cpu")
+    return checked(model).device
 
 
 def forward_logits(
-    model: TransformerBridge, tokens: Int[Tensor, "batch position"], **arguments: Any
+    model: ModelLike, tokens: Int[Tensor, "batch position"], **arguments: Any
 ) -> Float[Tensor, "batch position vocab"]:
     """Return the logits of tokens, without dropout, on the model's device."""
+    model = checked(model)
     with evaluating(model), without_autocast():
-        logits: Tensor = model(tokens.to(model_device(model)), return_type="logits", **arguments)
+        logits: Tensor = model.bridge(tokens.to(model.device), return_type="logits", **arguments)
         return logits
 
 
 @contextmanager
-def evaluating(model: TransformerBridge) -> Iterator[None]:
+def evaluating(model: ModelLike) -> Iterator[None]:
     """Switch dropout off for the length of a block; every module's own mode comes back at the end.
 
     Another thread that wants to run the same model waits meanwhile.
     """
+    model = checked(model)
     # The wrapped model is no registered part of its bridge, so its own dropout is looked for as well.
-    with model_lock(model), few_threads(int(model.cfg.d_model)):
-        training = [] if is_still(model) else in_training(model, model.original_model)
+    with model_lock(model), few_threads(model.d_model):
+        training = [] if is_still(model) else in_training(model.bridge, model.bridge.original_model)
         try:
             for module in training:
                 module.training = False
@@ -138,7 +131,7 @@ def evaluating(model: TransformerBridge) -> Iterator[None]:
 
 
 @contextmanager
-def _running(model: TransformerBridge, tokens: TokenRows) -> Iterator[None]:
+def _running(model: CheckedModel, tokens: TokenRows) -> Iterator[None]:
     """Say so if the model itself cannot run; whatever else is raised inside passes on unchanged."""
     try:
         yield
@@ -155,7 +148,7 @@ def _running(model: TransformerBridge, tokens: TokenRows) -> Iterator[None]:
         raise  # the model runs: a visitor or an edit raised this
 
 
-def require_runs(model: TransformerBridge, tokens: Tensor) -> Tensor:
+def require_runs(model: CheckedModel, tokens: Tensor) -> Tensor:
     """Return the model's logits, or refuse a model whose forward pass fails.
 
     Raises:
@@ -167,13 +160,13 @@ def require_runs(model: TransformerBridge, tokens: Tensor) -> Tensor:
     except Exception as error:
         first = str(error).splitlines()[0][:160] if str(error) else ""
         raise UnsupportedModelError(
-            f"TransformerLens opened {model.cfg.model_name!r} but cannot run it ({type(error).__name__}: "
+            f"TransformerLens opened {model.name!r} but cannot run it ({type(error).__name__}: "
             f"{first}); use another model, or one of this kind that TransformerLens runs"
         ) from error
 
 
 def run(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "*batch position"] | PaddedTokens,
     *,
     record: Iterable[Spot] = (),
@@ -208,13 +201,13 @@ def run(
         >>> out[(1, "resid_post")].shape
         torch.Size([1, 6, 32])
     """
-    model = require_bridge(model)
+    model = checked(model)
     tokens, attention_mask = _with_mask(model, tokens, attention_mask)
     logits, grad = require_bool("logits", logits), require_bool("grad", grad)
     finite = require_bool("finite", finite)
     asked = require_list("record", record, of="spots (layer, what)")
     for spot in asked:
-        hook_name(model, spot)  # refuses what is no spot
+        model.hook_name(spot)  # refuses what is no spot
     spots = list(dict.fromkeys(asked))
     recorded: dict[Spot, Tensor] = {}
 
@@ -237,12 +230,12 @@ def run(
 
     pairs = _edits(edits)
     hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
-        (hook_name(model, spot), noted(spot, function)) for spot, function in pairs
+        (model.hook_name(spot), noted(spot, function)) for spot, function in pairs
     ]
-    hooks += [(hook_name(model, spot), recorder(spot)) for spot in spots]
+    hooks += [(model.hook_name(spot), recorder(spot)) for spot in spots]
     arguments: dict[str, Any] = {}
     if attention_mask is not None:
-        arguments["attention_mask"] = attention_mask.to(model_device(model), torch.int64)
+        arguments["attention_mask"] = attention_mask.to(model.device, torch.int64)
     out: Tensor | None = None
     mode = nullcontext() if grad else torch.no_grad()
     with _running(model, tokens), hooked(model, hooks), mode, suppress(Stop):
@@ -275,10 +268,10 @@ def _is_finite(found: Run, mask: Tensor | None, *, edited: bool) -> bool:
 
 
 def _refuse_not_finite(
-    model: TransformerBridge, tokens: Tensor, mask: Tensor | None, found: Run
+    model: CheckedModel, tokens: Tensor, mask: Tensor | None, found: Run
 ) -> None:
     """Say in which layer NaN or infinity stands first: a pass through all of them tells."""
-    last = int(model.cfg.n_layers) - 1
+    last = model.n_layers - 1
     streams: list[Spot] = [(layer, "resid_pre") for layer in range(last + 1)]
     if last >= 0:
         streams.append((last, "resid_post"))
@@ -287,13 +280,13 @@ def _refuse_not_finite(
         if not _is_finite(Run(_STOPPED, {spot: value}), mask, edited=False):
             _require_finite(*spot, value)
     raise NonFiniteError(
-        f"the logits of {model.cfg.model_name!r} hold NaN or infinity; check the unembedding and the "
+        f"the logits of {model.name!r} hold NaN or infinity; check the unembedding and the "
         "final norm, or load the model in a wider precision"
     )
 
 
 def _with_mask(
-    model: TransformerBridge, tokens: Any, attention_mask: Any
+    model: CheckedModel, tokens: Any, attention_mask: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Ids that fit the model, and the mask that came with them or was passed beside them."""
     if attention_mask is None:
@@ -303,11 +296,11 @@ def _with_mask(
     return tokens, require_mask("attention_mask", attention_mask, tokens)
 
 
-def _require_seen(model: TransformerBridge, asked: Iterable[Spot], seen: set[Spot]) -> None:
+def _require_seen(model: CheckedModel, asked: Iterable[Spot], seen: set[Spot]) -> None:
     for layer, what in asked:
         if (layer, what) not in seen:
             raise UnsupportedModelError(
-                f"the hook point {hook_name(model, (layer, what))!r} of {model.cfg.model_name!r} was never "
+                f"the hook point {model.hook_name((layer, what))!r} of {model.name!r} was never "
                 f"reached, so {what!r} of layer {layer} cannot be read; use another site, or another model"
             )
 
@@ -323,10 +316,11 @@ def _edits(edits: Any) -> list[Edit]:
 
 
 def batched(
-    tokens: TokenRows, batch_size: int | None, *, model: TransformerBridge | None = None
+    tokens: TokenRows, batch_size: int | None, *, model: ModelLike | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, rows) pieces as :func:`row_ranges` cuts them."""
-    ranges = list(row_ranges(tokens, batch_size, model=model))
+    of = None if model is None else checked(model)
+    ranges = list(row_ranges(tokens, batch_size, model=of))
     for start, stop in watched(ranges, len(ranges)):
         yield start, tokens[start:stop]
 
@@ -335,7 +329,7 @@ def row_ranges(
     tokens: TokenRows,
     batch_size: int | None,
     *,
-    model: TransformerBridge | None = None,
+    model: CheckedModel | None = None,
     logits: bool = True,
 ) -> Iterator[tuple[int, int]]:
     """Yield (first, past the last) of pieces of at most ``batch_size`` sequences, all of one length.
@@ -360,15 +354,14 @@ def row_ranges(
             start = min(start + (size or 1), end)
 
 
-def available_sites(model: TransformerBridge, layer: int) -> tuple[Site, ...]:
+def available_sites(model: ModelLike, layer: int) -> tuple[Site, ...]:
     """Return the sites a layer has: always "block", "attn" and "ffn" where they exist."""
-    return tuple(
-        site for site in SITES if all(has_spot(model, (layer, end)) for end in _ENDS[site])
-    )
+    model = checked(model)
+    return tuple(site for site in SITES if all(model.has((layer, end)) for end in _ENDS[site]))
 
 
 def visit_sites(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: TokenRows,
     visit: Callable[[int, Site, Tensor, Tensor], None],
     *,
@@ -398,10 +391,10 @@ def visit_sites(
         NonFiniteError: NaN or infinity, naming the layer and the site.
         UnsupportedModelError: the model lacks a site.
     """
-    model = require_bridge(model)
+    model = checked(model)
     if batch_size is not None:
         require_int("batch_size", batch_size, minimum=1)
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
     kept: list[Site] = [site for site in SITES if site in asked]
@@ -429,7 +422,7 @@ def visit_sites(
 
 
 def per_block(
-    model: TransformerBridge,
+    model: CheckedModel,
     on_progress: Callable[[float], None] | None,
     start: int,
     stop: int,
@@ -437,13 +430,13 @@ def per_block(
     """Hooks that report progress inside a batch: from ``start`` to ``stop``, a step after every block."""
     if on_progress is None:
         return []
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
 
     def tick(layer: int) -> Callable[[Tensor], None]:
         return lambda _: on_progress(start + (stop - start) * (layer + 1) / n_layers)
 
     # At a block's input: its output may be where a pass stops.
-    return [(hook_name(model, (layer, "resid_pre")), tick(layer - 1)) for layer in range(n_layers)]
+    return [(model.hook_name((layer, "resid_pre")), tick(layer - 1)) for layer in range(n_layers)]
 
 
 class _SiteWatch:
@@ -460,17 +453,17 @@ class _SiteWatch:
         self.left.clear()
 
     def hooks(
-        self, model: TransformerBridge, layers: Sequence[int], sites: Sequence[Site]
+        self, model: CheckedModel, layers: Sequence[int], sites: Sequence[Site]
     ) -> list[tuple[str, Callable[[Tensor], None]]]:
         """Two hooks a site, and one that ends the pass after the last block asked for."""
         hooks: list[tuple[str, Callable[[Tensor], None]]] = []
         for layer in layers:
             for site in sites:
                 start, end = _ENDS[site]
-                hooks.append((hook_name(model, (layer, start)), self._enter(layer, site)))
-                hooks.append((hook_name(model, (layer, end)), self._leave(layer, site)))
+                hooks.append((model.hook_name((layer, start)), self._enter(layer, site)))
+                hooks.append((model.hook_name((layer, end)), self._leave(layer, site)))
         if layers:
-            hooks.append((hook_name(model, (max(layers), "resid_post")), _stop))
+            hooks.append((model.hook_name((max(layers), "resid_post")), _stop))
         return hooks
 
     def _enter(self, layer: int, site: Site) -> Callable[[Tensor], None]:
@@ -496,7 +489,7 @@ def _stop(_tensor: Tensor) -> None:
     raise Stop
 
 
-def _require_rows(model: TransformerBridge, tokens: Any) -> TokenRows:
+def _require_rows(model: CheckedModel, tokens: Any) -> TokenRows:
     """Accept ids, or rows on disk, which are checked batch by batch."""
     if is_row_stream(tokens):
         rows: TokenRows = tokens
@@ -520,66 +513,64 @@ def is_row_stream(tokens: Any) -> bool:
     return getattr(first, "ndim", 0) == 2
 
 
-def _require_sites(model: TransformerBridge, sites: Sequence[Site], layers: Sequence[int]) -> None:
+def _require_sites(model: CheckedModel, sites: Sequence[Site], layers: Sequence[int]) -> None:
     for site in sites:
         for layer in layers:
             if not isinstance(site, str) or site not in available_sites(model, layer):
                 raise UnsupportedModelError(
-                    f"layer {layer} of {model.cfg.model_name!r} has no {site!r} site; "
+                    f"layer {layer} of {model.name!r} has no {site!r} site; "
                     f"choose among {available_sites(model, layer)}"
                 )
 
 
 def residual_stream(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "boundary batch position d_model"]:
     """Return the residual stream at every layer boundary: 0 is the embedding, L the last output."""
+    model = checked(model)
     return torch.stack(residual_streams(model, tokens, attention_mask=attention_mask))
 
 
 def residual_streams(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> list[Float[Tensor, "batch position d_model"]]:
     """The same, boundary by boundary and without a copy."""
-    model = require_bridge(model)
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     spots: list[Spot] = [(0, "resid_pre"), *((layer, "resid_post") for layer in range(n_layers))]
     out = run(model, tokens, record=spots, attention_mask=attention_mask, logits=False)
-    return [out[spot].to(model_device(model)) for spot in spots]
+    return [out[spot].to(model.device) for spot in spots]
 
 
 def require_model_tokens(
-    model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
+    model: CheckedModel, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
 ) -> Tensor:
     """Accept token ids of one length that fit the model's vocabulary and context."""
-    model = require_bridge(model)
     return require_tokens(
         "tokens",
         tokens,
-        n_vocab=model.cfg.d_vocab,
-        n_ctx=model.cfg.n_ctx,
+        n_vocab=model.d_vocab,
+        n_ctx=model.n_ctx,
         min_sequences=min_sequences,
         min_length=min_length,
     )
 
 
 def require_model_rows(
-    model: TransformerBridge, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
+    model: CheckedModel, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
 ) -> PaddedRows:
     """Accept token ids, also of unequal length or with pads, that fit the model; padded on the right."""
-    model = require_bridge(model)
     rows = read_token_rows("tokens", tokens)
     check_ids(
         "tokens",
         rows.tokens,
-        n_vocab=model.cfg.d_vocab,
-        n_ctx=model.cfg.n_ctx,
+        n_vocab=model.d_vocab,
+        n_ctx=model.n_ctx,
         min_sequences=min_sequences,
         min_length=min_length,
     )

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import forward_logits, residual_streams, run
-from lens_linear.models.hooks import Edit, model_lock, require_bridge
+from lens_linear.models.checked import CheckedModel
+from lens_linear.models.hooks import model_lock
+from lens_linear.models.spots import Edit
 
 StandIn = Callable[[Float[Tensor, "batch position d_model"]], Tensor]
 
@@ -43,18 +44,18 @@ class BlockStandIns:
         True
     """
 
-    def __init__(self, model: TransformerBridge) -> None:
-        self.model = require_bridge(model)
+    def __init__(self, model: CheckedModel) -> None:
+        self.model = model
         self._sizes: dict[int, int | None] = {}
         with model_lock(model), ExitStack() as stack:
-            for layer, block in enumerate(model.blocks):
+            for layer, block in enumerate(model.bridge.blocks):
                 handle = block.original_component.register_forward_hook(self._learn(layer))
                 stack.callback(handle.remove)
             with torch.no_grad():
                 forward_logits(model, torch.zeros(1, 2, dtype=torch.int64))
-        if len(self._sizes) < model.cfg.n_layers:
+        if len(self._sizes) < model.n_layers:
             raise UnsupportedModelError(
-                f"the blocks of {model.cfg.model_name!r} return no residual stream that another function "
+                f"the blocks of {model.name!r} return no residual stream that another function "
                 "could return in their place; use lens_linear.linearize, which runs them all"
             )
 
@@ -73,7 +74,7 @@ class BlockStandIns:
 
         Another thread that wants to run the same model waits meanwhile.
         """
-        parts = {layer: self.model.blocks[layer].original_component for layer in functions}
+        parts = {layer: self.model.bridge.blocks[layer].original_component for layer in functions}
         with model_lock(self.model):
             try:
                 for layer, function in functions.items():
@@ -131,9 +132,7 @@ class BlockStandIns:
         return forward
 
 
-def lone_blocks(
-    model: TransformerBridge, tokens: Int[Tensor, "batch position"]
-) -> BlockStandIns | None:
+def lone_blocks(model: CheckedModel, tokens: Int[Tensor, "batch position"]) -> BlockStandIns | None:
     """Stand-ins of a model whose blocks can run alone; None where one is seen to read more than the stream.
 
     Each block is run alone on ``tokens``, from what reached it in a whole run, and has to give what it gave

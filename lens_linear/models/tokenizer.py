@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import (
     HasTexts,
@@ -31,7 +29,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.files import write_text
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 
 END_OF_TEXT = "<|endoftext|>"
 _SPACE = "▁"  # how SentencePiece writes a space inside its pieces
@@ -82,59 +80,32 @@ def encode_stream(tokenizer: Tokenizer, text: str) -> Int[Tensor, " token"]:
     return torch.tensor([token for piece in pieces for token in piece.ids], dtype=torch.int32)
 
 
-def require_tokenizer(model: TransformerBridge) -> Any:
+def require_tokenizer(model: CheckedModel) -> Any:
     """Return the model's tokenizer, or say what to do without one."""
-    tokenizer = getattr(require_bridge(model), "tokenizer", None)
+    tokenizer = model.tokenizer
     if tokenizer is None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer, which text needs; set model.tokenizer, put "
+            f"model {model.name!r} has no tokenizer, which text needs; set model.tokenizer, put "
             "the tokenizer's files into the model's folder, or pass token ids where they are taken"
         )
     return tokenizer
 
 
-def n_known_tokens(model: TransformerBridge) -> int:
-    """Rows of the model's vocabulary that stand for tokens: those up to the tokenizer's last one.
-
-    Vocabularies are often padded to a round number; what stands behind the last token was never trained.
-    """
-    tokenizer, n_vocab = getattr(model, "tokenizer", None), int(model.cfg.d_vocab)
-    if tokenizer is None or len(tokenizer) >= n_vocab:
-        return n_vocab
-    known = _LAST_IDS.get(tokenizer)
-    if known is None or known[0] != len(tokenizer):
-        # Ids can have holes, so the number of tokens is not enough.
-        known = _LAST_IDS[tokenizer] = len(tokenizer), max(tokenizer.get_vocab().values()) + 1
-    return min(known[1], n_vocab)
+def bos_token(model: ModelLike) -> int | None:
+    """Return the id of the beginning-of-sequence token, None when the model knows none."""
+    return checked(model).bos
 
 
-_LAST_IDS: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
-
-
-def bos_token(model: TransformerBridge) -> int | None:
-    """Return the id of the beginning-of-sequence token, None when the model knows none.
-
-    TransformerLens gives a tokenizer without one a token that the model has no row for, or that the
-    tokenizer reads as unknown: none either.
-    """
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    value = getattr(tokenizer, "bos_token_id", None)
-    if value is None or int(value) >= model.cfg.d_vocab:
-        return None
-    unknown = value == getattr(tokenizer, "unk_token_id", None)
-    return None if unknown and tokenizer.bos_token != tokenizer.unk_token else int(value)
-
-
-def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
+def _ids(model: CheckedModel, texts: list[str]) -> list[list[int]]:
     tokenizer = require_tokenizer(model)
     for index, text in enumerate(texts):
         require_characters(f"text {index}", text)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     highest = max((max(row) for row in rows if row), default=0)
-    if highest >= model.cfg.d_vocab:
+    if highest >= model.d_vocab:
         raise InvalidArgumentError(
-            f"the tokenizer of {model.cfg.model_name!r} gives id {highest} but the model has "
-            f"{model.cfg.d_vocab} tokens; the tokenizer belongs to another model: set model.tokenizer to its "
+            f"the tokenizer of {model.name!r} gives id {highest} but the model has "
+            f"{model.d_vocab} tokens; the tokenizer belongs to another model: set model.tokenizer to its "
             "own"
         )
     if said := mostly_one_token(model, rows):
@@ -142,13 +113,13 @@ def _ids(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
     return rows
 
 
-def mostly_one_token(model: TransformerBridge, rows: Iterable[list[int]]) -> str | None:
+def mostly_one_token(model: CheckedModel, rows: Iterable[list[int]]) -> str | None:
     """Say in a sentence that most of a text is unknown, or one and the same token; None if it is not."""
     counts = Counter(token for row in rows for token in row)
-    if not counts or model.cfg.d_vocab <= 2:
+    if not counts or model.d_vocab <= 2:
         return None
     (common, count), n = counts.most_common(1)[0], counts.total()
-    unknown = common == getattr(getattr(model, "tokenizer", None), "unk_token_id", None)
+    unknown = common == getattr(model.tokenizer, "unk_token_id", None)
     if count <= _ONE_TOKEN * n or not (unknown or n >= _ENOUGH):
         return None
     return (
@@ -159,7 +130,7 @@ def mostly_one_token(model: TransformerBridge, rows: Iterable[list[int]]) -> str
 
 
 def tokenize(
-    model: TransformerBridge, text: str, *, length: int | None = None, bos: bool = True
+    model: ModelLike, text: str, *, length: int | None = None, bos: bool = True
 ) -> Int[Tensor, "sequence position"]:
     """Cut one long text into equal rows of token ids: 256 a row, or the model's context if that is less.
 
@@ -190,8 +161,8 @@ def tokenize(
         raise InvalidArgumentError(
             f"text must be a str, got {type(text).__name__}; for several texts use tokenize_prompts"
         )
-    model = require_bridge(model)
-    n_ctx = model.cfg.n_ctx
+    model = checked(model)
+    n_ctx = model.n_ctx
     length = (
         min(n_ctx, ROW_LENGTH)
         if length is None
@@ -200,7 +171,7 @@ def tokenize(
     ids = _ids(model, [text])[0]
     if not ids:
         raise NotEnoughDataError("text holds no tokens; pass text that is not empty")
-    first = bos_token(model) if require_bool("bos", bos) else None
+    first = model.bos if require_bool("bos", bos) else None
     if first is not None and ids[0] == first and len(ids) > 1:
         ids = ids[1:]  # the text has one already
     body = length - (first is not None)
@@ -215,7 +186,7 @@ def tokenize(
 
 
 def tokenize_prompts(
-    model: TransformerBridge,
+    model: ModelLike,
     texts: Iterable[str] | HasTexts,
     *,
     bos: bool = True,
@@ -242,11 +213,11 @@ def tokenize_prompts(
         >>> [len(row) > 1 for row in tokenize_prompts(load("attn-2l"), ["A cat.", "The old mill."])]
         [True, True]
     """
-    model = require_bridge(model)
+    model = checked(model)
     texts = require_texts("texts", texts)
-    first = bos_token(model) if require_bool("bos", bos) else None
+    first = model.bos if require_bool("bos", bos) else None
     start = [] if first is None else [first]
-    room = model.cfg.n_ctx - len(start)
+    room = model.n_ctx - len(start)
     rows = []
     for index, ids in enumerate(_ids(model, texts)):
         if not ids:
@@ -261,14 +232,15 @@ def tokenize_prompts(
     return rows
 
 
-def token_strings(model: TransformerBridge, ids: Sequence[int] | Tensor) -> list[str]:
+def token_strings(model: ModelLike, ids: Sequence[int] | Tensor) -> list[str]:
     """Return each token's text; ``#id`` where the model has no tokenizer, or the tokenizer no such token."""
-    n_vocab = require_bridge(model).cfg.d_vocab
+    model = checked(model)
+    n_vocab = model.cfg.d_vocab
     values = require_ints("ids", ids, minimum=0, maximum=n_vocab - 1)
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = model.tokenizer
     if tokenizer is None:
         return [f"#{value}" for value in values]
-    known = n_known_tokens(model)
+    known = model.n_tokens
     pieces = tokenizer.convert_ids_to_tokens([min(value, known - 1) for value in values])
     return [
         _piece_text(tokenizer, value, piece) if value < known and piece is not None else f"#{value}"
@@ -308,6 +280,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
-def vocabulary(model: TransformerBridge) -> list[str]:
+def vocabulary(model: ModelLike) -> list[str]:
     """Return the text of every token of the model's vocabulary."""
-    return token_strings(model, range(require_bridge(model).cfg.d_vocab))
+    model = checked(model)
+    return token_strings(model, range(model.cfg.d_vocab))

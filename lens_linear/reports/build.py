@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from lens_linear import __version__
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_instance, require_int, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import (
@@ -22,9 +21,8 @@ from lens_linear.errors import (
 from lens_linear.explorer.payload import LARGE
 from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.tokenizer import mostly_one_token
 from lens_linear.reports.attempt import attempt
@@ -49,7 +47,7 @@ from lens_linear.text.task import Task
 
 
 def report(
-    model: TransformerBridge,
+    model: ModelLike,
     path: str | Path,
     task: str | Task | Tensor | None = None,
     *,
@@ -95,12 +93,12 @@ def report(
         >>> report(ll.load("attn-1l"), f"{folder}/page.html").name
         'page.html'
     """
-    model = require_bridge(model)
+    model = checked(model)
     path = require_target("path", path)  # before the work, not after it
     seed = require_seed(seed)
     task = _one_of(task, text, tokens)
     asked = _asked(model, task, n_sequences)
-    name = text_label(Path(str(model.cfg.model_name)).name)
+    name = text_label(Path(model.name).name)
     say = require_step(on_step)
     say("loss")
     measured = Measured(model, asked, seed)
@@ -198,9 +196,7 @@ def _one_of(
     return given[named[0]] if named else None
 
 
-def _asked(
-    model: TransformerBridge, task: str | Task | Tensor | None, n_sequences: int | None
-) -> Task:
+def _asked(model: CheckedModel, task: str | Task | Tensor | None, n_sequences: int | None) -> Task:
     """What to measure on, as a task that fits the model."""
     if task is None or isinstance(task, str):
         with warnings.catch_warnings():
@@ -230,15 +226,15 @@ def _real_rows(asked: Task) -> list[list[int]]:
 
 def overview(measured: Measured, asked: Task, name: str, *, own: bool = False) -> Section:
     """What the model is, and its loss on what it is asked (``own``: on the package's own stories)."""
-    model, cfg = measured.model, measured.model.cfg
+    model = measured.model
     n_tokens, n_rows, loss = _whole_loss(measured, asked, own)
     prose = (
-        f"{name} has {counted(cfg.n_layers, 'layer')} of {counted(cfg.n_heads, 'head')}, a residual "
-        f"stream of {cfg.d_model} "
-        f"dimensions, a vocabulary of {cfg.d_vocab:,} tokens and {n_parameters(model):,} parameters. On the "
+        f"{name} has {counted(model.n_layers, 'layer')} of {counted(model.n_heads, 'head')}, a residual "
+        f"stream of {model.d_model} dimensions, a vocabulary of {model.d_vocab:,} tokens and "
+        f"{n_parameters(model):,} parameters. On the "
         f"text of this report ({n_tokens:,} tokens in {counted(n_rows, 'row')}) its loss is "
         f"{loss:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
-        f"{math.log(model_shape(model).d_vocab_out):.3f}."
+        f"{math.log(model.d_vocab_out):.3f}."
     )
     if asked.is_next_token and (said := mostly_one_token(model, _real_rows(asked))):
         prose += f" Beware: {said}."
@@ -270,7 +266,7 @@ def model_sections(
         "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
         "Linearity": lambda: linearity_section(measured.linearity, name=name),
         "FFN replacement": lambda: ffn_section(
-            measured.compression, name=name, n_layers=model.cfg.n_layers
+            measured.compression, name=name, n_layers=model.n_layers
         ),
         "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
     }
@@ -281,14 +277,14 @@ def model_sections(
 
 
 def added_sections(
-    model: TransformerBridge, asked: Task, *, on_step: Callable[[str], None]
+    model: CheckedModel, asked: Task, *, on_step: Callable[[str], None]
 ) -> list[Section]:
     """Sections of installed packages; one that fails, or cannot be shown, is said in its place."""
     sections = []
     for title, part in added("sections").items():
         on_step(title)
         try:
-            section = require_instance(title, part.value(model, asked), Section)
+            section = require_instance(title, part.value(model.bridge, asked), Section)
             render_page("", "", [section], settings={})
         except Exception as reason:
             section = Section(f"{title}: failed", part.failed(title, reason))
@@ -298,24 +294,24 @@ def added_sections(
     return sections
 
 
-def _titles(model: TransformerBridge, *, attention_only: bool) -> list[str]:
+def _titles(model: CheckedModel, *, attention_only: bool) -> list[str]:
     """What applies to a model of this shape, in order."""
-    if not model.cfg.n_layers:
+    if not model.n_layers:
         return ["Bigrams"]
-    titles = ["Skip-trigrams"] if attention_only and model.cfg.n_layers == 1 else []
-    titles += ["Induction heads"] + ["Composition"] * (model.cfg.n_layers > 1)
+    titles = ["Skip-trigrams"] if attention_only and model.n_layers == 1 else []
+    titles += ["Induction heads"] + ["Composition"] * (model.n_layers > 1)
     titles += ["Paths"] * attention_only + ["Linearity"]
     return titles + ["FFN replacement"] * (not model.cfg.attn_only) + ["Depth dynamics"]
 
 
-def report_steps(model: TransformerBridge) -> int:
+def report_steps(model: ModelLike) -> int:
     """How often :func:`report` calls ``on_step`` for this model."""
-    model = require_bridge(model)
+    model = checked(model)
     titles = _titles(model, attention_only=_attention_only(model) is not None)
     return 2 + len(titles) + len(added("sections"))
 
 
-def _attention_only(model: TransformerBridge) -> AttentionOnly | None:
+def _attention_only(model: CheckedModel) -> AttentionOnly | None:
     try:
         return AttentionOnly(model)
     except UnsupportedModelError:

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 
 from lens_linear import plots as figures
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
-from lens_linear.models.tokenizer import bos_token, token_strings, tokenize_prompts, vocabulary
+from lens_linear.models.checked import CheckedModel
+from lens_linear.models.tokenizer import token_strings, tokenize_prompts, vocabulary
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.stats.task_scores import require_task
@@ -36,7 +36,7 @@ _HEAD_COLUMNS = [
 
 
 def bigram_section(
-    model: TransformerBridge, *, name: str, loss: float | None = None, floor: float | None = None
+    model: CheckedModel, *, name: str, loss: float | None = None, floor: float | None = None
 ) -> Section:
     """What a model without layers has learnt: a table of bigrams (loss and floor from its card)."""
     table = AttentionOnly(model).bigrams()
@@ -71,7 +71,7 @@ def bigram_section(
     )
 
 
-def skip_trigram_section(model: TransformerBridge, *, name: str, top: int = 12) -> Section:
+def skip_trigram_section(model: CheckedModel, *, name: str, top: int = 12) -> Section:
     """The strongest skip-trigrams of the head of a one-layer model that copies most."""
     view = AttentionOnly(model)
     heads = view.heads()
@@ -210,10 +210,10 @@ def _strongest(frame: pd.DataFrame, verdict: str, score: str) -> pd.Series | Non
     return None if passed.empty else passed.iloc[int(passed[score].argmax())]
 
 
-def _pattern(model: TransformerBridge, best: pd.Series, seed: int) -> Attention:
+def _pattern(model: CheckedModel, best: pd.Series, seed: int) -> Attention:
     """Pattern of the best head's layer on words said twice, that head first."""
-    period = min(10, (model.cfg.n_ctx - 2) // 2)
-    bos = bos_token(model)
+    period = min(10, (model.n_ctx - 2) // 2)
+    bos = model.bos
     ids = _words(model)
     rows = repeated_tokens(
         _ROWS,
@@ -243,7 +243,7 @@ def _pattern(model: TransformerBridge, best: pd.Series, seed: int) -> Attention:
     )
 
 
-def _words(model: TransformerBridge) -> list[int]:
+def _words(model: CheckedModel) -> list[int]:
     """Ids of tokens that begin a word, or read as letters, or all ids where there are too few."""
     texts = vocabulary(model)
     letters = [

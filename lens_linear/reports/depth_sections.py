@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lens_linear import plots as figures
-from lens_linear._tl import TransformerBridge
 from lens_linear.dynamics.gains.directions import concept_directions
 from lens_linear.dynamics.gains.gain_profile import gain_profile
 from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.linearity.replace.compression import CompressionTable
+from lens_linear.models.checked import CheckedModel
 from lens_linear.reports.page import Figure, Section, Table
 from lens_linear.text.concepts import load_concept
 
@@ -53,12 +53,12 @@ def _sentence(clause: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def dynamics_section(model: TransformerBridge, *, name: str, seed: int = 0) -> Section:
+def dynamics_section(model: CheckedModel, *, name: str, seed: int = 0) -> Section:
     """Gains over depth of a small concept, and how well a linear surrogate predicts them."""
     split = load_concept("mood").split(_PROMPTS, _PROMPTS, _PROMPTS, seed=seed)
     directions = concept_directions(model, split.concept, truncate=True)
     measured = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
-    order = min(_ORDER, model.cfg.d_model)
+    order = min(_ORDER, model.d_model)
     surrogate = fit_surrogate(
         model, list(split.operating.texts), directions, order=order, truncate=True, seed=seed
     )

@@ -8,28 +8,28 @@ from typing import Any
 
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
 from lens_linear.explorer.heads import shown_composition
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable, ffn_compression
+from lens_linear.models.checked import CheckedModel
 from lens_linear.text.task import Task
 
 _LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
 
 
-def rows_enough(model: TransformerBridge, length: int) -> int:
+def rows_enough(model: CheckedModel, length: int) -> int:
     """Rows of tokens that give a map eight rows an input, and as many to score it."""
-    return max(4, -(-16 * model.cfg.d_model // length))
+    return max(4, -(-16 * model.d_model // length))
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
     """Results of one model, each measured when it is first asked for."""
 
-    model: TransformerBridge
+    model: CheckedModel
     tokens: Tensor | Task
     seed: int = 0
 
@@ -51,7 +51,7 @@ class Measured:
     @cached_property
     def compression(self) -> CompressionTable:
         """Some FFNs as one affine map each, and the loss of the whole model on the rows that test them."""
-        n = self.model.cfg.n_layers
+        n = self.model.n_layers
         layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
         asked = self.tokens if isinstance(self.tokens, Task) else Task(self.tokens)
         rows = asked.take(slice(0, rows_enough(self.model, asked.tokens.shape[1])))

@@ -11,6 +11,7 @@ from lens_linear import __version__
 from lens_linear.checks import counted, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
+from lens_linear.models.checked import checked
 from lens_linear.models.open.bundled import available_models
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load
@@ -84,13 +85,13 @@ def tour(
     seed = require_seed(seed)
     say = require_step(on_step)
     say("opening the models")
-    models = {name: load(name) for name in _MODELS}
+    models = {name: checked(load(name)) for name in _MODELS}
     sections = []
     measured = {
         name: Measured(model, evaluation_tokens(model, n_sequences=_ROWS), seed)
         for name, model in models.items()
     }
-    with few_threads(max(model.cfg.d_model for model in models.values())):
+    with few_threads(max(model.d_model for model in models.values())):
         for title, part in _parts(measured).items():
             say(title)
             sections.append(attempt(title, part))

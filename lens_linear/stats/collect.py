@@ -17,19 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_choice, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.linalg import Moments, all_reduce_sum, process
 from lens_linear.linalg.memory import require_room
 from lens_linear.linalg.scatter import Target
-from lens_linear.models.capture import (
-    SITES,
-    Site,
-    available_sites,
-    model_device,
-    visit_sites,
-)
+from lens_linear.models.capture import SITES, Site, available_sites, visit_sites
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.residuals import Reading, SiteScorer
 from lens_linear.stats.resume import Checkpoint, Key, PassState
@@ -67,10 +61,11 @@ def first_key(key: Key) -> Key:
 
 
 def common_sites(
-    model: TransformerBridge, sites: Sequence[Site] = SITES, layers: Sequence[int] | None = None
+    model: ModelLike, sites: Sequence[Site] = SITES, layers: Sequence[int] | None = None
 ) -> tuple[Site, ...]:
     """Return those of ``sites`` that every one of ``layers`` has."""
-    chosen = range(model.cfg.n_layers) if layers is None else layers
+    model = checked(model)
+    chosen = range(model.n_layers) if layers is None else layers
     return tuple(s for s in sites if all(s in available_sites(model, layer) for layer in chosen))
 
 
@@ -93,7 +88,7 @@ def require_rows_for_fit(n_sequences: int, length: int, width: int, *, halved: b
 
 
 def collect_moments(
-    model: TransformerBridge,
+    model: ModelLike,
     rows: Any,
     *,
     sites: Sequence[Site] = ("block", "ffn"),
@@ -134,14 +129,15 @@ def collect_moments(
         NonFiniteError: NaN or infinite activations, naming the layer.
         InsufficientMemoryError: the statistics would not fit in what is free.
     """
+    model = checked(model)
     rows = as_rows(model, rows, skip=skip)
-    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    chosen = list(range(model.n_layers)) if layers is None else list(layers)
     # Products or a factor, and those of the first position beside them.
     matrices = 2 + keep_yy + 2 * first_apart
     require_room(
-        8.0 * len(chosen) * len(sites) * matrices * model.cfg.d_model**2,
-        model_device(model),
-        what=f"statistics of {len(chosen)} layers of width {model.cfg.d_model:,} at {len(sites)} sites",
+        8.0 * len(chosen) * len(sites) * matrices * model.d_model**2,
+        model.device,
+        what=f"statistics of {len(chosen)} layers of width {model.d_model:,} at {len(sites)} sites",
         advice="name fewer layers or sites in one call",
     )
     state = PassState() if state is None else state
@@ -168,7 +164,7 @@ def collect_moments(
 
 
 def score_fits(
-    model: TransformerBridge,
+    model: ModelLike,
     rows: Any,
     readings: Sequence[Reading],
     *,
@@ -198,6 +194,7 @@ def score_fits(
     Returns:
         For every reading, sums by (layer, site), in the order of ``as_rows(model, rows)``.
     """
+    model = checked(model)
     rows = as_rows(model, rows)
     state = PassState() if state is None else state
     fits, skip = readings[0].fits, readings[0].skip
@@ -245,7 +242,7 @@ def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 
 def _walk(
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     visit: Callable[[int, Site, Tensor, Tensor], None],
     phase: str,
@@ -308,7 +305,7 @@ class SiteRows:
 
 
 def gather_rows(
-    model: TransformerBridge,
+    model: ModelLike,
     rows: Any,
     *,
     layer: int,
@@ -325,6 +322,7 @@ def gather_rows(
     Raises:
         InvalidArgumentError: the layer has no such site.
     """
+    model = checked(model)
     site = require_choice("site", site, available_sites(model, layer))
     rows = as_rows(model, rows, skip=skip)
     seed = require_seed(seed)
@@ -354,4 +352,4 @@ def gather_rows(
         model, rows, visit, sites=(site,), layers=[layer], batch_size=batch_size, on_batch=on_batch
     )
     x, y, sequence, first = (torch.cat(column) for column in zip(*parts, strict=True))
-    return SiteRows(x, y, sequence.to(model_device(model)), first)
+    return SiteRows(x, y, sequence.to(model.device), first)

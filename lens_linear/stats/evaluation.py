@@ -5,16 +5,15 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.errors import NotEnoughDataError
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.tokenizer import tokenize
 from lens_linear.text.corpora import default_text
 
 
 def evaluation_tokens(
-    model: TransformerBridge,
+    model: ModelLike,
     text: str | None = None,
     *,
     n_sequences: int | None = None,
@@ -39,11 +38,11 @@ def evaluation_tokens(
         >>> evaluation_tokens(load("gpt-nano"), n_sequences=4).shape
         torch.Size([4, 128])
     """
-    model = require_bridge(model)
+    model = checked(model)
     rows = tokenize(
         model,
         default_text() if text is None else text,
-        length=min(model.cfg.n_ctx, 128) if length is None else length,
+        length=min(model.n_ctx, 128) if length is None else length,
     )
     if n_sequences is None:
         return rows

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.models.capture import per_block, row_ranges, run
-from lens_linear.models.hooks import Edit, hooked
+from lens_linear.models.checked import ModelLike, checked
+from lens_linear.models.hooks import hooked
+from lens_linear.models.spots import Edit
 from lens_linear.stats.split import RowView, as_rows
 from lens_linear.stats.task_scores import (
     RowScores,
@@ -39,7 +40,7 @@ class ModelScores:
 
 
 def score_model(
-    model: TransformerBridge,
+    model: ModelLike,
     rows: Any,
     *,
     edits: Sequence[Edit] = (),
@@ -72,6 +73,7 @@ def score_model(
         >>> score_model(model, as_rows(model, [[1, 2, 3], [4, 5]])).loss.counts.tolist()
         [1, 2]
     """
+    model = checked(model)
     rows = rows if isinstance(rows, RowView) else as_rows(model, rows)
     require_open_question(model, rows.task)
     losses, metrics = [], []

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.checksummed import read_sealed, write_sealed
 from lens_linear.errors import CorruptedFileError
 from lens_linear.files import hold, release, require_target
 from lens_linear.linalg import Moments, process
 from lens_linear.models.capture import SITES
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.split import RowView, as_rows
 
@@ -40,11 +40,12 @@ class PassState:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def fingerprint(model: TransformerBridge, rows: Any, **knobs: Any) -> str:
+def fingerprint(model: ModelLike, rows: Any, **knobs: Any) -> str:
     """Hash of configuration, weights, tokens and knobs: equal only when a pass asks the same question.
 
     ``rows`` are of any kind that :func:`~lens_linear.stats.split.as_rows` reads.
     """
+    model = checked(model)
     rows = as_rows(model, rows)
     words = json.dumps(knobs, sort_keys=True, default=str)
     question = f"{model_fingerprint(model)} {words} {len(rows)} {tokens_sha256(rows)}"

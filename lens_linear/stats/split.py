@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.models.capture import (
@@ -26,7 +25,7 @@ from lens_linear.models.capture import (
     require_model_rows,
     require_model_tokens,
 )
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.task import Task
 from lens_linear.token_rows import read_token_rows
@@ -103,7 +102,7 @@ class RowView:
 
 
 def as_rows(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any,
     *,
     skip: int = 0,
@@ -122,7 +121,7 @@ def as_rows(
         InvalidArgumentError: ids outside the vocabulary, rows longer than the context.
         NotEnoughDataError: too few rows, or none of their positions left.
     """
-    model = require_bridge(model)
+    model = checked(model)
     require_int("skip", skip, minimum=0)
     require_int("min_sequences", min_sequences, minimum=1)
     if isinstance(tokens, RowView):

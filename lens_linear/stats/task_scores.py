@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, shown
 from lens_linear.errors import (
     InvalidArgumentError,
@@ -32,8 +31,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.capture import require_model_rows
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.hooks import is_causal
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.text.task import Metric, Task
 
 # Untrained models lie up to 0.04 nats above a uniform guess; what was asked the wrong thing lies far above.
@@ -82,7 +80,7 @@ class RowScores:
 
 
 def require_task(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any,
     *,
     min_sequences: int = 1,
@@ -104,6 +102,7 @@ def require_task(
         NotEnoughDataError: too few rows, or too short ones.
         UnsupportedModelError: ``scored``, and next tokens are asked of a model that sees later ones.
     """
+    model = checked(model)
     rows = require_model_rows(model, tokens, min_sequences=min_sequences, min_length=min_length)
     if scored:
         require_open_question(model, tokens if isinstance(tokens, Task) else None)
@@ -114,28 +113,28 @@ def require_task(
         )
     if not isinstance(tokens, Task):
         return asked
-    n = model_shape(model).d_vocab_out
+    n = model.d_vocab_out
     if tokens.labels is not None and int(tokens.labels.max()) >= n:
         raise InvalidArgumentError(
-            f"labels go up to {int(tokens.labels.max())} but {model.cfg.model_name!r} has outputs 0 to "
+            f"labels go up to {int(tokens.labels.max())} but {model.name!r} has outputs 0 to "
             f"{n - 1}; pass indices of its outputs"
         )
     if tokens.names is not None and len(tokens.names) != n:
         raise InvalidArgumentError(
-            f"names must name each of the {n} outputs of {model.cfg.model_name!r}, got {len(tokens.names)}; "
+            f"names must name each of the {n} outputs of {model.name!r}, got {len(tokens.names)}; "
             "pass one word an output"
         )
     return tokens
 
 
-def require_open_question(model: TransformerBridge, task: Task | None) -> None:
+def require_open_question(model: CheckedModel, task: Task | None) -> None:
     """Refuse to ask a model for next tokens (no task asks for them too) that it sees when it answers.
 
     Raises:
         UnsupportedModelError: the model sees later tokens, and no labels say what else it answers.
     """
-    if not is_causal(model) and (task is None or task.is_next_token):
-        refuse_seen_tokens(str(model.cfg.model_name))
+    if not model.is_causal and (task is None or task.is_next_token):
+        refuse_seen_tokens(model.name)
 
 
 def refuse_seen_tokens(name: str) -> NoReturn:
@@ -180,9 +179,10 @@ def score_answers(
     return RowScores(sums / counts.clamp(min=1), counts)
 
 
-def warn_if_not_next_token(task: Task, loss: float, model: TransformerBridge) -> None:
+def warn_if_not_next_token(task: Task, loss: float, model: ModelLike) -> None:
     """:func:`warn_if_worse_than_a_guess` of a model's own loss."""
-    name, n = str(model.cfg.model_name), model_shape(model).d_vocab_out
+    model = checked(model)
+    name, n = model.name, model.d_vocab_out
     warn_if_worse_than_a_guess(task, loss, name, n, stacklevel=4)
 
 

@@ -16,13 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_int
 from lens_linear.errors import InvalidArgumentError, OfflineError, UnsupportedModelError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import forward_logits
-from lens_linear.models.hooks import require_bridge
-from lens_linear.models.tokenizer import bos_token
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.tables import Result
 
 
@@ -51,7 +49,7 @@ class DownstreamScores(Result):
 
 
 def downstream_scores(
-    model: TransformerBridge,
+    model: ModelLike,
     tasks: Sequence[str | Mapping[str, Any]],
     *,
     limit: int | None = None,
@@ -80,6 +78,7 @@ def downstream_scores(
         >>> downstream_scores(load("attn-2l"), ["boolq"], limit=100)  # doctest: +SKIP
         DownstreamScores of attn-2l: 1 tasks (boolq acc ...), lm-eval
     """
+    model = checked(model)
     adapter = lm_eval_adapter(model, batch_size=batch_size)
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
@@ -103,34 +102,33 @@ def downstream_scores(
             error = float(error) if isinstance(error, (int, float)) else float("nan")
             entry = {"task": task, "metric": metric, "value": float(value)}
             rows.append({**entry, "se": error, "n": counted})
-    return DownstreamScores(tuple(rows), str(model.cfg.model_name), limit)
+    return DownstreamScores(tuple(rows), model.name, limit)
 
 
-def _prefix_token(model: TransformerBridge) -> int:
+def _prefix_token(model: CheckedModel) -> int:
     """Return the token that a text without context begins with."""
     if model.tokenizer is None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no tokenizer, but downstream tasks are text; set "
+            f"model {model.name!r} has no tokenizer, but downstream tasks are text; set "
             "model.tokenizer"
         )
-    first = bos_token(model)
+    first = model.bos
     first = model.tokenizer.eos_token_id if first is None else first
     if first is None:
         raise UnsupportedModelError(
-            f"the tokenizer of {model.cfg.model_name!r} has neither a beginning nor an end "
+            f"the tokenizer of {model.name!r} has neither a beginning nor an end "
             "token; set its bos_token"
         )
     return int(first)
 
 
-def lm_eval_adapter(model: TransformerBridge, *, batch_size: int | None = None) -> Any:
+def lm_eval_adapter(model: CheckedModel, *, batch_size: int | None = None) -> Any:
     """Return an ``lm_eval.api.model.LM`` that scores text with ``model``.
 
     Raises:
         OfflineError: lm-eval is not installed.
         UnsupportedModelError: the model has no tokenizer, or no token to begin with.
     """
-    model = require_bridge(model)
     if batch_size is not None:
         require_int("batch_size", batch_size, minimum=1)
     try:
@@ -171,7 +169,7 @@ def lm_eval_adapter(model: TransformerBridge, *, batch_size: int | None = None) 
                 windows = get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0]),
                     prefix_token=prefix,
-                    max_seq_len=model.cfg.n_ctx,
+                    max_seq_len=model.n_ctx,
                     context_len=1,
                 )
                 pairs = [make_disjoint_window(window) for window in windows]
@@ -189,7 +187,7 @@ def lm_eval_adapter(model: TransformerBridge, *, batch_size: int | None = None) 
 
 @torch.no_grad()
 def log_likelihoods(
-    model: TransformerBridge,
+    model: CheckedModel,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     batch_size: int | None = None,
@@ -208,7 +206,7 @@ def log_likelihoods(
         InvalidArgumentError: an empty context, or a continuation longer than the model's context.
     """
     out: list[tuple[float, bool]] = []
-    whole = [_fitting(model.cfg.n_ctx, list(context), list(target)) for context, target in pairs]
+    whole = [_fitting(model.n_ctx, list(context), list(target)) for context, target in pairs]
     size = sequences_a_pass(model, max(map(len, whole), default=1), batch_size)
     for start in range(0, len(pairs), size):
         chunk, rows = pairs[start : start + size], whole[start : start + size]

@@ -25,7 +25,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import checked
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
 from lens_linear.models.open.toy import toy_model
 from lens_linear.training.loop import next_token_loss, train
@@ -86,9 +86,7 @@ def test_every_number_of_the_hand_built_model():
     found = ll.induction_scores(built.model, rows_per_period=6)
     table = found.to_dataframe().set_index("head")
     assert table["verdict"].tolist() == ["previous-token", "none", "none", "induction"]
-    rows = draw_repeated(
-        model_shape(built.model), periods=None, rows_per_period=6, bos=None, seed=0
-    )
+    rows = draw_repeated(checked(built.model), periods=None, rows_per_period=6, bos=None, seed=0)
     first = built.previous_token_pattern(rows.tokens.shape[1])
     assert table.loc["L0H0", "prev_token"] == pytest.approx(
         float(first.diagonal(-1).mean()), abs=1e-5
@@ -111,10 +109,10 @@ def test_every_number_of_the_hand_built_model():
 
 def test_statistics_are_those_of_a_slow_loop():
     model = native(d_vocab=40, n_ctx=20)
-    rows = draw_repeated(model_shape(model), periods=[4, 6, 9], rows_per_period=3, bos=7, seed=2)
+    rows = draw_repeated(checked(model), periods=[4, 6, 9], rows_per_period=3, bos=7, seed=2)
     assert rows.start == 1 and bool((rows.tokens[:, 0] == 7).all())
     assert not bool((rows.tokens[:, 1:] == 7).any())
-    stats = measure(model, rows, batch_size=4)
+    stats = measure(checked(model), rows, batch_size=4)
     out = run(model, rows.tokens, record=[(0, "pattern"), (1, "pattern")])
     pattern = torch.stack([out[(layer, "pattern")] for layer in range(2)], 1).double()
     body = pattern[..., 1:, 1:]  # [row, layer, head, query, key], counted after the first token
@@ -326,7 +324,7 @@ def test_a_verdict_needs_evidence_of_copying_and_says_its_reason(attn_2l):
 def test_the_error_of_the_target_logit_is_that_over_rows():
     model = native(d_vocab=40, n_ctx=30, n_layers=1)
     found = ll.induction_scores(model, rows_per_period=3, seed=2)
-    shape = model_shape(model)
+    shape = checked(model)
     rows = draw_repeated(shape, periods=None, rows_per_period=3, bos=None, seed=2).repeating()
     z = run(model, rows.tokens, record=[(0, "z")])[(0, "z")].double() - model.b_V[0].double()
     written = torch.einsum("bphe,hed->hbpd", z, model.W_O[0].double()) @ model.W_U.double()
@@ -349,7 +347,7 @@ def test_the_target_logit_goes_through_the_norm_behind_the_attention(kind, tmp_p
     model = hugging_face(kind, str(tmp_path))
     found = ll.induction_scores(model, periods=(4, 6), rows_per_period=2, bos=None, seed=3)
     rows = draw_repeated(
-        model_shape(model), periods=(4, 6), rows_per_period=2, bos=None, seed=3
+        checked(model), periods=(4, 6), rows_per_period=2, bos=None, seed=3
     ).repeating()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / kind, attn_implementation="eager")
     plain, seen = plain.double().eval(), {}
@@ -401,7 +399,7 @@ def test_standard_errors_are_those_of_rows_taken_one_by_one():
         [torch.randperm(30, generator=g)[: p or 16].repeat(16)[:16] for p in periods]
     )
     rows = RepeatedRows(tokens, torch.tensor(periods), 0)
-    found = measure(model, rows)
+    found = measure(checked(model), rows)
     _, cache = model.run_with_cache(tokens)
     pattern = np.stack([cache["pattern", i].double().numpy() for i in range(2)], 1)
 

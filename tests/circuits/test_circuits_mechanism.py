@@ -16,7 +16,7 @@ from lens_linear.circuits.induction.scores import InductionScores
 from lens_linear.constructions.induction_model import build_induction
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import checked
 from lens_linear.models.describe.weights import read_weights
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.task import Task
@@ -24,9 +24,9 @@ from lens_linear.text.task import Task
 
 def lab_of(model, induction, **changes):
     rows = draw_repeated(
-        model_shape(model), periods=None, rows_per_period=2, bos=None, seed=0, **changes
+        checked(model), periods=None, rows_per_period=2, bos=None, seed=0, **changes
     ).repeating()
-    return Lab(model, rows, induction, batch_size=5)
+    return Lab(checked(model), rows, induction, batch_size=5)
 
 
 def test_the_mechanism_of_the_bundled_model_is_confirmed(attn_2l):
@@ -65,9 +65,7 @@ def test_the_hand_built_mechanism_has_known_outcomes():
     assert table.loc["induction heads", "gain_after"] == pytest.approx(0, abs=1e-5)
     assert table.loc["copying", "gain_after"] == pytest.approx(0, abs=1e-5)
     np.testing.assert_allclose(table["control_removed"].dropna(), 0, atol=1e-5)
-    rows = draw_repeated(
-        model_shape(built.model), periods=None, rows_per_period=2, bos=None, seed=0
-    )
+    rows = draw_repeated(checked(built.model), periods=None, rows_per_period=2, bos=None, seed=0)
     rows = rows.repeating()
     losses = torch.nn.functional.cross_entropy(
         built.logits(rows.tokens)[:, :-1].flatten(0, 1),
@@ -116,7 +114,7 @@ def test_a_cut_path_is_the_reader_run_on_a_smaller_stream(changes, side):
     edited = run(model, batch.rows.tokens, edits=edits, record=[(1, side), (1, "attn_in")])
     # The same by hand: the norm at its old scale, without what L0H2 says above its mean.
     clean = batch.clean
-    written = HeadOutputs(model, read_weights(model)).of(clean[(0, "z")], 0)[2]
+    written = HeadOutputs(checked(model), read_weights(model)).of(clean[(0, "z")], 0)[2]
     weights = read_weights(model)
     stream = clean[(1, "resid_pre")].double()
     centred = stream - stream.mean(-1, keepdim=True) if weights.norm == "layer" else stream
@@ -212,7 +210,7 @@ def test_mean_ablation_puts_the_mean_over_the_reference():
     z = run(model, reference, record=[(1, "z")])[(1, "z")]
     mean = z[:, :, 0].double().mean(0)  # at each position
     task = require_task(model, reference)
-    torch.testing.assert_close(mean_z(model, task, batch_size=2)[1, :, 0], mean)
+    torch.testing.assert_close(mean_z(checked(model), task, batch_size=2)[1, :, 0], mean)
     with ablate_heads(model, "L1H0", reference):
         got = run(model, tokens[:, :7], record=[(1, "z")])[(1, "z")]
     torch.testing.assert_close(got[:, :, 0].double(), mean.expand(2, 7, -1), rtol=1e-5, atol=1e-6)
@@ -232,11 +230,11 @@ def test_means_count_real_tokens_only():
     model = native()
     rows = [[3, 5, 7, 9], [4, 6], [8, 2, 1]]
     z = [run(model, torch.tensor([row]), record=[(1, "z")])[(1, "z")][0].double() for row in rows]
-    means = mean_z(model, require_task(model, rows))[1]
+    means = mean_z(checked(model), require_task(model, rows))[1]
     for position in range(4):
         there = torch.stack([each[position] for each in z if len(each) > position])
         torch.testing.assert_close(means[position], there.mean(0), rtol=1e-5, atol=1e-6)
-    pooled = mean_z(model, require_task(model, rows), pooled=True)[1, 0]
+    pooled = mean_z(checked(model), require_task(model, rows), pooled=True)[1, 0]
     torch.testing.assert_close(pooled, torch.cat(z).mean(0), rtol=1e-5, atol=1e-6)
 
 
@@ -295,9 +293,7 @@ def test_ablation_on_a_task_is_what_the_metric_loses():
 @pytest.mark.parametrize("seed, other", [(3, 4), (2**32 - 1, 0)])
 def test_means_over_random_repeats_are_those_of_other_ones(seed, other):
     model, asked = native(), {"rows_per_period": 2, "periods": (4, 7)}
-    more = draw_repeated(
-        model_shape(model), periods=(4, 7), rows_per_period=16, bos=None, seed=other
-    )
+    more = draw_repeated(checked(model), periods=(4, 7), rows_per_period=16, bos=None, seed=other)
     found = ablation_scores(model, **asked, seed=seed)
     again = ablation_scores(model, **asked, seed=seed, reference=more.repeating().tokens)
     assert torch.equal(found.lost, again.lost)
@@ -330,7 +326,9 @@ def test_loss_along_text_and_along_copies(attn_2l):
     np.testing.assert_allclose(text["loss"], own.double().mean(0), rtol=1e-4)
     np.testing.assert_allclose(text["se"], own.double().std(0) / 6**0.5, rtol=1e-3)
     assert text.first == pytest.approx(float(own[:, :9].mean()), rel=1e-4)
-    torch.testing.assert_close(row_losses(attn_2l, tokens), own.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        row_losses(checked(attn_2l), tokens), own.double(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_models_without_induction_are_refused():

@@ -10,7 +10,7 @@ import lens_linear as ll
 from lens_linear import circuits
 from lens_linear.circuits.heads.virtual import composed_qk, virtual_head
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import checked
 
 PADDED, REAL = 30, 24
 
@@ -101,13 +101,13 @@ def test_it_is_said_how_many_are_left_out(both):
 
 
 def test_random_rows_hold_tokens_only(both):
-    rows = draw_repeated(model_shape(both[0]), periods=[3, 4], rows_per_period=30, bos=None, seed=0)
+    rows = draw_repeated(checked(both[0]), periods=[3, 4], rows_per_period=30, bos=None, seed=0)
     assert rows.tokens.max() == REAL - 1
 
 
 def test_ids_with_holes_count_up_to_the_last_one():
     model = native(d_vocab=PADDED)
     model.tokenizer = tokenizer({"w0": 0, "w1": 1, "late": 20})
-    assert model_shape(model).n_tokens == 21
+    assert checked(model).n_tokens == 21
     assert ll.AttentionOnly(model).head(0, 0).ov.shape == (21, 21)
     assert ll.AttentionOnly(model).labels[20] == "late"

@@ -19,6 +19,7 @@ from lens_linear.errors import (
     NonFiniteError,
     NotEnoughDataError,
 )
+from lens_linear.models.checked import checked
 from lens_linear.models.open.toy import toy_model
 
 
@@ -336,8 +337,8 @@ def test_a_batch_of_prompts_is_bounded_by_memory(monkeypatch):
 
     model = ll.toy_model(n_layers=4)
     prompts = as_prompts(model, [torch.arange(9)] * 100)
-    assert prompts.a_pass(model, 7) == 7 and prompts.a_pass(model, None) == 64
-    block = batch_memory.sequence_bytes(model, 9, logits=False)
+    assert prompts.a_pass(checked(model), 7) == 7 and prompts.a_pass(checked(model), None) == 64
+    block = batch_memory.sequence_bytes(checked(model), 9, logits=False)
     for n, whole in ((3, 34), (1, 100)):  # half of what is free, shared by four recorded blocks
         for place in (memory, batch_memory):
             monkeypatch.setattr(place, "free_bytes", lambda *_, n=n: 2 * n * 4 * block)

@@ -7,6 +7,7 @@ import transformers
 import lens_linear as ll
 from lens_linear.dynamics import block_jacobians, random_directions
 from lens_linear.errors import UnsupportedModelError
+from lens_linear.models.checked import checked
 from lens_linear.models.hooks import edited
 from lens_linear.models.stand_ins import lone_blocks
 
@@ -114,13 +115,13 @@ def test_blocks_that_read_more_than_the_stream_are_not_run_alone():
     model = MODELS["LN"](None)
     tokens, seen = prompts()[0][None], []
     first, last = (model.blocks[at].original_component for at in (0, 2))
-    assert lone_blocks(model, tokens) is not None
+    assert lone_blocks(checked(model), tokens) is not None
     handles = [
         first.register_forward_hook(lambda _m, given, out: seen.append(out[0] - given[0])),
         last.register_forward_hook(lambda _m, _given, out: (out[0] + 3 * seen[-1], *out[1:])),
     ]
     try:
-        assert lone_blocks(model, tokens) is None
+        assert lone_blocks(checked(model), tokens) is None
         rows = torch.randint(60, (20, 16), generator=torch.Generator().manual_seed(3))
         with pytest.raises(UnsupportedModelError, match="beside the residual stream"):
             ll.replacement_curve(model, rows, "linear+distill")
@@ -129,9 +130,9 @@ def test_blocks_that_read_more_than_the_stream_are_not_run_alone():
         for handle in handles:
             handle.remove()
     with edited(model, [((1, "resid_pre"), lambda x: 2 * x)]):
-        assert lone_blocks(model, tokens) is None
+        assert lone_blocks(checked(model), tokens) is None
     with edited(model, [((1, "resid_pre"), lambda x: None)]):  # looks, and changes nothing
-        assert lone_blocks(model, tokens) is not None
+        assert lone_blocks(checked(model), tokens) is not None
 
 
 def test_streams_beyond_the_largest_half_number_are_compared():
@@ -140,9 +141,9 @@ def test_streams_beyond_the_largest_half_number_are_compared():
     with torch.no_grad():
         model.embed.weight.mul_(20_000 / model.embed.weight.abs().max())
     model, tokens = model.to(torch.float16), torch.arange(40)[None]
-    assert lone_blocks(model, tokens) is not None
+    assert lone_blocks(checked(model), tokens) is not None
     with edited(model, [((1, "resid_pre"), lambda x: 2 * x)]):
-        assert lone_blocks(model, tokens) is None
+        assert lone_blocks(checked(model), tokens) is None
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

@@ -18,7 +18,7 @@ from lens_linear.circuits.induction.ablation import stand_ins
 from lens_linear.explorer.live import live_arrays, live_facts, why_not_live
 from lens_linear.explorer.packing import pack, unpack_ints
 from lens_linear.explorer.payload import _facts, dumps
-from lens_linear.models import model_shape, read_weights
+from lens_linear.models import checked, read_weights
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import token_label
 from tests.conftest import ROOT, SHARED, absent
@@ -53,12 +53,13 @@ def ask(tmp_path, *, browser=False, **questions):
 
 
 def live_payload(model, precision="float32"):
-    shape, weights = model_shape(model), read_weights(model)
+    model = checked(model)
+    weights = read_weights(model)
     means = stand_ins(model, "pooled", require_task(model, reference(model)))
-    assert why_not_live(model, shape, weights) is None
+    assert why_not_live(model, weights) is None
     return {
-        "model": _facts(model, shape, weights) | live_facts(model, shape),
-        "arrays": live_arrays(model, shape, weights, means, precision),
+        "model": _facts(model, weights) | live_facts(model),
+        "arrays": live_arrays(model, weights, means, precision),
         "scales": pack(token_scales(weights), "float32"),
     }
 

@@ -16,7 +16,7 @@ from lens_linear.errors import InvalidArgumentError, NotEnoughDataError, Unsuppo
 from lens_linear.explorer.heads import clearest, composition, head_rows, shown_composition
 from lens_linear.explorer.packing import packed_bytes
 from lens_linear.explorer.runs import run_payload
-from lens_linear.models import model_shape
+from lens_linear.models import checked
 from lens_linear.models.describe.weights import ModelWeights, read_weights
 
 
@@ -55,7 +55,7 @@ def test_logits_behind_normed_blocks_are_split_over_their_heads(dtype, tmp_path,
     model = ll.load(tmp_path)
     ids = torch.arange(3, 15)
     weights = read_weights(model, dtype=dtype)
-    shares = run_payload(model, model_shape(model), weights, None, "", ids)["shares"]
+    shares = run_payload(checked(model), weights, None, "", ids)["shares"]
     assert shares["max_error"] < 1e-2  # its logits are bounded, far above these
     split = dict(zip(shares["components"], unpacked(shares["values"]).transpose(2, 0, 1)))
     assert np.abs(split["L1H2"]).max() > 0.05
@@ -130,11 +130,10 @@ def test_a_page_without_its_circuits_still_divides_by_typical_scales():
 
 def test_of_many_heads_the_strongest_pairs_are_kept_and_it_is_said():
     model = ll.toy_model(n_layers=4, n_heads=4, seed=0)
-    shape = model_shape(model)
-    whole, nothing = composition(model, shape, max_bytes=10**6, seed=0)
+    whole, nothing = composition(checked(model), max_bytes=10**6, seed=0)
     assert nothing == "" and whole["places"] is None
     room = 2 * 3 * 16 * 11 * 2  # of every head 2 each way, of 3 kinds, 11 bytes a pair
-    cut, said = composition(model, shape, max_bytes=room, seed=0)
+    cut, said = composition(checked(model), max_bytes=room, seed=0)
     assert "for the 2 heads that each head reads most" in said and packed_bytes(cut) <= room
     places = unpacked(cut["places"]).astype(int)
     parts = {name: unpacked(whole[name]).reshape(3, 16, 16) for name in ("scores", "mean")}
@@ -151,12 +150,12 @@ def test_of_many_heads_the_strongest_pairs_are_kept_and_it_is_said():
             writer = of_kind[of_kind.reader == name].writer.iloc[0]
             place = int(writer[1]) * 4 + int(writer[3])
             assert (kind * 16 + place) * 16 + reader in places
-    assert composition(model, shape, max_bytes=100, seed=0)[0] is None
+    assert composition(checked(model), max_bytes=100, seed=0)[0] is None
 
 
 def test_of_many_heads_the_clearest_are_taken_apart():
     model = ll.load("attn-2l")
-    rows, _ = head_rows(model, model_shape(model), ablate=False, seed=0)
+    rows, _ = head_rows(checked(model), ablate=False, seed=0)
     named = [(row["layer"], row["index"]) for row in rows if row["verdict"] != "none"]
     assert len(named) == 5 and clearest(rows, 5) == sorted(named)
     assert clearest(rows, 1)[0] in named and len(clearest(rows, 99)) == 8
@@ -180,7 +179,7 @@ def test_composition_of_a_norm_that_cannot_be_read_is_of_the_weights_as_stored(m
             block.ln1.weight.copy_(torch.rand(len(block.ln1.weight)) + 0.1)
     folded, raw = (ll.composition_scores(model, fold=fold).ratio for fold in (True, False))
     assert not torch.allclose(folded, raw, atol=1e-2)
-    assert torch.equal(shown_composition(model, seed=0).ratio, folded)
+    assert torch.equal(shown_composition(checked(model), seed=0).ratio, folded)
 
     def refuse(*_, fold, **__):
         if fold:
@@ -189,7 +188,7 @@ def test_composition_of_a_norm_that_cannot_be_read_is_of_the_weights_as_stored(m
 
     read = importlib.import_module("lens_linear.circuits.heads.composition").read_attention
     monkeypatch.setattr("lens_linear.circuits.heads.composition.read_attention", refuse)
-    assert torch.equal(shown_composition(model, seed=0).ratio, raw)
+    assert torch.equal(shown_composition(checked(model), seed=0).ratio, raw)
 
 
 def test_weights_of_a_large_model_are_let_go_while_it_is_measured(nano, monkeypatch):

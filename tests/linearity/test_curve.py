@@ -19,6 +19,7 @@ from lens_linear.linearity.replace.compression import _fits, ffn_compression
 from lens_linear.linearity.replace.replacement import fit_linearization
 from lens_linear.linearity.replace.runs import run_table
 from lens_linear.models.capture import run
+from lens_linear.models.checked import checked
 from lens_linear.models.hooks import hooked
 from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.stats.model_scores import perplexity, score_model
@@ -68,7 +69,7 @@ def test_every_step_equals_the_model_with_those_layers_replaced_by_hand(strategy
                 enter, leave = f"blocks.{layer}.hook_in", f"blocks.{layer}.hook_out"
                 hooks.append((enter, lambda t, at=layer, kept=kept: kept.update({at: t}) or None))
                 hooks.append((leave, lambda t, at=layer, kept=kept: kept[at]))
-            with hooked(model, hooks):
+            with hooked(checked(model), hooks):
                 want = plain_loss(model, test)
         else:
             fitted = fit_linearization(model, train, layers, sequential="distill" in strategy)
@@ -107,7 +108,10 @@ def tapped(model, ids, fitted, layer):
     """The residual stream after a block of the linearised model."""
     seen = {}
     name = f"blocks.{layer}.hook_out"
-    with fitted.applied(model), hooked(model, [(name, lambda t: seen.update(y=t) or None)]):
+    with (
+        fitted.applied(model),
+        hooked(checked(model), [(name, lambda t: seen.update(y=t) or None)]),
+    ):
         plain_loss(model, ids)
     return seen["y"]
 
@@ -141,7 +145,12 @@ def test_gradient_polish_lowers_its_own_loss_and_trains_nothing_else():
         return out
 
     maps = polish(
-        BlockStandIns(model), RowView(ids), start.maps, steps=60, learning_rate=1e-3, batch_size=40
+        BlockStandIns(checked(model)),
+        RowView(ids),
+        start.maps,
+        steps=60,
+        learning_rate=1e-3,
+        batch_size=40,
     )
     assert loss(maps) < loss(start.maps) * 0.999
     after = model.state_dict()
@@ -190,7 +199,7 @@ def test_runs_equal_a_fit_by_hand():
         ("blocks.0.hook_in", lambda t: kept.update(x=t) or None),
         ("blocks.1.hook_out", lambda t: fit.predict(kept["x"]).float()),
     ]
-    with hooked(model, hooks):
+    with hooked(checked(model), hooks):
         assert row.loss == pytest.approx(plain_loss(model, test), abs=1e-5)
     cosine = torch.nn.functional.cosine_similarity(x, y, dim=-1)
     assert row.cosine_distance == pytest.approx(float(1 - cosine.mean()), abs=1e-6)

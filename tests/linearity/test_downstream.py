@@ -9,13 +9,14 @@ from linearity_data import small, tokens
 
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, OfflineError
+from lens_linear.models.checked import checked
 from lens_linear.studies.downstream import downstream_scores, log_likelihoods
 
 
 def test_log_likelihoods_equal_a_loop_over_tokens():
     model = small(2)
     pairs = [([3], [5, 6, 7]), ([1, 2, 3, 4], [9]), (list(range(60)), [1, 2, 3, 4, 5, 6])]
-    got = log_likelihoods(model, pairs, batch_size=2)
+    got = log_likelihoods(checked(model), pairs, batch_size=2)
     for (value, greedy), (context, target) in zip(got, pairs, strict=True):
         ids, total, best = list(context), 0.0, True
         kept = (context + target)[:-1][-64:]
@@ -29,9 +30,9 @@ def test_log_likelihoods_equal_a_loop_over_tokens():
             ids.append(token)
         assert value == pytest.approx(total, abs=1e-4) and greedy is best
     with pytest.raises(InvalidArgumentError, match="each context needs a token"):
-        log_likelihoods(model, [([], [1])])
+        log_likelihoods(checked(model), [([], [1])])
     with pytest.raises(InvalidArgumentError, match="n_ctx = 64"):
-        log_likelihoods(model, [([1], list(range(65)))])
+        log_likelihoods(checked(model), [([1], list(range(65)))])
 
 
 def test_without_the_harness_the_error_says_what_to_install(monkeypatch):
@@ -83,7 +84,7 @@ def test_a_local_task_through_lm_eval(tmp_path, attn_2l, monkeypatch):
     total, words = 0.0, 0
     for text, _, _ in rows:
         ids = attn_2l.tokenizer(text, add_special_tokens=False)["input_ids"]
-        total += log_likelihoods(attn_2l, [([0], ids)])[0][0]
+        total += log_likelihoods(checked(attn_2l), [([0], ids)])[0][0]
         words += len(text.split())
     want = torch.tensor(-total / words).exp()
     assert frame.value["word_perplexity"] == pytest.approx(float(want), rel=1e-3)

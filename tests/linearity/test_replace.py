@@ -18,6 +18,7 @@ from lens_linear.errors import (
 from lens_linear.linalg import Moments, fit_linear, reduced_rank
 from lens_linear.linearity.replace.replacement import fit_linearization
 from lens_linear.linearity.replace.saved import load_linearized, save_linearized
+from lens_linear.models.checked import checked
 from lens_linear.models.hooks import hooked
 
 
@@ -63,7 +64,7 @@ def test_the_map_in_place_is_the_least_squares_fit():
     seen = {}
     with (
         ll.linearize(model, ids, layers=[1], site="ffn") as fitted,
-        hooked(model, [("blocks.1.mlp.hook_out", lambda t: seen.update(y=t.clone()))]),
+        hooked(checked(model), [("blocks.1.mlp.hook_out", lambda t: seen.update(y=t.clone()))]),
     ):
         logits(model, ids)
     assert torch.allclose(fitted.maps[0].weight, want.weight, atol=1e-8)

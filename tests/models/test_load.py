@@ -21,6 +21,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.capture import require_model_tokens
+from lens_linear.models.checked import checked
 from lens_linear.models.open.bundled import BUNDLED, bundled_names, training_table
 from lens_linear.models.tokenizer import (
     encode_stream,
@@ -223,11 +224,11 @@ def test_errors_about_text(attn_2l):
     with pytest.raises(UnsupportedModelError, match="no tokenizer"):
         tokenize(ll.toy_model(), "text")
     with pytest.raises(InvalidArgumentError, match="n_ctx"):
-        require_model_tokens(attn_2l, torch.zeros(1, 129, dtype=torch.long))
+        require_model_tokens(checked(attn_2l), torch.zeros(1, 129, dtype=torch.long))
     with pytest.raises(InvalidArgumentError, match="another model's tokenizer"):
-        require_model_tokens(attn_2l, torch.full((1, 5), 1024))
+        require_model_tokens(checked(attn_2l), torch.full((1, 5), 1024))
     with pytest.raises(InvalidArgumentError, match="whole token ids"):
-        require_model_tokens(attn_2l, torch.zeros(1, 5))
+        require_model_tokens(checked(attn_2l), torch.zeros(1, 5))
 
 
 def _legacy_weights(model):

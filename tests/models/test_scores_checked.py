@@ -8,6 +8,7 @@ from architectures import CONFIGS, save_random
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models import attention_scores, read_rotary, run
+from lens_linear.models.checked import checked
 from lens_linear.models.describe.rotary import require_fixed_rotation
 from lens_linear.models.describe.verify_weights import sample_tokens
 
@@ -65,7 +66,7 @@ def test_a_bound_that_no_sample_reaches_is_said(tmp_path, monkeypatch):
     model = open_random("olmo", tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="clips queries, keys and values at 50. None of 32"):
         found = ll.models.read_attention(model)
-    tokens = sample_tokens(model)[None]
+    tokens = sample_tokens(checked(model))[None]
     seen = run(model, tokens, record=[(1, "attn_in"), (1, "v")], logits=False)
     largest = float(run(model, tokens, record=[(1, "v")], logits=False)[(1, "v")].abs().max())
     assert largest < 50
@@ -84,7 +85,7 @@ def test_a_bound_that_no_sample_reaches_is_said(tmp_path, monkeypatch):
 def test_a_rotation_that_depends_on_the_length_gives_no_circuit_at_an_offset(tmp_path, monkeypatch):
     model = open_random("longrope", tmp_path, monkeypatch)
     with pytest.raises(UnsupportedModelError, match=r"more than 32 tokens.*n_ctx=32"):
-        require_fixed_rotation(model)
+        require_fixed_rotation(checked(model))
     short = ll.load(tmp_path / "longrope", n_ctx=32)  # what the message advises
     tokens = sample_tokens(short, length=32)[None]
     torch.testing.assert_close(short(tokens), model(tokens))  # the same model
@@ -100,8 +101,8 @@ def test_a_rotation_that_depends_on_the_length_gives_no_circuit_at_an_offset(tmp
 
 def test_sample_tokens_are_of_the_whole_vocabulary_and_of_the_tokenizers_part_of_it():
     model = ll.toy_model(n_layers=1, d_vocab=5000, n_ctx=40)
-    ids = sample_tokens(model)
+    ids = sample_tokens(checked(model))
     assert len(set(ids.tolist())) == 32 and int(ids.max()) == 4999 and int(ids.min()) == 0
     assert ids.tolist() != sorted(ids.tolist())
     model.tokenizer = ll.load("attn-2l").tokenizer
-    assert int(sample_tokens(model).max()) == 1023
+    assert int(sample_tokens(checked(model)).max()) == 1023

@@ -9,6 +9,7 @@ from architectures import save_random
 import lens_linear as ll
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
+from lens_linear.models.checked import checked
 from lens_linear.models.stand_ins import BlockStandIns
 
 NAMES = ["native", "gpt2", "neox", "gemma2", "llama", "opt", "bloom", "mpt", "granite"]
@@ -34,7 +35,7 @@ def test_a_stand_in_equals_the_edit_and_the_block_does_not_run(name, tmp_path):
     edits = [((0, "resid_pre"), keep), ((0, "resid_post"), lambda _: torch.tanh(seen[-1] @ turn))]
     expected = run(model, ids, edits=edits).logits
     assert not torch.allclose(expected, whole.logits, atol=1e-3)
-    stand_ins = BlockStandIns(model)
+    stand_ins = BlockStandIns(checked(model))
     ran = []
     handles = [
         block.register_forward_hook(lambda *_, at=at: ran.append(at))
@@ -60,7 +61,7 @@ def test_blocks_come_back_after_an_error():
 
     with (
         pytest.raises(UnsupportedModelError, match="mine"),
-        BlockStandIns(model).applied({1: fail}),
+        BlockStandIns(checked(model)).applied({1: fail}),
     ):
         run(model, ids)
     assert torch.equal(run(model, ids).logits, before)
@@ -70,7 +71,7 @@ def test_another_thread_waits_until_the_blocks_are_back():
     model, ids = ll.toy_model(n_layers=2, seed=0), torch.arange(6)[None]
     before, found = run(model, ids).logits, []
     other = threading.Thread(target=lambda: found.append(run(model, ids).logits))
-    with BlockStandIns(model).applied({0: torch.zeros_like}):
+    with BlockStandIns(checked(model)).applied({0: torch.zeros_like}):
         other.start()
         other.join(0.5)
         assert found == [] and not torch.equal(run(model, ids).logits, before)

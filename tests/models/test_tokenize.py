@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import lens_linear as ll
 from lens_linear.cli import main
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning
-from lens_linear.models.tokenizer import _BYTE_OF, n_known_tokens, token_strings, vocabulary
+from lens_linear.models.checked import checked
+from lens_linear.models.tokenizer import _BYTE_OF, token_strings, vocabulary
 
 
 def test_every_token_of_a_byte_level_vocabulary_has_a_text_of_its_own():
@@ -88,7 +89,7 @@ def test_tokens_that_are_added_later_are_known_from_then_on(words_model):
     for known in (6, 6, 7, 7):
         if known != len(roomy.tokenizer):
             roomy.tokenizer.add_tokens("dog")
-        assert n_known_tokens(roomy) == known
+        assert checked(roomy).n_tokens == known
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "a fine text and \udc00 then"])

@@ -6,6 +6,7 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
+from lens_linear.models.checked import checked
 from lens_linear.models.describe import weights_mark
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
@@ -126,11 +127,11 @@ def test_what_the_softmax_can_see_has_no_mean_over_the_outputs():
 def test_one_wrong_entry_of_a_norm_is_enough_to_refuse():
     model = ll.load("attn-1l")
     gap, read = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
-    _require_rounding(model, [gap, gap], [read, read])
+    _require_rounding(checked(model), [gap, gap], [read, read])
     wrong = gap.clone()
     wrong[0, 1, 2] = 0.5
     with pytest.raises(UnsupportedModelError, match=r"the final norm .* gap 0\.5\)"):
-        _require_rounding(model, [gap, wrong], [read, read])
+        _require_rounding(checked(model), [gap, wrong], [read, read])
 
 
 @pytest.mark.parametrize(

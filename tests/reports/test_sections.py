@@ -9,6 +9,7 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import run
+from lens_linear.models.checked import checked
 from lens_linear.models.tokenizer import token_strings
 from lens_linear.plots.circuits import composition_map, head_scores
 from lens_linear.reports import tour_page
@@ -26,7 +27,9 @@ from lens_linear.text.labels import token_label
 
 
 def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
-    section = induction_section(Measured(attn_2l, ll.evaluation_tokens(attn_2l)), name="attn-2l")
+    section = induction_section(
+        Measured(checked(attn_2l), ll.evaluation_tokens(attn_2l)), name="attn-2l"
+    )
     view = next(block for block in section.blocks if isinstance(block, Attention))
     assert view.head_names[0] in section.prose and "is an induction head" in view.caption
     said = float(re.search(r"second half (0\.\d\d)", view.caption).group(1))

@@ -11,6 +11,7 @@ from lens_linear import constructions
 from lens_linear.constructions import NewtonSchulzAttention
 from lens_linear.constructions.memory.energies import parse_energy
 from lens_linear.constructions.memory.trained_heads import row_losses
+from lens_linear.models.checked import checked
 
 
 @functools.cache
@@ -342,8 +343,8 @@ ROWS = [
         lambda: NewtonSchulzAttention(4, layers=3, w_in=layer().W_Q).with_context(X, Y)(X),
     ),
     (
-        lambda: row_losses(toy(), IDS, 4, 0, 0, torch.full((12, 16, 8), torch.nan)),
+        lambda: row_losses(checked(toy()), IDS, 4, 0, 0, torch.full((12, 16, 8), torch.nan)),
         "load the model in a wider precision",
-        lambda: row_losses(toy(), IDS, 4, 0, 0, torch.zeros(12, 16, 8)),
+        lambda: row_losses(checked(toy()), IDS, 4, 0, 0, torch.zeros(12, 16, 8)),
     ),
 ]

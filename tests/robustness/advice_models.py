@@ -220,9 +220,9 @@ ROWS = [
         ),
     ),
     (
-        lambda: models.model_shape(3),
+        lambda: models.checked(3),
         r"use lens_linear.load\(name_or_folder\)",
-        lambda: models.model_shape(ll.load("attn-1l")),
+        lambda: models.checked(ll.load("attn-1l")),
     ),
     (
         lambda: models.site_parameters(toy(), 0, "ffn"),

@@ -1,6 +1,5 @@
 """Advice on models that are not what an analysis needs: odd attention, norms, embeddings, encoders."""
 
-import dataclasses
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -66,15 +65,11 @@ def strict(limits, call):
 
 
 MECHANISM = "circuits.induction.mechanism.MIN_GAIN"
-SHAPES = {"models.frozen.frozen_attention.model_shape": lambda _model: post_normed(_model)}
-
-
-def post_normed(model):
-    return dataclasses.replace(models.model_shape(model), n_post_norm=2)
+SHAPES = {"models.checked.CheckedModel.n_post_norm": 2}
 
 
 def parted():
-    return HeadOutputs(toy(norm="LN"), models.read_weights(toy(norm="LN")))
+    return HeadOutputs(models.checked(toy(norm="LN")), models.read_weights(toy(norm="LN")))
 
 
 def unplaced(call):
@@ -266,7 +261,7 @@ ROWS = [
         lambda: patched(toy()),
     ),
     (
-        lambda: under({"circuits.attention.components.model_shape": post_normed}, parted),
+        lambda: under(SHAPES, parted),
         PATCH,
         lambda: patched(toy()),
     ),
@@ -309,9 +304,9 @@ ROWS = [
     ),
     # models that are no decoders, or lack a place
     (
-        lambda: models.model_shape(encoder()),
+        lambda: models.checked(encoder()),
         "use a causal decoder",
-        lambda: models.model_shape(toy()),
+        lambda: models.checked(toy()),
     ),
     (
         lambda: ll.gain_profile(native(attention_dir="bidirectional"), IDS, directions()),

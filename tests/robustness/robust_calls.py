@@ -253,7 +253,7 @@ def _models() -> None:
     from lens_linear.models import native as spec
     from lens_linear.models import tokenizer as tokenize
     from lens_linear.models.describe import parameter_counts as sizes
-    from lens_linear.models.describe import rotary, shape, weights
+    from lens_linear.models.describe import rotary, weights
     from lens_linear.models.frozen import attention_scores as scores
     from lens_linear.models.frozen import frozen_attention, frozen_context
     from lens_linear.models.open.checksum import weights_sha256
@@ -311,7 +311,6 @@ def _models() -> None:
     call("n_parameters", sizes.n_parameters, model=ATTN)
     call("site_parameters", sizes.site_parameters, model=GPT, layer=0, site="ffn")
     call("weights_sha256", weights_sha256, model=ATTN)
-    call("model_shape", shape.model_shape, model=ATTN)
 
 
 def _visited(model: Any, tokens: Any, **more: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from lens_linear.errors import NonFiniteError
 
 # They run nothing (shapes, texts, counts, what waits to be asked), or would write or take minutes.
 RUN_NOTHING = {
-    "n_parameters", "site_parameters", "weights_sha256", "model_shape", "tokenize", "tokenize_prompts",
+    "n_parameters", "site_parameters", "weights_sha256", "tokenize", "tokenize_prompts",
     "token_strings", "vocabulary", "evaluation_tokens", "as_prompts", "as_rows", "random_directions",
     "read_rotary", "AttentionOnly", "AttentionOnly(gpt)", "block_jacobians", "Linearization.applied",
     "load_linearized", "save_linearized", "downstream_scores", "report", "explore",

@@ -14,7 +14,6 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import WriteError, held, hold, release, write_text
-from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.resume import Checkpoint, PassState
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe
@@ -183,6 +182,10 @@ def test_a_recipes_name_stays_in_its_folder(name):
         Recipe.from_dict(RECIPE.to_dict() | {"name": name})
 
 
+def of_model(model):
+    return model_fingerprint(checked(model))
+
+
 def shuffled(model, change):
     """The same model with one thing changed that keeps every sum of every tensor."""
     other = ll.toy_model(n_layers=2, d_vocab=30, seed=5)
@@ -202,16 +205,16 @@ def shuffled(model, change):
 @pytest.mark.parametrize("change", ["rows reversed", "two numbers exchanged", "eps", "a hook"])
 def test_a_checkpoint_of_another_model_is_refused_though_its_sums_agree(tmp_path, change):
     model = ll.toy_model(n_layers=2, d_vocab=30, seed=5)
-    assert model_fingerprint(model) == model_fingerprint(shuffled(model, "nothing"))
+    assert of_model(model) == of_model(shuffled(model, "nothing"))
     other = shuffled(model, change)
-    assert model_fingerprint(model) != model_fingerprint(other)
+    assert of_model(model) != of_model(other)
     path = tmp_path / "pass.safetensors"
-    keeper = Checkpoint(path, model_fingerprint(model))
+    keeper = Checkpoint(path, of_model(model))
     keeper.load()
     keeper.save(PassState(done={"fit": 3}))
     with pytest.raises(CorruptedFileError, match="another model, text or setting"):
-        Checkpoint(path, model_fingerprint(other)).load()
-    assert Checkpoint(path, model_fingerprint(model)).load().done == {"fit": 3}
+        Checkpoint(path, of_model(other)).load()
+    assert Checkpoint(path, of_model(model)).load().done == {"fit": 3}
     keeper.remove()
 
 

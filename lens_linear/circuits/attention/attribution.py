@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name, require_bool, require_choice, require_int
 from lens_linear.circuits.attention.components import (
     HeadOutputs,
@@ -40,13 +39,12 @@ from lens_linear.circuits.heads.head_circuit import place_of, require_attention
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import Run, require_model_tokens, run
+from lens_linear.models.checked import CheckedModel, ModelLike, NormKind, checked
 from lens_linear.models.describe.rotary import read_rotary
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.describe.weights import NormKind, norm_scale, read_attention, read_weights
+from lens_linear.models.describe.weights import norm_scale, read_attention, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
 from lens_linear.models.frozen.windows import layer_window, seen_keys
-from lens_linear.models.hooks import is_causal
 from lens_linear.tables import Result
 
 MAX_CELLS = 50_000_000
@@ -273,7 +271,7 @@ class QKAttribution(Result):
 
 
 def qk_attribution(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "*batch position"],
     layer: int | str | tuple[int, int],
     head: int | None = None,
@@ -308,13 +306,13 @@ def qk_attribution(
         >>> qk_attribution(toy_model(n_layers=2), torch.arange(6), 1, 0).max_error < 1e-6
         True
     """
-    shape = model_shape(model)
+    model = checked(model)
     tokens = require_model_tokens(model, tokens)
     weights = read_weights(model)
     attention = require_attention(weights)
-    layer, head = place_of(shape, layer, head)
+    layer, head = place_of(model, layer, head)
     heads = HeadOutputs(model, weights)
-    spots = [*stream_spots(shape, layer), (layer, "attn_in")]
+    spots = [*stream_spots(model, layer), (layer, "attn_in")]
     out = run(model, tokens, record=spots, logits=False)
     found = stream_components(heads, out, tokens, layer)
     reads = found.parts / norm_scale(found.stream, weights.norm, weights.eps)
@@ -340,14 +338,14 @@ def qk_attribution(
         keys,
         own,
         attention.softcap,
-        require_labels(labels, model, shape.d_vocab),
-        is_causal(model),
+        require_labels(labels, model),
+        model.is_causal,
         layer_window(model, layer, tokens.shape[1]),
     )
     limit = _LIMITS.get(out[(layer, "resid_pre")].dtype, _HALF_LIMIT)
     if not result.max_error <= limit * max(1.0, float(own.abs().max())):
         raise UnsupportedModelError(
-            f"the attributed scores of {result.name} of {shape.name!r} differ from its own by "
+            f"the attributed scores of {result.name} of {model.name!r} differ from its own by "
             f"{result.max_error:.3g}; it treats queries and keys in a way not known here; look at "
             "its pattern with circuits.attention_pattern"
         )
@@ -355,7 +353,7 @@ def qk_attribution(
 
 
 def _rounding(
-    model: TransformerBridge, stream: Tensor, out: Run, layer: int, kind: NormKind
+    model: CheckedModel, stream: Tensor, out: Run, layer: int, kind: NormKind
 ) -> Tensor | None:
     """What the norm before the head gave beyond ``x / scale``; None where only float64 would show it.
 
@@ -364,7 +362,7 @@ def _rounding(
     read = out[(layer, "attn_in")]
     if read.dtype != torch.float64:
         return None
-    norm = getattr(model.blocks[layer], "ln1", None)
+    norm = getattr(model.bridge.blocks[layer], "ln1", None)
     gap = norm_gap(model, norm, stream, read.to("cpu"), kind)
     size, limit = float(gap.abs().max()), 1e-5 * float(read.abs().max())
     return gap if 1e-12 < size <= limit else None

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import head_name
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import Run
-from lens_linear.models.describe.shape import ModelShape, model_shape
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights import ModelWeights, norm_scale, read_weights
-from lens_linear.models.hooks import Spot
+from lens_linear.models.spots import Spot
 
 # Largest relative gap between the stream and the sum of its parts. float32 measures up to 1e-6.
 _LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -53,15 +52,15 @@ class Components:
 class HeadOutputs:
     """Turns a run's ``z`` into what every head adds to the residual stream."""
 
-    def __init__(self, model: TransformerBridge, weights: ModelWeights) -> None:
-        self.shape: ModelShape = model_shape(model)
+    def __init__(self, model: CheckedModel, weights: ModelWeights) -> None:
+        self.model = model
         self.weights = weights
         self._dtype = torch.float64 if weights.attention is None else weights.attention.W_O.dtype
         self._raw: ModelWeights | None = None
-        if self.shape.n_post_norm:
+        if self.model.n_post_norm:
             if weights.final_norm != "rms":
                 raise UnsupportedModelError(
-                    f"model {self.shape.name!r} centres its attention output with another norm; single "
+                    f"model {self.model.name!r} centres its attention output with another norm; single "
                     "heads' outputs cannot be told apart exactly; use lens_linear.patch, which runs the "
                     "model itself"
                 )
@@ -80,7 +79,7 @@ class HeadOutputs:
         return (bias / self.post_scale(z, layer)).expand(*z.shape[:2], -1)
 
     def _shaped(self, z: Tensor) -> Tensor:
-        return z.to("cpu", self._dtype).reshape(*z.shape[:2], self.shape.n_heads, -1)
+        return z.to("cpu", self._dtype).reshape(*z.shape[:2], self.model.n_heads, -1)
 
     def post_scale(self, z: Tensor, layer: int) -> Float[Tensor, "*token 1"]:
         """Return what the norm behind the attention divides by; 1 where there is none."""
@@ -91,17 +90,17 @@ class HeadOutputs:
         return norm_scale(written, "rms", self.weights.eps)
 
 
-def stream_spots(shape: ModelShape, layer: int) -> list[Spot]:
+def stream_spots(model: CheckedModel, layer: int) -> list[Spot]:
     """What must be recorded to split the stream at the input of ``layer`` (``n_layers``: at the end)."""
     spots: list[Spot] = [(b, "z") for b in range(layer)]
-    if shape.n_ffn:
+    if model.n_ffn:
         spots.extend((b, "ffn_out") for b in range(layer))
-    return [*spots, stream_spot(shape, layer)] if shape.n_layers else []
+    return [*spots, stream_spot(model, layer)] if model.n_layers else []
 
 
-def stream_spot(shape: ModelShape, layer: int) -> Spot:
+def stream_spot(model: CheckedModel, layer: int) -> Spot:
     """Where the stream at the input of ``layer`` can be read; ``n_layers`` is the end."""
-    return (layer, "resid_pre") if layer < shape.n_layers else (layer - 1, "resid_post")
+    return (layer, "resid_pre") if layer < model.n_layers else (layer - 1, "resid_post")
 
 
 def stream_components(
@@ -124,7 +123,7 @@ def stream_components(
     Raises:
         UnsupportedModelError: the parts do not add up to the stream.
     """
-    weights, shape, tokens = heads.weights, heads.shape, tokens.cpu()
+    weights, model, tokens = heads.weights, heads.model, tokens.cpu()
 
     def pick(x: Tensor) -> Tensor:
         return x if at is None else x[at[0].to(x.device), at[1].to(x.device)][None]
@@ -137,22 +136,22 @@ def stream_components(
         parts.append(rows.expand_as(parts[0]) if at is None else rows[at[1]][None])
     for b in range(layer):
         z = pick(out[(b, "z")])
-        found += [Component(head_name(b, h), "head", b, h) for h in range(shape.n_heads)]
+        found += [Component(head_name(b, h), "head", b, h) for h in range(model.n_heads)]
         parts += list(heads.of(z, b))
         if bool(require_attention(weights).b_O[b].any()):
             found.append(Component(f"L{b} b_O", "bias", b))
             parts.append(heads.bias(z, b))
-        if shape.n_ffn:
+        if model.n_ffn:
             found.append(Component(f"L{b} MLP", "ffn", b))
             parts.append(pick(out[(b, "ffn_out")]).to("cpu", torch.float64))
     stacked = torch.stack(parts)
-    seen = pick(out[stream_spot(shape, layer)]) if shape.n_layers else stacked.sum(0)
+    seen = pick(out[stream_spot(model, layer)]) if model.n_layers else stacked.sum(0)
     stream = seen.to("cpu", torch.float64)
     gap = float((stacked.sum(0) - stream).abs().max() / stream.abs().max().clamp_min(1e-30))
     limit = _LIMITS.get(seen.dtype, _HALF_LIMIT)
     if not gap <= limit:
         raise UnsupportedModelError(
-            f"the residual stream of {shape.name!r} at layer {layer} is not the sum of its embedding, heads "
+            f"the residual stream of {model.name!r} at layer {layer} is not the sum of its embedding, heads "
             f"and MLPs (relative gap {gap:.3g}); scores and logits cannot be attributed exactly; "
             "use lens_linear.patch, which runs the model itself"
         )

@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_int
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
 
 
@@ -56,7 +55,7 @@ class AttentionPattern(Result):
 
 
 def attention_pattern(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, " position"],
     layer: int,
     *,
@@ -84,15 +83,15 @@ def attention_pattern(
         >>> found.pattern[0].argmax(-1).tolist()
         [0, 0, 1, 2]
     """
-    shape = model_shape(model)
+    model = checked(model)
     rows = require_model_tokens(model, tokens)
     if len(rows) != 1:
         raise InvalidArgumentError(
             f"tokens must be one sequence, got {len(rows)}; pass tokens[0], or take the patterns of all from "
             f"models.run(model, tokens, record=[(layer, 'pattern')])"
         )
-    layer = require_int("layer", layer, minimum=0, maximum=shape.n_layers - 1)
-    text = require_labels(labels, model, shape.d_vocab)
+    layer = require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
+    text = require_labels(labels, model)
     out = run(model, rows, record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
     ids = rows[0].tolist()
     shown = tuple(str(text[i]) if text is not None else f"#{i}" for i in ids)

@@ -30,10 +30,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, head_name, require_choice, require_int, require_seed
-from lens_linear.models.describe.shape import ModelShape, model_shape
-from lens_linear.models.describe.weights import read_attention, reading_norm_kind
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.describe.weights import read_attention
 from lens_linear.progress import watched
 from lens_linear.tables import Result
 
@@ -153,7 +152,7 @@ class CompositionScores(Result):
 
 
 def composition_scores(
-    model: TransformerBridge,
+    model: ModelLike,
     *,
     fold: bool = False,
     baseline: Baseline = "rotated",
@@ -193,13 +192,14 @@ def composition_scores(
         >>> len(found), bool(found["z"].abs().max() < 6)
         (48, True)
     """
+    model = checked(model)
     require_choice("baseline", baseline, ("rotated", "gaussian"))
     n_random = require_int("n_random", n_random, minimum=2)
     generator = torch.Generator().manual_seed(require_seed(seed))
-    precision = _precision(model_shape(model))
+    precision = _precision(model)
     attention = read_attention(model, fold=fold, dtype=getattr(torch, precision))
     n_layers, n_heads, d_model = attention.W_Q.shape[:3]
-    if fold and reading_norm_kind(model) == "layer":
+    if fold and model.reading_norm == "layer":
         # What a LayerNorm takes away is written for nobody, by writers and by readers for V alike.
         written = attention.W_O - attention.W_O.mean(dim=-1, keepdim=True)
         attention = replace(attention, W_O=written)
@@ -262,10 +262,10 @@ class _Side:
         return norm
 
 
-def _precision(shape: ModelShape) -> Precision:
+def _precision(model: CheckedModel) -> Precision:
     """Float32 products where float64 ones would take minutes."""
-    pairs = len(KINDS) * (shape.n_layers * shape.n_heads) ** 2 / 2
-    return "float32" if pairs * shape.d_model**2 / 2 > LARGE else "float64"
+    pairs = len(KINDS) * (model.n_layers * model.n_heads) ** 2 / 2
+    return "float32" if pairs * model.d_model**2 / 2 > LARGE else "float64"
 
 
 def _sides(

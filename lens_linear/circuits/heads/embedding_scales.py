@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.models.describe.weights import ModelWeights, NormKind
+from lens_linear.models.checked import NormKind
+from lens_linear.models.describe.weights import ModelWeights
 
 
 def token_scales(weights: ModelWeights, kind: NormKind | None = None) -> Float[Tensor, " vocab"]:

@@ -29,7 +29,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import FactoredMatrix, TransformerBridge
+from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import (
     head_name,
     require_choice,
@@ -52,13 +52,12 @@ from lens_linear.circuits.heads.positional import PositionalQK
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.rotary import Rotary, read_rotary, require_fixed_rotation
-from lens_linear.models.describe.shape import ModelShape, model_shape
 from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import AttentionWeights, ModelWeights, read_weights
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.windows import layer_window
-from lens_linear.models.hooks import is_causal
 
 Circuit = Literal["qk", "ov"]
 SIDES: dict[Circuit, tuple[str, str]] = {"qk": ("query", "key"), "ov": ("source", "output")}
@@ -107,15 +106,14 @@ class HeadCircuit:
     Attributes:
         layer, head: which head.
         weights: of the model, folded unless the caller asked for raw ones.
-        shape: of the model.
+        model: which they are of.
         labels: text of the vocabulary, or None.
     """
 
     layer: int
     head: int
     weights: ModelWeights = field(repr=False)
-    shape: ModelShape = field(repr=False)
-    model: TransformerBridge = field(repr=False)
+    model: CheckedModel = field(repr=False)
     labels: Sequence[str] | None = field(default=None, repr=False)
     verified: set[int] = field(default_factory=set, repr=False)  # layers whose scores were checked
 
@@ -156,7 +154,7 @@ class HeadCircuit:
                 (another norm on queries, position biases); checked once a layer on a few tokens.
         """
         self._verify()
-        offset = require_int("offset", offset, minimum=0, maximum=self.shape.n_ctx - 1)
+        offset = require_int("offset", offset, minimum=0, maximum=self.model.n_ctx - 1)
         queries, keys = (
             self._queries(self.weights.token_rows, biases),
             self._keys(self.weights.token_rows, biases),
@@ -235,13 +233,13 @@ class HeadCircuit:
                 ``scale · q·k`` of these queries and keys.
         """
         self._verify()
-        limit = self.shape.n_ctx
+        limit = self.model.n_ctx
         rows = self.weights.W_pos
         if n_positions is None:
             n_positions = limit if rows is not None else min(limit, 256)
         n = require_int("n_positions", n_positions, minimum=1, maximum=limit)
         sees: dict[str, Any] = {
-            "causal": is_causal(self.model),
+            "causal": self.model.is_causal,
             "window": layer_window(self.model, self.layer, n),
             "softcap": self._attention.softcap,
         }
@@ -253,7 +251,7 @@ class HeadCircuit:
         rotary = self._rotary(n)
         if rotary is None:
             raise UnsupportedModelError(
-                f"model {self.shape.name!r} adds no position rows and has no rotary positions, so there "
+                f"model {self.model.name!r} adds no position rows and has no rotary positions, so there "
                 "is no positional QK circuit; use .qk"
             )
         mean = self.weights.token_rows.mean(0, keepdim=True)
@@ -268,7 +266,7 @@ class HeadCircuit:
 
     def column_labels(self, which: Circuit) -> Sequence[str] | None:
         """Return the labels of a circuit's columns; None where the output vocabulary is another one."""
-        same = which == "qk" or self.shape.d_vocab == self.weights.W_U.shape[1]
+        same = which == "qk" or self.model.d_vocab == self.weights.W_U.shape[1]
         return self.labels if same else None
 
     @property
@@ -310,7 +308,7 @@ def require_attention(weights: ModelWeights) -> AttentionWeights:
 
 
 def place_of(
-    shape: ModelShape, layer: int | str | tuple[int, int], head: int | None
+    model: CheckedModel, layer: int | str | tuple[int, int], head: int | None
 ) -> tuple[int, int]:
     """Return (layer, head) of ``"L1H3"``, ``(1, 3)`` or ``1, 3``."""
     if head is None and isinstance(layer, (str, tuple, list)):
@@ -321,11 +319,11 @@ def place_of(
         )
     else:
         value = (layer, head)
-    return require_head("head", value, n_layers=shape.n_layers, n_heads=shape.n_heads)
+    return require_head("head", value, n_layers=model.n_layers, n_heads=model.n_heads)
 
 
 def head_circuit(
-    model: TransformerBridge,
+    model: ModelLike,
     layer: int | str | tuple[int, int],
     head: int | None = None,
     *,
@@ -360,16 +358,15 @@ def head_circuit(
         >>> head_circuit(toy_model(n_layers=1), "L0H0").svd(2).S.shape
         torch.Size([2])
     """
-    shape = model_shape(model)
+    model = checked(model)
     weights = read_weights(model, fold=fold) if weights is None else weights
     require_instance("weights", weights, ModelWeights, advice="leave it out, or pass view.weights")
     require_attention(weights)
     return HeadCircuit(
-        *place_of(shape, layer, head),
+        *place_of(model, layer, head),
         weights,
-        shape,
         model,
-        require_labels(labels, model, shape.d_vocab, n_tokens=weights.n_tokens),
+        require_labels(labels, model, n_tokens=weights.n_tokens),
         set() if verified is None else verified,
     )
 

@@ -188,5 +188,5 @@ def _require_order(writer: HeadCircuit, reader: HeadCircuit) -> None:
             f"reader must stand in a later layer than writer, got {writer.name} and {reader.name}; "
             "swap them or choose another reader"
         )
-    if writer.model is not reader.model:
+    if writer.model.bridge is not reader.model.bridge:
         raise InvalidArgumentError("writer and reader must be heads of the same model")

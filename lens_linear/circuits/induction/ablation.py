@@ -46,9 +46,9 @@ from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import ModelShape, model_shape
-from lens_linear.models.hooks import Edit, Spot
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.hooks import edited as edited_model
+from lens_linear.models.spots import Edit, Spot
 from lens_linear.progress import watched
 from lens_linear.stats.task_scores import (
     RowScores,
@@ -135,7 +135,7 @@ class StandIns:
 
     values: Float[Tensor, "layer row position head d_head"] | None
     how: How
-    shape: ModelShape = field(repr=False)
+    model: CheckedModel = field(repr=False)
     seed: int = 0
 
     def edits(self, heads: Sequence[Head]) -> list[Edit]:
@@ -148,7 +148,7 @@ class StandIns:
         generator = torch.Generator().manual_seed(self.seed)
 
         def edit(z: Tensor) -> Tensor:
-            split = z.clone().reshape(*z.shape[:2], self.shape.n_heads, -1)
+            split = z.clone().reshape(*z.shape[:2], self.model.n_heads, -1)
             split[:, :, own] = self._chosen(layer, own, z, generator)
             return split.reshape(z.shape)
 
@@ -168,7 +168,7 @@ class StandIns:
         if self.how == "resample":
             row = torch.randint(rows, (len(z),), generator=generator)
             others = torch.randint(1, max(rows, 2), (len(z),), generator=generator)
-            here = z.reshape(*z.shape[:2], self.shape.n_heads, -1)[:, :, own]
+            here = z.reshape(*z.shape[:2], self.model.n_heads, -1)[:, :, own]
             same = _same_rows(here, self.values[layer, row][:, :length, own])
             row = torch.where(same, (row + others) % rows, row)
         return self.values[layer, row][:, :length, own].to(z)
@@ -181,7 +181,7 @@ def _same_rows(z: Tensor, drawn: Float[Tensor, "row position head d_head"]) -> T
 
 
 def stand_ins(
-    model: TransformerBridge,
+    model: CheckedModel,
     how: How,
     reference: Task | None,
     *,
@@ -189,9 +189,8 @@ def stand_ins(
     seed: int = 0,
 ) -> StandIns:
     """Run the reference and keep what may stand in the heads' place."""
-    shape = model_shape(model)
     if how == "zero":
-        return StandIns(None, how, shape)
+        return StandIns(None, how, model)
     if reference is None:
         raise InvalidArgumentError(
             f"tokens must be given for how={how!r}: text of the kind that the model is run on, whose mean "
@@ -204,26 +203,26 @@ def stand_ins(
                 "use how='mean'"
             )
         rows = [z for _, z in _z_of_rows(model, reference, batch_size)]
-        return StandIns(torch.cat(rows, dim=1), how, shape, seed)
+        return StandIns(torch.cat(rows, dim=1), how, model, seed)
     if how == "mean" and len(reference) < 2:
         raise InvalidArgumentError(
             "tokens must hold at least 2 rows for how='mean': the mean over one row is the row itself; pass "
             "more text of the same kind as the reference, or how='pooled'"
         )
     means = mean_z(model, reference, batch_size=batch_size, pooled=how == "pooled")
-    return StandIns(means[:, None], how, shape)
+    return StandIns(means[:, None], how, model)
 
 
 def mean_z(
-    model: TransformerBridge,
+    model: CheckedModel,
     reference: Task,
     *,
     batch_size: int | None = None,
     pooled: bool = False,
 ) -> Float[Tensor, "layer position head d_head"]:
     """Mean of every head's ``z`` at each position over the rows that reach it (or over everything: one)."""
-    shape, width = model_shape(model), reference.tokens.shape[1]
-    total = torch.zeros(shape.n_layers, width, shape.n_heads, shape.d_head, dtype=torch.float64)
+    width = reference.tokens.shape[1]
+    total = torch.zeros(model.n_layers, width, model.n_heads, model.d_head, dtype=torch.float64)
     for mask, z in _z_of_rows(model, reference, batch_size):
         total[:, : z.shape[2]] += (z * mask[:, :, None, None]).sum(1)
     count = reference.mask.sum(0).double()
@@ -233,17 +232,16 @@ def mean_z(
 
 
 def _z_of_rows(
-    model: TransformerBridge, task: Task, batch_size: int | None
+    model: CheckedModel, task: Task, batch_size: int | None
 ) -> Iterator[tuple[Tensor, Float[Tensor, "layer row position head d_head"]]]:
-    shape = model_shape(model)
-    spots: list[Spot] = [(layer, "z") for layer in range(shape.n_layers)]
+    spots: list[Spot] = [(layer, "z") for layer in range(model.n_layers)]
     for part in task_batches(model, task, batch_size) if spots else ():
         out = run(model, part, record=spots, logits=False)
         z = torch.stack([out[spot].to("cpu", torch.float64) for spot in spots])
-        yield part.mask, z.reshape(*z.shape[:3], shape.n_heads, -1)
+        yield part.mask, z.reshape(*z.shape[:3], model.n_heads, -1)
 
 
-def task_batches(model: TransformerBridge, task: Task, batch_size: int | None) -> Iterator[Task]:
+def task_batches(model: CheckedModel, task: Task, batch_size: int | None) -> Iterator[Task]:
     """Cut a task into pieces of ``batch_size`` rows, or of what memory allows."""
     size = sequences_a_pass(model, task.tokens.shape[1], batch_size)
     starts = range(0, len(task), size)
@@ -253,7 +251,7 @@ def task_batches(model: TransformerBridge, task: Task, batch_size: int | None) -
 
 @contextmanager
 def ablate_heads(
-    model: TransformerBridge,
+    model: ModelLike,
     heads: Any,
     tokens: Any = None,
     *,
@@ -287,17 +285,17 @@ def ablate_heads(
         >>> bool((whole - without).abs().max() > 0), bool((model(tokens) == whole).all())
         (True, True)
     """
-    shape = model_shape(model)
-    named = require_heads("heads", heads, n_layers=shape.n_layers, n_heads=shape.n_heads)
+    model = checked(model)
+    named = require_heads("heads", heads, n_layers=model.n_layers, n_heads=model.n_heads)
     require_choice("how", how, HOWS)
     reference = None if tokens is None else require_task(model, tokens)
     replacement = stand_ins(model, how, reference, seed=require_seed(seed))
     with edited_model(model, replacement.edits(named)):
-        yield model
+        yield model.bridge
 
 
 def ablation_scores(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any = None,
     *,
     how: How = "mean",
@@ -344,20 +342,20 @@ def ablation_scores(
         >>> (found.lost > 1).tolist()
         [[True, False], [False, True]]
     """
-    shape = model_shape(model)
+    model = checked(model)
     require_choice("how", how, HOWS)
     seed = require_seed(seed)
     if batch_size is not None:
         require_int("batch_size", batch_size, minimum=1)
     if tokens is None:
-        first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
+        first = model.bos if isinstance(bos, str) and bos == "auto" else bos
         rows = draw_repeated(
-            shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
+            model, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
         ).repeating()
         task, metric = require_task(model, rows.tokens, scored=True), "in-context gain"
         # Other random rows, and many: means over the scored ones would keep a share of each.
         more = draw_repeated(
-            shape,
+            model,
             periods=periods,
             rows_per_period=8 * rows_per_period,
             bos=first,
@@ -383,10 +381,10 @@ def ablation_scores(
     before = score([])
     if tokens is not None and metric == "loss":
         warn_if_not_next_token(task, before.mean, model)
-    without = torch.zeros(shape.n_layers, shape.n_heads, dtype=torch.float64)
+    without = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
     spread = torch.full_like(without, math.nan)
-    for layer in range(shape.n_layers):
-        for head in range(shape.n_heads):
+    for layer in range(model.n_layers):
+        for head in range(model.n_heads):
             after = score(replacement.edits([(layer, head)]))
             without[layer, head] = after.mean
             spread[layer, head] = after.minus(before).standard_error
@@ -402,7 +400,7 @@ def _require_another_row(task: Task) -> None:
 
 
 def score_task(
-    model: TransformerBridge,
+    model: CheckedModel,
     task: Task,
     *,
     edits: Sequence[Edit] = (),

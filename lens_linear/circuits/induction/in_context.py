@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_int, require_seed
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows, draw_repeated
 from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
 from lens_linear.models.capture import batched, row_ranges, run
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.hooks import Edit
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.spots import Edit
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import (
     answer_values,
@@ -98,7 +97,7 @@ class InContextLoss(Result):
 
 
 def in_context_loss(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any = None,
     *,
     periods: Sequence[int] | None = None,
@@ -138,34 +137,34 @@ def in_context_loss(
         >>> in_context_loss(load("attn-2l")).gain > 2
         True
     """
-    shape = model_shape(model)
+    model = checked(model)
     task = None if tokens is None else require_task(model, tokens, min_length=3)
     require_open_question(model, task)
-    if shape.d_vocab_out < shape.d_vocab and (task is None or task.is_next_token):
+    if model.d_vocab_out < model.d_vocab and (task is None or task.is_next_token):
         raise UnsupportedModelError(
-            f"model {shape.name!r} reads {shape.d_vocab} tokens and predicts {shape.d_vocab_out}; a "
+            f"model {model.name!r} reads {model.d_vocab} tokens and predicts {model.d_vocab_out}; a "
             "next-token loss needs one vocabulary: pass lens_linear.Task(tokens, labels=...)"
         )
     if task is not None:
         losses = answer_losses(model, task, batch_size=batch_size)
         warn_if_not_next_token(task, float(losses.nanmean()), model)
         return _by_index(losses)
-    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
+    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
     probe = draw_repeated(
-        shape,
+        model,
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
         bos=first,
         seed=require_seed(seed),
     ).repeating()
     found = _by_copy(row_losses(model, probe.tokens, batch_size=batch_size), probe)
-    if found.second > _FAR * math.log(shape.d_vocab_out):
+    if found.second > _FAR * math.log(model.d_vocab_out):
         warn_if_not_next_token(require_task(model, probe.tokens), found.second, model)
     return found
 
 
 def row_losses(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Int[Tensor, "row position"],
     *,
     batch_size: int | None = None,
@@ -209,7 +208,7 @@ def _by_copy(losses: Tensor, rows: RepeatedRows) -> InContextLoss:
 
 
 def answer_losses(
-    model: TransformerBridge, task: Task, *, batch_size: int | None = None
+    model: CheckedModel, task: Task, *, batch_size: int | None = None
 ) -> Float[Tensor, "row position"]:
     """Loss of every answer in float64, where it is given; NaN where nothing is asked."""
     rows = as_rows(model, task)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, StandIns
@@ -18,8 +17,9 @@ from lens_linear.circuits.induction.in_context import copy_losses
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows
 from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.models.capture import Run, batched, run
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights import norm_scale, read_weights
-from lens_linear.models.hooks import Edit, Spot
+from lens_linear.models.spots import Edit, Spot
 
 Side = Literal["q", "k", "v"]
 
@@ -52,7 +52,7 @@ class Lab:
 
     def __init__(
         self,
-        model: TransformerBridge,
+        model: CheckedModel,
         rows: RepeatedRows,
         induction: Sequence[Head],
         batch_size: int | None,
@@ -61,21 +61,20 @@ class Lab:
         self.weights = read_weights(model)
         self.attention = require_attention(self.weights)
         self.outputs = HeadOutputs(model, self.weights)
-        self.shape = self.outputs.shape
-        layers = range(self.shape.n_layers)
+        layers = range(self.model.n_layers)
         spots: list[Spot] = [(layer, "z") for layer in layers]
         spots.extend((layer, "resid_pre") for layer in layers)
         spots.extend((layer, "pattern") for layer in layers)
         spots.extend((layer, "v") for layer in layers)
-        spots.append((self.shape.n_layers - 1, "resid_post"))
+        spots.append((self.model.n_layers - 1, "resid_post"))
         self.batches = []
         for first, tokens in batched(rows.tokens, batch_size, model=model):
             part = RepeatedRows(tokens, rows.periods[first : first + len(tokens)], rows.start)
             self.batches.append(Batch(part, run(model, tokens, record=spots, logits=False)))
         # Pooled over positions: the rows are few, and a mean at one position would keep a share of each.
-        mean_z = self._mean("z", self.shape.n_heads)[:, None, None]
-        self.means = StandIns(mean_z, "pooled", self.shape)
-        self.mean_v = self._mean("v", self.shape.n_key_value_heads)
+        mean_z = self._mean("z", self.model.n_heads)[:, None, None]
+        self.means = StandIns(mean_z, "pooled", self.model)
+        self.mean_v = self._mean("v", self.model.n_key_value_heads)
         self.mean_outputs = torch.stack([self._mean_output(layer) for layer in layers])
 
     def outcome(self, make: MakeEdits | None = None, change: LogitChange | None = None) -> Outcome:
@@ -126,7 +125,7 @@ class Lab:
             edits: list[Edit] = []
             for layer in sorted({at for at, _ in self.induction}):
                 z = batch.clean[(layer, "z")].to("cpu", torch.float64)
-                split = z.reshape(*z.shape[:2], self.shape.n_heads, -1).clone()
+                split = z.reshape(*z.shape[:2], self.model.n_heads, -1).clone()
                 for head in [h for at, h in self.induction if at == layer]:
                     split[:, :, head] += self._value_change(batch, layer, head, where)
                 new = split.reshape(z.shape)
@@ -139,7 +138,7 @@ class Lab:
         """Take the direct path from heads to the logits away, the final norm's scale as it was."""
 
         def change(batch: Batch) -> Tensor:
-            stream = batch.clean[(self.shape.n_layers - 1, "resid_post")].to("cpu", torch.float64)
+            stream = batch.clean[(self.model.n_layers - 1, "resid_post")].to("cpu", torch.float64)
             scale = norm_scale(stream, self.weights.final_norm, self.weights.eps)
             total = torch.zeros_like(stream)
             for layer, head in heads:
@@ -160,12 +159,12 @@ class Lab:
                 own_output = self.outputs.of(batch.clean[(at, "z")], at)[head]
                 # Only what varies is taken out: the mean says nothing about this context.
                 written += own_output - self.mean_outputs[at, head]
-        group = self.shape.n_heads // self.shape.n_key_value_heads if side != "q" else 1
+        group = self.model.n_heads // self.model.n_key_value_heads if side != "q" else 1
         own = [head for at, head in self.induction if at == layer]
         slots = {head // group: head for head in own}
 
         def edit(tensor: Tensor) -> Tensor:
-            n = self.shape.n_heads if side == "q" else self.shape.n_key_value_heads
+            n = self.model.n_heads if side == "q" else self.model.n_key_value_heads
             split = tensor.clone().reshape(*tensor.shape[:2], n, -1)
             for slot, head in slots.items():
                 split[:, :, slot] -= (written / scale @ matrix[layer, head]).to(split)
@@ -177,9 +176,9 @@ class Lab:
         self, batch: Batch, layer: int, head: int, where: Literal["at", "elsewhere"]
     ) -> Float[Tensor, "row position d_head"]:
         pattern = batch.clean[(layer, "pattern")][:, head].to("cpu", torch.float64)
-        slot = head // (self.shape.n_heads // self.shape.n_key_value_heads)
+        slot = head // (self.model.n_heads // self.model.n_key_value_heads)
         v = batch.clean[(layer, "v")].to("cpu", torch.float64)
-        v = v.reshape(*v.shape[:2], self.shape.n_key_value_heads, -1)[:, :, slot]
+        v = v.reshape(*v.shape[:2], self.model.n_key_value_heads, -1)[:, :, slot]
         shift = self.mean_v[layer, slot] - v
         chosen = torch.zeros_like(pattern)
         row, query, key = induction_keys(batch.rows)
@@ -200,9 +199,9 @@ class Lab:
 
     def _mean(self, what: Literal["z", "v"], n: int) -> Float[Tensor, "layer head d_head"]:
         means = []
-        for layer in range(self.shape.n_layers):
+        for layer in range(self.model.n_layers):
             parts = [batch.clean[(layer, what)].to("cpu", torch.float64) for batch in self.batches]
-            means.append(torch.cat([p.reshape(-1, n, self.shape.d_head) for p in parts]).mean(0))
+            means.append(torch.cat([p.reshape(-1, n, self.model.d_head) for p in parts]).mean(0))
         return torch.stack(means)
 
     def _mean_output(self, layer: int) -> Float[Tensor, "head d_model"]:

@@ -35,14 +35,13 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, head_name, require_heads, require_int
 from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.circuits.induction.scores import induction_scores
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
 
 MIN_GAIN = 0.1  # nats a token; random models measure up to 0.03
@@ -179,7 +178,7 @@ class InductionMechanism(Result):
 
 
 def verify_induction(
-    model: TransformerBridge,
+    model: ModelLike,
     *,
     induction: Sequence[Head] | None = None,
     previous: Sequence[Head] | None = None,
@@ -219,8 +218,8 @@ def verify_induction(
         >>> verify_induction(load("attn-2l"), rows_per_period=2, n_controls=2).confirmed
         True
     """
-    shape = model_shape(model)
-    sizes = {"n_layers": shape.n_layers, "n_heads": shape.n_heads}
+    model = checked(model)
+    sizes = {"n_layers": model.n_layers, "n_heads": model.n_heads}
     scores = None
     if induction is None or previous is None:
         scores = induction_scores(model, periods=periods, bos=bos, seed=seed)
@@ -235,21 +234,21 @@ def verify_induction(
             "induction must name at least one head, got none; leave it out to take those that "
             "induction_scores finds"
         )
-    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
+    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
     rows = draw_repeated(
-        shape, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
+        model, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
     ).repeating()
     lab = Lab(model, rows, named or [(0, 0)], batch_size)  # the gain is the same whatever is named
     before = lab.outcome()
     if before.gain < MIN_GAIN:
         raise UnsupportedModelError(
-            f"model {shape.name!r} gains {before.gain:.3f} nats a token from its context on random repeats, "
+            f"model {model.name!r} gains {before.gain:.3f} nats a token from its context on random repeats, "
             f"less than {MIN_GAIN}, so there is nothing to explain; use a model that does, such as "
             "load('attn-2l')"
         )
     if not named:
         raise UnsupportedModelError(
-            f"model {shape.name!r} has no induction head, so there is no mechanism to verify; pass "
+            f"model {model.name!r} has no induction head, so there is no mechanism to verify; pass "
             "induction=[(layer, head)] to test heads of your own choice"
         )
     bench = _Bench(lab, named, writers, require_int("n_controls", n_controls, minimum=0), seed)
@@ -268,7 +267,7 @@ class _Bench:
     ) -> None:
         self.lab, self.induction, self.previous = lab, induction, previous
         self.n_controls, self.generator = n_controls, torch.Generator().manual_seed(seed)
-        layers, heads = range(lab.shape.n_layers), range(lab.shape.n_heads)
+        layers, heads = range(lab.model.n_layers), range(lab.model.n_heads)
         taken = {*induction, *previous}
         self.others = [(i, j) for i in layers for j in heads if (i, j) not in taken]
 
@@ -317,7 +316,7 @@ class _Bench:
             words = "the key after the previous occurrence" if where == "at" else "all other keys"
             words = f"values at {words} replaced by the mean value"
             done.append(MechanismStep(name, words, tuple(induction), expected, after))  # type: ignore[arg-type]
-        if lab.shape.logit_softcap is None:
+        if lab.model.logit_softcap is None:
             done.append(
                 self._step(
                     "copying",

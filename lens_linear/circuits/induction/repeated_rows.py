@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_finite, require_int, require_ints, require_seed
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.capture import batched, run
-from lens_linear.models.describe.shape import ModelShape
-from lens_linear.models.hooks import Edit
+from lens_linear.models.checked import CheckedModel
+from lens_linear.models.spots import Edit
 from lens_linear.text.random_rows import repeated_tokens
 
 MIN_QUERIES = 8
@@ -84,10 +83,10 @@ class AttentionStats:
 
 
 def choose_periods(
-    shape: ModelShape, periods: Sequence[int] | None, start: int, n_allowed: int
+    model: CheckedModel, periods: Sequence[int] | None, start: int, n_allowed: int
 ) -> list[int]:
     """Return periods whose two copies fit the context and whose tokens can all differ."""
-    room = min((shape.n_ctx - start) // 2, n_allowed // 2)
+    room = min((model.n_ctx - start) // 2, n_allowed // 2)
     if periods is not None:
         chosen = sorted(set(require_ints("periods", periods, minimum=MIN_PERIOD)))
         if len(chosen) < 2:
@@ -97,14 +96,14 @@ def choose_periods(
             )
         if chosen[-1] > room:
             raise InvalidArgumentError(
-                f"periods must be at most {room} here (two copies in a context of {shape.n_ctx}, different "
+                f"periods must be at most {room} here (two copies in a context of {model.n_ctx}, different "
                 f"tokens out of {n_allowed}), got {chosen[-1]}; pass shorter ones"
             )
         return chosen
     longest = min(32, room)
     if longest < MIN_PERIOD + 1:
         raise UnsupportedModelError(
-            f"model {shape.name!r} has a context of {shape.n_ctx} and {n_allowed} ordinary tokens, too "
+            f"model {model.name!r} has a context of {model.n_ctx} and {n_allowed} ordinary tokens, too "
             "few for two different repeat periods of at least 3; look at its patterns with attention_pattern"
         )
     # Closer together where they are short: a model may have been trained on short repeats only, and its
@@ -115,7 +114,7 @@ def choose_periods(
 
 
 def draw_repeated(
-    shape: ModelShape,
+    model: CheckedModel,
     *,
     periods: Sequence[int] | None,
     rows_per_period: int,
@@ -125,11 +124,11 @@ def draw_repeated(
     """Draw rows for every period, and as many rows for two periods that do not repeat."""
     require_int("rows_per_period", rows_per_period, minimum=1)
     if bos is not None:
-        require_int("bos", bos, minimum=0, maximum=shape.d_vocab - 1)
+        require_int("bos", bos, minimum=0, maximum=model.d_vocab - 1)
     seed = require_seed(seed)
-    allowed = torch.tensor([i for i in range(shape.n_tokens) if i != bos])
+    allowed = torch.tensor([i for i in range(model.n_tokens) if i != bos])
     start = int(bos is not None)
-    chosen = choose_periods(shape, periods, start, len(allowed))
+    chosen = choose_periods(model, periods, start, len(allowed))
     length = start + 2 * chosen[-1]
     n = rows_per_period * len(chosen)
     repeated = repeated_tokens(n, chosen, length, allowed, seed, bos=bos, distinct=True)
@@ -151,18 +150,16 @@ def _distinct_rows(n: int, length: int, allowed: Tensor, bos: int | None, seed: 
 
 
 def measure(
-    model: TransformerBridge, rows: RepeatedRows, *, batch_size: int | None = None
+    model: CheckedModel, rows: RepeatedRows, *, batch_size: int | None = None
 ) -> AttentionStats:
     """Run the rows and average attention at every relation; one layer's patterns are held at a time."""
-    n_layers = int(model.cfg.n_layers)
+    n_layers = model.n_layers
     body = rows.tokens.shape[1] - rows.start
     seen: dict[int, Tensor] = {}
 
     def visit(layer: int) -> Edit:
         def read(pattern: Tensor) -> None:
-            require_finite(
-                f"the attention pattern of layer {layer} of {model.cfg.model_name!r}", pattern
-            )
+            require_finite(f"the attention pattern of layer {layer} of {model.name!r}", pattern)
             seen[layer] = _row_table(pattern, rows.start, body)
 
         return ((layer, "pattern"), read)

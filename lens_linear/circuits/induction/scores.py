@@ -58,7 +58,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     counted,
     head_name,
@@ -88,14 +87,14 @@ from lens_linear.circuits.induction.verdicts import (
 )
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import batched, run
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import STILL_WORK, CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights import (
     ModelWeights,
     norm_scale,
     read_weights,
     require_attention_layers,
 )
-from lens_linear.models.hooks import STILL_WORK, Spot, has_spot, require_causal
+from lens_linear.models.spots import Spot
 from lens_linear.models.threads import few_threads
 from lens_linear.tables import Result
 
@@ -300,7 +299,7 @@ class InductionScores(Result):
 
 
 def induction_scores(
-    model: TransformerBridge,
+    model: ModelLike,
     *,
     periods: Sequence[int] | None = None,
     rows_per_period: int = 8,
@@ -337,13 +336,13 @@ def induction_scores(
         >>> bool((scores["verdict"] == "induction").any())
         True
     """
-    shape = model_shape(model)
-    require_causal(model)
-    with few_threads(shape.d_model):
+    model = checked(model)
+    model.require_causal()
+    with few_threads(model.d_model):
         weights = _weights(model)
-    first = shape.bos if isinstance(bos, str) and bos == "auto" else bos
+    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
     if first is not None:
-        first = require_int("bos", first, minimum=0, maximum=shape.d_vocab - 1)
+        first = require_int("bos", first, minimum=0, maximum=model.d_vocab - 1)
     limits = Thresholds() if thresholds is None else thresholds
     require_instance("thresholds", limits, Thresholds, advice="e.g. Thresholds()")
     if batch_size is not None:
@@ -351,15 +350,15 @@ def induction_scores(
     for name, value in vars(limits).items():
         require_float(f"thresholds.{name}", value, minimum=0.0, maximum=1.0)
     rows = draw_repeated(
-        shape,
+        model,
         periods=periods,
         rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
         bos=first,
         seed=require_seed(seed),
     )
-    copying = torch.full((shape.n_layers, shape.n_heads), float("nan"), dtype=torch.float64)
+    copying = torch.full((model.n_layers, model.n_heads), float("nan"), dtype=torch.float64)
     target, spread = copying.clone(), copying.clone()
-    with few_threads(shape.d_model):
+    with few_threads(model.d_model):
         stats = measure(model, rows, batch_size=batch_size)
         if weights is not None:
             copying = _copying(weights)
@@ -369,13 +368,13 @@ def induction_scores(
     return InductionScores(stats, copying, target, spread, limits, first, seed)
 
 
-def _weights(model: TransformerBridge) -> ModelWeights | None:
+def _weights(model: CheckedModel) -> ModelWeights | None:
     """Read the weights; None where they do not say what heads write, so that only patterns can be scored."""
     require_attention_layers(model)
-    bare = [layer for layer in range(model.cfg.n_layers) if not has_spot(model, (layer, "pattern"))]
+    bare = [layer for layer in range(model.n_layers) if not model.has((layer, "pattern"))]
     if bare:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} must have attention in every layer, but layers {bare} show "
+            f"model {model.name!r} must have attention in every layer, but layers {bare} show "
             f"none; {STILL_WORK}"
         )
     try:
@@ -401,7 +400,7 @@ def _copying(weights: ModelWeights) -> Float[Tensor, "layer head"]:
 
 
 def _target_logit(
-    model: TransformerBridge, heads: HeadOutputs, rows: RepeatedRows, batch_size: int | None
+    model: CheckedModel, heads: HeadOutputs, rows: RepeatedRows, batch_size: int | None
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """Direct effect of each head on the right next token in the second copy, and its standard error.
 

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, head_name, require_int
 from lens_linear.circuits.attention.components import (
     Component,
@@ -40,6 +39,7 @@ from lens_linear.circuits.induction.ablation import task_batches
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.stats.task_scores import answer_values, require_task, warn_if_not_next_token
 from lens_linear.tables import Result
@@ -148,7 +148,7 @@ class DirectLogitAttribution(Result):
 
 
 def direct_logit_attribution(
-    model: TransformerBridge,
+    model: ModelLike,
     task: Any,
     *,
     labels: Sequence[str] | None = None,
@@ -183,10 +183,10 @@ def direct_logit_attribution(
         >>> direct_logit_attribution(built.model, Task(tokens, positions=[4, 5, 6]))["component"][0]
         'L1H1'
     """
+    model = checked(model)
     asked = require_task(model, task, scored=True)
     weights = read_weights(model)
     heads = HeadOutputs(model, weights)
-    shape = heads.shape
     parts, first = [], 0
     for part in task_batches(model, asked, batch_size):
         parts.append(_of_batch(model, heads, part, first))
@@ -199,38 +199,34 @@ def direct_logit_attribution(
     if labels is None and asked.names is not None:
         text: Sequence[str] | None = asked.names
     else:
-        text = (
-            require_labels(labels, model, shape.d_vocab)
-            if shape.d_vocab == shape.d_vocab_out
-            else None
-        )
+        text = require_labels(labels, model) if model.d_vocab == model.d_vocab_out else None
     found = DirectLogitAttribution(
-        asked, components, logit, relative, answers, own.double(), shape.logit_softcap, text
+        asked, components, logit, relative, answers, own.double(), model.logit_softcap, text
     )
     limit = _LIMITS.get(own.dtype, _HALF_LIMIT)
     if not found.max_error <= limit * max(1.0, float(own.abs().max())):
         raise UnsupportedModelError(
-            f"the components of {shape.name!r} miss its logits by {found.max_error:.3g}; it treats its last "
+            f"the components of {model.name!r} miss its logits by {found.max_error:.3g}; it treats its last "
             "stream in a way not known here; use lens_linear.patch, which runs the model itself"
         )
     return found
 
 
 def _of_batch(
-    model: TransformerBridge, heads: HeadOutputs, task: Task, first_row: int
+    model: CheckedModel, heads: HeadOutputs, task: Task, first_row: int
 ) -> tuple[tuple[Component, ...], Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Components, logit, relative, answers, the model's own logits and its losses of some rows."""
-    weights, shape = heads.weights, heads.shape
-    out = run(model, task, record=stream_spots(shape, shape.n_layers))
+    weights = heads.weights
+    out = run(model, task, record=stream_spots(model, model.n_layers))
     row, position = task.asked.nonzero().unbind(1)
     right = task.targets[row, position]
     wrong = None if task.wrong is None else task.wrong[row, position]
     components: tuple[Component, ...] = ()
     logits, relatives = [], []
-    size = max(1, BLOCK // (8 * shape.d_model * (shape.n_layers * (shape.n_heads + 2) + 2)))
+    size = max(1, BLOCK // (8 * model.d_model * (model.n_layers * (model.n_heads + 2) + 2)))
     for chosen in torch.arange(len(row)).split(size):
         at = (row[chosen], position[chosen])
-        found = stream_components(heads, out, task.tokens, shape.n_layers, at=at)
+        found = stream_components(heads, out, task.tokens, model.n_layers, at=at)
         reads = found.parts[:, 0] / norm_scale(found.stream[0], weights.final_norm, weights.eps)
         toward = weights.W_U.T[right[chosen]]
         seen = weights.class_directions(right[chosen])

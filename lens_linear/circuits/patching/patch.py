@@ -38,15 +38,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, head_name, require_bool, require_choice
 from lens_linear.circuits.induction.ablation import score_task
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import ModelShape, model_shape
-from lens_linear.models.hooks import Spot, has_spot
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.spots import Spot
 from lens_linear.stats.task_scores import (
     RowScores,
     require_task,
@@ -161,7 +160,7 @@ class PatchEffects(Result):
 
 
 def patch(
-    model: TransformerBridge,
+    model: ModelLike,
     clean: Any,
     corrupted: Any,
     *,
@@ -207,7 +206,7 @@ def patch(
         >>> found.names[int(found.effects.argmax())], round(float(found.effects.max()), 3)
         ('L1H1', 1.0)
     """
-    shape = model_shape(model)
+    model = checked(model)
     require_choice("what", what, WHATS)
     require_choice("into", into, ("corrupted", "clean"))
     asked, other = require_pair(model, clean, corrupted, metric)
@@ -222,7 +221,7 @@ def patch(
         sites, scores = _paths(model, base, source)
     else:
         each = what != "head" if by_position is None else require_bool("by_position", by_position)
-        sites = _sites(model, shape, what, asked.tokens.shape[1] if each else 0)
+        sites = _sites(model, what, asked.tokens.shape[1] if each else 0)
         scores = _patched(model, base, source, what, sites, batch_size)
     warn_if_the_same(before.mean, goal.mean, asked.metric_name)
     return PatchEffects(
@@ -250,7 +249,7 @@ def warn_if_the_same(base: float, source: float, metric: str) -> None:
 
 
 def require_pair(
-    model: TransformerBridge, clean: Any, corrupted: Any, metric: Metric | None
+    model: CheckedModel, clean: Any, corrupted: Any, metric: Metric | None
 ) -> tuple[Task, Task]:
     """Accept two prompts of one shape; the answers of the clean one are asked of both."""
     asked = require_task(model, clean, scored=True)
@@ -273,16 +272,14 @@ def require_pair(
     return asked, replace(asked, tokens=other.tokens)
 
 
-def _sites(
-    model: TransformerBridge, shape: ModelShape, what: PatchWhat, n_positions: int
-) -> list[Site]:
+def _sites(model: CheckedModel, what: PatchWhat, n_positions: int) -> list[Site]:
     """Every place of a kind, layer by layer; no positions patches all of them together."""
     positions = range(n_positions) if n_positions else (-1,)
-    heads = range(shape.n_heads) if what == "head" else (-1,)
-    layers = [layer for layer in range(shape.n_layers) if has_spot(model, _spot(what, layer))]
+    heads = range(model.n_heads) if what == "head" else (-1,)
+    layers = [layer for layer in range(model.n_layers) if model.has(_spot(what, layer))]
     if not layers:
         raise UnsupportedModelError(
-            f"model {shape.name!r} has no {_SPOTS[what]!r} in any layer; patch another place, e.g. 'residual'"
+            f"model {model.name!r} has no {_SPOTS[what]!r} in any layer; patch another place, e.g. 'residual'"
         )
     return [Site(layer, head, at) for layer in layers for head in heads for at in positions]
 
@@ -292,7 +289,7 @@ def _spot(what: PatchWhat, layer: int) -> Spot:
 
 
 def _patched(
-    model: TransformerBridge,
+    model: CheckedModel,
     base: Task,
     source: Task,
     what: PatchWhat,
@@ -320,11 +317,11 @@ def _patched(
 
 
 def _write(
-    sites: Sequence[Site], clean: Tensor, model: TransformerBridge, what: PatchWhat
+    sites: Sequence[Site], clean: Tensor, model: CheckedModel, what: PatchWhat
 ) -> Callable[[Tensor], Tensor]:
     """The edit that writes one site into each copy of the rows."""
     n = len(clean)
-    heads = int(model.cfg.n_heads) if what == "head" else 1
+    heads = model.n_heads if what == "head" else 1
 
     def edit(x: Tensor) -> Tensor:
         split = x.clone().reshape(*x.shape[:2], heads, -1)
@@ -339,9 +336,7 @@ def _write(
     return edit
 
 
-def _paths(
-    model: TransformerBridge, base: Task, source: Task
-) -> tuple[list[Site], list[RowScores]]:
+def _paths(model: CheckedModel, base: Task, source: Task) -> tuple[list[Site], list[RowScores]]:
     """Move each path's logits from one run to the other."""
     if not bool(base.mask.all()):
         raise InvalidArgumentError("tokens must have rows of one length for what='path'; cut them")

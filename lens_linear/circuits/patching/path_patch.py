@@ -49,8 +49,10 @@ from lens_linear.circuits.patching.patch import Into, require_pair, warn_if_the_
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights import norm_scale, read_weights
-from lens_linear.models.hooks import Edit, Spot, What, edited
+from lens_linear.models.hooks import edited
+from lens_linear.models.spots import Edit, Spot, What
 from lens_linear.stats.task_scores import (
     RowScores,
     require_task,
@@ -68,11 +70,11 @@ VIAS: tuple[Via, ...] = ("q", "k", "v")
 class PathReader:
     """Says by how much a reader's query, key or value changes when the stream before it does."""
 
-    def __init__(self, model: TransformerBridge, norm: Norm = "recomputed") -> None:
+    def __init__(self, model: CheckedModel, norm: Norm = "recomputed") -> None:
         self.weights = read_weights(model)
         self.attention = require_attention(self.weights)
         self.outputs = HeadOutputs(model, self.weights)
-        self.shape = self.outputs.shape
+        self.model = self.outputs.model
         self.norm = norm
 
     def change(
@@ -89,11 +91,11 @@ class PathReader:
 
     def slot(self, head: int, via: Via) -> int:
         """Where a head's query, key or value stands: keys and values may have fewer heads."""
-        return head if via == "q" else head // (self.shape.n_heads // self.shape.n_key_value_heads)
+        return head if via == "q" else head // (self.model.n_heads // self.model.n_key_value_heads)
 
     def slots(self, via: Via) -> int:
         """How many stand there."""
-        return self.shape.n_heads if via == "q" else self.shape.n_key_value_heads
+        return self.model.n_heads if via == "q" else self.model.n_key_value_heads
 
     def added(self, x: Tensor, base: Tensor, changes: dict[int, Tensor], via: Via) -> Tensor:
         """The tensor at q, k or v whose given slots are ``base`` plus a change [batch, position, d_head]."""
@@ -184,7 +186,7 @@ class PathPatchEffects(Result):
 
 
 def path_patch(
-    model: TransformerBridge,
+    model: ModelLike,
     clean: Any,
     corrupted: Any,
     metric: Metric | None = None,
@@ -234,6 +236,7 @@ def path_patch(
         >>> [f"{effect:.2f}" for effect in found["effect"].abs()]  # of L0H0 and L0H1
         ['1.00', '0.00']
     """
+    model = checked(model)
     require_choice("into", into, ("corrupted", "clean"))
     require_choice("norm", norm, ("recomputed", "frozen"))
     reader = PathReader(model, norm)
@@ -276,7 +279,7 @@ def path_patch(
 
 @contextmanager
 def cut_path(
-    model: TransformerBridge,
+    model: ModelLike,
     sender: Any,
     receiver: Any,
     *,
@@ -313,6 +316,7 @@ def cut_path(
         >>> whole > 0.45, without < 0.05
         (True, True)
     """
+    model = checked(model)
     require_choice("norm", norm, ("recomputed", "frozen"))
     reader = PathReader(model, norm)
     sides = _require_via(via)
@@ -335,7 +339,7 @@ def cut_path(
     edits: list[Edit] = [((layer, "z"), written)]
     if not readers:
         edits.append(
-            (stream_spot(reader.shape, reader.shape.n_layers), lambda x: _plus(x, held["delta"]))
+            (stream_spot(reader.model, reader.model.n_layers), lambda x: _plus(x, held["delta"]))
         )
     else:
         (at, own) = readers[0]
@@ -353,7 +357,7 @@ def cut_path(
         edits.append(((at, "resid_pre"), keep))
         edits.extend(((at, side), change(side)) for side in sides)
     with edited(model, edits):
-        yield model
+        yield model.bridge
 
 
 def _plus(x: Tensor, delta: Tensor) -> Tensor:
@@ -374,7 +378,7 @@ def _require_ends(
     reader: PathReader, senders: Any, receivers: Any
 ) -> tuple[list[Head], list[Head]]:
     """Writers below readers; no readers stand for the logits."""
-    sizes = {"n_layers": reader.shape.n_layers, "n_heads": reader.shape.n_heads}
+    sizes = {"n_layers": reader.model.n_layers, "n_heads": reader.model.n_heads}
     readers: list[Head] = []
     if not (isinstance(receivers, str) and receivers == "logits"):
         readers = require_heads("receivers", receivers, **sizes)
@@ -382,9 +386,9 @@ def _require_ends(
             raise InvalidArgumentError(
                 "receivers must name a head such as 'L1H3', or be 'logits', got none"
             )
-    top = max((layer for layer, _ in readers), default=reader.shape.n_layers)
+    top = max((layer for layer, _ in readers), default=reader.model.n_layers)
     if senders is None:
-        writers = [(i, j) for i in range(top) for j in range(reader.shape.n_heads)]
+        writers = [(i, j) for i in range(top) for j in range(reader.model.n_heads)]
     else:
         writers = require_heads("senders", senders, **sizes)
     late = [at for at in writers if at[0] >= top]
@@ -407,7 +411,7 @@ def _spots(
         return spots + [
             (layer, what) for layer in sorted({at for at, _ in readers}) for what in wanted
         ]
-    return [*spots, stream_spot(reader.shape, reader.shape.n_layers)]
+    return [*spots, stream_spot(reader.model, reader.model.n_layers)]
 
 
 def _path_edits(
@@ -423,7 +427,7 @@ def _path_edits(
     delta = reader.outputs.of(theirs[(layer, "z")], layer)[head]
     delta = delta - reader.outputs.of(own[(layer, "z")], layer)[head]
     if not readers:
-        return [(stream_spot(reader.shape, reader.shape.n_layers), lambda x: _plus(x, delta))]
+        return [(stream_spot(reader.model, reader.model.n_layers), lambda x: _plus(x, delta))]
     edits: list[Edit] = []
     for at in sorted({at for at, _ in readers if at > layer}):
         stream = own[(at, "resid_pre")].to("cpu", torch.float64)

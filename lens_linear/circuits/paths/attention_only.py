@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, head_circuit
 from lens_linear.circuits.labels import require_labels
@@ -40,7 +39,7 @@ from lens_linear.circuits.paths.skip_trigrams import (
     all_skip_trigrams,
     skip_trigrams,
 )
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.describe.weights import ModelWeights, read_weights
 from lens_linear.models.frozen.frozen_attention import (
     FrozenRun,
@@ -48,7 +47,6 @@ from lens_linear.models.frozen.frozen_attention import (
     in_double,
     require_attention_only,
 )
-from lens_linear.models.hooks import is_causal
 from lens_linear.stats.task_scores import require_task, warn_if_not_next_token
 
 MAX_TERMS = 4096
@@ -71,21 +69,21 @@ class AttentionOnly:
 
     def __init__(
         self,
-        model: TransformerBridge,
+        model: ModelLike,
         *,
         fold: bool = True,
         labels: Sequence[str] | None = None,
     ) -> None:
-        self.shape = model_shape(model)
-        require_attention_only(model)
-        self.model = model
+        self._model = checked(model)
+        require_attention_only(self._model)
+        self.model = self._model.bridge
         self.fold = fold
         self._verified: set[int] = set()
         self._read: ModelWeights | None = None
-        self.labels = require_labels(labels, model, self.shape.d_vocab)
+        self.labels = require_labels(labels, self._model)
 
     def __repr__(self) -> str:
-        s = self.shape
+        s = self._model
         return (
             f"AttentionOnly {s.name!r}: {s.n_layers} layers × {s.n_heads} heads, vocabulary "
             f"{s.d_vocab}, norms {self.weights.norm}{self.weights.padding_note}"
@@ -98,9 +96,9 @@ class AttentionOnly:
         Read again when the model's were changed, in whatever way: their checksum is taken at every use.
         Tables taken before keep the weights that they were made with; heads do too, and say so.
         """
-        if self._read is None or not self._read.mark.fits(self.model):
+        if self._read is None or not self._read.mark.fits(self._model):
             self._verified = set()
-            self._read = read_weights(self.model, fold=self.fold)
+            self._read = read_weights(self._model, fold=self.fold)
         return self._read
 
     def bigrams(self) -> BigramTable:
@@ -111,7 +109,7 @@ class AttentionOnly:
         """Return the QK and OV circuits of one head, named ``1, 3`` or ``"L1H3"``."""
         weights = self.weights  # read first: it forgets what was verified of older ones
         return head_circuit(
-            self.model,
+            self._model,
             layer,
             head,
             weights=weights,
@@ -121,7 +119,7 @@ class AttentionOnly:
 
     def heads(self) -> list[HeadCircuit]:
         """Return all heads, layer by layer."""
-        layers, heads = range(self.shape.n_layers), range(self.shape.n_heads)
+        layers, heads = range(self._model.n_layers), range(self._model.n_heads)
         return [self.head(layer, head) for layer in layers for head in heads]
 
     def skip_trigrams(
@@ -148,7 +146,7 @@ class AttentionOnly:
         self, k: int = 50, *, layer: int = 0, by: Ranking = "probability", context: int = 32
     ) -> SkipTrigrams:
         """Return the k strongest skip-trigrams of all heads of a layer together."""
-        heads = [self.head(layer, head) for head in range(self.shape.n_heads)]
+        heads = [self.head(layer, head) for head in range(self._model.n_heads)]
         return all_skip_trigrams(heads, k, by=by, context=context)
 
     def paths(
@@ -184,8 +182,8 @@ class AttentionOnly:
             frozen.scales[-1],
             frozen.logits,
             self.labels,
-            self.shape.name,
-            is_causal(self.model),
+            self._model.name,
+            self._model.is_causal,
         )
 
     def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:

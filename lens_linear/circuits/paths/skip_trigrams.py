@@ -354,7 +354,7 @@ def _table(
         gain[keep],
         strongest,
         estimates[0].context,
-        first.labels if first.shape.d_vocab_out == first.shape.d_vocab else None,
+        first.labels if first.model.d_vocab_out == first.model.d_vocab else None,
     )
 
 

@@ -161,7 +161,7 @@ def skip_trigram_bugs(
     crossed, parents = crossed[keep], parents[keep]
     count = expected = None
     if tokens is not None:
-        count, expected = _count(tokens, crossed, window, heads[0].shape.d_vocab)
+        count, expected = _count(tokens, crossed, window, heads[0].model.d_vocab)
     least = torch.minimum(*both)[keep]
     names = tuple(head.name for head in heads)
     return SkipTrigramBugs(

@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge, derive_generator
+from lens_linear._tl import derive_generator
 from lens_linear.checks import (
     counted,
     head_name,
@@ -61,6 +61,7 @@ from lens_linear.constructions.memory.trained_heads import (
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result, cells
 
 GEOMETRIES = ("own", "least squares")
@@ -198,7 +199,7 @@ def _place(betas: Sequence[float], error: list[float], share: list[float]) -> st
 
 
 def head_dial(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "batch position"],
     *,
     heads: Sequence[tuple[int, int] | str] | None = None,
@@ -240,6 +241,7 @@ def head_dial(
         >>> head_dial(toy_model(n_layers=1), tokens, heads=["L0H2"], betas=(0.01, 1.0))
         HeadDial of toy: 1 head × 2 settings on 2 rows of 40 tokens, 24 queries a row; as trained: 1 regression
     """  # noqa: E501
+    model = checked(model)
     tokens = require_model_tokens(model, tokens)
     settings = tuple(sorted(set(require_floats("betas", betas, minimum=1e-6, maximum=1e100))))
     if not settings:
@@ -248,7 +250,7 @@ def head_dial(
     losses, seed = require_bool("losses", losses), require_seed(seed)
     batch_size = sequences_a_pass(model, tokens.shape[1], batch_size)
     chosen = heads_by_layer(model, heads)
-    width, length = int(model.cfg.d_head), tokens.shape[1]
+    width, length = model.d_head, tokens.shape[1]
     asked = _asked(length, width, skip, queries)
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     visible[skip:, :skip] = False
@@ -276,7 +278,7 @@ def head_dial(
         losses=torch.stack(rises),
         heads=tuple(names),
         betas=settings,
-        model=str(model.cfg.model_name),
+        model=model.name,
         n_positions=length,
         queries=len(asked),
         d_head=width,

@@ -9,20 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_head
 from lens_linear.constructions.memory.head_memory import HeadMemory, attention_head_memory
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.rotary import read_rotary
-from lens_linear.models.describe.weights import score_scale, score_softcap
+from lens_linear.models.describe.weights import score_scale
 from lens_linear.models.frozen.attention_scores import attention_scores
-from lens_linear.models.hooks import Spot
+from lens_linear.models.spots import Spot
 
 
 def trained_head_memory(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "batch position"],
     *,
     layer: int | str | tuple[int, int],
@@ -63,9 +63,10 @@ def trained_head_memory(
         >>> trained_head_memory(toy_model(seed=0), tokens, layer=0, head=0).n_keys
         16
     """
+    model = checked(model)
     tokens = require_model_tokens(model, tokens)
     named = layer if head is None else (layer, head)
-    at, which = require_head("head", named, n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads)
+    at, which = require_head("head", named, n_layers=model.n_layers, n_heads=model.n_heads)
     reads = head_reads(model, tokens, [at], sequences_a_pass(model, tokens.shape[1]))[at]
     q, k, _ = reads.of(which)
     return attention_head_memory(
@@ -96,7 +97,7 @@ class HeadReads:
 
 
 def head_reads(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Int[Tensor, "batch position"],
     layers: Sequence[int],
     batch_size: int,
@@ -108,9 +109,9 @@ def head_reads(
     Raises:
         UnsupportedModelError: see :func:`trained_head_memory`.
     """
-    if score_softcap(model.cfg) is not None:
+    if model.score_softcap is not None:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} bounds its attention scores, so its softmax has no "
+            f"model {model.name!r} bounds its attention scores, so its softmax has no "
             "single inverse temperature; capture queries and keys and call attention_head_memory"
         )
     for layer in layers:

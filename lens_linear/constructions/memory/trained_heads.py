@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge, derive_generator
+from lens_linear._tl import derive_generator
 from lens_linear.checks import (
     counted,
     require_choice,
@@ -49,7 +49,8 @@ from lens_linear.constructions.memory.trained_head import HeadReads, head_reads
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens, run
-from lens_linear.models.hooks import Edit
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.spots import Edit
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
@@ -107,7 +108,7 @@ class TrainedHeads(Result):
 
 
 def trained_heads(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "batch position"],
     *,
     heads: Sequence[tuple[int, int] | str] | None = None,
@@ -146,6 +147,7 @@ def trained_heads(
         >>> found["kind"].tolist()  # untrained scores are small: all keys weigh alike
         ['averaging']
     """
+    model = checked(model)
     tokens = require_model_tokens(model, tokens)
     require_rows("tokens", len(tokens), minimum=2, why="one context to exchange with another")
     if tokens.shape[1] < 4:
@@ -171,7 +173,7 @@ def trained_heads(
             rows.append(row)
     return TrainedHeads(
         pd.DataFrame(rows),
-        str(model.cfg.model_name),
+        model.name,
         float(plain.mean()),
         len(tokens),
         tokens.shape[1],
@@ -180,10 +182,10 @@ def trained_heads(
 
 
 def heads_by_layer(
-    model: TransformerBridge, heads: Sequence[tuple[int, int] | str] | None
+    model: CheckedModel, heads: Sequence[tuple[int, int] | str] | None
 ) -> dict[int, list[int]]:
     """Layers in order, with the heads asked for in each."""
-    layers, count = model.cfg.n_layers, model.cfg.n_heads
+    layers, count = model.n_layers, model.n_heads
     if heads is None:
         return {layer: list(range(count)) for layer in range(layers)}
     chosen: dict[int, list[int]] = {}
@@ -302,7 +304,7 @@ def _explained(want: Tensor, have: Tensor, least: float) -> float:
 
 
 def row_losses(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Tensor,
     batch_size: int,
     layer: int = 0,

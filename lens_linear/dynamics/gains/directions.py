@@ -14,14 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_choice, require_float, require_seed
 from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
 from lens_linear.dynamics.gains.jacobian_products import frozen_batches
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 from lens_linear.linalg.precision import own_modes, to_compute
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
 
 DirectionMethod = Literal["mean-difference", "whitened", "logistic"]
@@ -80,7 +79,7 @@ class ConceptDirections(MadeTensor):
 
 @own_modes()
 def concept_directions(
-    model: TransformerBridge,
+    model: ModelLike,
     concept: Concept | ConceptSplit | str,
     *,
     method: DirectionMethod = "mean-difference",
@@ -133,7 +132,7 @@ def concept_directions(
     require_choice("method", method, ("mean-difference", "whitened", "logistic"))
     shrinkage = require_float("shrinkage", shrinkage, minimum=0.0, maximum=1.0)
     seed = require_seed(seed)
-    model = require_bridge(model)
+    model = checked(model)
     concept = _concept(concept)
     labels = torch.tensor(concept.labels, dtype=torch.bool)
     if min(int(labels.sum()), int((~labels).sum())) < 10:
@@ -156,7 +155,7 @@ def concept_directions(
 
 
 @own_modes()
-def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDirections:
+def random_directions(model: ModelLike, *, seed: int = 0) -> ConceptDirections:
     """Unit rows drawn at random: the control for every claim about a concept's direction.
 
     Args:
@@ -174,7 +173,8 @@ def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDire
         >>> random_directions(toy_model(n_layers=3), seed=0).norm(dim=-1).round(decimals=6).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    cfg = require_bridge(model).cfg
+    model = checked(model)
+    cfg = model.cfg
     generator = torch.Generator().manual_seed(require_seed(seed))
     rows = torch.randn(cfg.n_layers + 1, cfg.d_model, generator=generator, dtype=torch.float64)
     unknown = torch.full((cfg.n_layers + 1,), float("nan"), dtype=torch.float64)
@@ -190,7 +190,7 @@ def random_directions(model: TransformerBridge, *, seed: int = 0) -> ConceptDire
 
 
 def last_states(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     *,
     attention_mask: Tensor | None = None,
@@ -223,6 +223,7 @@ def last_states(
         >>> states.shape, torch.allclose(logits, model(long[None])[0, -1], atol=1e-5)
         (torch.Size([4, 2, 32]), True)
     """
+    model = checked(model)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     index, states = [], []
     for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):

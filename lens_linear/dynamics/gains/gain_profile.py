@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     counted,
     require_choice,
@@ -43,8 +42,7 @@ from lens_linear.dynamics.gains.jacobian_products import (
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import compute_device, own_modes, to_compute
-from lens_linear.models.capture import model_device
-from lens_linear.models.hooks import require_blocks, require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.tables import Result
 
 Method = Literal["adjoint", "empirical"]
@@ -126,7 +124,7 @@ class GainProfile(Result):
 
 @own_modes()
 def gain_profile(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     method: Method = "adjoint",
@@ -182,6 +180,7 @@ def gain_profile(
         >>> bool((exact.gains - measured.gains).abs().max() < 1e-2)
         True
     """
+    model = checked(model)
     require_choice("method", method, ("adjoint", "empirical"))
     eps = require_float("eps", eps, minimum=1e-12)
     directions, readout = require_directions(model, directions, readout)
@@ -207,7 +206,7 @@ def adjoint_profile(
 
 
 def _central_differences(
-    model: TransformerBridge,
+    model: CheckedModel,
     prompts: Prompts,
     directions: Float[Tensor, "boundary d_model"],
     readout: Float[Tensor, " d_model"],
@@ -215,7 +214,7 @@ def _central_differences(
     batch_size: int,
 ) -> Float[Tensor, "prompt layer"]:
     n_layers = len(directions) - 1
-    require_blocks(model)
+    model.require_blocks()
     steps = torch.cat([eps * torch.eye(n_layers), -eps * torch.eye(n_layers)]).double()
     found = directions.new_zeros(len(prompts), n_layers)
     # Copies (one a layer and sign) and prompts share the rows of a pass.
@@ -245,15 +244,15 @@ def _usable(x: Tensor) -> Tensor:
 
 
 def require_directions(
-    model: TransformerBridge,
+    model: CheckedModel,
     directions: Tensor | Sequence[Tensor],
     readout: Tensor | None = None,
 ) -> tuple[Float[Tensor, "boundary d_model"], Float[Tensor, " d_model"]]:
     """Accept one direction for each layer boundary, and a readout; both float64, beside the model."""
-    cfg = require_bridge(model).cfg
+    cfg = model.cfg
     if isinstance(directions, (list, tuple)) and len({_shape(d) for d in directions}) == 1:
         directions = torch.stack(list(directions))
-    home = compute_device(model_device(model))
+    home = compute_device(model.device)
     rows = _usable(to_compute(require_float_tensor("directions", directions, ndim=2), device=home))
     if tuple(rows.shape) != (cfg.n_layers + 1, cfg.d_model):
         raise InvalidArgumentError(

@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
 from lens_linear.linalg.precision import own_modes, to_compute
 from lens_linear.models.capture import evaluating, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.frozen.frozen_context import (
@@ -42,7 +42,8 @@ from lens_linear.models.frozen.frozen_context import (
     freeze_block,
     freeze_context,
 )
-from lens_linear.models.hooks import Spot, require_bridge, still
+from lens_linear.models.hooks import still
+from lens_linear.models.spots import Spot
 from lens_linear.models.stand_ins import BlockStandIns, lone_blocks
 from lens_linear.progress import watched
 
@@ -63,13 +64,13 @@ class BlockJacobians:
     """Jacobian products of every block at the last token of every prompt.
 
     Attributes:
-        model: the bridge; not changed.
+        model: what runs; not changed.
         prompts: the prompts.
         batch_size: prompts a forward pass, and alive at a time.
         mark: of the weights that ran last; where the model has others, it is run again.
     """
 
-    model: TransformerBridge = field(repr=False)
+    model: CheckedModel = field(repr=False)
     prompts: Prompts
     batch_size: int
     mark: WeightsMark = field(repr=False)
@@ -302,7 +303,7 @@ def require_finite_gains(gains: Float[Tensor, "prompt layer"]) -> Tensor:
 
 
 def frozen_batches(
-    model: TransformerBridge, prompts: Prompts, *, batch_size: int | None, whole: bool = False
+    model: CheckedModel, prompts: Prompts, *, batch_size: int | None, whole: bool = False
 ) -> Iterator[tuple[Int[Tensor, " row"], FrozenContext]]:
     """Yield batches of prompts with their recorded forward pass (``whole=True`` reruns whole prompts)."""
     size = prompts.a_pass(model, batch_size)
@@ -312,7 +313,7 @@ def frozen_batches(
 
 
 def block_jacobians(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     *,
     attention_mask: Tensor | None = None,
@@ -345,7 +346,7 @@ def block_jacobians(
         >>> block_jacobians(toy_model(n_layers=3), [torch.arange(5), torch.arange(8)])
         BlockJacobians: 3 blocks of width 32 at 2 prompts
     """
-    model = require_bridge(model)
+    model = checked(model)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     return BlockJacobians(
         model, prompts, prompts.a_pass(model, batch_size), WeightsMark(model, read=False)

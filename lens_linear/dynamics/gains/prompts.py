@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_bool, require_int, texts_in
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.tokenizer import tokenize_prompts
 from lens_linear.text.concepts import BUNDLED, Concept, ConceptSplit
 from lens_linear.text.task import Task
@@ -72,16 +71,16 @@ class Prompts:
         order = torch.argsort(self.lengths, stable=True)
         yield from order.split(size)
 
-    def a_pass(self, model: TransformerBridge, batch_size: int | None) -> int:
+    def a_pass(self, model: CheckedModel, batch_size: int | None) -> int:
         """Prompts of a batch: ``batch_size``, or at most 64 and what memory holds, all blocks recorded."""
         if batch_size is not None:
             return require_int("batch_size", batch_size, minimum=1)
-        length, blocks = int(self.lengths.max()), max(1, int(model.cfg.n_layers))
+        length, blocks = int(self.lengths.max()), max(1, model.n_layers)
         return min(_PROMPTS, sequences_a_pass(model, length, logits=False, blocks=blocks))
 
 
 def as_prompts(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     *,
     attention_mask: Tensor | None = None,
@@ -116,7 +115,7 @@ def as_prompts(
     """
     if isinstance(prompts, Prompts):
         return prompts
-    model = require_bridge(model)
+    model = checked(model)
     truncate = require_bool("truncate", truncate)
     if isinstance(prompts, str) and prompts in BUNDLED:
         raise InvalidArgumentError(
@@ -140,8 +139,8 @@ def as_prompts(
     return _padded(model, rows, truncate)
 
 
-def _padded(model: TransformerBridge, rows: list[Tensor], truncate: bool) -> Prompts:
-    n_ctx = model.cfg.n_ctx
+def _padded(model: CheckedModel, rows: list[Tensor], truncate: bool) -> Prompts:
+    n_ctx = model.n_ctx
     for index, row in enumerate(rows):
         if len(row) > n_ctx and not truncate:
             raise InvalidArgumentError(

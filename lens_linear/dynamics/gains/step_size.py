@@ -11,13 +11,13 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_floats
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.gain_profile import GainProfile, gain_profile
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
 
 
@@ -68,7 +68,7 @@ class StepSizeTable(Result):
 
 @own_modes()
 def step_size_table(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     *,
@@ -110,6 +110,7 @@ def step_size_table(
         >>> round(errors[0] / errors[1])  # twice the step, four times the error
         4
     """
+    model = checked(model)
     values = tuple(require_floats("steps", steps, minimum=1e-12))
     if not values:
         raise InvalidArgumentError("steps must name at least one eps; pass e.g. (0.1, 0.01)")

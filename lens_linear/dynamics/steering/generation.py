@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     counted,
     require_choice,
@@ -33,8 +32,9 @@ from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import to_compute
-from lens_linear.models.capture import model_device, run
-from lens_linear.models.hooks import Edit, require_bridge
+from lens_linear.models.capture import run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.spots import Edit
 from lens_linear.models.tokenizer import require_tokenizer
 from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
@@ -96,7 +96,7 @@ class SteeredText(Result):
 
 
 def steer_text(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     schedule: Float[Tensor, " layer"],
@@ -150,15 +150,15 @@ def steer_text(
     n_tokens = require_int("n_tokens", n_tokens, minimum=1)
     temperature = require_float("temperature", temperature, minimum=0.0)
     require_choice("where", where, ("generated", "prompt"))
-    model = require_bridge(model)
+    model = checked(model)
     tokenizer = require_tokenizer(model)
     directions, readout = require_directions(model, directions, readout)
     start = as_prompts(model, prompts, truncate=truncate)
     longest = int(start.lengths.max())
-    if longest + n_tokens > model.cfg.n_ctx:
+    if longest + n_tokens > model.n_ctx:
         raise InvalidArgumentError(
             f"n_tokens must leave room: {longest} prompt tokens and {n_tokens} more exceed the context of "
-            f"{model.cfg.n_ctx}; pass shorter prompts or a smaller n_tokens"
+            f"{model.n_ctx}; pass shorter prompts or a smaller n_tokens"
         )
     offsets = _offsets(schedule, directions)
     factors = _factors(scales)
@@ -217,7 +217,7 @@ def _added(offsets: Tensor, positions: Tensor | None) -> list[Edit]:
 
 
 def _continued(
-    model: TransformerBridge,
+    model: CheckedModel,
     start: Prompts,
     offsets: Float[Tensor, "layer d_model"],
     n_tokens: int,
@@ -235,7 +235,7 @@ def _continued(
         marked = column[:width] >= start.lengths[:, None] - 1
         if where == "prompt":
             marked &= column[:width] < start.lengths[:, None]
-        out = run(model, tokens[:, :width], edits=_added(offsets, marked.to(model_device(model))))
+        out = run(model, tokens[:, :width], edits=_added(offsets, marked.to(model.device)))
         last = out.logits[torch.arange(len(lengths)), lengths - 1].double().cpu()
         if temperature == 0:
             following = last.argmax(-1)
@@ -248,7 +248,7 @@ def _continued(
 
 
 def _continuation_loss(
-    model: TransformerBridge, tokens: Tensor, place: Int[Tensor, "prompt step"]
+    model: CheckedModel, tokens: Tensor, place: Int[Tensor, "prompt step"]
 ) -> Float[Tensor, " prompt"]:
     """Mean loss, in nats a token, of the tokens at the places given, by the model left alone."""
     out = run(model, tokens)
@@ -310,7 +310,7 @@ def _factors(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def steering_cost(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any,
     directions: Float[Tensor, "boundary d_model"],
     schedule: Float[Tensor, " layer"],
@@ -347,7 +347,7 @@ def steering_cost(
         >>> abs(cost.losses[0] - alone.item()) < 1e-5
         True
     """
-    model = require_bridge(model)
+    model = checked(model)
     rows = as_rows(model, tokens)
     directions, _ = require_directions(model, directions)
     offsets = _offsets(schedule, directions)

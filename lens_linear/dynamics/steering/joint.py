@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_floats, require_int, require_list
 from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.jacobian_products import block_jacobians, frozen_batches
@@ -18,8 +17,8 @@ from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.dynamics.steering.min_energy import joint_min_energy
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes, to_compute
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.frozen.frozen_context import FrozenContext
-from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
 
 
@@ -77,7 +76,7 @@ class JointSteering(Result):
 
 @own_modes()
 def steer_concepts(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Sequence[Float[Tensor, "boundary d_model"]],
     targets: Sequence[float],
@@ -122,7 +121,7 @@ def steer_concepts(
         >>> found.achieved.round(decimals=3).tolist()
         [0.5, -0.25]
     """
-    model = require_bridge(model)
+    model = checked(model)
     corrections = require_int("corrections", corrections, minimum=0)
     if isinstance(directions, Tensor) and directions.ndim:
         directions = list(directions)
@@ -135,7 +134,7 @@ def steer_concepts(
     goal = torch.tensor(targets, dtype=torch.float64)
     rows = torch.stack([require_directions(model, given)[0] for given in directions])
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     maps = block_jacobians(model, prompts, batch_size=batch_size)
     here, goal = rows[:, :n_layers], goal.to(rows.device)
     costates = torch.zeros(len(rows), *here.shape[1:], dtype=here.dtype, device=here.device)

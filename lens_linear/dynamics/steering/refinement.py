@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int
 from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.jacobian_products import frozen_batches
@@ -33,15 +32,15 @@ from lens_linear.dynamics.steering.min_energy import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes, to_compute
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.frozen.frozen_context import FrozenContext
-from lens_linear.models.hooks import require_bridge
 
 _SETTLED = 1e-2  # relative; at a minimum the energy then moves by 1e-4
 
 
 @own_modes()
 def refined_min_energy(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     gains: Gains,
@@ -90,9 +89,10 @@ def refined_min_energy(
         >>> cosine.round(decimals=3).tolist()
         [1.0]
     """
+    model = checked(model)
     steps = require_int("steps", steps, minimum=1)
     target = require_target(target)
-    directions, readout = require_directions(require_bridge(model), directions, readout)
+    directions, readout = require_directions(model, directions, readout)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
     start = min_energy(gains_of(gains).to(directions.device), target).plain()
     shape = (len(prompts), len(directions) - 1)

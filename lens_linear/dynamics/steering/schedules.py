@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_float, require_instance, require_int, require_seed
 from lens_linear.dynamics.gains.gain_profile import require_directions
 from lens_linear.dynamics.gains.jacobian_products import block_jacobians
@@ -31,8 +30,8 @@ from lens_linear.dynamics.steering.min_energy import (
 from lens_linear.dynamics.steering.refinement import refine
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes, to_compute
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.frozen.frozen_context import FrozenContext
-from lens_linear.models.hooks import require_bridge
 from lens_linear.tables import Result
 
 BASELINE, EXACT, REFINED = "minimum energy", "exact minimum energy", "refined minimum energy"
@@ -140,7 +139,7 @@ def _quartiles(values: Tensor) -> list[float]:
 
 @own_modes()
 def evaluate_schedules(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     gains: Gains | None = None,
@@ -204,7 +203,7 @@ def evaluate_schedules(
         >>> "minimum energy" in set(table["schedule"])
         True
     """
-    model = require_bridge(model)
+    model = checked(model)
     seed = require_seed(seed)
     require_int("refine_steps", refine_steps, minimum=1)
     schedules = {} if schedules is None else schedules

@@ -42,6 +42,7 @@ from lens_linear.dynamics.surrogates.surrogate import (
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.open.load import load
 from lens_linear.tables import Result
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
@@ -257,11 +258,11 @@ def agreement_table(
     split = _split(concept, n_concept, n_operating, n_evaluation, seed)
     rows: list[AgreementRow] = []
     listed: list[Any] = [models]
-    if not isinstance(models, (str, Path, TransformerBridge)):
+    if not isinstance(models, (str, Path, ModelLike)):
         listed = require_list("models", models, of="models or their names")
     for given in listed:
-        model = given if isinstance(given, TransformerBridge) else load(given)
-        name = str(given) if isinstance(given, (str, Path)) else str(model.cfg.model_name)
+        model = checked(given if isinstance(given, ModelLike) else load(given))
+        name = str(given) if isinstance(given, (str, Path)) else model.name
         if on_model is not None:
             on_model(name)
         rows += _score(
@@ -292,7 +293,7 @@ def _split(
 
 
 def _score(
-    model: TransformerBridge,
+    model: CheckedModel,
     name: str,
     split: ConceptSplit,
     orders: Sequence[int],

@@ -30,7 +30,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_choice, require_float_tensor, require_int
 from lens_linear.dynamics.gains.agreement import Agreement
 from lens_linear.dynamics.gains.directions import last_states
@@ -41,6 +40,7 @@ from lens_linear.dynamics.gains.state_gains import StateGains, fit_state_gains
 from lens_linear.dynamics.surrogates.bases import Bases, BasisLike, build_bases, require_basis
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import own_modes
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
 
 JacobianKind = Literal["prompt", "mean", "state"]
@@ -131,7 +131,7 @@ class Surrogate(Result):
     @own_modes()
     def predict(
         self,
-        model: TransformerBridge,
+        model: ModelLike,
         prompts: PromptsLike | Prompts,
         *,
         attention_mask: Tensor | None = None,
@@ -146,6 +146,7 @@ class Surrogate(Result):
         Returns:
             GainProfile with ``method="surrogate"``.
         """
+        model = checked(model)
         prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
         if self.state_gains is not None:
             states = last_states(model, prompts, batch_size=batch_size)
@@ -198,7 +199,7 @@ def reduced_gains(
 
 @own_modes()
 def fit_surrogate(
-    model: TransformerBridge,
+    model: ModelLike,
     prompts: PromptsLike | Prompts,
     directions: Float[Tensor, "boundary d_model"],
     *,
@@ -263,6 +264,7 @@ def fit_surrogate(
         >>> bool((full.gains - gain_profile(model, prompts, directions).gains).abs().max() < 1e-4)
         True
     """
+    model = checked(model)
     require_int("order", order, minimum=1)
     basis = require_basis("basis", basis)
     require_choice("jacobian", jacobian, JACOBIANS)

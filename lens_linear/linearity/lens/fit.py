@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_bool, require_float, require_int, require_seed
 from lens_linear.errors import LensLinearWarning, NonFiniteError
 from lens_linear.linalg import LinearFit, Moments, process
@@ -22,10 +21,9 @@ from lens_linear.linalg.memory import groups, usable_bytes
 from lens_linear.linalg.scatter import Target
 from lens_linear.linearity.lens.lens import FEW, Lens
 from lens_linear.linearity.lens.readout import Readout
-from lens_linear.models.capture import model_device, residual_stream, residual_streams, row_ranges
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.capture import residual_stream, residual_streams, row_ranges
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import require_blocks
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
@@ -39,7 +37,7 @@ _BATCH = 512  # tokens a step of Adam: in gpt-mini 2 % less KL than 1,024 after 
 
 
 def fit_lens(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Any,
     *,
     polish: int = 0,
@@ -102,19 +100,20 @@ def fit_lens(
         >>> bool(scores["kl"].iloc[0] < scores["logit_kl"].iloc[0]), bool(scores["kl"].iloc[-1] < 1e-6)
         (True, True)
     """
+    model = checked(model)
     rows = as_rows(model, tokens)
-    require_blocks(model)
+    model.require_blocks()
     polish = require_int("polish", polish, minimum=0)
     ridge = require_float("ridge", ridge, minimum=0.0)
     seed, raw = require_seed(seed), require_bool("raw", raw)
-    width = model_shape(model).d_model
+    width = model.d_model
     require_rows_for_fit(len(rows), rows.n_tokens() // len(rows), width, halved=False)
     _warn_of_few(rows.n_tokens(), width)
-    readout, n_layers = Readout.of(model), model_shape(model).n_layers
+    readout, n_layers = Readout.of(model), model.n_layers
     # A lens: statistics with and without the first position, maps.
     each = 8.0 * 6 * (1 + raw) * width**2
     maps, raws, r2 = list[LinearFit](), list[LinearFit](), list[float]()
-    device = model_device(model)
+    device = model.device
     cut = groups(n_layers, each, max_memory, device, what="one layer of this lens")
     # The streams of one pass over all rows are kept for the epochs of Adam, where they fit too.
     needed = each * n_layers + 4.0 * (n_layers + 1) * rows.n_tokens() * width
@@ -142,7 +141,7 @@ def fit_lens(
         ridge=ridge,
         polish=polish,
         seed=seed,
-        model_name=str(model.cfg.model_name),
+        model_name=model.name,
         readout=readout,
         mark=WeightsMark(model),
         raw_share=torch.zeros(n_layers, dtype=torch.float64),
@@ -167,7 +166,7 @@ def _tell(bar: Callable[[float], None], done: float, share: float) -> None:
 
 
 def _collect(
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     readout: Readout,
     batch_size: int | None,
@@ -237,8 +236,8 @@ def _shares(lens: Lens, rows: RowView, batch_size: int | None) -> Float[Tensor, 
     )
     sums = torch.zeros(2, len(lens.weight), dtype=torch.float64)
     firsts = torch.zeros(2, *lens.weight.shape[:2], dtype=torch.float64)
-    for start, stop in row_ranges(few, batch_size, model=lens.model, logits=False):
-        streams = residual_streams(lens.model, few[start:stop])
+    for start, stop in row_ranges(few, batch_size, model=lens.readout.model, logits=False):
+        streams = residual_streams(lens.readout.model, few[start:stop])
         last = lens.readout.normalise(streams[-1])
         for layer in range(len(lens.weight)):
             direct = lens.normed(streams[layer], layer, "direct")
@@ -265,7 +264,9 @@ def _polished(lens: Lens, rows: RowView, kept: dict[int, Tensor] | None, *, prog
             order = torch.randperm(len(rows), generator=generator)
             for start in range(0, len(rows), size):
                 done = epoch * len(rows) + start
-                for streams in _streams(lens.model, rows.take(order[start : start + size]), kept):
+                for streams in _streams(
+                    lens.readout.model, rows.take(order[start : start + size]), kept
+                ):
                     _step(lens, streams, weight, bias, partial(_tell, bar, done))
                     done += streams.shape[1]
                 adam.step()
@@ -275,7 +276,7 @@ def _polished(lens: Lens, rows: RowView, kept: dict[int, Tensor] | None, *, prog
 
 
 def _streams(
-    model: TransformerBridge, view: RowView, kept: dict[int, Tensor] | None
+    model: CheckedModel, view: RowView, kept: dict[int, Tensor] | None
 ) -> Iterator[Float[Tensor, "boundary row position d_model"]]:
     """Residual streams of a few rows, those of one length together, so that no pad is read."""
     for a, b in row_ranges(view, len(view)):

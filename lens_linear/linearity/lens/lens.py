@@ -27,6 +27,7 @@ from lens_linear.linalg.precision import without_autocast
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.progress import sequence_bar
@@ -146,7 +147,7 @@ class Lens(Result):
     @property
     def model(self) -> TransformerBridge:
         """The model it was fitted on."""
-        return self.readout.model
+        return self.readout.model.bridge
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer: in-sample R² of its direct map, share of the raw reading, and rows."""
@@ -171,7 +172,7 @@ class Lens(Result):
             f"Lens of {self.model_name}: {counted(len(self.r2), 'layer')}{how}, in-sample R² "
             f"{float(self.r2.min()):.3f} to {float(self.r2.max()):.3f}; n = "
             f"{counted(self.n, 'row', ',')}{few}"
-            f"{self.mark.note(self.model)}"
+            f"{self.mark.note(self.readout.model)}"
         )
 
     @without_autocast()
@@ -236,7 +237,7 @@ class Lens(Result):
             >>> torch.allclose(seen.values[-1], model(tokens[:1]), atol=1e-4)
             True
         """
-        self.mark.warn(self.model, "the lens", "fit it anew")
+        self.mark.warn(self.readout.model, "the lens", "fit it anew")
 
         def translate(stream: Tensor, layer: int) -> Tensor:
             return self.readout.affine(self.normed(stream, layer)).to(stream.dtype)
@@ -271,15 +272,15 @@ class Lens(Result):
             InvalidArgumentError: tokens or layers that the model does not have.
             UnsupportedModelError: next tokens are asked of a model that sees later ones.
         """
-        self.mark.warn(self.model, "the lens", "fit it anew")
-        rows = as_rows(self.model, tokens, skip=1)
-        require_open_question(self.model, rows.task)
+        self.mark.warn(self.readout.model, "the lens", "fit it anew")
+        rows = as_rows(self.readout.model, tokens, skip=1)
+        require_open_question(self.readout.model, rows.task)
         chosen = _layers(layers, len(self.weight))
         sums: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
         own: list[RowScores] = []
         known = [r for r in READINGS if r != "raw" or len(self.raw_weight)]
         with sequence_bar(len(rows), "scoring", show=progress) as bar:
-            for start, stop in row_ranges(rows, batch_size, model=self.model):
+            for start, stop in row_ranges(rows, batch_size, model=self.readout.model):
                 task = rows.asked(slice(start, stop))
                 streams, logits = self._run(rows[start:stop])
                 own.append(score_answers(task, logits, metric="loss"))
@@ -290,7 +291,7 @@ class Lens(Result):
                     parts = [found.get(r, nothing) for r in READINGS]
                     sums[layer].append(torch.cat(parts))
                     bar(start + (stop - start) * count / len(chosen))
-        warn_if_not_next_token(task, RowScores.joined(own).mean, self.model)
+        warn_if_not_next_token(task, RowScores.joined(own).mean, self.readout.model)
         whole = {layer: torch.cat(parts, dim=1) for layer, parts in sums.items()}
         table = _score_table(whole, seed)
         return LensScore(table, self.model_name, len(rows))
@@ -299,7 +300,7 @@ class Lens(Result):
         """The stream at every boundary, and the model's own logits."""
         n = len(self.weight)
         spots: list[Any] = [(0, "resid_pre"), *((i, "resid_post") for i in range(n))]
-        out = run(self.model, ids, record=spots)
+        out = run(self.readout.model, ids, record=spots)
         return {i: out[spot] for i, spot in enumerate(spots)}, out.logits.float()
 
     def _sums(
@@ -340,10 +341,10 @@ class Lens(Result):
         if not text:
             raise InvalidArgumentError("text must hold something to read, got ''; pass a sentence")
         k = require_int("k", k, minimum=1, maximum=int(self.model.W_U.shape[1]))
-        self.mark.warn(self.model, "the lens", "fit it anew")
-        ids = _prompt(self.model, text)
+        self.mark.warn(self.readout.model, "the lens", "fit it anew")
+        ids = _prompt(self.readout.model, text)
         streams, _ = self._run(ids)
-        words = token_strings(self.model, ids[0])
+        words = token_strings(self.readout.model, ids[0])
         with torch.no_grad():
             found = [
                 self.readout.decode(self.normed(streams[layer], layer))[0].softmax(-1).topk(k)
@@ -351,7 +352,7 @@ class Lens(Result):
             ]
         rows = []
         for layer, (p, top) in enumerate(found):
-            names = token_strings(self.model, top.flatten().cpu())
+            names = token_strings(self.readout.model, top.flatten().cpu())
             for position, word in enumerate(words):
                 row: dict[str, Any] = {"layer": layer, "position": position, "token": word}
                 for i in range(k):
@@ -362,7 +363,7 @@ class Lens(Result):
         return LensReading(pd.DataFrame(rows), self.model_name)
 
 
-def _prompt(model: TransformerBridge, text: str) -> Tensor:
+def _prompt(model: CheckedModel, text: str) -> Tensor:
     return tokenize_prompts(model, [text])[0][None]
 
 

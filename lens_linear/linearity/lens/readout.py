@@ -9,15 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.linalg.precision import without_autocast
-from lens_linear.models.capture import model_device
-from lens_linear.models.describe.weights import (
-    NormKind,
-    final_norm_kind,
-    norm_affine,
-    norm_scale,
-)
+from lens_linear.models.checked import CheckedModel, NormKind
+from lens_linear.models.describe.weights import norm_affine, norm_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +26,19 @@ class Readout:
         shift: [d_model], its bias β.
     """
 
-    model: TransformerBridge
+    model: CheckedModel
     kind: NormKind
     eps: float
     gain: Float[Tensor, " d_model"]
     shift: Float[Tensor, " d_model"]
 
     @classmethod
-    def of(cls, model: TransformerBridge) -> Readout:
+    def of(cls, model: CheckedModel) -> Readout:
         """Read the last norm of a model."""
-        gain, shift = norm_affine(model, getattr(model, "ln_final", None), torch.float32)
-        device = model_device(model)
+        gain, shift = norm_affine(model, getattr(model.bridge, "ln_final", None), torch.float32)
+        device = model.device
         eps = float(getattr(model.cfg, "eps", 0.0) or 0.0)
-        return cls(model, final_norm_kind(model), eps, gain.to(device), shift.to(device))
+        return cls(model, model.final_norm, eps, gain.to(device), shift.to(device))
 
     def normalise(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """``x / rms(x)``, centred first in LayerNorm models; x itself in models without a last norm."""
@@ -62,12 +56,12 @@ class Readout:
     @without_autocast()
     def decode(self, normed: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """``(γ ⊙ z + β) W_U + b_U``, then the model's own bound of the logits; float32 or wider."""
-        model: Any = self.model
+        model: Any = self.model.bridge
         weight: Tensor = model.W_U
         logits: Tensor = self.affine(normed).to(weight.dtype) @ weight
         bias: Tensor | None = model.b_U
         logits = logits if bias is None else logits + bias
-        adapter = getattr(self.model, "adapter", None)
+        adapter = getattr(model, "adapter", None)
         transform: Any = getattr(adapter, "apply_output_logits_transform", None)
         logits = logits if transform is None else transform(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

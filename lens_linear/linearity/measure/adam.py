@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_float, require_int, require_seed
 from lens_linear.linalg import Moments, r_squared, spectrum, to_compute
 from lens_linear.linalg.least_squares import Ridge, require_halves, require_ridge
@@ -24,6 +23,7 @@ from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site, TokenRows
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
@@ -117,7 +117,7 @@ class AdamBaseline(Result):
 
 @own_modes()
 def adam_baseline(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layer: int,
     *,
@@ -170,11 +170,10 @@ def adam_baseline(
         >>> 0 < float(found.r2[-1]) < found.closed_form  # on its way
         True
     """
+    model = checked(model)
     rows = as_rows(model, tokens, skip=skip)
-    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
-    )
+    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
     train, test = (
         gather_rows(
             model,
@@ -188,7 +187,7 @@ def adam_baseline(
         )
         for half in halves(rows, seed=seed)
     )
-    where = f"the {site} of layer {layer} of {model.cfg.model_name}"
+    where = f"the {site} of layer {layer} of {model.name}"
 
     def compare(train: SiteRows, test: SiteRows) -> AdamBaseline:
         return adam_on_rows(

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_ints, require_seed, shown
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments, to_compute
@@ -38,6 +37,7 @@ from lens_linear.linearity.measure.first_position import both_readings, with_and
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site, TokenRows
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
@@ -146,7 +146,7 @@ class BilinearProbe(Result):
 
 @own_modes()
 def bilinear_probe(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layer: int,
     *,
@@ -199,12 +199,11 @@ def bilinear_probe(
         >>> len(bilinear_probe(model, tokens, 1, rank=2)) > 0
         True
     """
+    model = checked(model)
     rows = as_rows(model, tokens, skip=skip)
-    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
+    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
     require_int("max_rows", max_rows, minimum=2)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
-    )
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
     train, test = (
         gather_rows(
             model,
@@ -218,7 +217,7 @@ def bilinear_probe(
         )
         for half in halves(rows, seed=seed)
     )
-    where = f"the {site} of layer {layer} of {model.cfg.model_name}"
+    where = f"the {site} of layer {layer} of {model.name}"
 
     def probe(train: SiteRows, test: SiteRows) -> BilinearProbe:
         return bilinear_on_rows(

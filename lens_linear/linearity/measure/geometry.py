@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_seed
 from lens_linear.errors import LensLinearError
 from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
 from lens_linear.linalg.spectra import Coinciding
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
 from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
@@ -107,7 +107,7 @@ class LayerGeometry(Result):
 
 
 def layer_geometry(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     skip: int = 0,
@@ -146,6 +146,7 @@ def layer_geometry(
         >>> torch.allclose(found.norm, lengths.double(), rtol=1e-5), found.n_rows
         (True, 128)
     """
+    model = checked(model)
     rows = as_rows(model, tokens, skip=skip)
     require_int("max_rows", max_rows, minimum=20)
     seed = require_seed(seed)
@@ -175,7 +176,7 @@ def layer_geometry(
             spread,
             rank,
             norm,
-            model_name=str(model.cfg.model_name),
+            model_name=model.name,
             n_rows=rows.shape[1],
             skip=skip,
             seed=seed,

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_choice, require_layers
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum, process, to_compute
@@ -35,7 +34,8 @@ from lens_linear.linearity.measure.first_position import DIFFERENT, both_reading
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.pooled_scores import joined
 from lens_linear.linearity.measure.profile_result import Fit
-from lens_linear.models.capture import Site, TokenRows, model_device, visit_sites
+from lens_linear.models.capture import Site, TokenRows, visit_sites
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows, halves
@@ -128,7 +128,7 @@ class LayerMap(Result):
 
 
 def layer_map(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     fit: Fit = "held-out",
@@ -180,25 +180,26 @@ def layer_map(
         >>> tuple(layer_map(model, tokens).values.shape)
         (3, 3)
     """
+    model = checked(model)
     require_choice("fit", fit, ("held-out", "in-sample"))
     require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
-    chosen = list(range(model.cfg.n_layers + 1))
+    chosen = list(range(model.n_layers + 1))
     if boundaries is not None:
-        chosen = require_layers("boundaries", boundaries, model.cfg.n_layers + 1)
+        chosen = require_layers("boundaries", boundaries, model.n_layers + 1)
     if len(chosen) < 2:
         raise InvalidArgumentError(
             f"boundaries must name at least two layer boundaries, got {chosen}; e.g. [0, 1]"
         )
     held_out = fit == "held-out"
     require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=held_out
+        len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=held_out
     )
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     walk = _Walk(model, chosen, skip, batch_size, progress)
-    n, width = len(chosen), model.cfg.d_model
+    n, width = len(chosen), model.d_model
     each = 8.0 * width**2 * (4 * n + 2)  # of the first boundary, which has most to map to
-    cut = groups(n - 1, each, max_memory, model_device(model), what="one boundary of this map")
+    cut = groups(n - 1, each, max_memory, model.device, what="one boundary of this map")
     parts: list[list[Tensor]] = []
     for sources in cut:
         readings, own = _fit_pairs(walk, train, sources, ridge, keep_core=not held_out)
@@ -214,11 +215,11 @@ def layer_map(
         without_first=found[-1],
         first_share=shares,
         boundaries=tuple(chosen),
-        model_name=str(model.cfg.model_name),
+        model_name=model.name,
         fit=fit,
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
-        d_model=model.cfg.d_model,
+        d_model=model.d_model,
         null_r2=null,
         skip=skip,
         ridge=ridge,
@@ -230,7 +231,7 @@ def layer_map(
 class _Walk:
     """Streams the residual stream at chosen boundaries, one batch at a time."""
 
-    model: TransformerBridge
+    model: CheckedModel
     boundaries: list[int]
     skip: int
     batch_size: int | None

@@ -31,7 +31,6 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_choice, require_list, require_seed, shown
 from lens_linear.errors import InvalidArgumentError, LensLinearWarning, UnsupportedModelError
 from lens_linear.extensions import Added, added
@@ -58,7 +57,8 @@ from lens_linear.linearity.measure.profile_result import (
     Fit,
     LinearityProfile,
 )
-from lens_linear.models.capture import SITES, Site, TokenRows, model_device
+from lens_linear.models.capture import SITES, Site, TokenRows
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.stats.collect import (
     common_sites,
     require_rows_for_fit,
@@ -69,7 +69,7 @@ from lens_linear.text.task import Task
 
 
 def linearity_profile(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     fit: Fit = "held-out",
@@ -149,16 +149,17 @@ def linearity_profile(
         >>> bool(profile.to_dataframe().ffn_r2.isna().all())
         True
     """
+    model = checked(model)
     _require_fit(fit, ridge)
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
-    held_out, n_layers, width = fit == "held-out", model.cfg.n_layers, model.cfg.d_model
+    held_out, n_layers, width = fit == "held-out", model.n_layers, model.d_model
     sites, kept = _usable(model, sites), not held_out or checkpoint is not None
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
     each = layer_bytes(width, len(sites), len(train), kept=kept, own=own)
-    cut = groups(n_layers, each, max_memory, model_device(model), what="one layer of this profile")
+    cut = groups(n_layers, each, max_memory, model.device, what="one layer of this profile")
     parts: list[ProfilePart] = []
     for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):
         keeper = _keeper(path, save_every, model, rows, {**knobs, "own": sorted(own)})
@@ -167,7 +168,7 @@ def linearity_profile(
     found = found_scores(n_layers, parts, confidence, seed)
     fits = {key: fit for part in parts for key, fit in part.fits.items()}
     profile = LinearityProfile(
-        model_name=str(model.cfg.model_name),
+        model_name=model.name,
         fit=fit,
         scores=found[0].values,
         intervals=found[0].intervals,
@@ -209,7 +210,7 @@ def _paths(checkpoint: str | Path | None, n: int) -> list[str | Path | None]:
 def _keeper(
     path: str | Path | None,
     every: int,
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     knobs: dict[str, Any],
 ) -> Checkpoint:
@@ -284,15 +285,15 @@ def _guarded(name: str, part: Added) -> Statistic:
     return statistic
 
 
-def _usable(model: TransformerBridge, sites: Sequence[Site]) -> tuple[Site, ...]:
+def _usable(model: CheckedModel, sites: Sequence[Site]) -> tuple[Site, ...]:
     if isinstance(sites, str) or not require_list("sites", sites, of="sites"):
         raise InvalidArgumentError(f"sites must be a list such as ['block', 'ffn'], got {sites!r}")
     for site in sites:
         require_choice("sites", site, SITES)
     usable = common_sites(model, tuple(site for site in SITES if site in sites))
-    if not usable or model.cfg.n_layers == 0:
+    if not usable or model.n_layers == 0:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has none of the sites {tuple(sites)} in every layer; "
+            f"model {model.name!r} has none of the sites {tuple(sites)} in every layer; "
             "choose others, or a model with layers"
         )
     return usable

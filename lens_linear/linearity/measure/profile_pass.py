@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.linalg import LinearFit, Moments, all_reduce_sum
 from lens_linear.linalg.least_squares import Ridge
 from lens_linear.linalg.memory import give_back
@@ -27,6 +26,7 @@ from lens_linear.linearity.measure.pooled_scores import (
 )
 from lens_linear.linearity.measure.profile_result import LayerStatistic
 from lens_linear.models.capture import Site
+from lens_linear.models.checked import CheckedModel
 from lens_linear.stats.collect import SequenceSums, collect_moments, first_key, score_fits
 from lens_linear.stats.residuals import Reading
 from lens_linear.stats.resume import Checkpoint, Key
@@ -158,7 +158,7 @@ class ProfilePass:
 
     def __init__(
         self,
-        model: TransformerBridge,
+        model: CheckedModel,
         sites: tuple[Site, ...],
         layers: range,
         skip: int,
@@ -176,7 +176,7 @@ class ProfilePass:
         }
         self.own = own
         self.state = keeper.load()
-        shape = (model.cfg.n_layers, 2)
+        shape = (model.n_layers, 2)
         self.state.sums.setdefault("update_ratio", torch.zeros(shape, dtype=torch.float64))
 
     def _count(self, layer: int, site: Site, x: Tensor, y: Tensor, places: slice) -> None:

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import LinearFit, Moments
 from lens_linear.linalg.least_squares import Ridge
-from lens_linear.models.hooks import Edit, edited
+from lens_linear.models.checked import ModelLike, checked
+from lens_linear.models.hooks import edited
+from lens_linear.models.spots import Edit
 from lens_linear.tables import Result
 
 MapSite = Literal["block", "ffn"]
@@ -137,8 +138,9 @@ class Linearization(Result):
         return [edit for m in self.maps for edit in m.edits()]
 
     @contextmanager
-    def applied(self, model: TransformerBridge) -> Iterator[Linearization]:
+    def applied(self, model: ModelLike) -> Iterator[Linearization]:
         """Run ``model`` with the maps in place while the block lasts; hooks go also after an error."""
+        model = checked(model)
         with edited(model, self.edits()):
             yield self
 

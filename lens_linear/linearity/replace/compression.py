@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_int, require_layers, require_list
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.linalg import LinearFit, Moments
@@ -25,9 +24,10 @@ from lens_linear.linalg.memory import give_back, groups
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
-from lens_linear.models.capture import TokenRows, model_device, row_ranges, run
+from lens_linear.models.capture import TokenRows, row_ranges, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
-from lens_linear.models.hooks import Spot, What
+from lens_linear.models.spots import Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, first_key, require_rows_for_fit
@@ -114,7 +114,7 @@ class CompressionTable(Result):
 
 
 def ffn_compression(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     *,
     ranks: Sequence[int | None] = (None,),
@@ -163,19 +163,16 @@ def ffn_compression(
         >>> table["map_parameters"].tolist()  # 16 · 16 + 16, and 2 · 32 + 16
         [272, 80]
     """
+    model = checked(model)
     require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
     chosen, ranks = _chosen(model, layers, ranks)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
-    )
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
     train, test = halves(rows, seed=seed)
     # Statistics, maps with and without the first position, those of each rank; rows are added in a copy.
-    square = 8.0 * model.cfg.d_model**2
+    square = 8.0 * model.d_model**2
     each, beside = (9 + 3 * len(ranks)) * square, 12 * square
-    cut = groups(
-        len(chosen), each, max_memory, model_device(model), what="one layer", beside=beside
-    )
+    cut = groups(len(chosen), each, max_memory, model.device, what="one layer", beside=beside)
     out: list[dict[str, object]] = []
     with sequence_bar(len(test) * len(cut), "compressing", show=progress) as bar:
         for part in cut:
@@ -200,8 +197,8 @@ def ffn_compression(
         rows=tuple(out),
         base_loss=base.mean,
         parameters=n_parameters(model),
-        d_model=model.cfg.d_model,
-        model_name=str(model.cfg.model_name),
+        d_model=model.d_model,
+        model_name=model.name,
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
         seed=seed,
@@ -210,16 +207,16 @@ def ffn_compression(
 
 
 def _chosen(
-    model: TransformerBridge, layers: Sequence[int] | None, ranks: Sequence[int | None]
+    model: CheckedModel, layers: Sequence[int] | None, ranks: Sequence[int | None]
 ) -> tuple[list[int], list[int | None]]:
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     ranks = require_list("ranks", ranks, of="ranks, None for full")
     if not chosen or not ranks:
         raise InvalidArgumentError("layers and ranks must each name at least one; leave them out")
     for rank in ranks:
         if rank is not None:
-            require_int("ranks", rank, minimum=1, maximum=model.cfg.d_model)
+            require_int("ranks", rank, minimum=1, maximum=model.d_model)
     return chosen, ranks
 
 
@@ -247,7 +244,7 @@ def _of_group(bar: Callable[[float], None], before: int, done: float) -> None:
 
 
 def _losses(
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     maps: list[AffineMap],
     batch_size: int | None,
@@ -282,7 +279,7 @@ def _losses(
     return RowScores.joined(base), [RowScores.joined(scores) for scores in found]
 
 
-def _stand_ins(model: TransformerBridge, rows: RowView, layer: int) -> BlockStandIns | None:
+def _stand_ins(model: CheckedModel, rows: RowView, layer: int) -> BlockStandIns | None:
     """What lets a kept stream go on, where one row shows that this model's logits are then its own."""
     try:
         stand_ins = BlockStandIns(model)
@@ -298,7 +295,7 @@ Statistics = tuple[Moments, Moments, float]
 
 
 def _collected(
-    model: TransformerBridge, rows: RowView, layers: list[int], skip: int, batch_size: int | None
+    model: CheckedModel, rows: RowView, layers: list[int], skip: int, batch_size: int | None
 ) -> dict[Key, Moments]:
     return collect_moments(
         model,
@@ -345,7 +342,7 @@ def _scores(seen: Statistics, fit: LinearFit, later: LinearFit) -> dict[str, flo
 
 
 def _row(
-    model: TransformerBridge,
+    model: CheckedModel,
     m: AffineMap,
     rank: int | None,
     r2: dict[str, float],

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     require_choice,
     require_int,
@@ -44,8 +43,9 @@ from lens_linear.linearity.replace.affine_map import (
 from lens_linear.linearity.replace.distill import polish
 from lens_linear.linearity.replace.replacement import map_groups
 from lens_linear.models.capture import TokenRows, batched, model_device, residual_streams, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
-from lens_linear.models.hooks import Spot, require_blocks
+from lens_linear.models.spots import Spot
 from lens_linear.models.stand_ins import BlockStandIns, lone_blocks
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
@@ -147,7 +147,7 @@ class ReplacementCurve(Result):
 
 
 def replacement_curve(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     strategy: Strategy = "linear",
     *,
@@ -208,18 +208,19 @@ def replacement_curve(
         >>> replacement_curve(model, tokens, strategy="remove")["n_replaced"].tolist()
         [0, 1, 2]
     """
+    model = checked(model)
     seed = require_seed(seed)
     _require_plan(strategy, max_replaced, distill_steps, ridge)
     rows = as_rows(model, tokens, skip=skip)
-    require_blocks(model)
-    width = model.cfg.d_model
+    model.require_blocks()
+    width = model.d_model
     require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=True)
     train, test = halves(rows, seed=seed)
     fits: dict[int, AffineMap] = {}
     if strategy != "remove" or (isinstance(order, str) and order != "random"):
         carried = 3 * _stream_bytes(model, train) if strategy == "linear+distill" else 0
         fits = _fits(model, train, ridge, skip, batch_size, progress, max_memory, carried)
-    sequence = _sequence(model.cfg.n_layers, fits, order, seed)[:max_replaced]
+    sequence = _sequence(model.n_layers, fits, order, seed)[:max_replaced]
     builder = _Builder(
         model, train, fits, strategy, distill_steps, ridge, skip, batch_size, max_memory
     )
@@ -242,7 +243,7 @@ def replacement_curve(
         steps=tuple(steps),
         metric="loss" if rows.task is None else rows.task.metric_name,
         n_parameters=tuple(sizes),
-        model_name=str(model.cfg.model_name),
+        model_name=model.name,
         strategy=strategy,
         order=order if isinstance(order, str) else str(list(order)),
         d_model=width,
@@ -269,7 +270,7 @@ def _half(bar: Callable[[float], None], done: float, share: float) -> None:
 
 
 def _fits(
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     ridge: Ridge,
     skip: int,
@@ -283,7 +284,7 @@ def _fits(
     A pass for each group of layers where memory does not hold the statistics of all.
     """
     fits = {}
-    for layers in map_groups(model, model.cfg.n_layers, max_memory, carried=carried):
+    for layers in map_groups(model, model.n_layers, max_memory, carried=carried):
         statistics = collect_moments(
             model,
             rows,
@@ -299,10 +300,10 @@ def _fits(
     return fits
 
 
-def _stream_bytes(model: TransformerBridge, rows: RowView) -> int:
+def _stream_bytes(model: CheckedModel, rows: RowView) -> int:
     """Bytes of the residual stream at one boundary, of all rows."""
-    size = next(model.parameters()).element_size()
-    return size * model.cfg.d_model * len(rows) * rows.length
+    size = next(model.bridge.parameters()).element_size()
+    return size * model.d_model * len(rows) * rows.length
 
 
 def _sequence(
@@ -327,7 +328,7 @@ class _Builder:
 
     def __init__(
         self,
-        model: TransformerBridge,
+        model: CheckedModel,
         rows: RowView,
         fits: Mapping[int, AffineMap],
         strategy: Strategy,
@@ -345,7 +346,7 @@ class _Builder:
         self.streams: list[list[Tensor]] = []
         self.alone = False  # whether that was looked at
         self.total = n_parameters(model)
-        self.sizes = [site_parameters(model, layer) for layer in range(model.cfg.n_layers)]
+        self.sizes = [site_parameters(model, layer) for layer in range(model.n_layers)]
         # A map depends on the replaced blocks before it alone, so most serve the next step too.
         self.known: dict[tuple[int, ...], AffineMap] = {}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lens_linear.linearity.replace.affine_map import AffineMap
 from lens_linear.models.capture import row_ranges, run
-from lens_linear.models.hooks import Spot
+from lens_linear.models.spots import Spot
 from lens_linear.models.stand_ins import BlockStandIns, StandIn
 from lens_linear.stats.split import RowView
 

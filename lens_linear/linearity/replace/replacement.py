@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     require_bool,
     require_choice,
@@ -41,9 +40,10 @@ from lens_linear.linearity.replace.affine_map import (
     fitted_map,
     require_disjoint,
 )
-from lens_linear.models.capture import TokenRows, available_sites, batched, model_device, run
+from lens_linear.models.capture import TokenRows, available_sites, batched, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
-from lens_linear.models.hooks import Edit, Spot
+from lens_linear.models.spots import Edit, Spot
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
 from lens_linear.text.task import Task
@@ -53,7 +53,7 @@ Run = tuple[int, int]
 
 @contextmanager
 def linearize(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layers: int | Sequence[int] | None = None,
     *,
@@ -111,6 +111,7 @@ def linearize(
         >>> bool((plain - changed).abs().max() > 0), bool(torch.equal(model(tokens[:2]), plain))
         (True, True)
     """
+    model = checked(model)
     fitted = fit_linearization(
         model,
         tokens,
@@ -129,7 +130,7 @@ def linearize(
 
 
 def fit_linearization(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     layers: int | Sequence[int] | None = None,
     *,
@@ -181,15 +182,14 @@ def fit_linearization(
         >>> fitted.layers, fitted.maps[0].n_parameters  # 2 · (16 + 16) + 16
         ((1,), 80)
     """
+    model = checked(model)
     rows = as_rows(model, tokens, skip=skip)
     require_choice("site", site, ("block", "ffn"))
     require_ridge(ridge)
     if rank is not None:
-        require_int("rank", rank, minimum=1, maximum=model.cfg.d_model)
+        require_int("rank", rank, minimum=1, maximum=model.d_model)
     spans = _spans(model, layers, runs, site)
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=False
-    )
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=False)
     apart = require_bool("sequential", sequential) or any(first < last for first, last in spans)
     cut = map_groups(model, len(spans), max_memory)
     maps: list[AffineMap] = []
@@ -214,27 +214,27 @@ def fit_linearization(
     method = f"fitted {how}{low} on {len(rows)} sequences, skip {skip}"
     if ridge:
         method += f", ridge {ridge}"
-    few = few_rows(rows.n_tokens(skip), model.cfg.d_model, ridge=ridge, so="the loss is above")
+    few = few_rows(rows.n_tokens(skip), model.d_model, ridge=ridge, so="the loss is above")
     return assemble(model, maps, method + few)
 
 
 def map_groups(
-    model: TransformerBridge, n: int, max_memory: int | None, *, carried: int = 0
+    model: CheckedModel, n: int, max_memory: int | None, *, carried: int = 0
 ) -> list[range]:
     """Groups of maps whose statistics memory holds at once, beside all maps and ``carried`` bytes."""
-    square = 8.0 * model.cfg.d_model**2
+    square = 8.0 * model.d_model**2
     # x and y as up to three rows a column, and one of these twice while rows are added.
     each, beside = 6 * square, (6 + n) * square + carried
-    return groups(n, each, max_memory, model_device(model), what="one map", beside=beside)
+    return groups(n, each, max_memory, model.device, what="one map", beside=beside)
 
 
-def assemble(model: TransformerBridge, maps: Sequence[AffineMap], method: str) -> Linearization:
+def assemble(model: CheckedModel, maps: Sequence[AffineMap], method: str) -> Linearization:
     """Put maps together with the parameter counts of the model they belong to."""
     ordered = require_disjoint(maps)
     replaced = sum(site_parameters(model, layer, m.site) for m in ordered for layer in m.layers)
     return Linearization(
         maps=ordered,
-        model_name=str(model.cfg.model_name),
+        model_name=model.name,
         method=method,
         parameters_before=n_parameters(model),
         parameters_replaced=replaced,
@@ -242,7 +242,7 @@ def assemble(model: TransformerBridge, maps: Sequence[AffineMap], method: str) -
 
 
 def span_moments(
-    model: TransformerBridge,
+    model: CheckedModel,
     rows: RowView,
     first: int,
     last: int,
@@ -284,12 +284,12 @@ def _moved(single: AffineMap, last: int) -> AffineMap:
 
 
 def _spans(
-    model: TransformerBridge,
+    model: CheckedModel,
     layers: int | Sequence[int] | None,
     runs: Sequence[Run] | Int[Tensor, "run ends"],
     site: MapSite,
 ) -> list[Run]:
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     asked = require_list("runs", runs, of="pairs (first, last)")
     if layers is None:
         chosen = [] if asked else list(range(n_layers))
@@ -319,6 +319,6 @@ def _spans(
     for layer in taken:
         if site not in available_sites(model, layer):
             raise UnsupportedModelError(
-                f"layer {layer} of {model.cfg.model_name!r} has no {site!r} to replace"
+                f"layer {layer} of {model.name!r} has no {site!r} to replace"
             )
     return sorted(spans)

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted, require_ints
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.least_squares import Ridge, require_ridge
@@ -22,6 +21,7 @@ from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
 from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.model_scores import perplexity, score_model
@@ -89,7 +89,7 @@ class RunTable(Result):
 
 
 def run_table(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "sequence position"] | TokenRows | Task,
     lengths: Sequence[int] | None = None,
     *,
@@ -133,18 +133,17 @@ def run_table(
         >>> frame[frame["method"] == "linear"][["first", "last"]].values.tolist()
         [[0, 0], [1, 1], [0, 1]]
     """
+    model = checked(model)
     require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     chosen = list(range(1, n_layers + 1))
     if lengths is not None:
         chosen = require_ints("lengths", lengths, minimum=1, maximum=n_layers)
     spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
     if not spans:
         raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.cfg.d_model, halved=True
-    )
+    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
     train, test = halves(rows, seed=seed)
     base = score_model(model, test, batch_size=batch_size).loss
     distance = _cosine_distances(model, train, skip, batch_size)
@@ -156,7 +155,7 @@ def run_table(
             )
             fit = moments.fit(ridge=ridge)
             fitted = from_fit("block", first, last, fit)
-            removed = identity_map(first, last, model.cfg.d_model)
+            removed = identity_map(first, last, model.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
                 entry = _row(model, m, method, base, loss)
@@ -167,8 +166,8 @@ def run_table(
     return RunTable(
         rows=tuple(out),
         base_loss=base.mean,
-        model_name=str(model.cfg.model_name),
-        d_model=model.cfg.d_model,
+        model_name=model.name,
+        d_model=model.d_model,
         n_fit=train.n_tokens(skip),
         n_tokens=test.n_tokens(),
         seed=seed,
@@ -177,7 +176,7 @@ def run_table(
 
 
 def _row(
-    model: TransformerBridge, m: AffineMap, method: str, base: RowScores, loss: RowScores
+    model: CheckedModel, m: AffineMap, method: str, base: RowScores, loss: RowScores
 ) -> dict[str, object]:
     put = assemble(model, [m], method)
     own = m.n_parameters if method == "linear" else 0
@@ -197,7 +196,7 @@ def _row(
 
 
 def _cosine_distances(
-    model: TransformerBridge, rows: RowView, skip: int, batch_size: int | None
+    model: CheckedModel, rows: RowView, skip: int, batch_size: int | None
 ) -> Tensor:
     """Mean of 1 − cos between every two layer boundaries, over tokens."""
     total, count = torch.zeros((), dtype=torch.float32), 0

@@ -41,8 +41,8 @@ from lens_linear.errors import (
 from lens_linear.files import read_json, require_folder, write_tensors, write_text
 from lens_linear.linearity.replace.affine_map import AffineMap, Linearization, require_disjoint
 from lens_linear.models.capture import run
+from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import require_bridge
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load, origin
 
@@ -73,24 +73,24 @@ class LinearizedModel:
         self, tokens: Int[Tensor, "batch position"]
     ) -> Float[Tensor, "batch position vocab"]:
         """Logits of the linearised model."""
-        self.mark.warn(self.model, "the linearised model", "fit its maps anew")
+        self.mark.warn(checked(self.model), "the linearised model", "fit its maps anew")
         out = run(self.model, tokens, edits=self.linearization.edits()).logits
         return out
 
     @contextmanager
     def active(self) -> Iterator[TransformerBridge]:
         """Make ``model`` itself behave as the linearised one while the block lasts."""
-        self.mark.warn(self.model, "the linearised model", "fit its maps anew", stacklevel=5)
+        self.mark.warn(
+            checked(self.model), "the linearised model", "fit its maps anew", stacklevel=5
+        )
         with self.linearization.applied(self.model):
             yield self.model
 
     def __repr__(self) -> str:
-        return f"LinearizedModel on {self.linearization!r}{self.mark.note(self.model)}"
+        return f"LinearizedModel on {self.linearization!r}{self.mark.note(checked(self.model))}"
 
 
-def save_linearized(
-    folder: str | Path, model: TransformerBridge, linearization: Linearization
-) -> Path:
+def save_linearized(folder: str | Path, model: ModelLike, linearization: Linearization) -> Path:
     """Write maps and card into ``folder`` (made if it is not there).
 
     Args:
@@ -116,7 +116,7 @@ def save_linearized(
         >>> sorted(path.name for path in folder.iterdir())
         ['linearized.json', 'maps.safetensors']
     """
-    require_bridge(model)
+    model = checked(model)
     require_instance("linearization", linearization, Linearization, advice="see fit_linearization")
     if not linearization.maps:
         raise InvalidArgumentError("linearization holds no maps; fit at least one layer")
@@ -141,7 +141,7 @@ def save_linearized(
     card = {
         "format": FORMAT,
         "model": linearization.model_name,
-        "origin": origin(model),
+        "origin": origin(model.bridge),
         "model_fingerprint": weights_sha256(model),
         "method": linearization.method,
         "maps": entries,
@@ -159,9 +159,7 @@ def save_linearized(
     return folder
 
 
-def load_linearized(
-    folder: str | Path, *, model: TransformerBridge | None = None
-) -> LinearizedModel:
+def load_linearized(folder: str | Path, *, model: ModelLike | None = None) -> LinearizedModel:
     """Read a linearised model; its base is loaded by name unless it is given.
 
     Args:
@@ -191,7 +189,7 @@ def load_linearized(
     """
     folder = require_path("folder", folder)
     card, tensors = _read(folder)
-    base = _base(folder, card) if model is None else model
+    base = checked(_base(folder, card) if model is None else model)
     if weights_sha256(base) != card["model_fingerprint"]:
         raise InvalidArgumentError(
             f"model must have the weights the maps were fitted on ({card['model']!r}), but its "
@@ -215,7 +213,7 @@ def load_linearized(
             )
         )
     return LinearizedModel(
-        base,
+        base.bridge,
         Linearization(
             require_disjoint(maps),
             card["model"],

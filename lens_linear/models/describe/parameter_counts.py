@@ -7,21 +7,19 @@ from operator import attrgetter
 from typing import Literal
 
 from torch import nn
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import require_choice, require_int
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import ModelLike, checked
 
 
-def n_parameters(model: TransformerBridge) -> int:
+def n_parameters(model: ModelLike) -> int:
     """Parameters of the whole model; tied matrices count once, as do fused ones that the bridge splits."""
-    return _count(require_bridge(model))
+    model = checked(model)
+    return _count(model.bridge)
 
 
-def site_parameters(
-    model: TransformerBridge, layer: int, site: Literal["block", "ffn"] = "block"
-) -> int:
+def site_parameters(model: ModelLike, layer: int, site: Literal["block", "ffn"] = "block") -> int:
     """Parameters of one block (norms included) or of its FFN (without its norm).
 
     Raises:
@@ -32,16 +30,15 @@ def site_parameters(
         >>> site_parameters(toy_model(n_layers=1, d_model=8, attn_only=False), 0, "ffn")
         552
     """
-    n_layers = require_bridge(model).cfg.n_layers
+    model = checked(model)
+    n_layers = model.cfg.n_layers
     layer = require_int("layer", layer, minimum=0, maximum=n_layers - 1)
     require_choice("site", site, ("block", "ffn"))
-    part = model.blocks[layer]
+    part = model.bridge.blocks[layer]
     if site == "block":
         return _count(part)
     if not hasattr(part, "mlp"):
-        raise UnsupportedModelError(
-            f"layer {layer} of {model.cfg.model_name!r} has no FFN; use site='block'"
-        )
+        raise UnsupportedModelError(f"layer {layer} of {model.name!r} has no FFN; use site='block'")
     if part.mlp.name is None:
         # OPT and XGLM keep the two matrices in the block itself: their FFN is no module of its own.
         return sum(_count(matrix) for matrix in part.mlp.submodules.values())

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import counted, require_int
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import Stop, forward_logits
-from lens_linear.models.hooks import hooked, require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.hooks import hooked
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,26 +62,26 @@ class Rotary:
 
 
 def read_rotary(
-    model: TransformerBridge, layer: int, n_positions: int, *, dtype: torch.dtype = torch.float64
+    model: ModelLike, layer: int, n_positions: int, *, dtype: torch.dtype = torch.float64
 ) -> Rotary | None:
     """Read the rotation of one layer for positions 0 to ``n_positions - 1``; None without rotary.
 
     Raises:
         UnsupportedModelError: the model rotates in a way that could not be read.
     """
-    model = require_bridge(model)
-    require_int("layer", layer, minimum=0, maximum=model.cfg.n_layers - 1)
-    require_int("n_positions", n_positions, minimum=1, maximum=model.cfg.n_ctx)
+    model = checked(model)
+    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
+    require_int("n_positions", n_positions, minimum=1, maximum=model.n_ctx)
     if getattr(model.cfg, "positional_embedding_type", None) != "rotary":
         return None
-    native = getattr(model.original_model, "rotary", None)
+    native = getattr(model.bridge.original_model, "rotary", None)
     if native is not None and hasattr(native, "cos_cached"):
         cos, sin = native.cos_cached[:n_positions], native.sin_cached[:n_positions]
         return Rotary(cos.to(dtype).cpu(), sin.to(dtype).cpu(), adjacent=True)
     names = (f"blocks.{layer}.attn.hook_cos", f"blocks.{layer}.attn.hook_sin")
-    if any(name not in model.hook_dict for name in names):
+    if any(name not in model.bridge.hook_dict for name in names):
         raise UnsupportedModelError(
-            f"layer {layer} of {model.cfg.model_name!r} has rotary positions but shows no cosines; "
+            f"layer {layer} of {model.name!r} has rotary positions but shows no cosines; "
             "its QK circuits cannot be read exactly (OV circuits can)"
         )
     seen: dict[str, Tensor] = {}
@@ -109,13 +109,13 @@ def read_rotary(
     return Rotary(cos, sin, adjacent=adjacent)
 
 
-def require_fixed_rotation(model: TransformerBridge) -> None:
+def require_fixed_rotation(model: CheckedModel) -> None:
     """Refuse a model whose rotation at one distance depends on how long the sequence is.
 
     Raises:
         UnsupportedModelError: its context reaches beyond the length at which the rotation changes.
     """
-    config = getattr(model.original_model, "config", None)
+    config = model.stored_config
     words = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = words.get("rope_type", words.get("type")) if isinstance(words, dict) else None
     if kind not in ("longrope", "dynamic"):
@@ -123,10 +123,10 @@ def require_fixed_rotation(model: TransformerBridge) -> None:
     original = words.get("original_max_position_embeddings") or getattr(
         config, "original_max_position_embeddings", None
     )
-    changes = int(original or getattr(config, "max_position_embeddings", None) or model.cfg.n_ctx)
-    if model.cfg.n_ctx > changes:
+    changes = int(original or getattr(config, "max_position_embeddings", None) or model.n_ctx)
+    if model.n_ctx > changes:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} turns queries and keys ({kind}) in another way in sequences "
+            f"model {model.name!r} turns queries and keys ({kind}) in another way in sequences "
             f"of more than {changes} tokens, so a QK circuit at an offset has no single value; load it with "
             f"n_ctx={changes}, or use qk_attribution on tokens"
         )

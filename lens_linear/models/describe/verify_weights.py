@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.errors import LensLinearWarning, UnsupportedModelError
 from lens_linear.models.capture import run
-from lens_linear.models.hooks import STILL_WORK, Spot, What, attached, has_spot
-from lens_linear.models.tokenizer import n_known_tokens
+from lens_linear.models.checked import STILL_WORK, CheckedModel
+from lens_linear.models.hooks import attached
+from lens_linear.models.spots import Spot, What
 
 _WHATS: tuple[What, ...] = (
     "resid_pre",
@@ -60,25 +60,22 @@ class Probe:
         return float((found - wanted).abs().max() / largest)
 
 
-def sample_tokens(model: TransformerBridge, *, length: int = 32) -> Int[Tensor, " position"]:
+def sample_tokens(model: CheckedModel, *, length: int = 32) -> Int[Tensor, " position"]:
     """Return tokens of the whole vocabulary in mixed order, as many as the context takes.
 
     The first rows of a vocabulary are often never trained, and rows beyond the tokenizer never are.
     """
-    n = min(length, int(model.cfg.n_ctx))
-    spread = torch.linspace(0, n_known_tokens(model) - 1, n, dtype=torch.float64).long()
+    n = min(length, model.n_ctx)
+    spread = torch.linspace(0, model.n_tokens - 1, n, dtype=torch.float64).long()
     return spread[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
 
 
-def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
+def probe_model(model: CheckedModel, *, length: int = 32) -> Probe:
     """Run a few tokens once and keep what attention reads, computes and writes in every layer."""
-    n_layers = int(model.cfg.n_layers)
+    n_layers = model.n_layers
     tokens = sample_tokens(model, length=length)
     spots: list[Spot] = [
-        (layer, what)
-        for layer in range(n_layers)
-        for what in _WHATS
-        if has_spot(model, (layer, what))
+        (layer, what) for layer in range(n_layers) for what in _WHATS if model.has((layer, what))
     ]
     if n_layers:
         spots.append((n_layers - 1, "resid_post"))
@@ -87,7 +84,7 @@ def probe_model(model: TransformerBridge, *, length: int = 32) -> Probe:
     dtype = out.logits.dtype
     seen = {spot: value[0].to("cpu", torch.float64) for spot, value in out.recorded.items()}
     return Probe(
-        str(model.cfg.model_name),
+        model.name,
         tokens,
         seen,
         seen.get((n_layers - 1, "resid_post")),
@@ -123,12 +120,12 @@ def require_attention_matrices(
                 )
 
 
-def warn_of_clipping(model: TransformerBridge, probe: Probe) -> None:
+def warn_of_clipping(model: CheckedModel, probe: Probe) -> None:
     """Say it when a model clips queries, keys and values, and the few tokens tried stay below its bound.
 
     OLMo, MPT and DBRX have such a bound in their configurations; what is clipped is refused.
     """
-    config = getattr(getattr(model, "original_model", None), "config", None)
+    config = model.stored_config
     inner = getattr(config, "attn_config", None)
     bound = getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
     if not bound:

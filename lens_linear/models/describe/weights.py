@@ -15,15 +15,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import counted, require_bool
 from lens_linear.errors import NonFiniteError, UnsupportedModelError
+from lens_linear.models.checked import STILL_WORK, CheckedModel, ModelLike, NormKind, checked
 from lens_linear.models.describe.verify_weights import (
     Probe,
     probe_model,
@@ -31,11 +31,8 @@ from lens_linear.models.describe.verify_weights import (
     warn_of_clipping,
 )
 from lens_linear.models.describe.weights_mark import WeightsMark
-from lens_linear.models.hooks import STILL_WORK, require_bridge
 from lens_linear.models.native import quiet_transformer_lens
-from lens_linear.models.tokenizer import n_known_tokens
 
-NormKind = Literal["none", "layer", "rms"]
 _UNSCALED = ("GPTNeoSelfAttention",)  # takes q·k as it is
 
 
@@ -133,33 +130,6 @@ class AttentionWeights:
         )
 
 
-def norm_kind(model: TransformerBridge) -> NormKind:
-    """Say which norm the model has: "none", "layer" (centres, then divides) or "rms"."""
-    name = model.cfg.normalization_type
-    if name is None:
-        return "none"
-    if name.upper() in ("LN", "LNPRE"):
-        return "layer"
-    if name.upper() in ("RMS", "RMSPRE"):
-        return "rms"
-    raise UnsupportedModelError(
-        f"norm {name!r} is neither LayerNorm, RMSNorm nor none, so weights cannot be folded; {STILL_WORK}"
-    )
-
-
-def reading_norm_kind(model: TransformerBridge) -> NormKind:
-    """Say which norm stands before the attention: none where blocks have post-norms only (OLMo 2)."""
-    blocks = [model.blocks[layer] for layer in range(model.cfg.n_layers)]
-    if blocks and not any(hasattr(block, "ln1") for block in blocks):
-        return "none"
-    return norm_kind(model)
-
-
-def final_norm_kind(model: TransformerBridge) -> NormKind:
-    """Say which norm stands before the unembedding; ``cfg.final_rms`` makes it RMS in any model."""
-    return "rms" if getattr(model.cfg, "final_rms", False) else norm_kind(model)
-
-
 def norm_scale(x: Float[Tensor, "*token d_model"], kind: NormKind, eps: float) -> Tensor:
     """Return the number each token's stream is divided by, [..., 1]; ones without a norm."""
     if kind == "none":
@@ -170,7 +140,7 @@ def norm_scale(x: Float[Tensor, "*token d_model"], kind: NormKind, eps: float) -
 
 
 def read_weights(
-    model: TransformerBridge, *, fold: bool = True, dtype: torch.dtype = torch.float64
+    model: ModelLike, *, fold: bool = True, dtype: torch.dtype = torch.float64
 ) -> ModelWeights:
     """Read (and by default fold) the weights of embedding, attention and unembedding into a copy.
 
@@ -191,14 +161,14 @@ def read_weights(
         >>> read_weights(toy_model(norm="LN")).attention.W_Q.shape
         torch.Size([2, 4, 32, 8])
     """
-    model = require_bridge(model)
+    model = checked(model)
     get, probe = _getter(model, dtype), probe_model(model)
     embedding, positions = _embedding(model, probe, get("W_E"), get("W_pos"))
     unembedding, unembedding_bias = _unembedding(
         model, probe, get, embedding, positions, fold=require_bool("fold", fold)
     )
     attention = None
-    if model.cfg.n_layers:
+    if model.n_layers:
         attention = _read_attention(model, probe, get, fold, dtype)
     return ModelWeights(
         embedding,
@@ -206,49 +176,49 @@ def read_weights(
         unembedding,
         unembedding_bias,
         attention,
-        reading_norm_kind(model),
-        float(model.cfg.eps),
+        model.reading_norm,
+        model.eps,
         fold,
-        final_norm_kind(model),
-        min(n_known_tokens(model), len(embedding)),
+        model.final_norm,
+        min(model.n_tokens, len(embedding)),
         WeightsMark(model),
     )
 
 
 def read_attention(
-    model: TransformerBridge, *, fold: bool = True, dtype: torch.dtype = torch.float64
+    model: ModelLike, *, fold: bool = True, dtype: torch.dtype = torch.float64
 ) -> AttentionWeights:
     """Read the attention weights alone: for models whose embedding passes a norm or a projection too.
 
     Raises:
         UnsupportedModelError: no layers, or a block has no attention that can be read.
     """
-    model = require_bridge(model)
+    model = checked(model)
     require_attention_layers(model)
     fold = require_bool("fold", fold)
     return _read_attention(model, probe_model(model), _getter(model, dtype), fold, dtype)
 
 
-def require_attention_layers(model: TransformerBridge) -> None:
+def require_attention_layers(model: CheckedModel) -> None:
     """Refuse a model without layers where heads are asked for."""
-    if not model.cfg.n_layers:
+    if not model.n_layers:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} has no attention layers, so it has no heads; use "
+            f"model {model.name!r} has no attention layers, so it has no heads; use "
             "AttentionOnly(model).bigrams()"
         )
 
 
-def _getter(model: TransformerBridge, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
+def _getter(model: CheckedModel, dtype: torch.dtype) -> Callable[[str], Tensor | None]:
     def get(name: str) -> Tensor | None:
         try:
-            value = getattr(model, name)
+            value = getattr(model.bridge, name)
         except (AttributeError, ValueError, NotImplementedError):
             return None  # NotImplementedError: latent attention has no such matrices
         if not isinstance(value, Tensor):
             return None
         value = value.detach().to("cpu", dtype)
         if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-            raise _not_finite(str(model.cfg.model_name), name, value, int(model.cfg.n_layers))
+            raise _not_finite(model.name, name, value, model.n_layers)
         return value
 
     return get
@@ -267,17 +237,17 @@ def _not_finite(model_name: str, name: str, value: Tensor, n_layers: int) -> Non
 
 
 def _read_attention(
-    model: TransformerBridge,
+    model: CheckedModel,
     probe: Probe,
     get: Callable[[str], Tensor | None],
     fold: bool,
     dtype: torch.dtype,
 ) -> AttentionWeights:
     found, biases = _stored_attention(model, get)
-    require_attention_matrices(probe, found, biases, n_layers=int(model.cfg.n_layers))
+    require_attention_matrices(probe, found, biases, n_layers=model.n_layers)
     warn_of_clipping(model, probe)
     if fold:
-        for layer in range(model.cfg.n_layers):
+        for layer in range(model.n_layers):
             _fold_layer(model, probe, layer, found, biases, dtype)
     n_heads, groups = found["Q"].shape[1], found["K"].shape[1]
     for part in (found, biases) if groups < n_heads else ():
@@ -294,19 +264,19 @@ def _read_attention(
         biases["V"],
         biases["O"],
         torch.tensor(
-            [score_scale(model, layer) for layer in range(model.cfg.n_layers)],
+            [score_scale(model, layer) for layer in range(model.n_layers)],
             dtype=torch.float64,
         ),
-        score_softcap(model.cfg),
+        model.score_softcap,
         groups,
     )
 
 
 def _stored_attention(
-    model: TransformerBridge, get: Callable[[str], Tensor | None]
+    model: CheckedModel, get: Callable[[str], Tensor | None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Matrices and biases by letter, as stored; zeros where there is no bias."""
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     with (
         quiet_transformer_lens()
     ):  # it warns where only some layers have attention, which is refused
@@ -316,7 +286,7 @@ def _stored_attention(
     missing = [f"W_{letter}" for letter in "QKVO" if letter not in found]
     if missing or len(found["Q"]) != n_layers:
         raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} shows no {missing or 'attention in some layers'}; "
+            f"model {model.name!r} shows no {missing or 'attention in some layers'}; "
             f"head analyses need ordinary attention in every layer; {STILL_WORK}"
         )
     biases = {}
@@ -328,7 +298,7 @@ def _stored_attention(
 
 
 def _fold_layer(
-    model: TransformerBridge,
+    model: CheckedModel,
     probe: Probe,
     layer: int,
     found: dict[str, Tensor],
@@ -336,8 +306,8 @@ def _fold_layer(
     dtype: torch.dtype,
 ) -> None:
     """Multiply what stands before and behind the attention of one layer into its matrices, in place."""
-    block, eps = model.blocks[layer], float(model.cfg.eps)
-    kind = reading_norm_kind(model)
+    block, eps = model.bridge.blocks[layer], model.eps
+    kind = model.reading_norm
     affine = norm_affine(model, getattr(block, "ln1", None), dtype)
     expected = _normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
     _require_norm(
@@ -357,7 +327,7 @@ def _fold_layer(
     else:
         # The post-norm's weight acts on what the head writes; its scale stays outside.
         outer, shift = norm_affine(model, post, dtype)
-        expected = _normed(raw, norm_kind(model), eps, outer, shift)
+        expected = _normed(raw, model.norm, eps, outer, shift)
     _require_norm(probe, expected, written, f"behind the attention of layer {layer}")
     found["O"][layer] = found["O"][layer] * outer
     biases["O"][layer] = biases["O"][layer] * outer
@@ -377,9 +347,9 @@ def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None
         )
 
 
-def norm_affine(model: TransformerBridge, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def norm_affine(model: CheckedModel, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the norm's effective weight and bias (ones and zeros where it has none)."""
-    d_model = model.cfg.d_model
+    d_model = model.d_model
     weight = bias = None
     if norm is not None:
         parameters = {name.split(".")[-1]: value for name, value in norm.named_parameters()}
@@ -409,9 +379,9 @@ def _fold(
     return weight, bias
 
 
-def score_scale(model: TransformerBridge, layer: int) -> float:
+def score_scale(model: CheckedModel, layer: int) -> float:
     """Return the factor of q·k; asks the attention module before it trusts the configuration."""
-    attention = model.blocks[layer].attn
+    attention = model.bridge.blocks[layer].attn
     original = getattr(attention, "original_component", attention)
     if type(original).__name__ in _UNSCALED:
         return 1.0
@@ -422,22 +392,16 @@ def score_scale(model: TransformerBridge, layer: int) -> float:
     divisor = getattr(original, "scale", None)  # native: a divisor
     if isinstance(divisor, (int, float)) and divisor > 0 and hasattr(original, "kv_repeats"):
         return 1.0 / float(divisor)
-    return 1.0 / math.sqrt(model.cfg.d_head)
-
-
-def score_softcap(cfg: Any) -> float | None:
-    """Return the bound c of ``c * tanh(score / c)`` (Gemma 2), or None where scores are unbounded."""
-    value = float(getattr(cfg, "attn_scores_soft_cap", -1.0) or -1.0)
-    return value if value > 0 else None
+    return 1.0 / math.sqrt(model.d_head)
 
 
 def _embedding(
-    model: TransformerBridge, probe: Probe, tokens: Tensor | None, positions: Tensor | None
+    model: CheckedModel, probe: Probe, tokens: Tensor | None, positions: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Check on the model itself that embedding = token row × factor + position row."""
     if tokens is None:
         raise UnsupportedModelError(f"model {probe.name!r} shows no embedding W_E; {STILL_WORK}")
-    if not model.cfg.n_layers:
+    if not model.n_layers:
         return tokens, positions
     seen, rows = probe.seen[0, "resid_pre"], tokens[probe.tokens].double()
     if rows.shape == seen.shape:
@@ -455,7 +419,7 @@ def _embedding(
 
 
 def _unembedding(
-    model: TransformerBridge,
+    model: CheckedModel,
     probe: Probe,
     get: Callable[[str], Tensor | None],
     embedding: Tensor,
@@ -466,25 +430,23 @@ def _unembedding(
     """W_U and its bias; folded, the final norm is in them, and the model itself shows that logits come so."""
     weight, bias = get("W_U"), get("b_U")
     if weight is None:
-        raise UnsupportedModelError(
-            f"model {model.cfg.model_name!r} shows no unembedding W_U; {STILL_WORK}"
-        )
+        raise UnsupportedModelError(f"model {model.name!r} shows no unembedding W_U; {STILL_WORK}")
     if bias is None:
         bias = weight.new_zeros(weight.shape[1])
     if not fold:
         return weight, bias
-    kind, norm = final_norm_kind(model), getattr(model, "ln_final", None)
+    kind, norm = model.final_norm, getattr(model.bridge, "ln_final", None)
     weight, bias = _fold(weight, bias, *norm_affine(model, norm, weight.dtype), kind)
     stream = probe.stream
     if stream is None:
         rows = embedding[probe.tokens]
         stream = (rows if positions is None else rows + positions[: len(rows)]).double()
-    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    scale = norm_scale(stream, kind, model.eps)
     logits = stream / scale @ weight.double() + bias.double()
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0)
-    if probe.near(cap * torch.tanh(logits / cap) if cap > 0 else logits, probe.logits):
+    cap = model.logit_softcap
+    if probe.near(cap * torch.tanh(logits / cap) if cap else logits, probe.logits):
         return weight, bias
-    if cap <= 0:
+    if cap is None:
         factor = float((probe.logits * logits).sum() / logits.square().sum().clamp_min(1e-30))
         if probe.near(logits * factor, probe.logits):
             return weight * factor, bias * factor  # Cohere and Granite scale their logits

@@ -16,8 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.errors import LensLinearWarning
+from lens_linear.models.checked import CheckedModel
 from lens_linear.models.open.checksum import weights_sha256
 
 
@@ -40,9 +40,9 @@ class WeightsMark:
         False
     """
 
-    def __init__(self, model: TransformerBridge, *, read: bool = True) -> None:
+    def __init__(self, model: CheckedModel, *, read: bool = True) -> None:
         self._sha256 = weights_sha256(model) if read else None
-        state = model.original_model.state_dict(keep_vars=True)
+        state = model.bridge.original_model.state_dict(keep_vars=True)
         # A bridge lists a tensor under each of the parts that wrap it.
         once = {(_layer(name), id(value)): value for name, value in state.items()}
         self._seen = [
@@ -53,19 +53,19 @@ class WeightsMark:
     def __repr__(self) -> str:
         return f"WeightsMark {(self._sha256 or 'by place')[:8]}"
 
-    def fits(self, model: TransformerBridge) -> bool:
+    def fits(self, model: CheckedModel) -> bool:
         """Whether every weight is what it was; reads all of them, where they were read to begin with."""
         if self._sha256 is None:
             return not self._touched()
         return weights_sha256(model) == self._sha256
 
-    def note(self, model: TransformerBridge) -> str:
+    def note(self, model: CheckedModel) -> str:
         """What a ``repr`` adds: nothing, or that the weights have changed."""
         return "" if self.fits(model) else "; the model's weights have changed since it was made"
 
     def warn(
         self,
-        model: TransformerBridge,
+        model: CheckedModel,
         what: str,
         advice: str,
         *,
@@ -75,7 +75,7 @@ class WeightsMark:
         """Say it where the old weights are used; of ``layers`` and outside all of them, where given."""
         if self._touched(layers) and not self.fits(model):
             warnings.warn(
-                f"{what} holds weights that {str(model.cfg.model_name)!r} no longer has: they have changed "
+                f"{what} holds weights that {model.name!r} no longer has: they have changed "
                 f"since it was made; {advice}",
                 LensLinearWarning,
                 stacklevel=stacklevel,

@@ -18,16 +18,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import PaddedTokens, require_model_rows, run
-from lens_linear.models.describe.shape import model_shape
-from lens_linear.models.describe.weights import (
-    ModelWeights,
-    NormKind,
-    norm_affine,
-    norm_scale,
-    read_weights,
-)
-from lens_linear.models.hooks import Spot, hooked
+from lens_linear.models.checked import CheckedModel, ModelLike, NormKind, checked
+from lens_linear.models.describe.weights import ModelWeights, norm_affine, norm_scale, read_weights
+from lens_linear.models.hooks import hooked
 from lens_linear.models.native import quiet_transformer_lens
+from lens_linear.models.spots import Spot
 
 _FINAL = "ln_final.hook_out"
 # Largest gap between a norm's output and x / scale that still counts as rounding. Half precision
@@ -71,17 +66,19 @@ class FrozenRun:
         )
 
 
-def in_double(model: TransformerBridge) -> TransformerBridge:
+def in_double(model: ModelLike) -> TransformerBridge:
     """Return a float64 copy of a model; the model itself is not changed."""
+    bridge = checked(model).bridge
     with quiet_transformer_lens():
-        double = copy.deepcopy(model)
+        double: TransformerBridge = copy.deepcopy(bridge)
         double.to(torch.float64, print_details=False)
     double.cfg.dtype = torch.float64  # TransformerLens leaves it as it was
-    return double.eval()
+    double.eval()
+    return double
 
 
 def freeze_attention(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "batch position"] | PaddedTokens,
     *,
     dtype: torch.dtype = torch.float64,
@@ -97,16 +94,17 @@ def freeze_attention(
         UnsupportedModelError: MLPs, norms behind the attention, bounded logits, or a norm that does not
             divide by the scale it says it does.
     """
+    model = checked(model)
     require_attention_only(model)
     rows = require_model_rows(model, tokens)
     tokens = rows.tokens
     weights = read_weights(model, dtype=dtype)
-    layers = range(model.cfg.n_layers)
+    layers = range(model.n_layers)
     spots: list[Spot] = [(layer, "resid_pre") for layer in layers]
     spots.extend((layer, "attn_in") for layer in layers)
     spots.extend((layer, "pattern") for layer in layers)
-    if model.cfg.n_layers:
-        spots.append((model.cfg.n_layers - 1, "resid_post"))
+    if model.n_layers:
+        spots.append((model.n_layers - 1, "resid_post"))
     final: list[Tensor] = []
 
     def keep(tensor: Tensor) -> None:
@@ -121,13 +119,15 @@ def freeze_attention(
     embedding = weights.W_E[tokens.cpu()]
     positions = None if weights.W_pos is None else weights.W_pos[: tokens.shape[1]]
     streams = [get((layer, "resid_pre")) for layer in layers]
-    if model.cfg.n_layers:
-        streams.append(get((model.cfg.n_layers - 1, "resid_post")))
+    if model.n_layers:
+        streams.append(get((model.n_layers - 1, "resid_post")))
     else:
         streams.append(embedding if positions is None else embedding + positions)
     reads = [get((layer, "attn_in")) for layer in layers] + [final[0].to("cpu", dtype)]
     kinds: list[NormKind] = [*(weights.norm for _ in layers), weights.final_norm]
-    norms = [getattr(model.blocks[layer], "ln1", None) for layer in layers] + [model.ln_final]
+    norms = [getattr(model.bridge.blocks[layer], "ln1", None) for layer in layers] + [
+        model.bridge.ln_final
+    ]
     scales = [norm_scale(x, kind, weights.eps) for x, kind in zip(streams, kinds, strict=True)]
     gaps = []
     for x, read, kind, norm in zip(streams, reads, kinds, norms, strict=True):
@@ -146,7 +146,7 @@ def freeze_attention(
 
 
 def norm_gap(
-    model: TransformerBridge,
+    model: ModelLike,
     norm: Any,
     stream: Float[Tensor, "*token d_model"],
     read: Float[Tensor, "*token d_model"],
@@ -161,58 +161,58 @@ def norm_gap(
         read: what it gave.
         kind: of the norm.
     """
+    model = checked(model)
     weight, bias = norm_affine(model, norm, stream.dtype)
     centred = stream - stream.mean(-1, keepdim=True) if kind == "layer" else stream
-    scale = norm_scale(stream, kind, float(model.cfg.eps))
+    scale = norm_scale(stream, kind, model.eps)
     return read - (centred / scale * weight + bias)
 
 
-def require_attention_only(model: TransformerBridge) -> None:
+def require_attention_only(model: CheckedModel) -> None:
     """Refuse a model whose logits are not a linear map of its embeddings once attention is frozen.
 
     Raises:
         UnsupportedModelError: the message says what stands in the way, and what works instead.
     """
-    shape = model_shape(model)
-    if shape.n_ffn:
+    if model.n_ffn:
         raise UnsupportedModelError(
-            f"model {shape.name!r} must be attention-only, but {shape.n_ffn} of its {shape.n_layers} "
+            f"model {model.name!r} must be attention-only, but {model.n_ffn} of its {model.n_layers} "
             "blocks have an MLP; use an attention-only model such as load('attn-2l'), or the head-level "
             "tools, which take any model: circuits.head_circuit, composition_scores, induction_scores, "
             "qk_attribution"
         )
-    if shape.n_post_norm:
+    if model.n_post_norm:
         raise UnsupportedModelError(
-            f"model {shape.name!r} must add its heads' outputs unchanged, but {shape.n_post_norm} of its "
-            f"{shape.n_layers} blocks pass them through another norm; use head or "
+            f"model {model.name!r} must add its heads' outputs unchanged, but {model.n_post_norm} of its "
+            f"{model.n_layers} blocks pass them through another norm; use head or "
             "composition_scores"
         )
-    if shape.logit_softcap is not None:
+    if model.logit_softcap is not None:
         raise UnsupportedModelError(
-            f"model {shape.name!r} bounds its logits at {shape.logit_softcap:g}, so they are no sum of "
+            f"model {model.name!r} bounds its logits at {model.logit_softcap:g}, so they are no sum of "
             "paths; use a model without output_logits_soft_cap"
         )
 
 
-def _require_rounding(model: TransformerBridge, gaps: list[Tensor], reads: list[Tensor]) -> None:
-    dtype = next(model.parameters()).dtype
+def _require_rounding(model: CheckedModel, gaps: list[Tensor], reads: list[Tensor]) -> None:
+    dtype = next(model.bridge.parameters()).dtype
     limit = _LIMITS.get(dtype, _HALF_LIMIT)
     for index, (gap, read) in enumerate(zip(gaps, reads, strict=True)):
         relative = float(gap.abs().max() / read.abs().max().clamp_min(1e-30))
         if not relative <= limit:
             where = "the final norm" if index == len(gaps) - 1 else f"the norm of layer {index}"
             raise UnsupportedModelError(
-                f"{where} of {model.cfg.model_name!r} is not the {model.cfg.normalization_type!r} norm "
+                f"{where} of {model.name!r} is not the {model.cfg.normalization_type!r} norm "
                 f"its configuration names (largest relative gap {relative:.3g}); its paths would be wrong; "
                 "use lens_linear.patch, which runs the model itself"
             )
 
 
 def _corrections(
-    model: TransformerBridge, gaps: list[Tensor], dtype: torch.dtype
+    model: CheckedModel, gaps: list[Tensor], dtype: torch.dtype
 ) -> list[Tensor | None]:
     """Turn gaps of normalised streams into extra values and logits, where float64 would show them."""
-    double = next(model.parameters()).dtype == torch.float64 and dtype == torch.float64
+    double = next(model.bridge.parameters()).dtype == torch.float64 and dtype == torch.float64
     if not double or all(float(gap.abs().max()) < 1e-12 for gap in gaps):
         return [None] * len(gaps)
     raw = read_weights(model, fold=False, dtype=dtype)

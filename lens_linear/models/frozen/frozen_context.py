@@ -28,24 +28,17 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import counted
 from lens_linear.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from lens_linear.models.capture import model_device, require_model_tokens, run
+from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.rotary import Rotary, read_rotary
-from lens_linear.models.describe.weights import score_scale, score_softcap
+from lens_linear.models.describe.weights import score_scale
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
-from lens_linear.models.hooks import (
-    Edit,
-    Spot,
-    What,
-    has_spot,
-    require_blocks,
-    require_bridge,
-    require_causal,
-)
+from lens_linear.models.hooks import has_spot
+from lens_linear.models.spots import Edit, Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
 
 Path = Literal["cache", "full"]
@@ -81,7 +74,7 @@ class FrozenContext:
     """One recorded forward pass over some prompts, ready to rerun their last tokens.
 
     Attributes:
-        model: the bridge; not changed.
+        model: what ran; not changed.
         tokens: ids, padded on the right; what stands after a prompt's end is never read.
         lengths: real tokens of each prompt.
         states: the last token's residual stream, 0 the input of block 0, L the output of the last one.
@@ -93,7 +86,7 @@ class FrozenContext:
         begun: where the blocks are one of the middle alone: which, and from which stream.
     """
 
-    model: TransformerBridge
+    model: CheckedModel
     tokens: Int[Tensor, "prompt position"]
     lengths: Int[Tensor, " prompt"]
     states: Float[Tensor, "boundary prompt d_model"]
@@ -268,7 +261,7 @@ class _Attention:
         past = torch.einsum("cpgrd,pjgd->cpgrj", q, keys)
         own = torch.einsum("cpgrd,cpgd->cpgr", q, k)[..., None]
         scores = torch.cat([past, own], dim=-1) * score_scale(model, context.first + self.layer)
-        softcap = score_softcap(model.cfg)
+        softcap = model.score_softcap
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         columns = torch.arange(past.shape[-1], device=q.device)
@@ -294,7 +287,7 @@ def _like(x: Tensor | None, usual: Tensor) -> Tensor:
 
 
 def freeze_context(
-    model: TransformerBridge,
+    model: ModelLike,
     tokens: Int[Tensor, "prompt position"],
     lengths: Int[Tensor, " prompt"],
     *,
@@ -317,9 +310,9 @@ def freeze_context(
         UnsupportedModelError: ``path="cache"`` and the one-token run is not exact for this model.
         NonFiniteError: the residual stream holds NaN or infinity; the message names the first layer.
     """
-    model = require_bridge(model)
-    require_causal(model)
-    tokens = require_model_tokens(model, tokens).to(model_device(model))
+    model = checked(model)
+    model.require_causal()
+    tokens = require_model_tokens(model, tokens).to(model.device)
     lengths = lengths.to(tokens.device).long()
     if (
         len(lengths) != len(tokens)
@@ -330,12 +323,12 @@ def freeze_context(
             f"lengths must lie between 1 and {tokens.shape[1]}, one for each of {len(tokens)} prompts, "
             f"got {lengths.tolist()[:8]}"
         )
-    blocks = range(model.cfg.n_layers if n_layers is None else n_layers)
+    blocks = range(model.n_layers if n_layers is None else n_layers)
     return _checked(_recorded(model, tokens, lengths, blocks, keep=path != "full")[0], path)
 
 
 def freeze_block(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Int[Tensor, "prompt position"],
     lengths: Int[Tensor, " prompt"],
     layer: int,
@@ -351,7 +344,7 @@ def freeze_block(
     watches: a look at them here would be one at all layers for each block.
     """
     begun = _Begun(layer, stream, stand_ins, rotary, mark)
-    tokens = tokens.to(model_device(model))
+    tokens = tokens.to(model.device)
     lengths = lengths.to(tokens.device).long()
     context, after = _recorded(model, tokens, lengths, range(layer, layer + 1), begun=begun)
     _require_finite_states(context)
@@ -402,7 +395,7 @@ def _require_finite_states(context: FrozenContext) -> None:
 
 
 def _recorded(
-    model: TransformerBridge,
+    model: CheckedModel,
     tokens: Tensor,
     lengths: Tensor,
     layers: range,
@@ -411,10 +404,10 @@ def _recorded(
     begun: _Begun | None = None,
 ) -> tuple[FrozenContext, Tensor]:
     """Run the prompts once; keep the last token's states, keys and values if asked; and the last stream."""
-    require_blocks(model)
-    keep = keep and all(has_spot(model, (0, what)) for what in ("q", "k", "v", "z"))
+    model.require_blocks()
+    keep = keep and all(model.has((0, what)) for what in ("q", "k", "v", "z"))
     # Latent attention keeps its queries and keys head by head, not position by position.
-    keep = keep and "MLA" not in type(getattr(model.blocks[0], "attn", None)).__name__
+    keep = keep and "MLA" not in type(getattr(model.bridge.blocks[0], "attn", None)).__name__
     place = (lengths - 1)[:, None, None]
     found: dict[Spot, Tensor] = {}
 
@@ -435,9 +428,7 @@ def _recorded(
     edits = [] if begun is None else [begun.edit()]
     edits += map(last, spots)
     if keep:
-        wanted: tuple[What, ...] = (
-            ("k", "v", "rot_k") if has_spot(model, (0, "rot_k")) else ("k", "v")
-        )
+        wanted: tuple[What, ...] = ("k", "v", "rot_k") if model.has((0, "rot_k")) else ("k", "v")
         edits += [whole((layer, what)) for layer in layers for what in wanted]
     mark = WeightsMark(model, read=False) if begun is None else begun.mark
     with nullcontext() if begun is None else begun.alone():
@@ -471,7 +462,7 @@ def _rotated_keys(
     return keys if rotary is None else rotary.rotate(keys.transpose(1, 2)).transpose(1, 2)
 
 
-def first_rotary(model: TransformerBridge, n_positions: int) -> Rotary | None:
+def first_rotary(model: CheckedModel, n_positions: int) -> Rotary | None:
     """The rotation of the first layer, None where there is none that can be read.
 
     One layer is read for all: reading costs a forward pass, and a model whose layers rotate differently

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.models.capture import run
-from lens_linear.models.describe.shape import model_shape
+from lens_linear.models.checked import CheckedModel
 
 # Where configurations write the width down; layers that do not slide look everywhere all the same.
 _WIDTHS = ("sliding_window", "window_size", "attention_chunk_size", "local_attention")
 
 
-def layer_window(model: TransformerBridge, layer: int, n_positions: int) -> int | None:
+def layer_window(model: CheckedModel, layer: int, n_positions: int) -> int | None:
     """Return how many keys a query of a layer sees, itself included; None where it sees all of them.
 
     A width of the configuration holds where no head attends to anything further back. The model is run on
     ``n_positions`` tokens only where there is such a width.
     """
-    config: Any = getattr(getattr(model, "original_model", None), "config", None)
+    config = model.stored_config
     named = {getattr(config, name, None) for name in _WIDTHS}
     widths = sorted(w for w in named if isinstance(w, int) and 0 < w < n_positions)
     if not widths:
         return None
-    ids = torch.arange(n_positions) % model_shape(model).n_tokens
+    ids = torch.arange(n_positions) % model.n_tokens
     pattern = run(model, ids[None], record=[(layer, "pattern")], logits=False)[(layer, "pattern")]
     return next((w for w in widths if not bool(pattern.tril(-w).any())), None)
 

@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
-from lens_linear._tl import TransformerBridge
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import CheckedModel, ModelLike, checked
 
 _NAMES_ONLY = ("model_name", "device", "n_devices", "tokenizer_name", "seed", "n_ctx")
 
 
-def weights_sha256(model: TransformerBridge) -> str:
+def weights_sha256(model: ModelLike) -> str:
     """Return the SHA-256 over names, shapes and bytes of a model's weights, as hexadecimal text."""
     digest = hashlib.sha256()
     seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, value in sorted(require_bridge(model).original_model.state_dict().items()):
+    for name, value in sorted(checked(model).bridge.original_model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         place = (value.data_ptr(), value.stride())
         if place in seen:
@@ -34,7 +33,7 @@ def _code(hook: Any) -> str:
     return "" if code is None else str(code.co_code.hex())
 
 
-def model_fingerprint(model: TransformerBridge) -> str:
+def model_fingerprint(model: CheckedModel) -> str:
     """Return one SHA-256 for weights, configuration and the caller's hooks.
 
     Equal only for models that compute the same: a hook is told by its place, name and code.
@@ -44,11 +43,11 @@ def model_fingerprint(model: TransformerBridge) -> str:
         for key, value in vars(model.cfg).items()
         if isinstance(value, (bool, int, float, str, type(None))) and key not in _NAMES_ONLY
     }
-    stored = getattr(model.original_model, "config", None)
+    stored = model.stored_config
     foreign = {} if stored is None or not hasattr(stored, "to_dict") else stored.to_dict()
     hooks = [
         (name, getattr(hook, "__qualname__", type(hook).__qualname__), _code(hook))
-        for name, point in sorted(model.hook_dict.items())
+        for name, point in sorted(model.bridge.hook_dict.items())
         for hook in (getattr(handle, "user_hook", handle) for handle in point.fwd_hooks)
     ]
     told = json.dumps([words, foreign, *hooks], sort_keys=True, default=str)

@@ -25,7 +25,7 @@ from lens_linear.errors import (
     UnsupportedModelError,
 )
 from lens_linear.models.capture import model_device, require_runs
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import checked
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.open.gguf import read_gguf
 from lens_linear.models.open.untrusted import CONFIG, read_folder
@@ -203,9 +203,8 @@ def _few_tokens(table: Tensor) -> Tensor:
 
 def _require_faithful(model: TransformerBridge, expected: Tensor | None) -> None:
     """Refuse a bridge that does not run, gives no numbers, or other logits than transformers alone."""
-    require_bridge(model)
     table = model.embed.weight if hasattr(model.embed, "weight") else torch.zeros(8)
-    logits = require_runs(model, _few_tokens(table)).float().cpu()
+    logits = require_runs(checked(model), _few_tokens(table)).float().cpu()
     if expected is None or expected.shape != logits.shape:
         return
     if not expected.isfinite().all():

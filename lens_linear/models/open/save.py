@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lens_linear.checks import require_instance, require_name, require_path, shown
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.files import require_folder, require_writable, write_together
-from lens_linear.models.hooks import require_bridge
+from lens_linear.models.checked import checked
 from lens_linear.models.native import ModelSpec, native_module, spec_of
 from lens_linear.models.open.cards import CARD, SPECIAL_TOKENS, TOKENIZER, WEIGHTS, card_text
 
@@ -57,7 +57,7 @@ def save_model(
         ...     load(save_model(toy_model(n_layers=1), Path(place) / "mine")).cfg.model_name
         'mine'
     """
-    model = require_bridge(model)
+    model = checked(model).bridge
     require_instance("note", note, str, advice="one sentence")
     if bos is not None:
         require_instance("bos", bos, str, advice="the text of one token")
