@@ -52,8 +52,9 @@ def sequences_a_pass(
         InsufficientMemoryError: not even one sequence fits.
 
     Example:
+        >>> from lens_linear.models.checked import checked
         >>> from lens_linear.models.open.toy import toy_model
-        >>> sequences_a_pass(toy_model(n_layers=1), 64)
+        >>> sequences_a_pass(checked(toy_model(n_layers=1)), 64)
         64
     """
     if batch_size is not None:

@@ -37,7 +37,7 @@ class CheckedModel:
     Example:
         >>> from lens_linear.models.open.toy import toy_model
         >>> checked(toy_model(n_layers=3))
-        CheckedModel 'native': 3 layers × 4 heads, d_model 32, vocabulary 64
+        CheckedModel 'toy': 3 layers × 4 heads, d_model 32, vocabulary 64
     """
 
     bridge: TransformerBridge

@@ -36,8 +36,9 @@ class BlockStandIns:
         UnsupportedModelError: a block returns no stream, or the model cannot run.
 
     Example:
+        >>> from lens_linear.models.checked import checked
         >>> from lens_linear.models.open.toy import toy_model
-        >>> model, tokens = toy_model(n_layers=2, seed=0), torch.arange(6)[None]
+        >>> model, tokens = checked(toy_model(n_layers=2, seed=0)), torch.arange(6)[None]
         >>> whole = run(model, tokens, record=[(0, "resid_post"), (1, "resid_post")])
         >>> further = BlockStandIns(model).advance(tokens, whole[(0, "resid_post")], 1)
         >>> torch.equal(further, whole[(1, "resid_post")])
@@ -140,8 +141,9 @@ def lone_blocks(model: CheckedModel, tokens: Int[Tensor, "batch position"]) -> B
     the caller changes the stream between two blocks.
 
     Example:
+        >>> from lens_linear.models.checked import checked
         >>> from lens_linear.models.open.toy import toy_model
-        >>> lone_blocks(toy_model(n_layers=2), torch.arange(6)[None]) is not None
+        >>> lone_blocks(checked(toy_model(n_layers=2)), torch.arange(6)[None]) is not None
         True
     """
     try:

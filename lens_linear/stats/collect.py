@@ -69,12 +69,13 @@ def common_sites(
     return tuple(s for s in sites if all(s in available_sites(model, layer) for layer in chosen))
 
 
-def require_rows_for_fit(n_sequences: int, length: int, width: int, *, halved: bool) -> None:
+def require_rows_for_fit(rows: RowView, width: int, *, skip: int = 0, halved: bool) -> None:
     """Refuse too few sequences before anything runs, and say how many are needed.
 
     Raises:
         NotEnoughDataError: the rows the map is fitted on are at most ``width + 1``.
     """
+    n_sequences, length = len(rows), rows.n_tokens(skip) // len(rows)
     fitted = (n_sequences + 1) // 2 if halved else n_sequences
     if fitted * length > width + 1 and (not halved or n_sequences > 1):
         return

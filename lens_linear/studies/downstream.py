@@ -122,7 +122,7 @@ def _prefix_token(model: CheckedModel) -> int:
     return int(first)
 
 
-def lm_eval_adapter(model: CheckedModel, *, batch_size: int | None = None) -> Any:
+def lm_eval_adapter(model: ModelLike, *, batch_size: int | None = None) -> Any:
     """Return an ``lm_eval.api.model.LM`` that scores text with ``model``.
 
     Raises:
@@ -141,7 +141,8 @@ def lm_eval_adapter(model: CheckedModel, *, batch_size: int | None = None) -> An
         raise OfflineError(
             f"lm-eval is not installed ({error}); pip install 'transformer-lens[evals]'"
         ) from error
-    tokenizer, prefix = model.tokenizer, _prefix_token(model)
+    subject = checked(model)
+    tokenizer, prefix = subject.tokenizer, _prefix_token(subject)
 
     class BridgeLM(TemplateLM):  # type: ignore[misc]
         """A bridge as lm-eval sees it."""
@@ -159,7 +160,7 @@ def lm_eval_adapter(model: CheckedModel, *, batch_size: int | None = None) -> An
             self, requests: list[Any], disable_tqdm: bool = False, **_: Any
         ) -> list[tuple[float, bool]]:
             pairs = [(context or [prefix], target) for _, context, target in requests]
-            return log_likelihoods(model, pairs, batch_size=batch_size)
+            return log_likelihoods(subject, pairs, batch_size=batch_size)
 
         def loglikelihood_rolling(
             self, requests: list[Any], disable_tqdm: bool = False
@@ -169,11 +170,11 @@ def lm_eval_adapter(model: CheckedModel, *, batch_size: int | None = None) -> An
                 windows = get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0]),
                     prefix_token=prefix,
-                    max_seq_len=model.n_ctx,
+                    max_seq_len=subject.n_ctx,
                     context_len=1,
                 )
                 pairs = [make_disjoint_window(window) for window in windows]
-                scored = log_likelihoods(model, pairs, batch_size=batch_size)
+                scored = log_likelihoods(subject, pairs, batch_size=batch_size)
                 out.append(sum(value for value, _ in scored))
             return out
 

@@ -314,7 +314,7 @@ def test_the_table_of_heads_is_sorted_by_a_column_that_it_shows(monkeypatch):
 def test_a_large_model_is_measured_on_as_many_rows_as_its_maps_need(monkeypatch):
     from lens_linear.reports import build
 
-    model = ll.load("gpt-nano")
+    model = checked(ll.load("gpt-nano"))
     every = ll.evaluation_tokens(model)
     needed = -(-16 * model.cfg.d_model // 128)
     assert len(build._asked(model, None, None)) == len(every) > needed

@@ -21,6 +21,7 @@ from lens_linear.cli import corpus, options
 from lens_linear.cli.output import Answer, Table, emit
 from lens_linear.cli.terminal import show, streams
 from lens_linear.files import write_text
+from lens_linear.models.checked import checked
 from lens_linear.studies import downstream
 from lens_linear.studies.pretraining import _kept
 from lens_linear.teaching import grading, submissions
@@ -318,9 +319,9 @@ ROWS = [
         lambda: adapter(known())._loglikelihood_tokens([(None, [1], [2])]),
     ),
     (
-        lambda: downstream.log_likelihoods(known(), [([1], [2] * 999)]),
+        lambda: downstream.log_likelihoods(checked(known()), [([1], [2] * 999)]),
         "shorten the text",
-        lambda: downstream.log_likelihoods(known(), [([1], [2] * 9)]),
+        lambda: downstream.log_likelihoods(checked(known()), [([1], [2] * 9)]),
     ),
     # studies
     (

@@ -14,6 +14,7 @@ from lens_linear.linalg import Moments
 from lens_linear.linearity import load_linearized, save_linearized
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.linearity.replace.replacement import assemble
+from lens_linear.models.checked import checked
 from lens_linear.models.hooks import edited
 
 SQUARE = torch.randn(40, 4, generator=torch.Generator().manual_seed(1)).double()
@@ -543,8 +544,8 @@ ROWS = [
         lambda: stats.bigram_counts(IDS, 24),
     ),
     (
-        lambda: assemble(known(), [*linear().maps, *linear().maps], "twice"),
+        lambda: assemble(checked(known()), [*linear().maps, *linear().maps], "twice"),
         "name each layer once",
-        lambda: assemble(known(), linear().maps, "once"),
+        lambda: assemble(checked(known()), linear().maps, "once"),
     ),
 ]

@@ -50,13 +50,12 @@ def configured(call, model=None, **changes):
 
 def unseen(what, call):
     """Make a call on a model that shows nothing at a spot."""
-    has = hooks.has_spot
+    has = models.CheckedModel.has
 
     def shows(model, spot):
         return spot[1] != what and has(model, spot)
 
-    names = ("models.describe.verify_weights.has_spot", "circuits.induction.scores.has_spot")
-    return under(dict.fromkeys(names, shows), lambda: call(toy()))
+    return under({"models.checked.CheckedModel.has": shows}, lambda: call(toy()))
 
 
 def strict(limits, call):
@@ -88,7 +87,7 @@ def cached():
 
 
 def hooked_nowhere():
-    with hooks.hooked(toy(), [("nowhere", print)]):
+    with hooks.hooked(models.checked(toy()), [("nowhere", print)]):
         return True
 
 
@@ -320,7 +319,8 @@ ROWS = [
     ),
     (
         lambda: under(
-            {"models.stand_ins.BlockStandIns._learn": silent}, lambda: BlockStandIns(mlp())
+            {"models.stand_ins.BlockStandIns._learn": silent},
+            lambda: BlockStandIns(models.checked(mlp())),
         ),
         "use lens_linear.linearize, which runs them all",
         lambda: ll.linearize(mlp(), IDS, layers=[0]).__enter__(),

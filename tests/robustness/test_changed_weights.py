@@ -61,7 +61,7 @@ def views(model, folder):
 @pytest.mark.parametrize("edit", [in_place, by_data, by_loading])
 def test_views_say_that_the_weights_have_changed(model, tmp_path, edit):
     found = views(model, tmp_path)
-    explored = found["explorer"][0]._subject.model
+    explored = found["explorer"][0]._subject.model.bridge
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for view, use in found.values():

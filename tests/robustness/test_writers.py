@@ -14,6 +14,8 @@ import torch
 import lens_linear as ll
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import WriteError, held, hold, release, write_text
+from lens_linear.models.checked import checked
+from lens_linear.models.open.checksum import model_fingerprint
 from lens_linear.stats.resume import Checkpoint, PassState
 from lens_linear.training.loop import train
 from lens_linear.training.recipes import Phase, Recipe

@@ -235,11 +235,15 @@ def test_every_token_is_in_the_hash_of_rows():
 
 @pytest.mark.parametrize("sequences, length, width, halved", [(2, 5, 8, False), (3, 5, 8, True)])
 def test_one_row_more_than_columns_and_mean_is_enough(sequences, length, width, halved):
-    require_rows_for_fit(sequences, length, width, halved=halved)
+    rows = RowView(torch.zeros(sequences, length, dtype=torch.int64))
+    require_rows_for_fit(rows, width, halved=halved)
     with pytest.raises(
         NotEnoughDataError, match=f"so {sequences * length if not halved else 10} rows"
     ):
-        require_rows_for_fit(sequences, length, width + 1, halved=halved)
+        require_rows_for_fit(rows, width + 1, halved=halved)
+    longer = RowView(torch.zeros(sequences, length + 3, dtype=torch.int64))
+    with pytest.raises(NotEnoughDataError, match=f"of {length} counted positions"):
+        require_rows_for_fit(longer, width + 1, skip=3, halved=halved)
 
 
 def test_passes_take_rows_of_every_kind():

@@ -101,13 +101,12 @@ def fit_lens(
         (True, True)
     """
     model = checked(model)
-    rows = as_rows(model, tokens)
-    model.require_blocks()
+    rows = as_rows(model.require_blocks(), tokens)
     polish = require_int("polish", polish, minimum=0)
     ridge = require_float("ridge", ridge, minimum=0.0)
     seed, raw = require_seed(seed), require_bool("raw", raw)
     width = model.d_model
-    require_rows_for_fit(len(rows), rows.n_tokens() // len(rows), width, halved=False)
+    require_rows_for_fit(rows, width, halved=False)
     _warn_of_few(rows.n_tokens(), width)
     readout, n_layers = Readout.of(model), model.n_layers
     # A lens: statistics with and without the first position, maps.

@@ -173,7 +173,7 @@ def adam_baseline(
     model = checked(model)
     rows = as_rows(model, tokens, skip=skip)
     require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
     train, test = (
         gather_rows(
             model,

@@ -203,7 +203,7 @@ def bilinear_probe(
     rows = as_rows(model, tokens, skip=skip)
     require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
     require_int("max_rows", max_rows, minimum=2)
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
     train, test = (
         gather_rows(
             model,

@@ -192,9 +192,7 @@ def layer_map(
             f"boundaries must name at least two layer boundaries, got {chosen}; e.g. [0, 1]"
         )
     held_out = fit == "held-out"
-    require_rows_for_fit(
-        len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=held_out
-    )
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     walk = _Walk(model, chosen, skip, batch_size, progress)
     n, width = len(chosen), model.d_model

@@ -150,22 +150,21 @@ def linearity_profile(
         True
     """
     model = checked(model)
-    _require_fit(fit, ridge)
+    held_out = _require_fit(fit, ridge)
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
-    held_out, n_layers, width = fit == "held-out", model.n_layers, model.d_model
     sites, kept = _usable(model, sites), not held_out or checkpoint is not None
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=held_out)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
     knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
-    each = layer_bytes(width, len(sites), len(train), kept=kept, own=own)
-    cut = groups(n_layers, each, max_memory, model.device, what="one layer of this profile")
+    each = layer_bytes(model.d_model, len(sites), len(train), kept=kept, own=own)
+    cut = groups(model.n_layers, each, max_memory, model.device, what="one layer of this profile")
     parts: list[ProfilePart] = []
     for path, layers in zip(_paths(checkpoint, len(cut)), cut, strict=True):
         keeper = _keeper(path, save_every, model, rows, {**knobs, "own": sorted(own)})
         run = ProfilePass(model, sites, layers, skip, batch_size, progress, keeper, own)
         parts.append(run.part(train, test, ridge=ridge, held_out=held_out))
-    found = found_scores(n_layers, parts, confidence, seed)
+    found = found_scores(model.n_layers, parts, confidence, seed)
     fits = {key: fit for part in parts for key, fit in part.fits.items()}
     profile = LinearityProfile(
         model_name=model.name,
@@ -175,16 +174,16 @@ def linearity_profile(
         without_first=found[-1],
         first_share=filled([part.first_share for part in parts]),
         sums=found[0].sums,
-        ranks=ranks(n_layers, fits),
-        solvers=solvers(n_layers, fits),
-        null_r2=nulls(n_layers, sites[0], fits, held_out=held_out),
+        ranks=ranks(model.n_layers, fits),
+        solvers=solvers(model.n_layers, fits),
+        null_r2=nulls(model.n_layers, sites[0], fits, held_out=held_out),
         update_ratio=joined([part.update_ratio for part in parts]),
         statistics=own_by_layer(parts, sites[0], confidence),
         n_tokens=test.n_tokens(skip),
         n_fit=train.n_tokens(skip),
         n_sequences=len(test),
         tokens_sha256=tokens_sha256(test),
-        d_model=width,
+        d_model=model.d_model,
         skip=skip,
         ridge=ridge,
         seed=seed,
@@ -195,9 +194,10 @@ def linearity_profile(
     return profile
 
 
-def _require_fit(fit: Any, ridge: Any) -> None:
-    require_choice("fit", fit, ("held-out", "in-sample"))
+def _require_fit(fit: Any, ridge: Any) -> bool:
+    """Accept both, and say whether maps are scored on other rows than they are fitted on."""
     require_ridge(ridge)
+    return require_choice("fit", fit, ("held-out", "in-sample")) == "held-out"
 
 
 def _paths(checkpoint: str | Path | None, n: int) -> list[str | Path | None]:

@@ -167,7 +167,7 @@ def ffn_compression(
     require_ridge(ridge)
     rows = as_rows(model, tokens, skip=skip)
     chosen, ranks = _chosen(model, layers, ranks)
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
     train, test = halves(rows, seed=seed)
     # Statistics, maps with and without the first position, those of each rank; rows are added in a copy.
     square = 8.0 * model.d_model**2

@@ -214,7 +214,7 @@ def replacement_curve(
     rows = as_rows(model, tokens, skip=skip)
     model.require_blocks()
     width = model.d_model
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), width, halved=True)
+    require_rows_for_fit(rows, width, skip=skip, halved=True)
     train, test = halves(rows, seed=seed)
     fits: dict[int, AffineMap] = {}
     if strategy != "remove" or (isinstance(order, str) and order != "random"):

@@ -189,7 +189,7 @@ def fit_linearization(
     if rank is not None:
         require_int("rank", rank, minimum=1, maximum=model.d_model)
     spans = _spans(model, layers, runs, site)
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=False)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=False)
     apart = require_bool("sequential", sequential) or any(first < last for first, last in spans)
     cut = map_groups(model, len(spans), max_memory)
     maps: list[AffineMap] = []

@@ -143,7 +143,7 @@ def run_table(
     spans = [(first, first + k - 1) for k in chosen for first in range(n_layers - k + 1)]
     if not spans:
         raise InvalidArgumentError("lengths names no run; pass e.g. lengths=[2]")
-    require_rows_for_fit(len(rows), rows.n_tokens(skip) // len(rows), model.d_model, halved=True)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
     train, test = halves(rows, seed=seed)
     base = score_model(model, test, batch_size=batch_size).loss
     distance = _cosine_distances(model, train, skip, batch_size)

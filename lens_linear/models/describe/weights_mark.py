@@ -32,10 +32,11 @@ class WeightsMark:
         read: take a checksum of every weight too (about 0.7 s a gigabyte), which a ``repr`` compares.
 
     Example:
+        >>> from lens_linear.models.checked import checked
         >>> from lens_linear.models.open.toy import toy_model
-        >>> model = toy_model(n_layers=1)
+        >>> model = checked(toy_model(n_layers=1))
         >>> mark = WeightsMark(model)
-        >>> _ = model.blocks[0].attn.W_Q.data.mul_(2)
+        >>> _ = model.bridge.blocks[0].attn.W_Q.data.mul_(2)
         >>> mark.fits(model)
         False
     """

@@ -37,7 +37,6 @@ from lens_linear.models.describe.rotary import Rotary, read_rotary
 from lens_linear.models.describe.weights import score_scale
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
-from lens_linear.models.hooks import has_spot
 from lens_linear.models.spots import Edit, Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
 
@@ -240,7 +239,7 @@ class _Attention:
             ((at, "v"), keep("v")),
             ((at, "z"), write),
         ]
-        if has_spot(model, (at, "rot_q")) and has_spot(model, (at, "rot_k")):
+        if model.has((at, "rot_q")) and model.has((at, "rot_k")):
             edits.append(((at, "rot_q"), keep("rot_q")))
             edits.append(((at, "rot_k"), keep("rot_k")))
         return edits
