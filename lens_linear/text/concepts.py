@@ -15,7 +15,7 @@ Source: Nettasinghe & Joseph 2026 (arXiv 2603.12541): concept, operating and eva
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +157,10 @@ class Concept:
             taken = [pools[1].pop() for _ in range(size // 2)]
             taken += [pools[0].pop() for _ in range(size - size // 2)]
             order = torch.randperm(size, generator=generator).tolist()
-            parts.append(self._subset(part, [taken[i] for i in order]))
+            picked = [taken[i] for i in order]
+            texts, labels = zip(*((self.texts[i], self.labels[i]) for i in picked), strict=True)
+            source = f"{self.source}, {part} part"
+            parts.append(replace(self, texts=texts, labels=labels, source=source))
         return ConceptSplit(*parts)
 
     def _shuffled(self, label: int, generator: torch.Generator) -> list[int]:
@@ -175,14 +178,6 @@ class Concept:
         ]
         order = torch.randperm(len(indices), generator=generator).tolist()
         return [indices[i] for i in order]
-
-    def _subset(self, part: str, indices: list[int]) -> Concept:
-        return Concept(
-            name=self.name,
-            texts=tuple(self.texts[i] for i in indices),
-            labels=tuple(self.labels[i] for i in indices),
-            source=f"{self.source}, {part} part",
-        )
 
 
 def load_concept(

@@ -140,8 +140,7 @@ class Task:
         """The wrong answer that the right one is compared with, where pairs were given."""
         if self.labels is None or self.labels.ndim < 3:
             return None
-        wrong = self.labels[..., 1]
-        return self._placed(wrong)
+        return self._placed(self.labels[..., 1])
 
     @property
     def asked(self) -> Bool[Tensor, "row position"]:
@@ -255,10 +254,9 @@ def _named(labels: Any, names: tuple[str, ...] | None) -> Any:
     if isinstance(labels, str):
         labels = [labels]
     if not any(isinstance(label, str) for label in labels):
-        inner = [
+        return [
             _named(label, names) if isinstance(label, (list, tuple)) else label for label in labels
         ]
-        return inner
     if names is None or not all(label in names for label in labels):
         raise InvalidArgumentError(
             f"labels must be output indices, or words among names={names!r}, got {shown(labels)}"

@@ -53,9 +53,10 @@ from lens_linear.constructions.least_squares.spectral import (
 )
 from lens_linear.errors import InvalidArgumentError, NonFiniteError
 from lens_linear.linalg.precision import own_modes
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 Optimizer = Literal["gd", "adam"]
+_CURVES = ("loss", "prediction_error", "geometry_error")
 # With inputs and labels at unit root mean square. Over 2000 starts of the paper's experiment 0.02
 # lost one to divergence and left 13 near the saddle at zero; 0.05 lost 9 and left one.
 _PAPER_RATE = 0.02
@@ -109,15 +110,9 @@ class OLSTraining(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a seed and epoch: ``loss``, ``prediction_error``, ``geometry_error``."""
         epochs, seeds = self.loss.shape
-        return pd.DataFrame(
-            {
-                "seed": (self.seed + torch.arange(seeds)).repeat(epochs).numpy(),
-                "epoch": torch.arange(epochs).repeat_interleave(seeds).numpy(),
-                "loss": self.loss.reshape(-1).numpy(),
-                "prediction_error": self.prediction_error.reshape(-1).numpy(),
-                "geometry_error": self.geometry_error.reshape(-1).numpy(),
-            }
-        )
+        axes = {"epoch": range(epochs), "seed": range(self.seed, self.seed + seeds)}
+        frame = cells(axes, {name: getattr(self, name) for name in _CURVES})
+        return frame[["seed", "epoch", *_CURVES]]
 
     def summary(self) -> pd.DataFrame:
         """One row a quantity and epoch: ``median``, ``low`` and ``high`` (extremes over seeds).
@@ -125,7 +120,7 @@ class OLSTraining(Result):
         Seeds that diverged are left out from the epoch at which they did. One seed has no extremes (NaN).
         """
         frames = []
-        for name in ("loss", "prediction_error", "geometry_error"):
+        for name in _CURVES:
             curve = getattr(self, name)
             curve = curve.where(self.loss.isfinite() & curve.isfinite(), torch.nan)
             low, median, high = curve.nanquantile(

@@ -121,13 +121,12 @@ def swap_memories(
         True
     """
     require_choice("form", form, FORMS)
-    for name, data in (("first", first), ("second", second)):
+    models = []
+    for name, data in zip(_SIDES, (first, second), strict=True):
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise InvalidArgumentError(
                 f"{name} must be a pair (x, y), got {type(data).__name__}; pass two tensors"
             )
-    models = []
-    for name, data in (("first", first), ("second", second)):
         x, y = as_design(f"{name}[0]", data[0]), data[1]
         models.append(OLSAttention.from_data(x, as_outputs(f"{name}[1]", y, len(x))[0], form=form))
     shapes = [(len(model.W_Q), model.context_y.shape[1]) for model in models]
@@ -136,7 +135,7 @@ def swap_memories(
             f"second must have {shapes[0][0]} inputs and {shapes[0][1]} outputs like first, got "
             f"{shapes[1][0]} and {shapes[1][1]}; pass data with the same columns"
         )
-    for name, model in zip(("first", "second"), models, strict=True):
+    for name, model in zip(_SIDES, models, strict=True):
         if explains_nothing(model.forward(model.context_x).detach(), model.context_y):
             raise InvalidArgumentError(
                 f"{name} must have labels that x explains in part, but its least-squares prediction is zero "
