@@ -28,7 +28,7 @@ def dynamics(options: argparse.Namespace) -> Answer:
     split = concept.split(options.prompts, options.prompts, options.prompts, seed=options.seed)
     require_basis("--basis", options.basis)
     model = open_model(options)
-    order = min(options.order, model.cfg.d_model)
+    order = min(options.order, model.d_model)
     evaluation = list(split.evaluation.texts)
     with steps(options, 4) as begin:
         begin("directions")

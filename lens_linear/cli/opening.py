@@ -7,21 +7,20 @@ from pathlib import Path
 
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.cli.terminal import waiting
+from lens_linear.models.checked import CheckedModel, checked
 from lens_linear.models.native import no_bars_of_libraries
 from lens_linear.models.open.load import load
 from lens_linear.text.corpora import read_text
 
 
-def open_model(options: argparse.Namespace, name: str | None = None) -> TransformerBridge:
+def open_model(options: argparse.Namespace, name: str | None = None) -> CheckedModel:
     """Open MODEL (or another one) where ``--device`` and in the type that ``--dtype`` says."""
     # of MODEL it was said before the libraries were loaded
     words, after = (f"opening {name}", 0.0) if name else ("reading the weights", 1.0)
     with waiting(words, after=after, show=not options.quiet), no_bars_of_libraries():
-        return load(
-            name or options.model, device=options.device, dtype=getattr(torch, options.dtype)
-        )
+        dtype = getattr(torch, options.dtype)
+        return checked(load(name or options.model, device=options.device, dtype=dtype))
 
 
 def model_name(options: argparse.Namespace) -> str:

@@ -24,7 +24,7 @@ from lens_linear.progress import step_bar
 from lens_linear.tables import Result
 
 if TYPE_CHECKING:
-    from lens_linear._tl import TransformerBridge
+    from lens_linear.models.checked import ModelLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Answer:
 
     parts: Sequence[str | Table]
     result: Any = None
-    models: Mapping[str, TransformerBridge | str] = field(default_factory=dict)
+    models: Mapping[str, ModelLike | str] = field(default_factory=dict)
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     page: Path | None = None
@@ -182,7 +182,7 @@ def _envelope(command: str, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _checksum(model: TransformerBridge | str) -> str:
+def _checksum(model: ModelLike | str) -> str:
     if isinstance(model, str):
         return model
     # torch, which commands about cards do not need

@@ -14,7 +14,6 @@ from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.heads import shown_composition
 from lens_linear.extensions import added
 from lens_linear.linearity.measure.profile import linearity_profile
-from lens_linear.models.checked import checked
 from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.studies.published import published_beside_measured
 
@@ -28,8 +27,8 @@ def circuits(options: argparse.Namespace) -> Answer:
         strongest = heads.ranked().head(len(heads.named()) + options.top)
         parts: list[str | Table] = [replace(result_table("heads", heads), printed=strongest)]
         begin("composition")
-        if model.cfg.n_layers > 1:
-            scores = shown_composition(checked(model), seed=options.seed)
+        if model.n_layers > 1:
+            scores = shown_composition(model, seed=options.seed)
             frame = scores.to_dataframe().head(options.top)  # largest ratio first
             parts.append(result_table("composition", scores, frame))
         begin("skip-trigrams")
@@ -38,7 +37,7 @@ def circuits(options: argparse.Namespace) -> Answer:
         except UnsupportedModelError as reason:
             parts.append(f"Token-space circuits of the whole model are left out: {reason}")
         else:
-            for head in view.heads()[: model.cfg.n_heads]:
+            for head in view.heads()[: model.n_heads]:
                 trigrams = view.skip_trigrams(head.layer, head.head, k=options.top)
                 parts.append(result_table(f"skip_trigrams {head.name}", trigrams))
     return Answer(

@@ -59,7 +59,7 @@ def sequences_a_pass(
     """
     if batch_size is not None:
         return require_int("batch_size", batch_size, minimum=1)
-    device = next(model.bridge.parameters()).device
+    device = model.device
     needed = blocks * sequence_bytes(model, length, logits=logits)
     if needed > free_bytes(device):
         raise InsufficientMemoryError(

@@ -106,8 +106,8 @@ class CheckedModel:
 
     @property
     def eps(self) -> float:
-        """What norms add to the variance."""
-        return float(self.cfg.eps)
+        """What norms add to the variance; 0 without norms."""
+        return float(getattr(self.cfg, "eps", 0.0) or 0.0)
 
     @property
     def n_ffn(self) -> int:
@@ -142,8 +142,13 @@ class CheckedModel:
     @property
     def device(self) -> torch.device:
         """Where the model wants its tokens."""
-        embed = self.bridge.embed
-        return embed.weight.device if hasattr(embed, "weight") else torch.device("cpu")
+        weight = getattr(self.bridge.embed, "weight", None)
+        return (next(self.bridge.parameters()) if weight is None else weight).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights, as the first of them has it."""
+        return next(self.bridge.parameters()).dtype
 
     @property
     def tokenizer(self) -> Any:

@@ -235,7 +235,7 @@ def tokenize_prompts(
 def token_strings(model: ModelLike, ids: Sequence[int] | Tensor) -> list[str]:
     """Return each token's text; ``#id`` where the model has no tokenizer, or the tokenizer no such token."""
     model = checked(model)
-    n_vocab = model.cfg.d_vocab
+    n_vocab = model.d_vocab
     values = require_ints("ids", ids, minimum=0, maximum=n_vocab - 1)
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -283,4 +283,4 @@ _BYTE_OF = _byte_alphabet()
 def vocabulary(model: ModelLike) -> list[str]:
     """Return the text of every token of the model's vocabulary."""
     model = checked(model)
-    return token_strings(model, range(model.cfg.d_vocab))
+    return token_strings(model, range(model.d_vocab))

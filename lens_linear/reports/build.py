@@ -301,7 +301,7 @@ def _titles(model: CheckedModel, *, attention_only: bool) -> list[str]:
     titles = ["Skip-trigrams"] if attention_only and model.n_layers == 1 else []
     titles += ["Induction heads"] + ["Composition"] * (model.n_layers > 1)
     titles += ["Paths"] * attention_only + ["Linearity"]
-    return titles + ["FFN replacement"] * (not model.cfg.attn_only) + ["Depth dynamics"]
+    return titles + ["FFN replacement"] * bool(model.n_ffn) + ["Depth dynamics"]
 
 
 def report_steps(model: ModelLike) -> int:

@@ -174,10 +174,9 @@ def random_directions(model: ModelLike, *, seed: int = 0) -> ConceptDirections:
         [1.0, 1.0, 1.0, 1.0]
     """
     model = checked(model)
-    cfg = model.cfg
     generator = torch.Generator().manual_seed(require_seed(seed))
-    rows = torch.randn(cfg.n_layers + 1, cfg.d_model, generator=generator, dtype=torch.float64)
-    unknown = torch.full((cfg.n_layers + 1,), float("nan"), dtype=torch.float64)
+    rows = torch.randn(model.n_layers + 1, model.d_model, generator=generator, dtype=torch.float64)
+    unknown = torch.full((model.n_layers + 1,), float("nan"), dtype=torch.float64)
     return ConceptDirections(
         rows / rows.norm(dim=-1, keepdim=True),
         concept="random",

@@ -41,7 +41,7 @@ from lens_linear.dynamics.gains.jacobian_products import (
 )
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.linalg.precision import compute_device, own_modes, to_compute
+from lens_linear.linalg.precision import checked_to_compute, compute_device, own_modes, to_compute
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.tables import Result
 
@@ -249,22 +249,23 @@ def require_directions(
     readout: Tensor | None = None,
 ) -> tuple[Float[Tensor, "boundary d_model"], Float[Tensor, " d_model"]]:
     """Accept one direction for each layer boundary, and a readout; both float64, beside the model."""
-    cfg = model.cfg
     if isinstance(directions, (list, tuple)) and len({_shape(d) for d in directions}) == 1:
         directions = torch.stack(list(directions))
     home = compute_device(model.device)
-    rows = _usable(to_compute(require_float_tensor("directions", directions, ndim=2), device=home))
-    if tuple(rows.shape) != (cfg.n_layers + 1, cfg.d_model):
+    rows = _usable(
+        checked_to_compute(require_float_tensor("directions", directions, ndim=2), device=home)
+    )
+    if tuple(rows.shape) != (model.n_layers + 1, model.d_model):
         raise InvalidArgumentError(
-            f"directions must have shape [layers + 1, d_model] = {(cfg.n_layers + 1, cfg.d_model)} for "
+            f"directions must have shape [layers + 1, d_model] = {(model.n_layers + 1, model.d_model)} for "
             f"this model, got {tuple(rows.shape)}; take them from concept_directions(model, concept)"
         )
     if readout is None:
         return rows, rows[-1]
-    vector = _usable(to_compute(require_float_tensor("readout", readout, ndim=1)))
-    if len(vector) != cfg.d_model:
+    vector = _usable(checked_to_compute(require_float_tensor("readout", readout, ndim=1)))
+    if len(vector) != model.d_model:
         raise InvalidArgumentError(
-            f"readout must have d_model = {cfg.d_model} entries, got {len(vector)}; "
+            f"readout must have d_model = {model.d_model} entries, got {len(vector)}; "
             "pass a direction of the residual stream"
         )
     return rows, vector.to(rows.device)

@@ -78,14 +78,13 @@ class BlockJacobians:
     _looked: bool = field(default=False, init=False, repr=False)
 
     def __repr__(self) -> str:
-        cfg = self.model.cfg
-        size = f"{counted(cfg.n_layers, 'block')} of width {cfg.d_model}"
+        size = f"{counted(self.n_layers, 'block')} of width {self.model.d_model}"
         return f"BlockJacobians: {size} at {counted(len(self.prompts), 'prompt')}"
 
     @property
     def n_layers(self) -> int:
         """Blocks of the model."""
-        return int(self.model.cfg.n_layers)
+        return self.model.n_layers
 
     @property
     def n_batches(self) -> int:
@@ -205,9 +204,8 @@ class BlockJacobians:
     @own_modes()
     def _lone_blocks(self, row: Tensor) -> BlockStandIns | None:
         """What runs one block alone; None where that, or keeping one stream of all prompts, is too much."""
-        cfg = self.model.cfg
-        kept = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * int(cfg.d_head)
-        if len(self.prompts) * int(cfg.d_model) > 2 * self.n_layers * kept * self.batch_size:
+        kept = self.model.n_key_value_heads * self.model.d_head
+        if len(self.prompts) * self.model.d_model > 2 * self.n_layers * kept * self.batch_size:
             return None
         return lone_blocks(self.model, self.prompts.rows(row)[0])
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from lens_linear._tl import TransformerBridge
 from lens_linear.checks import (
     counted,
     require_choice,
@@ -191,7 +190,7 @@ def _shown_name(row: AgreementRow) -> str:
 
 @own_modes()
 def agreement_table(
-    models: Sequence[str | Path | TransformerBridge] | str | TransformerBridge,
+    models: Sequence[str | Path | ModelLike] | str | ModelLike,
     concept: Concept | ConceptSplit | str = "mood",
     *,
     orders: Sequence[int] = (8, 16, 32),

@@ -37,8 +37,7 @@ class Readout:
         """Read the last norm of a model."""
         gain, shift = norm_affine(model, getattr(model.bridge, "ln_final", None), torch.float32)
         device = model.device
-        eps = float(getattr(model.cfg, "eps", 0.0) or 0.0)
-        return cls(model, model.final_norm, eps, gain.to(device), shift.to(device))
+        return cls(model, model.final_norm, model.eps, gain.to(device), shift.to(device))
 
     def normalise(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """``x / rms(x)``, centred first in LayerNorm models; x itself in models without a last norm."""

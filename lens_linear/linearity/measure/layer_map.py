@@ -303,7 +303,7 @@ def _fit_pairs(
             raise InvalidArgumentError(
                 "the residual stream does not vary over these tokens; pass different tokens"
             )
-        usable = apart and after.n > walk.model.cfg.d_model + 1 and after.varies
+        usable = apart and after.n > walk.model.d_model + 1 and after.varies
         for fits, part in ((whole, both), *([(rest, after)] if usable else [])):
             fit = part.fit(ridge=ridge)
             fits.append(fit if keep_core else replace(fit, core=fit.core[:0].clone()))

@@ -218,7 +218,7 @@ class ProfilePass:
 
     def part(self, train: RowView, test: RowView, *, ridge: Ridge, held_out: bool) -> ProfilePart:
         """Both phases; the statistics are let go as soon as nothing asks for them."""
-        n_layers = self.model.cfg.n_layers
+        n_layers = self.model.n_layers
         moments, first = self.moments(train, scored=not held_out)
         if self.keeper.path is None and not self.own:
             self.state.moments.clear()
@@ -255,7 +255,7 @@ class ProfilePass:
 
     def own_statistics(self, fitted: dict[Key, Moments], n_groups: int) -> dict[str, Tensor]:
         """The user's functions on the rows scored, on those fitted, and without each group."""
-        shape = (self.model.cfg.n_layers, 2 + n_groups)
+        shape = (self.model.n_layers, 2 + n_groups)
         found = {name: torch.full(shape, torch.nan).double() for name in self.own}
         for layer in self.layers if self.own else ():
             tenths = [

@@ -42,7 +42,7 @@ from lens_linear.linearity.replace.affine_map import (
 )
 from lens_linear.linearity.replace.distill import polish
 from lens_linear.linearity.replace.replacement import map_groups
-from lens_linear.models.capture import TokenRows, batched, model_device, residual_streams, run
+from lens_linear.models.capture import TokenRows, batched, residual_streams, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.spots import Spot
@@ -302,8 +302,7 @@ def _fits(
 
 def _stream_bytes(model: CheckedModel, rows: RowView) -> int:
     """Bytes of the residual stream at one boundary, of all rows."""
-    size = next(model.bridge.parameters()).element_size()
-    return size * model.d_model * len(rows) * rows.length
+    return model.dtype.itemsize * model.d_model * len(rows) * rows.length
 
 
 def _sequence(
@@ -358,7 +357,7 @@ class _Builder:
         """The maps for a set of layers; ``on_progress`` is told the share of the walk that is done."""
         ordered = sorted(layers)
         if self.strategy == "remove":
-            return [identity_map(layer, layer, self.model.cfg.d_model) for layer in ordered]
+            return [identity_map(layer, layer, self.model.d_model) for layer in ordered]
         if self.strategy == "linear" or not ordered:
             return [self.fits[layer] for layer in ordered]
         done = self._distilled(ordered, on_progress)
@@ -423,7 +422,7 @@ class _Builder:
     def _require_lone_blocks(self, tokens: Tensor) -> None:
         if not self.alone and lone_blocks(self.model, tokens) is None:
             raise UnsupportedModelError(
-                f"the blocks of {self.model.cfg.model_name!r} do not give alone what they give in a whole "
+                f"the blocks of {self.model.name!r} do not give alone what they give in a whole "
                 "run (they share something beside the residual stream, or hooks of yours change it between "
                 'two blocks), so maps cannot be distilled one after the other; use strategy="linear", or '
                 "call model.reset_hooks(including_permanent=True) first"
@@ -432,11 +431,12 @@ class _Builder:
 
     def _original_streams(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
         """The original model's stream at every boundary by batch; nothing where memory does not hold it."""
-        cfg = self.model.cfg
         # The changed stream stands beside them, twice while a map is put in place.
-        needed = (cfg.n_layers + 3) * _stream_bytes(self.model, self.rows)
-        needed += 8 * (cfg.n_layers + 12) * cfg.d_model**2  # maps, and the statistics of one
-        if not self.streams and needed <= usable_bytes(self.max_memory, model_device(self.model)):
+        needed = (self.model.n_layers + 3) * _stream_bytes(self.model, self.rows)
+        needed += (
+            8 * (self.model.n_layers + 12) * self.model.d_model**2
+        )  # maps, and the statistics of one
+        if not self.streams and needed <= usable_bytes(self.max_memory, self.model.device):
             self.streams = [residual_streams(self.model, tokens) for tokens in batches]
         return self.streams
 

@@ -43,7 +43,7 @@ def polish(
     """
     model = stand_ins.model
     spots: list[Spot] = [
-        (layer, "resid_post") for layer in range(min(m.first for m in maps), model.cfg.n_layers)
+        (layer, "resid_post") for layer in range(min(m.first for m in maps), model.n_layers)
     ]
     weights = [m.weight.float().clone().requires_grad_() for m in maps]
     biases = [m.bias.float().clone().requires_grad_() for m in maps]

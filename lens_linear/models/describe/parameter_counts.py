@@ -31,7 +31,7 @@ def site_parameters(model: ModelLike, layer: int, site: Literal["block", "ffn"] 
         552
     """
     model = checked(model)
-    n_layers = model.cfg.n_layers
+    n_layers = model.n_layers
     layer = require_int("layer", layer, minimum=0, maximum=n_layers - 1)
     require_choice("site", site, ("block", "ffn"))
     part = model.bridge.blocks[layer]

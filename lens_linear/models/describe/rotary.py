@@ -72,7 +72,7 @@ def read_rotary(
     model = checked(model)
     require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
     require_int("n_positions", n_positions, minimum=1, maximum=model.n_ctx)
-    if getattr(model.cfg, "positional_embedding_type", None) != "rotary":
+    if model.positions != "rotary":
         return None
     native = getattr(model.bridge.original_model, "rotary", None)
     if native is not None and hasattr(native, "cos_cached"):

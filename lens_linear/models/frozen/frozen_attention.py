@@ -195,8 +195,7 @@ def require_attention_only(model: CheckedModel) -> None:
 
 
 def _require_rounding(model: CheckedModel, gaps: list[Tensor], reads: list[Tensor]) -> None:
-    dtype = next(model.bridge.parameters()).dtype
-    limit = _LIMITS.get(dtype, _HALF_LIMIT)
+    limit = _LIMITS.get(model.dtype, _HALF_LIMIT)
     for index, (gap, read) in enumerate(zip(gaps, reads, strict=True)):
         relative = float(gap.abs().max() / read.abs().max().clamp_min(1e-30))
         if not relative <= limit:
@@ -212,7 +211,7 @@ def _corrections(
     model: CheckedModel, gaps: list[Tensor], dtype: torch.dtype
 ) -> list[Tensor | None]:
     """Turn gaps of normalised streams into extra values and logits, where float64 would show them."""
-    double = next(model.bridge.parameters()).dtype == torch.float64 and dtype == torch.float64
+    double = model.dtype == torch.float64 and dtype == torch.float64
     if not double or all(float(gap.abs().max()) < 1e-12 for gap in gaps):
         return [None] * len(gaps)
     raw = read_weights(model, fold=False, dtype=dtype)

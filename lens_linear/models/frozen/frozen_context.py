@@ -364,7 +364,7 @@ def _checked(context: FrozenContext, path: Path | None) -> FrozenContext:
         return context
     if path == "cache":
         raise UnsupportedModelError(
-            f"the one-token run of {model.cfg.model_name!r} misses the model's own by {gap:.2g} (limit "
+            f"the one-token run of {model.name!r} misses the model's own by {gap:.2g} (limit "
             f"{limit:.0e}): it attends in a way not rebuilt here; leave path out to run whole prompts"
         )
     return _of_whole_prompts(context)
@@ -387,7 +387,7 @@ def _require_finite_states(context: FrozenContext) -> None:
     at = context.first + layer
     where = f"the residual stream after layer {at - 1}" if at else "the embedding, before layer 0,"
     raise NonFiniteError(
-        f"{where} of {context.model.cfg.model_name!r} holds NaN or infinity at the last token of "
+        f"{where} of {context.model.name!r} holds NaN or infinity at the last token of "
         f"{int(bad[layer].sum())} of {len(context.lengths)} prompts; look at that layer's weights, or load "
         "the model in a wider precision"
     )
