@@ -8,7 +8,7 @@ rows are reduced to ``R`` of ``X = U R``, which keeps all products ``XᵀX``.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from lens_linear.constructions.least_squares.spectral import centred, column_los
 from lens_linear.errors import NonFiniteError
 
 
+@runtime_checkable
 class Layer(Protocol):
     """What is read of a least-squares layer: its context, weights and form."""
 
