@@ -8,7 +8,7 @@ never sees what stands right of a token, so such pads change nothing and positio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _COLUMNS = ("input_ids", "tokens")
+
+
+@runtime_checkable
+class TokenRows(Protocol):
+    """What stands for tokens: an array [sequence, position] of any whole numbers, or rows on disk."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@runtime_checkable
+class PaddedTokens(Protocol):
+    """What :class:`lens_linear.Task` is to rooms below it: ids padded on the right, and what is real."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Ids [row, position]."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True for real tokens."""
+        ...
 
 
 class PaddedRows(NamedTuple):

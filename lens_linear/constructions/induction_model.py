@@ -35,7 +35,7 @@ from lens_linear._tl import TransformerBridge
 from lens_linear.checks import require_float, require_floats, require_int
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.native import ModelSpec, bridge_from_module, native_module
-from lens_linear.token_rows import require_tokens
+from lens_linear.token_rows import TokenRows, require_tokens
 
 PREVIOUS_TOKEN_HEAD = (0, 0)
 INDUCTION_HEAD = (1, 1)
@@ -74,7 +74,7 @@ class InductionConstruction:
         return _causal(scores)
 
     def induction_scores(
-        self, tokens: Int[Tensor, "batch position"]
+        self, tokens: Int[Tensor, "batch position"] | TokenRows
     ) -> Float[Tensor, "batch query key"]:
         """Pre-softmax scores of L1H1: ``γ Σ_i P_j,i [token_i = token_t]``, P the pattern of L0H0."""
         tokens = self._tokens(tokens)
@@ -82,20 +82,20 @@ class InductionConstruction:
         return self.sharpness[1] * same @ self.previous_token_pattern(tokens.shape[1]).T
 
     def induction_pattern(
-        self, tokens: Int[Tensor, "batch position"]
+        self, tokens: Int[Tensor, "batch position"] | TokenRows
     ) -> Float[Tensor, "batch query key"]:
         """Pattern of L1H1: the causal softmax of :meth:`induction_scores`."""
         return _causal(self.induction_scores(tokens))
 
     def logits(
-        self, tokens: Int[Tensor, "batch position"]
+        self, tokens: Int[Tensor, "batch position"] | TokenRows
     ) -> Float[Tensor, "batch position vocab"]:
         """``strength · Σ_j A_t,j onehot(token_j)``, A the pattern of L1H1."""
         tokens = self._tokens(tokens)
         onehot = torch.nn.functional.one_hot(tokens, self.vocab).double()
         return self.strength * self.induction_pattern(tokens) @ onehot
 
-    def _tokens(self, tokens: Tensor) -> Int[Tensor, "batch position"]:
+    def _tokens(self, tokens: Tensor | TokenRows) -> Int[Tensor, "batch position"]:
         return require_tokens("tokens", tokens, n_vocab=self.vocab, n_ctx=self.n_ctx).cpu()
 
 

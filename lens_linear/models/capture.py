@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -37,6 +37,8 @@ from lens_linear.models.threads import few_threads
 from lens_linear.progress import watched
 from lens_linear.token_rows import (
     PaddedRows,
+    PaddedTokens,
+    TokenRows,
     check_ids,
     read_token_rows,
     require_mask,
@@ -51,29 +53,6 @@ _ENDS: dict[str, tuple[Any, Any]] = {
     "ffn": ("ffn_in", "ffn_out"),
 }
 _STOPPED = torch.empty(0, 0, 0)  # the logits of a run that was stopped before it made any
-
-
-@runtime_checkable
-class TokenRows(Protocol):
-    """What stands for tokens: a tensor [sequence, position], or a disk-backed stream of rows."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice, /) -> Tensor: ...
-
-
-@runtime_checkable
-class PaddedTokens(Protocol):
-    """What :class:`lens_linear.Task` is to this room: ids padded on the right, and what is real."""
-
-    @property
-    def tokens(self) -> Tensor:
-        """Ids [row, position]."""
-        ...
-
-    @property
-    def mask(self) -> Tensor:
-        """Bool, True for real tokens."""
-        ...
 
 
 class Stop(Exception):
@@ -167,7 +146,7 @@ def require_runs(model: CheckedModel, tokens: Tensor) -> Tensor:
 
 def run(
     model: ModelLike,
-    tokens: Int[Tensor, "*batch position"] | PaddedTokens,
+    tokens: Int[Tensor, "*batch position"] | PaddedTokens | TokenRows,
     *,
     record: Iterable[Spot] = (),
     edits: Sequence[Edit] = (),
@@ -362,7 +341,7 @@ def available_sites(model: ModelLike, layer: int) -> tuple[Site, ...]:
 
 def visit_sites(
     model: ModelLike,
-    tokens: TokenRows,
+    tokens: TokenRows | PaddedTokens,
     visit: Callable[[int, Site, Tensor, Tensor], None],
     *,
     sites: Sequence[Site] = SITES,
@@ -525,7 +504,7 @@ def _require_sites(model: CheckedModel, sites: Sequence[Site], layers: Sequence[
 
 def residual_stream(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"] | PaddedTokens,
+    tokens: Int[Tensor, "batch position"] | PaddedTokens | TokenRows,
     *,
     attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "boundary batch position d_model"]:
@@ -536,7 +515,7 @@ def residual_stream(
 
 def residual_streams(
     model: CheckedModel,
-    tokens: Int[Tensor, "batch position"] | PaddedTokens,
+    tokens: Int[Tensor, "batch position"] | PaddedTokens | TokenRows,
     *,
     attention_mask: Shaped[Tensor, "batch position"] | None = None,
 ) -> list[Float[Tensor, "batch position d_model"]]:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from torch import Tensor
-
 from lens_linear import __version__
 from lens_linear.checks import counted, require_instance, require_int, require_seed, require_step
 from lens_linear.circuits.paths.attention_only import AttentionOnly
@@ -44,15 +42,16 @@ from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import text_label
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 def report(
     model: ModelLike,
     path: str | Path,
-    task: str | Task | Tensor | None = None,
+    task: str | Task | TokenRows | None = None,
     *,
     text: str | None = None,
-    tokens: Tensor | None = None,
+    tokens: TokenRows | Task | None = None,
     n_sequences: int | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] | None = None,
@@ -165,7 +164,7 @@ _LINES = {
 }
 
 
-def _go_on(task: str | Task | Tensor | None, titles: Sequence[str]) -> list[tuple[str, str]]:
+def _go_on(task: str | Task | TokenRows | None, titles: Sequence[str]) -> list[tuple[str, str]]:
     """How to go on from this page: on what it was measured on, with the parts that the model allows."""
     (words, code), lessons = GO_ON
     if task is not None:
@@ -182,8 +181,8 @@ def _go_on(task: str | Task | Tensor | None, titles: Sequence[str]) -> list[tupl
 
 
 def _one_of(
-    task: str | Task | Tensor | None, text: str | None, tokens: Tensor | None
-) -> str | Task | Tensor | None:
+    task: str | Task | TokenRows | None, text: str | None, tokens: TokenRows | Task | None
+) -> str | Task | TokenRows | None:
     """What to measure on, by whichever name it came."""
     given = {"task": task, "text": text, "tokens": tokens}
     named = [name for name, value in given.items() if value is not None]
@@ -196,7 +195,9 @@ def _one_of(
     return given[named[0]] if named else None
 
 
-def _asked(model: CheckedModel, task: str | Task | Tensor | None, n_sequences: int | None) -> Task:
+def _asked(
+    model: CheckedModel, task: str | Task | TokenRows | None, n_sequences: int | None
+) -> Task:
     """What to measure on, as a task that fits the model."""
     if task is None or isinstance(task, str):
         with warnings.catch_warnings():

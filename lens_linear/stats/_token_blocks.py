@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_linear.models.capture import TokenRows
-from lens_linear.token_rows import require_tokens
+from lens_linear.token_rows import PaddedTokens, TokenRows, require_tokens
 
 CHUNK_TOKENS = 1 << 20
 _MAX_TABLE = 1 << 22
@@ -18,24 +17,21 @@ _FLUSH_EVENTS = 1 << 22
 
 
 # One row is enough; a stream is read in pieces.
-Rows = Int[Tensor, "*sequence position"] | TokenRows
+Rows = Int[Tensor, "*sequence position"] | TokenRows | PaddedTokens
 
 
 def token_blocks(
     tokens: Rows, n_vocab: int, *, min_length: int
 ) -> Iterator[Int[Tensor, "sequence position"]]:
     """Checked rows of about a million tokens; ``tokens`` may be a stream that reads on slicing."""
-    is_stream = all(hasattr(tokens, part) for part in ("shape", "__getitem__", "__len__"))
-    if not is_stream or len(_shape(tokens)) != 2 or len(tokens) == 0:
-        tokens = require_tokens("tokens", tokens, n_vocab=n_vocab)
-    rows = max(1, CHUNK_TOKENS // max(1, _shape(tokens)[1]))
-    for start in range(0, len(tokens), rows):
-        block = tokens[start : start + rows]
+    stream: Any = tokens
+    is_stream = all(hasattr(stream, part) for part in ("shape", "__getitem__", "__len__"))
+    if not is_stream or len(stream.shape) != 2 or len(stream) == 0:
+        stream = require_tokens("tokens", tokens, n_vocab=n_vocab)
+    rows = max(1, CHUNK_TOKENS // max(1, stream.shape[1]))
+    for start in range(0, len(stream), rows):
+        block = stream[start : start + rows]
         yield require_tokens("tokens", block, n_vocab=n_vocab, min_length=min_length).cpu()
-
-
-def _shape(tokens: Any) -> tuple[int, ...]:
-    return tuple(tokens.shape)
 
 
 class SparseCounts:

@@ -40,7 +40,7 @@ from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEno
 from lens_linear.stats._skip_trigram_counts import skip_trigram_counts
 from lens_linear.stats._token_blocks import CHUNK_TOKENS, Rows, SparseCounts, token_blocks
 from lens_linear.tables import Result
-from lens_linear.token_rows import require_tokens
+from lens_linear.token_rows import TokenRows, require_tokens
 
 _MAX_CELLS = 25_000_000
 
@@ -195,7 +195,7 @@ class BigramDivergence(Result):
         return frame.loc[order].reset_index(drop=True)
 
 
-def bigram_counts(tokens: Rows, n_vocab: int) -> BigramCounts:
+def bigram_counts(tokens: Rows | TokenRows, n_vocab: int) -> BigramCounts:
     """Count neighbouring pairs within rows.
 
     Args:
@@ -223,7 +223,7 @@ def bigram_counts(tokens: Rows, n_vocab: int) -> BigramCounts:
 
 
 def bigram_distribution(
-    tokens: Int[Tensor, "sequence position"] | BigramCounts,
+    tokens: Int[Tensor, "sequence position"] | BigramCounts | TokenRows,
     n_vocab: int | None = None,
     *,
     smoothing: float = 0.0,
@@ -246,7 +246,7 @@ def bigram_distribution(
 
 
 def bigram_entropy(
-    tokens: Int[Tensor, "sequence position"] | BigramCounts,
+    tokens: Int[Tensor, "sequence position"] | BigramCounts | TokenRows,
     n_vocab: int | None = None,
     *,
     correction: EntropyCorrection = "none",
@@ -352,7 +352,7 @@ def _totals(ids: Int[Tensor, " pair"], count: Int[Tensor, " pair"], n_vocab: int
 
 
 def _as_counts(
-    tokens: Int[Tensor, "sequence position"] | BigramCounts, n_vocab: int | None
+    tokens: Int[Tensor, "sequence position"] | BigramCounts | TokenRows, n_vocab: int | None
 ) -> BigramCounts:
     if isinstance(tokens, BigramCounts):
         return tokens

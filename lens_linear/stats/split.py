@@ -11,6 +11,7 @@ and stands where tokens stand.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,16 +20,11 @@ from torch import Tensor
 
 from lens_linear.checks import require_instance, require_int, require_seed
 from lens_linear.errors import NotEnoughDataError
-from lens_linear.models.capture import (
-    TokenRows,
-    is_row_stream,
-    require_model_rows,
-    require_model_tokens,
-)
+from lens_linear.models.capture import is_row_stream, require_model_rows, require_model_tokens
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.task import Task
-from lens_linear.token_rows import read_token_rows
+from lens_linear.token_rows import TokenRows, read_token_rows
 
 
 class RowView:
@@ -88,7 +84,7 @@ class RowView:
             return self.task.take(self.index[rows])
         return Task(self[rows])
 
-    def take(self, which: Int[Tensor, " row"] | slice) -> RowView:
+    def take(self, which: Int[Tensor, " row"] | Sequence[int] | slice) -> RowView:
         """Those of these rows whose places are given."""
         return RowView(self.tokens if self.task is None else self.task, self.index[which])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from lens_linear.checks import require_bool, require_file, require_int
@@ -173,7 +173,7 @@ def pack(
 
 
 def batches(
-    tokens: Int[Tensor, "row position"] | TokenStream,
+    tokens: Integer[Tensor | np.ndarray, "row position"] | TokenStream,
     size: int,
     *,
     seed: int | None = None,

@@ -37,7 +37,7 @@ from lens_linear.models.threads import few_threads
 from lens_linear.progress import worded_bar
 from lens_linear.tables import Result
 from lens_linear.text.task import NOT_ASKED, Task
-from lens_linear.token_rows import require_stream, require_tokens
+from lens_linear.token_rows import TokenRows, require_stream, require_tokens
 from lens_linear.training.checkpoint import load_checkpoint, save_checkpoint
 from lens_linear.training.data import repeated_rows, step_generator, text_rows
 from lens_linear.training.recipes import Phase, Recipe
@@ -493,7 +493,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 @own_modes()
 @torch.no_grad()
 def validation_loss(
-    module: nn.Module, rows: Integer[Tensor, "row position"] | Task, *, batch: int = 64
+    module: nn.Module, rows: Integer[Tensor, "row position"] | TokenRows | Task, *, batch: int = 64
 ) -> float:
     """Mean next-token loss (nats) of a native module over rows of at least two tokens."""
     if isinstance(rows, Task) and (rows.labels is not None or rows.positions is not None):

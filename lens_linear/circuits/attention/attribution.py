@@ -46,6 +46,7 @@ from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.frozen.frozen_attention import norm_gap
 from lens_linear.models.frozen.windows import layer_window, seen_keys
 from lens_linear.tables import Result
+from lens_linear.token_rows import TokenRows
 
 MAX_CELLS = 50_000_000
 _LIMITS = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -272,7 +273,7 @@ class QKAttribution(Result):
 
 def qk_attribution(
     model: ModelLike,
-    tokens: Int[Tensor, "*batch position"],
+    tokens: Int[Tensor, "*batch position"] | TokenRows,
     layer: int | str | tuple[int, int],
     head: int | None = None,
     *,

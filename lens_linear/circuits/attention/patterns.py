@@ -17,6 +17,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class AttentionPattern(Result):
 
 def attention_pattern(
     model: ModelLike,
-    tokens: Int[Tensor, " position"],
+    tokens: Int[Tensor, " position"] | TokenRows,
     layer: int,
     *,
     labels: Sequence[str] | None = None,

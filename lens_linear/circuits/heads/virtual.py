@@ -26,6 +26,7 @@ from lens_linear.circuits.heads.head_circuit import SIDES, HeadCircuit, Held, re
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.capture import require_model_tokens, run
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,9 @@ class VirtualHead:
             column_labels=columns,
         )
 
-    def pattern(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch query key"]:
+    def pattern(
+        self, tokens: Int[Tensor, "batch position"] | TokenRows
+    ) -> Float[Tensor, "batch query key"]:
         """Return where the virtual head moves information from: reader's pattern @ writer's pattern."""
         model = self.reader.model
         tokens = require_model_tokens(model, tokens)

@@ -25,7 +25,7 @@ from lens_linear.circuits.heads.head_circuit import HeadCircuit
 from lens_linear.circuits.paths.skip_trigrams import HeadEffects, SkipTrigrams
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
-from lens_linear.token_rows import require_tokens
+from lens_linear.token_rows import TokenRows, require_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def skip_trigram_bugs(
     heads: HeadCircuit | Sequence[HeadCircuit],
     wanted: Any,
     *,
-    tokens: Int[Tensor, "sequence position"] | None = None,
+    tokens: Int[Tensor, "sequence position"] | TokenRows | None = None,
     window: int = 64,
     context: int = 32,
     k: int = 100,
@@ -208,7 +208,7 @@ def _cross(true: Int[Tensor, "n 3"]) -> tuple[Int[Tensor, "m 3"], Int[Tensor, "m
 
 
 def _count(
-    tokens: Tensor, triples: Int[Tensor, "n 3"], window: int, n_vocab: int
+    tokens: Tensor | TokenRows, triples: Int[Tensor, "n 3"], window: int, n_vocab: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Count triples with the source among the ``window`` tokens before the destination."""
     rows = require_tokens("tokens", tokens, n_vocab=n_vocab, min_length=2)

@@ -63,6 +63,7 @@ from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import require_model_tokens
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result, cells
+from lens_linear.token_rows import TokenRows
 
 GEOMETRIES = ("own", "least squares")
 MEASURES = (
@@ -200,7 +201,7 @@ def _place(betas: Sequence[float], error: list[float], share: list[float]) -> st
 
 def head_dial(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | TokenRows,
     *,
     heads: Sequence[tuple[int, int] | str] | None = None,
     betas: Sequence[float] = _BETAS,

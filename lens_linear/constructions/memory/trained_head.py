@@ -19,11 +19,12 @@ from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.weights import score_scale
 from lens_linear.models.frozen.attention_scores import attention_scores
 from lens_linear.models.spots import Spot
+from lens_linear.token_rows import TokenRows
 
 
 def trained_head_memory(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | TokenRows,
     *,
     layer: int | str | tuple[int, int],
     head: int | None = None,

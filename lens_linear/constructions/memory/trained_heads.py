@@ -54,6 +54,7 @@ from lens_linear.models.spots import Edit
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 EXCHANGES = (
     "other context", "other values", "turned geometry", "no geometry", "linear", "retrieval",
@@ -109,7 +110,7 @@ class TrainedHeads(Result):
 
 def trained_heads(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | TokenRows,
     *,
     heads: Sequence[tuple[int, int] | str] | None = None,
     exchanges: Sequence[str] = EXCHANGES,

@@ -24,13 +24,14 @@ from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.tokenizer import tokenize_prompts
 from lens_linear.text.concepts import BUNDLED, Concept, ConceptSplit
 from lens_linear.text.task import Task
-from lens_linear.token_rows import read_token_rows
+from lens_linear.token_rows import TokenRows, read_token_rows
 
 PromptsLike = (
     Iterable[str]
     | Iterable[Tensor]
     | Iterable[Sequence[int]]
     | Tensor
+    | TokenRows
     | Mapping[str, Any]
     | Concept
     | ConceptSplit

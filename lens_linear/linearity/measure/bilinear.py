@@ -36,12 +36,13 @@ from lens_linear.linalg.precision import own_modes
 from lens_linear.linearity.measure.first_position import both_readings, with_and_without
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
-from lens_linear.models.capture import Site, TokenRows
+from lens_linear.models.capture import Site
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
 from lens_linear.stats.split import as_rows, halves
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)

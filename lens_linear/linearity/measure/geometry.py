@@ -18,11 +18,12 @@ from lens_linear.errors import LensLinearError
 from lens_linear.linalg import anisotropy, intrinsic_dimension, spectrum
 from lens_linear.linalg.spectra import Coinciding
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, first_share
-from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.models.capture import batched, residual_stream
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.stats.split import as_rows
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 _COINCIDING: tuple[Coinciding, ...] = ("once", "reference")
 

@@ -34,13 +34,14 @@ from lens_linear.linearity.measure.first_position import DIFFERENT, both_reading
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.pooled_scores import joined
 from lens_linear.linearity.measure.profile_result import Fit
-from lens_linear.models.capture import Site, TokenRows, visit_sites
+from lens_linear.models.capture import Site, visit_sites
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,7 @@ from lens_linear.linearity.measure.profile_result import (
     Fit,
     LinearityProfile,
 )
-from lens_linear.models.capture import SITES, Site, TokenRows
+from lens_linear.models.capture import SITES, Site
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.stats.collect import (
     common_sites,
@@ -66,6 +66,7 @@ from lens_linear.stats.collect import (
 from lens_linear.stats.resume import Checkpoint, fingerprint, tokens_sha256
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 def linearity_profile(

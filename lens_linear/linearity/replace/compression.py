@@ -24,7 +24,7 @@ from lens_linear.linalg.memory import give_back, groups
 from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, share_of
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit
-from lens_linear.models.capture import TokenRows, row_ranges, run
+from lens_linear.models.capture import row_ranges, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.spots import Spot, What
@@ -42,6 +42,7 @@ from lens_linear.stats.task_scores import (
 )
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)

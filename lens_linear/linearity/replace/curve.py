@@ -42,7 +42,7 @@ from lens_linear.linearity.replace.affine_map import (
 )
 from lens_linear.linearity.replace.distill import polish
 from lens_linear.linearity.replace.replacement import map_groups
-from lens_linear.models.capture import TokenRows, batched, residual_streams, run
+from lens_linear.models.capture import batched, residual_streams, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.spots import Spot
@@ -53,6 +53,7 @@ from lens_linear.stats.model_scores import ModelScores, perplexity, score_model
 from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 Strategy = Literal["remove", "linear", "linear+distill"]
 Order = Literal["linearity", "reverse", "random"]

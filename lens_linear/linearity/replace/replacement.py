@@ -40,13 +40,14 @@ from lens_linear.linearity.replace.affine_map import (
     fitted_map,
     require_disjoint,
 )
-from lens_linear.models.capture import TokenRows, available_sites, batched, run
+from lens_linear.models.capture import available_sites, batched, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters, site_parameters
 from lens_linear.models.spots import Edit, Spot
 from lens_linear.stats.collect import collect_moments, require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 Run = tuple[int, int]
 

@@ -20,7 +20,7 @@ from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linearity.measure.intervals import few_rows
 from lens_linear.linearity.replace.affine_map import AffineMap, from_fit, identity_map
 from lens_linear.linearity.replace.replacement import assemble, span_moments
-from lens_linear.models.capture import TokenRows, batched, residual_stream
+from lens_linear.models.capture import batched, residual_stream
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
@@ -29,6 +29,7 @@ from lens_linear.stats.split import RowView, as_rows, halves
 from lens_linear.stats.task_scores import RowScores
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
+from lens_linear.token_rows import TokenRows
 
 
 @dataclass(frozen=True, eq=False)

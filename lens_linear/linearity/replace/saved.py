@@ -45,6 +45,7 @@ from lens_linear.models.checked import ModelLike, checked
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.open.load import load, origin
+from lens_linear.token_rows import TokenRows
 
 MAPS = "maps.safetensors"
 CARD = "linearized.json"
@@ -70,7 +71,7 @@ class LinearizedModel:
         return self.linearization.n_parameters
 
     def __call__(
-        self, tokens: Int[Tensor, "batch position"]
+        self, tokens: Int[Tensor, "batch position"] | TokenRows
     ) -> Float[Tensor, "batch position vocab"]:
         """Logits of the linearised model."""
         self.mark.warn(checked(self.model), "the linearised model", "fit its maps anew")

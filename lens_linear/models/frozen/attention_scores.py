@@ -17,13 +17,14 @@ from lens_linear.models.describe.rotary import read_rotary
 from lens_linear.models.describe.verify_weights import sample_tokens
 from lens_linear.models.describe.weights import score_scale
 from lens_linear.models.hooks import attached
+from lens_linear.token_rows import TokenRows
 
 _ENOUGH = 8  # positions that tell a wrong score from a right one
 
 
 def attention_scores(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"],
+    tokens: Int[Tensor, "batch position"] | TokenRows,
     layer: int,
     *,
     windows: bool = True,

@@ -17,12 +17,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lens_linear.checks import counted
 from lens_linear.errors import UnsupportedModelError
-from lens_linear.models.capture import PaddedTokens, require_model_rows, run
+from lens_linear.models.capture import require_model_rows, run
 from lens_linear.models.checked import CheckedModel, ModelLike, NormKind, checked
 from lens_linear.models.describe.weights import ModelWeights, norm_affine, norm_scale, read_weights
 from lens_linear.models.hooks import hooked
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.spots import Spot
+from lens_linear.token_rows import PaddedTokens, TokenRows
 
 _FINAL = "ln_final.hook_out"
 # Largest gap between a norm's output and x / scale that still counts as rounding. Half precision
@@ -79,7 +80,7 @@ def in_double(model: ModelLike) -> TransformerBridge:
 
 def freeze_attention(
     model: ModelLike,
-    tokens: Int[Tensor, "batch position"] | PaddedTokens,
+    tokens: Int[Tensor, "batch position"] | PaddedTokens | TokenRows,
     *,
     dtype: torch.dtype = torch.float64,
 ) -> FrozenRun:

@@ -39,6 +39,7 @@ from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.frozen.block_maps import BlockMaps
 from lens_linear.models.spots import Edit, Spot, What
 from lens_linear.models.stand_ins import BlockStandIns
+from lens_linear.token_rows import TokenRows
 
 Path = Literal["cache", "full"]
 
@@ -287,7 +288,7 @@ def _like(x: Tensor | None, usual: Tensor) -> Tensor:
 
 def freeze_context(
     model: ModelLike,
-    tokens: Int[Tensor, "prompt position"],
+    tokens: Int[Tensor, "prompt position"] | TokenRows,
     lengths: Int[Tensor, " prompt"],
     *,
     path: Path | None = None,
