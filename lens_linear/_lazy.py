@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any
 import lazy_loader
 
 ROOT = Path(__file__).parent
+# What 0.1.0 called things; these names go with the next minor version.
+_RENAMED = {
+    "lens_linear.models.ModelShape": "CheckedModel",
+    "lens_linear.models.model_shape": "checked",
+}
 
 
 def attach(
@@ -21,6 +27,10 @@ def attach(
     def get_or_advise(name: str) -> Any:
         if name in everything or name.startswith("_"):
             return get(name)
+        if now := _RENAMED.get(f"{package}.{name}"):
+            words = f"{package}.{name} is {package}.{now} now; write that"
+            warnings.warn(words, DeprecationWarning, stacklevel=2)
+            return get(now)
         raise AttributeError(f"{package} has no {name!r}; {_advice(package, name)}")
 
     return get_or_advise, names, everything

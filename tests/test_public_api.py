@@ -172,3 +172,11 @@ def test_import_is_light():
         times.append(float(seconds))
         assert found.strip() == "[]"
     assert min(times) < 0.2
+
+
+@pytest.mark.parametrize("old, new", [("model_shape", "checked"), ("ModelShape", "CheckedModel")])
+def test_a_name_of_an_older_version_works_and_says_its_new_one(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"{old} is lens_linear\.models\.{new} now"):
+        found = getattr(ll.models, old)
+    assert found is getattr(ll.models, new)
+    assert old not in dir(ll.models)

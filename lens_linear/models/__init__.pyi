@@ -1,7 +1,7 @@
-from ..token_rows import TokenRows as TokenRows
 from .capture import SITES as SITES
 from .capture import Run as Run
 from .capture import Site as Site
+from .capture import TokenRows as TokenRows
 from .capture import available_sites as available_sites
 from .capture import batched as batched
 from .capture import evaluating as evaluating

@@ -38,11 +38,13 @@ from lens_linear.progress import watched
 from lens_linear.token_rows import (
     PaddedRows,
     PaddedTokens,
-    TokenRows,
     check_ids,
     read_token_rows,
     require_mask,
     require_tokens,
+)
+from lens_linear.token_rows import (
+    TokenRows as TokenRows,
 )
 
 Site = Literal["block", "attn", "ffn"]

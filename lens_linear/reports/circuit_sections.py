@@ -17,9 +17,9 @@ from lens_linear.models.checked import CheckedModel
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts, vocabulary
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
-from lens_linear.stats.task_scores import require_task
 from lens_linear.text.labels import token_label
 from lens_linear.text.random_rows import repeated_tokens
+from lens_linear.text.task import Task
 
 _WORDS = (" said", " little", " the", " once", " and", " was")
 _ROWS = 33  # drawn for the picture of a pattern; the one with the median stripe is shown
@@ -266,7 +266,7 @@ def path_section(
     view: AttentionOnly, tokens: Any, *, name: str, sequences: Sequence[int] = range(4)
 ) -> Section:
     """How much every order of paths is worth to a task, or to next tokens, with the exact sum checked."""
-    task = require_task(view.model, tokens)
+    task = tokens if isinstance(tokens, Task) else Task(tokens)
     chosen = [row for row in sequences if row < len(task)]
     expansion = view.paths(task.take(torch.tensor(chosen)))
     importance = expansion.importance()

@@ -170,7 +170,7 @@ class AttentionOnly:
         Raises:
             InvalidArgumentError: too many paths, or too many tokens for them.
         """
-        task = require_task(self.model, tokens)
+        task = require_task(self._model, tokens)
         frozen = self.frozen(task, dtype=dtype)
         found = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
         return PathExpansion(
@@ -188,16 +188,16 @@ class AttentionOnly:
 
     def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:
         """Return the paper's term importance without listing the paths: any depth, any number of heads."""
-        task = require_task(self.model, tokens, scored=True)
+        task = require_task(self._model, tokens, scored=True)
         require_answers(task)
         found = importance_by_order(self.frozen(task, dtype=dtype), task)
         if found.metric == "loss":
-            warn_if_not_next_token(task, found.losses[-1], self.model)
+            warn_if_not_next_token(task, found.losses[-1], self._model)
         return found
 
     def frozen(self, tokens: Any, *, dtype: torch.dtype | None = None) -> FrozenRun:
         """Run the model once and keep what the path expansion holds still."""
         if dtype is not None:
             require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
-        model = in_double(self.model) if dtype == torch.float64 else self.model
+        model = checked(in_double(self._model)) if dtype == torch.float64 else self._model
         return freeze_attention(model, tokens, dtype=dtype or torch.float64)
