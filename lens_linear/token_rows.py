@@ -91,7 +91,6 @@ def require_tokens(
     *,
     n_vocab: int | None = None,
     n_ctx: int | None = None,
-    min_sequences: int = 1,
     min_length: int = 1,
 ) -> Tensor:
     """Accept token ids ``[sequence, position]`` of any kind without pads; int64 out."""
@@ -102,14 +101,7 @@ def require_tokens(
             f"{name} has rows of {shortest} to {longest} real tokens, but here all rows must have one "
             f"length, without pads; pass rows of one length at a time, or cut all to {shortest}"
         )
-    return check_ids(
-        name,
-        rows.tokens,
-        n_vocab=n_vocab,
-        n_ctx=n_ctx,
-        min_sequences=min_sequences,
-        min_length=min_length,
-    )
+    return check_ids(name, rows.tokens, n_vocab=n_vocab, n_ctx=n_ctx, min_length=min_length)
 
 
 def check_ids(
@@ -118,13 +110,12 @@ def check_ids(
     *,
     n_vocab: int | None = None,
     n_ctx: int | None = None,
-    min_sequences: int = 1,
     min_length: int = 1,
 ) -> Int[Tensor, "row position"]:
     """Accept ids that fit a vocabulary and a context."""
-    if tokens.shape[0] < min_sequences or tokens.shape[1] < min_length or tokens.numel() == 0:
+    if tokens.shape[1] < min_length or tokens.numel() == 0:
         raise NotEnoughDataError(
-            f"{name} has shape {tuple(tokens.shape)} but needs at least {min_sequences} sequences of "
+            f"{name} has shape {tuple(tokens.shape)} but needs at least 1 sequences of "
             f"at least {min_length} tokens; pass more or longer text"
         )
     if n_ctx is not None and tokens.shape[1] > n_ctx:

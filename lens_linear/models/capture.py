@@ -373,8 +373,6 @@ def visit_sites(
         UnsupportedModelError: the model lacks a site.
     """
     model = checked(model)
-    if batch_size is not None:
-        require_int("batch_size", batch_size, minimum=1)
     n_layers = model.n_layers
     chosen = list(range(n_layers)) if layers is None else require_layers("layers", layers, n_layers)
     asked = [require_choice("sites", s, SITES) for s in require_list("sites", sites, of="sites")]
@@ -497,7 +495,7 @@ def is_row_stream(tokens: Any) -> bool:
 def _require_sites(model: CheckedModel, sites: Sequence[Site], layers: Sequence[int]) -> None:
     for site in sites:
         for layer in layers:
-            if not isinstance(site, str) or site not in available_sites(model, layer):
+            if site not in available_sites(model, layer):
                 raise UnsupportedModelError(
                     f"layer {layer} of {model.name!r} has no {site!r} site; "
                     f"choose among {available_sites(model, layer)}"
@@ -528,33 +526,16 @@ def residual_streams(
     return [out[spot].to(model.device) for spot in spots]
 
 
-def require_model_tokens(
-    model: CheckedModel, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
-) -> Tensor:
+def require_model_tokens(model: CheckedModel, tokens: Any) -> Tensor:
     """Accept token ids of one length that fit the model's vocabulary and context."""
-    return require_tokens(
-        "tokens",
-        tokens,
-        n_vocab=model.d_vocab,
-        n_ctx=model.n_ctx,
-        min_sequences=min_sequences,
-        min_length=min_length,
-    )
+    return require_tokens("tokens", tokens, n_vocab=model.d_vocab, n_ctx=model.n_ctx)
 
 
-def require_model_rows(
-    model: CheckedModel, tokens: Any, *, min_sequences: int = 1, min_length: int = 1
-) -> PaddedRows:
+def require_model_rows(model: CheckedModel, tokens: Any, *, min_length: int = 1) -> PaddedRows:
     """Accept token ids, also of unequal length or with pads, that fit the model; padded on the right."""
     rows = read_token_rows("tokens", tokens)
-    check_ids(
-        "tokens",
-        rows.tokens,
-        n_vocab=model.d_vocab,
-        n_ctx=model.n_ctx,
-        min_sequences=min_sequences,
-        min_length=min_length,
-    )
+    n_vocab, n_ctx = model.d_vocab, model.n_ctx
+    check_ids("tokens", rows.tokens, n_vocab=n_vocab, n_ctx=n_ctx, min_length=min_length)
     return rows
 
 

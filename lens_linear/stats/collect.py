@@ -60,13 +60,11 @@ def first_key(key: Key) -> Key:
     return key[0], f"{key[1]}-first"
 
 
-def common_sites(
-    model: ModelLike, sites: Sequence[Site] = SITES, layers: Sequence[int] | None = None
-) -> tuple[Site, ...]:
-    """Return those of ``sites`` that every one of ``layers`` has."""
+def common_sites(model: ModelLike, sites: Sequence[Site] = SITES) -> tuple[Site, ...]:
+    """Return those of ``sites`` that every layer has."""
     model = checked(model)
-    chosen = range(model.n_layers) if layers is None else layers
-    return tuple(s for s in sites if all(s in available_sites(model, layer) for layer in chosen))
+    layers = range(model.n_layers)
+    return tuple(s for s in sites if all(s in available_sites(model, layer) for layer in layers))
 
 
 def require_rows_for_fit(rows: RowView, width: int, *, skip: int = 0, halved: bool) -> None:

@@ -30,7 +30,6 @@ from torch import Tensor
 from lens_linear.checks import (
     counted,
     require_choice,
-    require_float,
     require_float_tensor,
     require_instance,
     require_int,
@@ -46,10 +45,8 @@ _MAX_CELLS = 25_000_000
 
 __all__ = [
     "BigramCounts",
-    "BigramDistribution",
     "BigramDivergence",
     "bigram_counts",
-    "bigram_distribution",
     "bigram_entropy",
     "bigram_kl",
     "skip_trigram_counts",
@@ -91,12 +88,8 @@ class BigramCounts(Result):
     @property
     def n_current(self) -> Int[Tensor, " vocab"]:
         """How often each token is followed by another."""
-        return _totals(self.current, self.count, self.n_vocab)
-
-    @property
-    def n_following(self) -> Int[Tensor, " vocab"]:
-        """How often each token follows another."""
-        return _totals(self.following, self.count, self.n_vocab)
+        totals = torch.zeros(self.n_vocab, dtype=torch.int64)
+        return totals.index_add_(0, self.current, self.count)
 
     def rows(self, tokens: Int[Tensor, " n"]) -> Int[Tensor, "n vocab"]:
         """Counts of what follows each of ``tokens``, dense."""
@@ -114,7 +107,11 @@ class BigramCounts(Result):
         Raises:
             FigureTooLargeError: it would have more than ``max_cells`` cells; use :meth:`rows`.
         """
-        _require_cells(self.n_vocab, max_cells)
+        if self.n_vocab**2 > max_cells:
+            raise FigureTooLargeError(
+                f"max_cells must be at least {self.n_vocab**2} for a dense table of {self.n_vocab} x "
+                f"{self.n_vocab}, got {max_cells}; ask for single rows with .rows(tokens)"
+            )
         table = torch.zeros(self.n_vocab, self.n_vocab, dtype=torch.int64)
         table[self.current, self.following] = self.count
         return table
@@ -130,33 +127,6 @@ class BigramCounts(Result):
                 "probability": probability.numpy(),
             }
         )
-
-
-@dataclass(frozen=True, eq=False)
-class BigramDistribution:
-    """Smoothed ``p(next | current)``; see :func:`bigram_distribution` for the formula."""
-
-    counts: BigramCounts
-    smoothing: float
-    unigram: Float[Tensor, " vocab"]
-
-    def __repr__(self) -> str:
-        return (
-            f"BigramDistribution: p(next | current) over {counted(self.counts.n_vocab, 'token')} from "
-            f"{counted(self.counts.n_pairs, 'pair')}, smoothing {self.smoothing:g}"
-        )
-
-    def rows(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
-        """Distribution after each of ``tokens``, float64, rows sum to 1."""
-        counted = self.counts.rows(tokens).double()
-        total = counted.sum(dim=1, keepdim=True)
-        weight = torch.where(total + self.smoothing > 0, self.smoothing, 1.0)
-        return (counted + weight * self.unigram) / (total + weight)
-
-    def dense(self, *, max_cells: int = _MAX_CELLS) -> Float[Tensor, "vocab vocab"]:
-        """The whole table; FigureTooLargeError above ``max_cells`` cells."""
-        _require_cells(self.counts.n_vocab, max_cells)
-        return self.rows(torch.arange(self.counts.n_vocab))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,29 +190,6 @@ def bigram_counts(tokens: Rows | TokenRows, n_vocab: int) -> BigramCounts:
         n_vocab=n_vocab,
         n_tokens=n_tokens,
     )
-
-
-def bigram_distribution(
-    tokens: Int[Tensor, "sequence position"] | BigramCounts | TokenRows,
-    n_vocab: int | None = None,
-    *,
-    smoothing: float = 0.0,
-) -> BigramDistribution:
-    """``p(b | a) = (n(a, b) + s u(b)) / (n(a, .) + s)`` with u the unigram distribution of b.
-
-    The smoothing s is a number of pseudo-observations, handed out in proportion to how common each
-    token is (u has one extra count for every id, so that no probability is 0 when s > 0). With
-    s = 0 the rows are the plain frequencies; a token that is never followed has the row u.
-
-    Args:
-        tokens: token ids, or counts made before.
-        n_vocab: number of token ids (not needed with counts).
-        smoothing: pseudo-observations a row, 0 or more.
-    """
-    counts = _as_counts(tokens, n_vocab)
-    smoothing = require_float("smoothing", smoothing, minimum=0.0)
-    unigram = counts.n_following.double() + 1.0
-    return BigramDistribution(counts, smoothing, unigram / unigram.sum())
 
 
 def bigram_entropy(
@@ -347,10 +294,6 @@ def _log_rows(
     return rows
 
 
-def _totals(ids: Int[Tensor, " pair"], count: Int[Tensor, " pair"], n_vocab: int) -> Tensor:
-    return torch.zeros(n_vocab, dtype=torch.int64).index_add_(0, ids, count)
-
-
 def _as_counts(
     tokens: Int[Tensor, "sequence position"] | BigramCounts | TokenRows, n_vocab: int | None
 ) -> BigramCounts:
@@ -371,11 +314,3 @@ def _require_ids(tokens: Int[Tensor, " n"], n_vocab: int) -> Int[Tensor, " n"]:
             "pass e.g. torch.tensor([3])"
         )
     return require_tokens("tokens", tokens, n_vocab=n_vocab)[0].cpu()
-
-
-def _require_cells(n_vocab: int, max_cells: int) -> None:
-    if n_vocab * n_vocab > max_cells:
-        raise FigureTooLargeError(
-            f"max_cells must be at least {n_vocab * n_vocab} for a dense table of {n_vocab} x "
-            f"{n_vocab}, got {max_cells}; ask for single rows with .rows(tokens)"
-        )

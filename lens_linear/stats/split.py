@@ -102,7 +102,6 @@ def as_rows(
     tokens: Any,
     *,
     skip: int = 0,
-    min_sequences: int = 1,
 ) -> RowView:
     """Accept what a model is to be run on: ids of any kind, rows of unequal length, a Task, a stream of rows.
 
@@ -111,7 +110,6 @@ def as_rows(
         tokens: ids as :mod:`lens_linear.token_rows` reads them; of a stream only the first row is checked
             here.
         skip: leading positions that will be left out; some must remain.
-        min_sequences: rows needed.
 
     Raises:
         InvalidArgumentError: ids outside the vocabulary, rows longer than the context.
@@ -119,7 +117,6 @@ def as_rows(
     """
     model = checked(model)
     require_int("skip", skip, minimum=0)
-    require_int("min_sequences", min_sequences, minimum=1)
     if isinstance(tokens, RowView):
         view = tokens
     elif isinstance(tokens, Task):
@@ -130,10 +127,10 @@ def as_rows(
     else:
         rows = require_model_rows(model, tokens)
         view = RowView(rows.tokens if rows.mask is None else Task(rows.tokens, mask=rows.mask))
-    if len(view) < min_sequences:
+    if not len(view):
         raise NotEnoughDataError(
-            f"tokens has {len(view)} sequences but at least {min_sequences} are needed (they are "
-            "split by whole sequences); pass more text, or shorter rows"
+            "tokens has 0 sequences but at least 1 are needed (they are split by whole sequences); pass more "
+            "text, or shorter rows"
         )
     shortest = view.length if view.lengths is None else int(view.lengths.min())
     if shortest <= skip:

@@ -83,7 +83,6 @@ def require_task(
     model: ModelLike,
     tokens: Any,
     *,
-    min_sequences: int = 1,
     min_length: int = 1,
     scored: bool = False,
 ) -> Task:
@@ -92,7 +91,6 @@ def require_task(
     Args:
         model: a bridge.
         tokens: a Task, or ids as :mod:`lens_linear.token_rows` reads them.
-        min_sequences: rows needed.
         min_length: tokens that the longest row needs.
         scored: whether answers will be scored; the next token is no question for a model that sees it.
 
@@ -103,7 +101,7 @@ def require_task(
         UnsupportedModelError: ``scored``, and next tokens are asked of a model that sees later ones.
     """
     model = checked(model)
-    rows = require_model_rows(model, tokens, min_sequences=min_sequences, min_length=min_length)
+    rows = require_model_rows(model, tokens, min_length=min_length)
     if scored:
         require_open_question(model, tokens if isinstance(tokens, Task) else None)
     asked = tokens if isinstance(tokens, Task) else Task(rows.tokens, mask=rows.mask)

@@ -374,7 +374,7 @@ ROWS = [
         lambda: ll.tokenize(known(), "a text"),
     ),
     (
-        lambda: ll.stats.as_rows(toy(), IDS[:1], min_sequences=2),
+        lambda: ll.stats.as_rows(toy(), ll.stats.RowView(IDS).take(slice(0, 0))),
         "pass more text, or shorter rows",
         lambda: ll.linearity_profile(mlp(), IDS.repeat(2, 1)),
     ),

@@ -373,15 +373,12 @@ def _stats() -> None:
         rows = split.as_rows(**arguments)
         return [(rows[i : i + 1], rows.take([i]).n_tokens()) for i in range(len(rows))]
 
-    call("as_rows", rows_of, model=ATTN, tokens=TOKENS, skip=0, min_sequences=1)
+    call("as_rows", rows_of, model=ATTN, tokens=TOKENS, skip=0)
     call("require_task", lambda tokens: _read(require_task(ATTN(), tokens)), tokens=TOKENS)
     call("score_model of text", lambda tokens: score_model(ATTN(), tokens), tokens=TOKENS)
     _passes()
     call("bigram_counts", ngrams.bigram_counts, tokens=TOKENS, n_vocab=20)
     call("BigramCounts.rows", lambda tokens: counts().rows(tokens), tokens=ids(4))
-    call(
-        "bigram_distribution", ngrams.bigram_distribution, tokens=TOKENS, n_vocab=20, smoothing=0.5
-    )
     call("bigram_entropy", ngrams.bigram_entropy, tokens=TOKENS, n_vocab=20)
     call("bigram_kl", ngrams.bigram_kl, log_probs=randn(20, 20).log_softmax(-1), counts=counts)
 

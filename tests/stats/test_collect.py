@@ -217,8 +217,8 @@ def test_sites_common_to_all_layers():
 
 
 def test_rows_are_checked():
-    with pytest.raises(NotEnoughDataError, match="2 sequences but at least 3"):
-        as_rows(model(), ids(2), min_sequences=3)
+    with pytest.raises(NotEnoughDataError, match="0 sequences but at least 1"):
+        as_rows(model(), RowView(ids(2)).take(slice(0, 0)))
     with pytest.raises(InvalidArgumentError, match="must be token ids"):
         as_rows(model(), "text")
 

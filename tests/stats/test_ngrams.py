@@ -18,7 +18,6 @@ from lens_linear.errors import FigureTooLargeError, InvalidArgumentError, NotEno
 from lens_linear.stats import _skip_trigram_counts, _token_blocks, ngrams
 from lens_linear.stats.ngrams import (
     bigram_counts,
-    bigram_distribution,
     bigram_entropy,
     bigram_kl,
     skip_trigram_counts,
@@ -55,29 +54,12 @@ def test_counts_equal_a_slow_loop(rows, sparse):
     assert all(int(dense[a, b]) == truth[a, b] for a in range(5) for b in range(5))
     assert torch.equal(counts.rows(torch.tensor([4, 0, 4])), dense[[4, 0, 4]])
     assert torch.equal(counts.n_current, dense.sum(1))
-    assert torch.equal(counts.n_following, dense.sum(0))
 
 
 def test_rows_are_not_joined():
     counts = bigram_counts(torch.tensor([[0, 1], [2, 3]]), 4)
     assert counts.dense()[1, 2] == 0 and counts.n_pairs == 2
     assert bigram_counts(torch.tensor([0, 1, 2]), 4).n_pairs == 2  # one row is enough
-
-
-@settings(max_examples=50, deadline=None)
-@given(TOKENS, st.sampled_from([0.0, 0.5, 3.0]))
-def test_distribution_is_its_formula(rows, s):
-    pairs = slow_pairs(rows)
-    following = Counter(b for row in rows for b in row[1:])
-    total = sum(following.values())
-    table = bigram_distribution(torch.tensor(rows), 5, smoothing=s).dense()
-    for a in range(5):
-        seen = sum(pairs[a, b] for b in range(5))
-        for b in range(5):
-            u = (following[b] + 1) / (total + 5)
-            p = (pairs[a, b] + s * u) / (seen + s) if seen + s else u
-            assert float(table[a, b]) == pytest.approx(p, abs=1e-14)
-    assert torch.allclose(table.sum(1), torch.ones(5).double(), atol=1e-14)
 
 
 @settings(max_examples=50, deadline=None)
@@ -128,7 +110,7 @@ class TestDivergence:
     def test_is_its_formula(self):
         q = SyntheticLanguage(12, n_skip_trigrams=0, n_names=0, n_mood_words=0, seed=5).bigram_table
         result = bigram_kl(q.log(), self.counts)
-        p = bigram_distribution(self.counts).dense()
+        p = self.counts.dense() / self.counts.n_current[:, None].double()
         per_token = torch.special.xlogy(p, p / q).sum(1)
         weights = self.counts.n_current.double() / self.counts.n_pairs
         assert torch.allclose(result.per_token, per_token, atol=1e-12)
@@ -140,7 +122,7 @@ class TestDivergence:
         assert "nats a token" in repr(result)
 
     def test_is_zero_for_the_corpus_itself_and_near_its_bias_for_the_truth(self):
-        p = bigram_distribution(self.counts).dense()
+        p = self.counts.dense() / self.counts.n_current[:, None].double()
         assert bigram_kl(p.log(), self.counts).mean == pytest.approx(0.0, abs=1e-12)
         truth = bigram_kl(self.language.bigram_table.log(), self.counts).mean
         bias = (len(self.counts.count) - 12) / (2 * self.counts.n_pairs)
@@ -285,7 +267,7 @@ def peak():  # ru_maxrss would begin at the peak of the process that started thi
 before = peak()
 counts = bigram_counts(tokens, V)
 bigram_entropy(counts)
-bigram_distribution(counts, smoothing=1.0).rows(torch.arange(5))
+counts.rows(torch.arange(5))
 bigram_kl(lambda ids: torch.full((len(ids), V), 1 / V).log(), counts)
 skip_trigram_counts(tokens, V, window=8)
 print((peak() - before) / 1024)
@@ -293,10 +275,8 @@ print((peak() - before) / 1024)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 600  # MB; one dense table is 20,000
-    counts = bigram_counts(torch.tensor([[0, 1]]), 50_000)
-    for table in (counts, bigram_distribution(counts)):
-        with pytest.raises(FigureTooLargeError, match=r"\.rows"):
-            table.dense()
+    with pytest.raises(FigureTooLargeError, match=r"\.rows"):
+        bigram_counts(torch.tensor([[0, 1]]), 50_000).dense()
 
 
 @pytest.mark.parametrize(
@@ -311,8 +291,6 @@ print((peak() - before) / 1024)
         (lambda: bigram_entropy(torch.tensor([[1, 2]])), InvalidArgumentError, "n_vocab"),
         (lambda: bigram_entropy(torch.tensor([[1, 2]]), 4, correction="mm"),
          InvalidArgumentError, "miller-madow"),
-        (lambda: bigram_distribution(torch.tensor([[1, 2]]), 4, smoothing=-1),
-         InvalidArgumentError, "smoothing"),
         (lambda: bigram_counts(torch.tensor([[1, 2]]), 4).rows(torch.tensor([4])),
          InvalidArgumentError, "ids 0 to 3"),
         (lambda: skip_trigram_counts(torch.tensor([[1, 2]]), 4, window=0),
@@ -336,5 +314,4 @@ def test_tables_and_sentences():
     frame = counts.to_dataframe()
     assert frame.values.tolist() == [[0, 1, 1, 0.5], [0, 2, 1, 0.5], [1, 0, 1, 1.0]]
     assert "3 different pairs among 3" in repr(counts)
-    assert "smoothing 2" in repr(bigram_distribution(counts, smoothing=2))
     assert skip_trigram_counts(torch.tensor([[0, 1]]), 2).empty

@@ -60,20 +60,20 @@ class Probe:
         return float((found - wanted).abs().max() / largest)
 
 
-def sample_tokens(model: CheckedModel, *, length: int = 32) -> Int[Tensor, " position"]:
+def sample_tokens(model: CheckedModel) -> Int[Tensor, " position"]:
     """Return tokens of the whole vocabulary in mixed order, as many as the context takes.
 
     The first rows of a vocabulary are often never trained, and rows beyond the tokenizer never are.
     """
-    n = min(length, model.n_ctx)
+    n = min(32, model.n_ctx)
     spread = torch.linspace(0, model.n_tokens - 1, n, dtype=torch.float64).long()
     return spread[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
 
 
-def probe_model(model: CheckedModel, *, length: int = 32) -> Probe:
+def probe_model(model: CheckedModel) -> Probe:
     """Run a few tokens once and keep what attention reads, computes and writes in every layer."""
     n_layers = model.n_layers
-    tokens = sample_tokens(model, length=length)
+    tokens = sample_tokens(model)
     spots: list[Spot] = [
         (layer, what) for layer in range(n_layers) for what in _WHATS if model.has((layer, what))
     ]

@@ -75,9 +75,7 @@ def read_tokenizer(
     return PreTrainedTokenizerFast(**wrapped | {"add_bos_token": True, "bos_token": bos})
 
 
-def load_folder(
-    folder: Path, *, name: str | None = None, checkpoint: int | None = None
-) -> TransformerBridge:
+def load_folder(folder: Path, *, checkpoint: int | None = None) -> TransformerBridge:
     """Load a model folder of ours, checking the weights against the card's checksum.
 
     Raises:
@@ -121,7 +119,7 @@ def load_folder(
             f"the weights {path.name!r} of {card['name']!r} do not fit the card ({error}); "
             "install the package (or train the model) again"
         ) from error
-    label = (name or card["name"]) + ("" if checkpoint is None else f"@{checkpoint}")
+    label = card["name"] + ("" if checkpoint is None else f"@{checkpoint}")
     tokenizer = read_tokenizer(folder, bos=bos, special=special)
     module.requires_grad_(True)
     with torch.no_grad():
