@@ -16,7 +16,7 @@ from lens_linear.checks import shown
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from jaxtyping import Bool, Int, Integer
     from torch import Tensor
 
 _COLUMNS = ("input_ids", "tokens")
@@ -176,7 +176,7 @@ def require_stream(name: str, value: Any, *, n_vocab: int) -> Tensor:
 
 
 def flat_ids(
-    name: str, ids: Sequence[int] | Int[Tensor | np.ndarray, " token"]
+    name: str, ids: Sequence[int] | Integer[Tensor | np.ndarray, " token"]
 ) -> Int[Tensor, " token"]:
     """Accept a flat run of token ids >= 0 as an int64 tensor."""
     import torch

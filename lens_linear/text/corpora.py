@@ -126,7 +126,7 @@ def read_text(path: str | Path, *, column: str = "text") -> str:
 
 
 def pack(
-    ids: Sequence[int] | Int[Tensor | np.ndarray, " token"],
+    ids: Sequence[int] | Integer[Tensor | np.ndarray, " token"],
     length: int,
     *,
     drop_last: bool = True,

@@ -123,7 +123,7 @@ class TokenStream:
         return 2
 
     def __getitem__(
-        self, index: int | slice | Sequence[int] | tuple[Any, ...] | Tensor
+        self, index: int | np.integer[Any] | slice | Sequence[int] | tuple[Any, ...] | Tensor
     ) -> Int[Tensor, "..."]:
         if isinstance(index, Tensor):
             index = index.tolist()
