@@ -7,6 +7,8 @@ print them as notes.
 
 import errno
 
+INTERRUPTED = "\nlens-linear: interrupted; nothing half-written was left behind"
+
 
 class LensLinearError(Exception):
     """Base class of every error this package raises on purpose."""

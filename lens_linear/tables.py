@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lens_linear.checks import counted
+from lens_linear.token_labels import text_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +94,7 @@ class View:
             notebook=True, border=0, max_cols=20, float_format=_digits, na_rep="–"
         )
         note = f"<p><small>{'; '.join(notes)}.</small></p>"
-        return f"<p>{html.escape(seen(repr(self)))}</p>{shown}{note}"
+        return f"<p>{html.escape(text_label(repr(self)))}</p>{shown}{note}"
 
 
 class Result(View):
@@ -167,13 +168,6 @@ def rounded(frame: pd.DataFrame) -> pd.DataFrame:
     def short(value: Any) -> Any:
         if isinstance(value, (float, np.floating)) and np.isfinite(value) and value != 0:
             return float(f"{value:.{_DIGITS}g}")
-        return seen(value) if isinstance(value, str) and value else value
+        return text_label(value) if isinstance(value, str) and value else value
 
     return frame.map(short)
-
-
-def seen(text: str) -> str:
-    """A text with what would be invisible written out, as figures and pages write it."""
-    # Labels stand above here: asked for by name, as figures are.
-    labels = importlib.import_module("lens_linear.text.labels")
-    return str(labels.text_label(text))

@@ -12,9 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from lens_linear.errors import LensLinearError, is_out_of_memory
-
-INTERRUPTED = "\nlens-linear: interrupted; nothing half-written was left behind"
+from lens_linear.errors import INTERRUPTED, LensLinearError, is_out_of_memory
 
 __all__ = ["main"]
 

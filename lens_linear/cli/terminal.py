@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lens_linear.cli import INTERRUPTED
-from lens_linear.errors import LensLinearError, LensLinearWarning
+from lens_linear.errors import INTERRUPTED, LensLinearError, LensLinearWarning
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lens_linear.text.labels import token_label
+from lens_linear.token_labels import token_label
 
 _FALLBACK = 100  # columns, where standard output is no terminal and COLUMNS is not set
 _DIGITS = 3

@@ -33,7 +33,7 @@ from lens_linear.plots._kinds import (
     table_figure,
 )
 from lens_linear.plots.style import GREY, check_cells, colour, escape, height_of, styled, tick_label
-from lens_linear.text.labels import token_label
+from lens_linear.token_labels import token_label
 
 _READINGS: Mapping[str, str] = {
     "prompt": "each prompt's own Jacobian",

@@ -31,7 +31,7 @@ from lens_linear.checks import (
     require_list,
 )
 from lens_linear.errors import FigureTooLargeError, InvalidArgumentError
-from lens_linear.text.labels import text_label
+from lens_linear.token_labels import text_label
 
 __all__ = ["GREY", "OKABE_ITO", "colour", "escape", "matrix", "styled"]
 

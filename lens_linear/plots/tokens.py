@@ -42,7 +42,7 @@ from lens_linear.plots.style import (
     styled,
     tick_label,
 )
-from lens_linear.text.labels import token_labels
+from lens_linear.token_labels import token_labels
 
 _SINK = 0.3  # a first token that draws more than this share of the attention hides the rest
 

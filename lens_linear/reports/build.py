@@ -40,8 +40,8 @@ from lens_linear.stats.evaluation import evaluation_tokens
 from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import require_task
-from lens_linear.text.labels import text_label
 from lens_linear.text.task import Task
+from lens_linear.token_labels import text_label
 from lens_linear.token_rows import TokenRows
 
 

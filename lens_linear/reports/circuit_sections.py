@@ -17,9 +17,9 @@ from lens_linear.models.checked import CheckedModel
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts, vocabulary
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
-from lens_linear.text.labels import token_label
 from lens_linear.text.random_rows import repeated_tokens
 from lens_linear.text.task import Task
+from lens_linear.token_labels import token_label
 
 _WORDS = (" said", " little", " the", " once", " and", " was")
 _ROWS = 33  # drawn for the picture of a pattern; the one with the median stripe is shown

@@ -20,7 +20,7 @@ from lens_linear.explorer.packing import pack, unpack_ints
 from lens_linear.explorer.payload import _facts, dumps
 from lens_linear.models import checked, read_weights
 from lens_linear.stats.task_scores import require_task
-from lens_linear.text.labels import token_label
+from lens_linear.token_labels import token_label
 from tests.conftest import ROOT, SHARED, absent
 
 pytestmark = pytest.mark.whole

@@ -23,7 +23,7 @@ from lens_linear.reports.depth_sections import ffn_section
 from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Section
-from lens_linear.text.labels import token_label
+from lens_linear.token_labels import token_label
 
 
 def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):

@@ -24,7 +24,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linearity.measure.intervals import jackknife, percentiles, resampled
 from lens_linear.linearity.measure.profile_result import SCORE_COLUMNS, LinearityProfile
 from lens_linear.tables import Result
-from lens_linear.text.labels import text_label
+from lens_linear.token_labels import text_label
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from lens_linear.checks import require_choice, require_float, shown
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError, UnsupportedModelError
 from lens_linear.files import read_json
 from lens_linear.models.native import quiet_transformer_lens
-from lens_linear.tables import seen
+from lens_linear.token_labels import text_label
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 _NEEDED = ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab")
@@ -95,7 +95,7 @@ def load_hooked_state(
     if dtype != torch.float32:
         model = model.to(dtype)
         model.cfg.dtype = dtype
-    model.cfg.model_name = seen(path.stem)
+    model.cfg.model_name = text_label(path.stem)
     return model.eval()
 
 

@@ -29,7 +29,7 @@ from lens_linear.models.checked import checked
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.open.gguf import read_gguf
 from lens_linear.models.open.untrusted import CONFIG, read_folder
-from lens_linear.tables import seen
+from lens_linear.token_labels import text_label
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _CAUSAL = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
@@ -136,7 +136,7 @@ def load_hugging_face_folder(
     except Exception as error:  # many libraries, many classes: one clear error for the caller
         raise _local_error(folder, error) from error
     # For messages and titles: not the whole path.
-    model.cfg.model_name = seen(name or folder.resolve().name)
+    model.cfg.model_name = text_label(name or folder.resolve().name)
     _require_faithful(model.eval(), whole.logits)
     return model
 
@@ -180,7 +180,7 @@ def load_gguf(path: Path, *, device: torch.device | None, dtype: torch.dtype) ->
                 )
     except Exception as error:
         raise _local_error(path, error) from error
-    model.cfg.model_name = f"{seen(path.stem)} (dequantised {read.quantization})"
+    model.cfg.model_name = f"{text_label(path.stem)} (dequantised {read.quantization})"
     _require_faithful(model.eval(), expected)
     return model
 
