@@ -7,7 +7,6 @@ from advice_parts import IDS, X, agreement, directions, gains, known, raising, t
 
 import lens_linear as ll
 from lens_linear import dynamics
-from lens_linear.dynamics.gains.agreement import pearson, spearman
 from lens_linear.dynamics.gains.jacobian_products import require_finite_gains
 from lens_linear.dynamics.surrogates.surrogate import reduced_gains
 from lens_linear.extensions import Added
@@ -115,16 +114,6 @@ ROWS = [
         lambda: dynamics.compare_gains(torch.ones(2, 2), torch.ones(4, 2)),
         "compare profiles of one model on the same prompts",
         lambda: profile().agreement(profile(method="empirical")),
-    ),
-    (
-        lambda: spearman(torch.tensor(1.0), torch.tensor(1.0)),
-        r"pass \[..., layer\]",
-        lambda: spearman(torch.arange(4.0), torch.arange(4.0) ** 2),
-    ),
-    (
-        lambda: pearson(torch.ones(3), torch.ones(2)),
-        "one shape",
-        lambda: pearson(torch.arange(3.0), torch.arange(3.0)),
     ),
     # schedules
     (

@@ -729,7 +729,6 @@ def _dynamics() -> None:
     call("reduced_gains", surrogates.reduced_gains, A=randn(3, 2, 2), B=randn(3, 2), C=randn(2))
     call("min_energy", ll.min_energy, gains=randn(3), target=1.0)
     call("joint_min_energy", steering.joint_min_energy, gains=randn(2, 4), targets=[1.0, 0.0])
-    call("heuristic_schedules", steering.heuristic_schedules, n_layers=3)
     call(
         "evaluate_schedules",
         ll.evaluate_schedules,

@@ -119,7 +119,7 @@ NOT_ANYTHING = {
     "huggingface_text", "stream_huggingface_text", "covariance_shift", "train_ols_attention",
     "regression_data", "memory_capacity", "retrieval_curve", "attention_head_memory",
     "NewtonSchulzAttention", "ModelSpec", "ModelSpec.from_dict", "Recipe.scaled", "Phase",
-    "heuristic_schedules", "NewtonSchulzAttention.with_context", "build_induction",
+    "NewtonSchulzAttention.with_context", "build_induction",
     "agreement_table",
 }  # fmt: skip
 CHEAP = [

@@ -77,8 +77,6 @@ class Agreement(Result):
 
 def ranks(x: Float[Tensor, "*row layer"]) -> Float[Tensor, "*row layer"]:
     """Return ranks along the last axis, ties sharing the mean of theirs."""
-    if not require_float_tensor("x", x).ndim:
-        raise InvalidArgumentError("x must have a layer axis, got a scalar; pass [..., layer]")
     below = (x[..., :, None] > x[..., None, :]).sum(-1)
     equal = (x[..., :, None] == x[..., None, :]).sum(-1)
     return below + (equal + 1).to(torch.float64) / 2
@@ -86,11 +84,6 @@ def ranks(x: Float[Tensor, "*row layer"]) -> Float[Tensor, "*row layer"]:
 
 def pearson(x: Float[Tensor, "*row layer"], y: Float[Tensor, "*row layer"]) -> Tensor:
     """Return the correlation along the last axis; NaN where either side is constant."""
-    x, y = require_float_tensor("x", x), require_float_tensor("y", y)
-    if x.shape != y.shape or x.ndim == 0:
-        raise InvalidArgumentError(
-            f"x and y must have one shape [..., layer], got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     scale = x.norm(dim=-1) * y.norm(dim=-1)
     value = (x * y).sum(-1) / scale

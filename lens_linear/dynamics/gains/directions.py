@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lens_linear.checks import counted, require_choice, require_float, require_seed
 from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
-from lens_linear.dynamics.gains.jacobian_products import frozen_batches
+from lens_linear.dynamics.gains.jacobian_products import frozen_batches, states_of
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import InvalidArgumentError, NotEnoughDataError
-from lens_linear.linalg.precision import own_modes, to_compute
+from lens_linear.linalg.precision import own_modes
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
 
@@ -224,12 +224,7 @@ def last_states(
     """
     model = checked(model)
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    index, states = [], []
-    for rows, context in frozen_batches(model, prompts, batch_size=batch_size, whole=True):
-        index.append(rows)
-        states.append(to_compute(context.states))
-    order = torch.argsort(torch.cat(index)).to(states[0].device)
-    return torch.cat(states, dim=1)[:, order]
+    return states_of(frozen_batches(model, prompts, batch_size=batch_size, whole=True))
 
 
 def _concept(concept: Any) -> Concept:

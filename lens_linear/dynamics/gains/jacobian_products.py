@@ -18,7 +18,7 @@ States are columns, as in the paper: ``x_{l+1} = f_l(x_l)``, ``A_l`` the Jacobia
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,12 +130,7 @@ class BlockJacobians:
 
     def states(self) -> Float[Tensor, "boundary prompt d_model"]:
         """Return x_0 ... x_L of the last tokens, prompts in their order; grows with the prompts."""
-        index, found = [], []
-        for batch in self.batches():
-            index.append(batch.rows)
-            found.append(to_compute(batch.context.states))
-        order = torch.argsort(torch.cat(index)).to(found[0].device)
-        return torch.cat(found, dim=1)[:, order]
+        return states_of((batch.rows, batch.context) for batch in self.batches())
 
     def baseline(self, readout: Float[Tensor, " d_model"]) -> Float[Tensor, " prompt"]:
         """Return ``C·x_L`` of every prompt."""
@@ -173,7 +168,7 @@ class BlockJacobians:
         stand_ins = self._lone_blocks(batches[0][:1]) if len(batches) > 1 else None
         if stand_ins is None:
             for layer in range(self.n_layers):
-                yield partial(self._mean_push_of, layer)
+                yield partial(lambda at, v: self.mean_push(v[None], layers=[at])[0], layer)
             return
         self._alive = None
         first: Spot = (0, "resid_pre")
@@ -197,9 +192,6 @@ class BlockJacobians:
 
         for layer in range(self.n_layers):
             yield partial(pushed, layer)
-
-    def _mean_push_of(self, layer: int, vectors: Tensor) -> Tensor:
-        return self.mean_push(vectors[None], layers=[layer])[0]
 
     @own_modes()
     def _lone_blocks(self, row: Tensor) -> BlockStandIns | None:
@@ -308,6 +300,18 @@ def frozen_batches(
     for rows in watched(prompts.batches(size), -(-len(prompts) // size)):
         tokens, lengths = prompts.rows(rows)
         yield rows, freeze_context(model, tokens, lengths, path="full" if whole else None)
+
+
+def states_of(
+    batches: Iterable[tuple[Int[Tensor, " row"], FrozenContext]],
+) -> Float[Tensor, "boundary prompt d_model"]:
+    """The last tokens' states of all batches, float64, prompts in their order."""
+    index, found = [], []
+    for rows, context in batches:
+        index.append(rows)
+        found.append(to_compute(context.states))
+    order = torch.argsort(torch.cat(index)).to(found[0].device)
+    return torch.cat(found, dim=1)[:, order]
 
 
 def block_jacobians(

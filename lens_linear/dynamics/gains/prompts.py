@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lens_linear.checks import counted, require_bool, require_int, texts_in
 from lens_linear.errors import InvalidArgumentError
@@ -45,7 +46,7 @@ _PROMPTS = 64  # at most, in a batch of short ones
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Rows of token ids padded on the right with a copy of their own last token.
+    """Rows of token ids padded on the right with token 0.
 
     ``lengths`` counts the real tokens, ``key`` is a checksum: results that carry the same key were taken
     on the same prompts in the same order.
@@ -148,12 +149,10 @@ def _padded(model: CheckedModel, rows: list[Tensor], truncate: bool) -> Prompts:
                 f"prompts[{index}] has {len(row)} tokens but the context n_ctx is {n_ctx}; shorten it, "
                 "or pass truncate=True to keep its last tokens"
             )
-    rows = [require_model_tokens(model, row[-n_ctx:])[0].cpu() for row in rows]
+    rows = [row[-n_ctx:] for row in rows]
     lengths = torch.tensor([len(row) for row in rows])
-    # Padding repeats the row's own last token: it is in the vocabulary, and is never read.
-    tokens = torch.stack(
-        [torch.cat([row, row[-1:].expand(int(lengths.max()) - len(row))]) for row in rows]
-    )
+    # Padding is token 0: it is in the vocabulary, and is never read.
+    tokens = require_model_tokens(model, pad_sequence(rows, batch_first=True))
     digest = hashlib.sha256(lengths.numpy().tobytes())
     for row in rows:
         digest.update(row.numpy().tobytes())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from jaxtyping import Float
@@ -115,18 +116,10 @@ def step_size_table(
     if not values:
         raise InvalidArgumentError("steps must name at least one eps; pass e.g. (0.1, 0.01)")
     prompts = as_prompts(model, prompts, attention_mask=attention_mask, truncate=truncate)
-    adjoint = gain_profile(model, prompts, directions, readout=readout, batch_size=batch_size)
-    profiles = tuple(
-        gain_profile(
-            model,
-            prompts,
-            directions,
-            method="empirical",
-            eps=eps,
-            readout=readout,
-            batch_size=batch_size,
-        )
-        for eps in values
+    profile = partial(
+        gain_profile, model, prompts, directions, readout=readout, batch_size=batch_size
     )
+    adjoint = profile()
+    profiles = tuple(profile(method="empirical", eps=eps) for eps in values)
     agreements = tuple(profile.agreement(adjoint) for profile in profiles)
     return StepSizeTable(values, agreements, profiles, adjoint)

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_linear.checks import counted, require_float, require_float_tensor, require_int
+from lens_linear.checks import counted, require_float, require_float_tensor
 from lens_linear.dynamics.gains.annotated_tensor import MadeTensor
 from lens_linear.dynamics.gains.gain_profile import GainProfile
 from lens_linear.dynamics.surrogates.surrogate import Surrogate
@@ -196,7 +196,6 @@ def heuristic_schedules(n_layers: int) -> dict[str, Float[Tensor, " layer"]]:
         >>> list(heuristic_schedules(6)["middle"].nonzero()[:, 0].tolist())
         [2, 3]
     """
-    require_int("n_layers", n_layers, minimum=1)
     third = max(1, round(n_layers / 3))
     start = (n_layers - third) // 2
     spans = {
