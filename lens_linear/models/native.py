@@ -275,9 +275,9 @@ def bridge_from_module(
 
 
 @contextmanager
-def quiet_transformer_lens() -> Iterator[None]:
-    """Silence TransformerLens' warnings about choices that are made here on purpose."""
-    loggers = [logging.getLogger(), logging.getLogger("transformer_lens")]
+def quiet_transformer_lens(*others: str) -> Iterator[None]:
+    """Silence TransformerLens' warnings, and others', about choices that are made here on purpose."""
+    loggers = [logging.getLogger(name) for name in (None, "transformer_lens", *others)]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -309,7 +309,7 @@ def _fold_layer(
     block, eps = model.bridge.blocks[layer], model.eps
     kind = model.reading_norm
     affine = norm_affine(model, getattr(block, "ln1", None), dtype)
-    expected = _normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
+    expected = normed(probe.seen[layer, "resid_pre"], kind, eps, *affine)
     _require_norm(
         probe, expected, probe.seen[layer, "attn_in"], f"before the attention of layer {layer}"
     )
@@ -327,15 +327,16 @@ def _fold_layer(
     else:
         # The post-norm's weight acts on what the head writes; its scale stays outside.
         outer, shift = norm_affine(model, post, dtype)
-        expected = _normed(raw, model.norm, eps, outer, shift)
+        expected = normed(raw, model.norm, eps, outer, shift)
     _require_norm(probe, expected, written, f"behind the attention of layer {layer}")
     found["O"][layer] = found["O"][layer] * outer
     biases["O"][layer] = biases["O"][layer] * outer
 
 
-def _normed(x: Tensor, kind: NormKind, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+def normed(x: Tensor, kind: NormKind, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """What a norm should give, in the wider of the precisions of x and its weight."""
     centred = x - x.mean(dim=-1, keepdim=True) if kind == "layer" else x
-    return centred / norm_scale(x, kind, eps) * weight.double() + bias.double()
+    return centred / norm_scale(x, kind, eps) * weight + bias
 
 
 def _require_norm(probe: Probe, found: Tensor, seen: Tensor, where: str) -> None:

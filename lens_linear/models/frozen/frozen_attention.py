@@ -19,7 +19,13 @@ from lens_linear.checks import counted
 from lens_linear.errors import UnsupportedModelError
 from lens_linear.models.capture import require_model_rows, run
 from lens_linear.models.checked import CheckedModel, ModelLike, NormKind, checked
-from lens_linear.models.describe.weights import ModelWeights, norm_affine, norm_scale, read_weights
+from lens_linear.models.describe.weights import (
+    ModelWeights,
+    norm_affine,
+    norm_scale,
+    normed,
+    read_weights,
+)
 from lens_linear.models.hooks import hooked
 from lens_linear.models.native import quiet_transformer_lens
 from lens_linear.models.spots import Spot
@@ -163,10 +169,7 @@ def norm_gap(
         kind: of the norm.
     """
     model = checked(model)
-    weight, bias = norm_affine(model, norm, stream.dtype)
-    centred = stream - stream.mean(-1, keepdim=True) if kind == "layer" else stream
-    scale = norm_scale(stream, kind, model.eps)
-    return read - (centred / scale * weight + bias)
+    return read - normed(stream, kind, model.eps, *norm_affine(model, norm, stream.dtype))
 
 
 def require_attention_only(model: CheckedModel) -> None:

