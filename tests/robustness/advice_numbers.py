@@ -12,7 +12,6 @@ from lens_linear import constructions, linalg, linearity, stats
 from lens_linear.errors import UnknownModelError
 from lens_linear.linalg import Moments
 from lens_linear.linearity import load_linearized, save_linearized
-from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.linearity.replace.replacement import assemble
 from lens_linear.models.checked import checked
 from lens_linear.models.hooks import edited
@@ -276,11 +275,6 @@ ROWS = [
         lambda: linalg.balanced_truncation(torch.eye(4)[:, :2], torch.eye(4)[:, 2:], order=1),
         "check that they belong to one system",
         lambda: linalg.balanced_truncation(torch.eye(4)[:, :2], torch.eye(4)[:, :2], order=1),
-    ),
-    (
-        lambda: ratio_interval(torch.ones(2, 9), torch.ones(2, 8)),
-        r"one shape \[score, sequence\]",
-        lambda: ratio_interval(torch.ones(2, 9).double(), 2 * torch.ones(2, 9).double()),
     ),
     # a profile and what stands beside it
     (

@@ -21,13 +21,13 @@ from lens_linear.checks import (
     require_instance,
     require_int,
     require_layers,
+    require_seed,
 )
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg.precision import without_autocast
 from lens_linear.linearity.lens.readout import Readout
 from lens_linear.linearity.measure.intervals import ratio_interval
 from lens_linear.models.capture import row_ranges, run
-from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights_mark import WeightsMark
 from lens_linear.models.tokenizer import token_strings, tokenize_prompts
 from lens_linear.progress import sequence_bar
@@ -275,6 +275,7 @@ class Lens(Result):
         self.mark.warn(self.readout.model, "the lens", "fit it anew")
         rows = as_rows(self.readout.model, tokens, skip=1)
         require_open_question(self.readout.model, rows.task)
+        seed = require_seed(seed)
         chosen = _layers(layers, len(self.weight))
         sums: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
         own: list[RowScores] = []
@@ -342,7 +343,7 @@ class Lens(Result):
             raise InvalidArgumentError("text must hold something to read, got ''; pass a sentence")
         k = require_int("k", k, minimum=1, maximum=int(self.model.W_U.shape[1]))
         self.mark.warn(self.readout.model, "the lens", "fit it anew")
-        ids = _prompt(self.readout.model, text)
+        ids = tokenize_prompts(self.readout.model, [text])[0][None]
         streams, _ = self._run(ids)
         words = token_strings(self.readout.model, ids[0])
         with torch.no_grad():
@@ -361,10 +362,6 @@ class Lens(Result):
                     row[f"probability{end}"] = float(p[position, i])
                 rows.append(row)
         return LensReading(pd.DataFrame(rows), self.model_name)
-
-
-def _prompt(model: CheckedModel, text: str) -> Tensor:
-    return tokenize_prompts(model, [text])[0][None]
 
 
 def _layers(layers: list[int] | None, n: int) -> list[int]:

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lens_linear.checks import require_float, require_float_tensor, require_int, require_seed
-from lens_linear.errors import InvalidArgumentError
+from lens_linear.checks import require_float_tensor
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge
 
@@ -44,16 +43,8 @@ def ratio_interval(
 
     Source: Efron & Tibshirani 1993, *An Introduction to the Bootstrap*, 13.3 (percentile interval).
     """
-    require_float("confidence", confidence, minimum=0.0, maximum=1.0)
-    require_int("n_resamples", n_resamples, minimum=1)
-    seed = require_seed(seed)
-    residual = require_float_tensor("residual", residual, ndim=2).cpu()
-    total = require_float_tensor("total", total, ndim=2).cpu()
-    if residual.shape != total.shape:
-        raise InvalidArgumentError(
-            f"residual and total must have one shape [score, sequence], got {tuple(residual.shape)} and "
-            f"{tuple(total.shape)}"
-        )
+    require_float_tensor("residual", residual)
+    require_float_tensor("total", total)
     if residual.shape[1] < 2:
         return torch.full((len(residual), 2), torch.nan, dtype=torch.float64)
     return percentiles(resampled(residual, total, n_resamples, seed), confidence)

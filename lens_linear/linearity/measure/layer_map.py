@@ -34,8 +34,9 @@ from lens_linear.linearity.measure.first_position import DIFFERENT, both_reading
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.linearity.measure.pooled_scores import joined
 from lens_linear.linearity.measure.profile_result import Fit
-from lens_linear.models.capture import Site, visit_sites
+from lens_linear.models.capture import row_ranges, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.spots import Spot
 from lens_linear.progress import sequence_bar
 from lens_linear.stats.collect import require_rows_for_fit
 from lens_linear.stats.split import RowView, as_rows, halves
@@ -239,33 +240,16 @@ class _Walk:
     def __call__(self, rows: RowView, what: str, use: Callable[[list[Tensor]], None]) -> None:
         """Call ``use`` with the states of a batch, [sequence, position, d_model] by boundary."""
         mine = rows.share(*process())
-        if len(mine) == 0:
-            return
-        states: dict[int, Tensor] = {}
-        last = max(self.boundaries) - 1
-
-        def visit(layer: int, _site: Site, x: Tensor, y: Tensor) -> None:
-            if layer == 0 and 0 in self.boundaries:
-                states[0] = x[:, self.skip :]
-            if layer + 1 in self.boundaries:
-                states[layer + 1] = y[:, self.skip :]
-            if layer == last:
-                # A model spread over devices has its boundaries on several: bring them together.
-                device = compute_device(y.device)
-                ready = [states[b].to(device) for b in self.boundaries]
-                use(ready)
-                states.clear()
-
+        spots: list[Spot] = [
+            (b - 1, "resid_post") if b else (0, "resid_pre") for b in self.boundaries
+        ]
         with sequence_bar(len(mine), what, show=self.progress) as bar:
-            visit_sites(
-                self.model,
-                mine,
-                visit,
-                sites=("block",),
-                layers=list(range(last + 1)),
-                batch_size=self.batch_size,
-                on_batch=bar,
-            )
+            for start, stop in row_ranges(mine, self.batch_size, model=self.model, logits=False):
+                seen = run(self.model, mine[start:stop], record=spots, logits=False)
+                # A model spread over devices has its boundaries on several: bring them together.
+                device = compute_device(seen[spots[-1]].device)
+                use([seen[spot][:, self.skip :].to(device) for spot in spots])
+                bar(stop)
 
 
 def _fit_pairs(

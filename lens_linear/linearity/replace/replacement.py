@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from jaxtyping import Int
 from torch import Tensor
@@ -201,7 +202,7 @@ def fit_linearization(
                 model, rows, first, last, site, edits=earlier, skip=skip, batch_size=batch_size
             )
             single = fitted_map(moments, site, first, rank=rank, ridge=ridge)
-            maps.append(_moved(single, last))
+            maps.append(replace(single, last=last))
     for part in [] if apart else cut:
         chosen = [spans[i][0] for i in part]
         statistics = collect_moments(
@@ -269,19 +270,6 @@ def span_moments(
             x, y = both[enter], both[leave]
         moments.update(x[:, skip:], y[:, skip:].to(x.device))
     return moments
-
-
-def _moved(single: AffineMap, last: int) -> AffineMap:
-    return AffineMap(
-        single.site,
-        single.first,
-        last,
-        single.weight,
-        single.bias,
-        single.rank,
-        single.r_squared,
-        single.n,
-    )
 
 
 def _spans(
