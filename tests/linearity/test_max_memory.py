@@ -134,9 +134,7 @@ def test_maps_take_the_bytes_they_were_allowed(name):
 @pytest.mark.parametrize("order", [range(6, -1, -1), range(7)], ids=["down", "up"])
 def test_maps_of_earlier_steps_are_let_go(order):
     """Downwards each step fits all maps but one anew: 21 in all, of which 7 are kept at a time."""
-    model = ll.toy_model(
-        n_layers=7, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False, norm="LN"
-    )
+    model = ll.toy_model(n_layers=7, d_model=WIDTH, n_heads=2, d_mlp=16, attn_only=False, norm="LN")
     least = (6 + 6 + 7) * MAP + 3 * 4 * WIDTH * TOKENS[:5].numel()
     options = {"order": list(order), "batch_size": 1, "max_memory": least}
     call = partial(ll.replacement_curve, model, TOKENS[:10], "linear+distill", **options)

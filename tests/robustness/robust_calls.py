@@ -409,7 +409,7 @@ def _training() -> None:
 
 
 def _linearity() -> None:
-    from lens_linear.linearity.measure import adam, compare, geometry, intervals
+    from lens_linear.linearity.measure import adam, compare, geometry
     from lens_linear.linearity.replace import compression, runs, saved
     from lens_linear.linearity.replace import replacement as replace
     from lens_linear.studies import pretraining as study
@@ -444,12 +444,6 @@ def _linearity() -> None:
         "published_beside_measured",
         published.published_beside_measured,
         measured=Lazy(lambda: {"a": found()}),
-    )
-    call(
-        "ratio_interval",
-        intervals.ratio_interval,
-        residual=randn(2, 9).abs(),
-        total=randn(2, 9).abs() + 1,
     )
     call(
         "save_linearized",
@@ -802,8 +796,6 @@ def _dynamics() -> None:
         free="on_model",
     )
     call("compare_gains", agreement.compare_gains, predicted=randn(4, 3), exact=randn(4, 3, seed=1))
-    call("spearman", agreement.spearman, x=randn(4, 3), y=randn(4, 3, seed=1))
-    call("pearson", agreement.pearson, x=randn(4, 3), y=randn(4, 3, seed=1))
 
 
 def _constructions() -> None:
