@@ -8,7 +8,7 @@ from circuit_zoo import hugging_face, ids, native
 import lens_linear as ll
 from lens_linear.circuits.attention.components import HeadOutputs
 from lens_linear.circuits.induction.ablation import ablate_heads, ablation_scores, mean_z
-from lens_linear.circuits.induction.in_context import in_context_loss, row_losses
+from lens_linear.circuits.induction.in_context import answer_losses, in_context_loss
 from lens_linear.circuits.induction.interventions import Lab, induction_keys
 from lens_linear.circuits.induction.mechanism import verify_induction
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
@@ -327,7 +327,10 @@ def test_loss_along_text_and_along_copies(attn_2l):
     np.testing.assert_allclose(text["se"], own.double().std(0) / 6**0.5, rtol=1e-3)
     assert text.first == pytest.approx(float(own[:, :9].mean()), rel=1e-4)
     torch.testing.assert_close(
-        row_losses(checked(attn_2l), tokens), own.double(), rtol=1e-4, atol=1e-4
+        answer_losses(checked(attn_2l), ll.Task(tokens))[:, :-1],
+        own.double(),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

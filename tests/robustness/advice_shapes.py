@@ -371,7 +371,7 @@ ROWS = [
     # questions that a model is not asked
     (
         lambda: circuits.verify_induction(native(d_vocab_out=9), induction=["L1H0"], **PROBE),
-        r"pass lens_linear.Task\(tokens, labels=...\) to in_context_loss",
+        r"pass lens_linear.Task\(tokens, labels=...\)",
         lambda: circuits.in_context_loss(native(d_vocab_out=9), ll.Task(IDS, labels=IDS % 9)),
     ),
     (

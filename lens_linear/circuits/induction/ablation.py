@@ -38,10 +38,9 @@ from lens_linear.checks import (
     head_name,
     require_choice,
     require_heads,
-    require_int,
     require_seed,
 )
-from lens_linear.circuits.induction.in_context import copy_losses, row_losses
+from lens_linear.circuits.induction.in_context import answer_losses, copy_losses
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
@@ -345,12 +344,9 @@ def ablation_scores(
     model = checked(model)
     require_choice("how", how, HOWS)
     seed = require_seed(seed)
-    if batch_size is not None:
-        require_int("batch_size", batch_size, minimum=1)
     if tokens is None:
-        first = model.bos if isinstance(bos, str) and bos == "auto" else bos
         rows = draw_repeated(
-            model, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
+            model, periods=periods, rows_per_period=rows_per_period, bos=bos, seed=seed
         ).repeating()
         task, metric = require_task(model, rows.tokens, scored=True), "in-context gain"
         # Other random rows, and many: means over the scored ones would keep a share of each.
@@ -358,13 +354,13 @@ def ablation_scores(
             model,
             periods=periods,
             rows_per_period=8 * rows_per_period,
-            bos=first,
+            bos=bos,
             seed=(seed + 1) % 2**32,
         )
         reference = more.repeating().tokens if reference is None else reference
 
         def score(edits: Sequence[Edit]) -> RowScores:
-            losses = row_losses(model, rows.tokens, edits=edits, batch_size=batch_size)
+            losses = answer_losses(model, task, edits=edits, batch_size=batch_size)
             one, two = copy_losses(losses, rows)
             return RowScores(one - two, torch.ones(len(one), dtype=torch.int64))
     else:

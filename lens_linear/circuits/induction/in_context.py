@@ -19,11 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import counted, require_int, require_seed
+from lens_linear.checks import counted
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows, draw_repeated
-from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
-from lens_linear.models.capture import batched, row_ranges, run
+from lens_linear.models.capture import row_ranges, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.spots import Edit
 from lens_linear.stats.split import as_rows
@@ -149,39 +148,20 @@ def in_context_loss(
         losses = answer_losses(model, task, batch_size=batch_size)
         warn_if_not_next_token(task, float(losses.nanmean()), model)
         return _by_index(losses)
-    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
     probe = draw_repeated(
-        model,
-        periods=periods,
-        rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
-        bos=first,
-        seed=require_seed(seed),
+        model, periods=periods, rows_per_period=rows_per_period, bos=bos, seed=seed
     ).repeating()
-    found = _by_copy(row_losses(model, probe.tokens, batch_size=batch_size), probe)
+    found = _by_copy(answer_losses(model, Task(probe.tokens), batch_size=batch_size), probe)
     if found.second > _FAR * math.log(model.d_vocab_out):
         warn_if_not_next_token(require_task(model, probe.tokens), found.second, model)
     return found
 
 
-def row_losses(
-    model: CheckedModel,
-    tokens: Int[Tensor, "row position"],
-    *,
-    batch_size: int | None = None,
-    edits: Sequence[Edit] = (),
-) -> Float[Tensor, "row answer"]:
-    """Loss of every next token in float64; entry t is the loss of token t + 1."""
-    parts = []
-    for _, part in batched(tokens, batch_size, model=model):
-        out = run(model, part, edits=edits).logits
-        parts.append(token_losses(out.to("cpu", torch.float64), part.cpu()))
-    return torch.cat(parts)
-
-
 def copy_losses(
-    losses: Float[Tensor, "row answer"], rows: RepeatedRows
+    losses: Float[Tensor, "row position"], rows: RepeatedRows
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """Mean loss of every row's first and second copy, each without its first token."""
+    losses = losses[:, : rows.tokens.shape[1] - 1]  # nothing follows the last token
     # Entry t of the losses predicts token t + 1, which is token t + 1 - start of the repeating part.
     index = torch.arange(losses.shape[1])[None] + 1 - rows.start
     period = rows.periods[:, None]
@@ -208,14 +188,18 @@ def _by_copy(losses: Tensor, rows: RepeatedRows) -> InContextLoss:
 
 
 def answer_losses(
-    model: CheckedModel, task: Task, *, batch_size: int | None = None
+    model: CheckedModel,
+    task: Task,
+    *,
+    batch_size: int | None = None,
+    edits: Sequence[Edit] = (),
 ) -> Float[Tensor, "row position"]:
     """Loss of every answer in float64, where it is given; NaN where nothing is asked."""
     rows = as_rows(model, task)
     found = torch.full((len(rows), rows.length), float("nan"), dtype=torch.float64)
     for start, stop in row_ranges(rows, batch_size, model=model):
         part = rows.asked(slice(start, stop))
-        out = run(model, part.tokens).logits
+        out = run(model, part.tokens, edits=edits).logits
         if bool(part.asked.any()):
             losses = answer_values(part, out.to("cpu", torch.float64), metric="loss")
             found[start:stop, : part.tokens.shape[1]][part.asked] = losses

@@ -15,11 +15,12 @@ from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, StandIns
 from lens_linear.circuits.induction.in_context import copy_losses
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows
-from lens_linear.circuits.paths.importance import token_losses
 from lens_linear.models.capture import Run, batched, run
 from lens_linear.models.checked import CheckedModel
 from lens_linear.models.describe.weights import norm_scale, read_weights
 from lens_linear.models.spots import Edit, Spot
+from lens_linear.stats.task_scores import answer_values
+from lens_linear.text.task import Task
 
 Side = Literal["q", "k", "v"]
 
@@ -91,7 +92,8 @@ class Lab:
             logits = out.logits.to("cpu", torch.float64)
             if change is not None:
                 logits = logits + change(batch)
-            first, second = copy_losses(token_losses(logits, batch.rows.tokens), batch.rows)
+            losses = answer_values(Task(batch.rows.tokens), logits, metric="loss")
+            first, second = copy_losses(losses.view(len(logits), -1), batch.rows)
             gains.append(first - second)
             seconds.append(second)
             prefixes.append(self._prefix(batch.rows, out))

@@ -234,9 +234,8 @@ def verify_induction(
             "induction must name at least one head, got none; leave it out to take those that "
             "induction_scores finds"
         )
-    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
     rows = draw_repeated(
-        model, periods=periods, rows_per_period=rows_per_period, bos=first, seed=seed
+        model, periods=periods, rows_per_period=rows_per_period, bos=bos, seed=seed
     ).repeating()
     lab = Lab(model, rows, named or [(0, 0)], batch_size)  # the gain is the same whatever is named
     before = lab.outcome()

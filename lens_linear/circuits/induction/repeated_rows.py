@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -118,13 +119,14 @@ def draw_repeated(
     *,
     periods: Sequence[int] | None,
     rows_per_period: int,
-    bos: int | None,
+    bos: int | Literal["auto"] | None,
     seed: int,
 ) -> RepeatedRows:
     """Draw rows for every period, and as many rows for two periods that do not repeat."""
-    require_int("rows_per_period", rows_per_period, minimum=1)
+    rows_per_period = require_int("rows_per_period", rows_per_period, minimum=1)
+    bos = model.bos if isinstance(bos, str) and bos == "auto" else bos
     if bos is not None:
-        require_int("bos", bos, minimum=0, maximum=model.d_vocab - 1)
+        bos = require_int("bos", bos, minimum=0, maximum=model.d_vocab - 1)
     seed = require_seed(seed)
     allowed = torch.tensor([i for i in range(model.n_tokens) if i != bos])
     start = int(bos is not None)

@@ -64,7 +64,6 @@ from lens_linear.checks import (
     require_float,
     require_head,
     require_instance,
-    require_int,
     require_seed,
 )
 from lens_linear.circuits.attention.components import HeadOutputs
@@ -340,22 +339,14 @@ def induction_scores(
     model.require_causal()
     with few_threads(model.d_model):
         weights = _weights(model)
-    first = model.bos if isinstance(bos, str) and bos == "auto" else bos
-    if first is not None:
-        first = require_int("bos", first, minimum=0, maximum=model.d_vocab - 1)
     limits = Thresholds() if thresholds is None else thresholds
     require_instance("thresholds", limits, Thresholds, advice="e.g. Thresholds()")
-    if batch_size is not None:
-        require_int("batch_size", batch_size, minimum=1)
     for name, value in vars(limits).items():
         require_float(f"thresholds.{name}", value, minimum=0.0, maximum=1.0)
     rows = draw_repeated(
-        model,
-        periods=periods,
-        rows_per_period=require_int("rows_per_period", rows_per_period, minimum=1),
-        bos=first,
-        seed=require_seed(seed),
+        model, periods=periods, rows_per_period=rows_per_period, bos=bos, seed=require_seed(seed)
     )
+    first = int(rows.tokens[0, 0]) if rows.start else None
     copying = torch.full((model.n_layers, model.n_heads), float("nan"), dtype=torch.float64)
     target, spread = copying.clone(), copying.clone()
     with few_threads(model.d_model):

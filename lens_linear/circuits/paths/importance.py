@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from lens_linear.checks import counted
 from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
-from lens_linear.errors import NotEnoughDataError, UnsupportedModelError
+from lens_linear.errors import NotEnoughDataError
 from lens_linear.models.frozen.frozen_attention import FrozenRun
 from lens_linear.stats.task_scores import score_answers
 from lens_linear.tables import Result
@@ -72,26 +72,6 @@ class PathImportance(Result):
                 ],
             }
         )
-
-
-def token_losses(
-    logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch answer"]:
-    """Cross-entropy of each next token, nats.
-
-    Raises:
-        UnsupportedModelError: the model cannot predict some of the tokens (another output vocabulary).
-    """
-    if tokens.numel() and int(tokens.max()) >= logits.shape[-1]:
-        raise UnsupportedModelError(
-            f"the model predicts {logits.shape[-1]} tokens but the tokens go up to {int(tokens.max())}; a "
-            "next-token loss needs one vocabulary; pass lens_linear.Task(tokens, labels=...) to "
-            "in_context_loss"
-        )
-    flat = nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"
-    )
-    return flat.view(len(tokens), -1)
 
 
 def importance_of_orders(
