@@ -172,18 +172,17 @@ class AttentionOnly:
         """
         task = require_task(self._model, tokens)
         frozen = self.frozen(task, dtype=dtype)
-        found = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
+        names, streams, direct = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
         return PathExpansion(
+            self._model,
             task,
-            (*found.names, *found.direct_names),
-            found.streams,
-            tuple(found.direct),
+            tuple(names),
+            streams,
+            tuple(direct),
             frozen.weights.W_U,
             frozen.scales[-1],
             frozen.logits,
             self.labels,
-            self._model.name,
-            self._model.is_causal,
         )
 
     def importance(self, tokens: Any, *, dtype: torch.dtype | None = None) -> PathImportance:

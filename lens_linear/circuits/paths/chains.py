@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import require_int
+from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.describe.weights import AttentionWeights
 from lens_linear.models.frozen.frozen_attention import FrozenRun
 
 Heads = tuple[tuple[int, int], ...]
@@ -32,16 +32,6 @@ class PathName:
         return " → ".join([self.source, *(f"L{layer}H{head}" for layer, head in self.heads)])
 
 
-@dataclass(frozen=True, eq=False)
-class Expanded:
-    """All paths at the end of the stream, and what is added to the logits directly."""
-
-    names: list[PathName]
-    streams: Float[Tensor, "path batch position d_model"]
-    direct_names: list[PathName]
-    direct: list[Tensor]  # logits, broadcastable to [batch, position, vocab_out]
-
-
 def count_paths(n_layers: int, n_heads: int, n_sources: int) -> int:
     """Paths of ``n_sources`` embeddings plus those of value and output biases in every layer."""
     total: int = n_sources * (1 + n_heads) ** n_layers
@@ -50,39 +40,40 @@ def count_paths(n_layers: int, n_heads: int, n_sources: int) -> int:
     return total + 1
 
 
-def expand(frozen: FrozenRun, *, max_terms: int, max_bytes: int) -> Expanded:
+def expand(
+    frozen: FrozenRun, *, max_terms: int, max_bytes: int
+) -> tuple[list[PathName], Tensor, list[Tensor]]:
     """Follow every source through every chain of heads; sources that are zero everywhere are left out.
+
+    Returns:
+        The names of all paths, what they leave in the stream [path, batch, position, d_model], and the logits
+        of the last paths, which do not pass it; these broadcast to [batch, position, vocab_out].
 
     Raises:
         InvalidArgumentError: more than ``max_terms`` paths, or more than ``max_bytes`` of memory.
     """
     names, streams = embedding_sources(frozen)
-    attention = frozen.weights.attention
-    n_layers = len(frozen.patterns)
-    heads = 0 if attention is None else attention.W_Q.shape[1]
-    _require_room(frozen, n_layers, heads, len(names), max_terms, max_bytes)
-    for layer in range(n_layers):
-        if attention is None:
-            break
-        through = send(frozen, attention, layer, streams)
+    _require_room(frozen, len(names), max_terms, max_bytes)
+    for layer in range(len(frozen.patterns)):
+        through = send(frozen, layer, streams)
         new_names = [
             PathName(name.source, (*name.heads, (layer, head)))
-            for head in range(heads)
+            for head in range(len(through))
             for name in names
         ]
-        bias_names, biases = bias_sources(frozen, attention, layer)
+        bias_names, biases = bias_sources(frozen, layer)
         names = [*names, *new_names, *bias_names]
         streams = torch.cat([streams, through.flatten(0, 1), biases])
-    direct_names: list[PathName] = []
-    direct: list[Tensor] = []
-    if bool(frozen.weights.b_U.any()):
-        direct_names.append(PathName("b_U", ()))
-        direct.append(frozen.weights.b_U)
-    rounding = frozen.rounding[-1]
-    if rounding is not None:
-        direct_names.append(PathName("rounding of the final norm", ()))
-        direct.append(rounding)
-    return Expanded(names, streams, direct_names, direct)
+    direct_names, direct = direct_sources(frozen)
+    return [*names, *direct_names], streams, direct
+
+
+def direct_sources(frozen: FrozenRun) -> tuple[list[PathName], list[Tensor]]:
+    """Return what is added to the logits without passing the stream."""
+    found = {"b_U": frozen.weights.b_U} if bool(frozen.weights.b_U.any()) else {}
+    if frozen.rounding[-1] is not None:
+        found["rounding of the final norm"] = frozen.rounding[-1]
+    return [PathName(name, ()) for name in found], list(found.values())
 
 
 def embedding_sources(frozen: FrozenRun) -> tuple[list[PathName], Tensor]:
@@ -95,22 +86,19 @@ def embedding_sources(frozen: FrozenRun) -> tuple[list[PathName], Tensor]:
 
 
 def send(
-    frozen: FrozenRun,
-    attention: AttentionWeights,
-    layer: int,
-    streams: Float[Tensor, "path batch position d_model"],
+    frozen: FrozenRun, layer: int, streams: Float[Tensor, "path batch position d_model"]
 ) -> Float[Tensor, "head path batch position d_model"]:
     """Send streams through every head of a layer, pattern and norm scale frozen, biases left out."""
     reads = streams / frozen.scales[layer]
-    values = torch.einsum("nbpd,hde->hnbpe", reads, attention.W_V[layer])
-    return _out(frozen, attention, layer, values)
+    values = torch.einsum("nbpd,hde->hnbpe", reads, require_attention(frozen.weights).W_V[layer])
+    return _out(frozen, layer, values)
 
 
 def bias_sources(
-    frozen: FrozenRun, attention: AttentionWeights, layer: int
+    frozen: FrozenRun, layer: int
 ) -> tuple[list[PathName], Float[Tensor, "path batch position d_model"]]:
     """Return what a layer writes without reading: value biases through each head, and b_O."""
-    shape = frozen.embedding.shape
+    attention, shape = require_attention(frozen.weights), frozen.embedding.shape
     names: list[PathName] = []
     parts: list[Tensor] = []
     sources: list[tuple[str, Tensor]] = []
@@ -122,7 +110,7 @@ def bias_sources(
         extra = rounding.permute(2, 0, 1, 3)[:, None]
         sources.append((f"rounding of norm {layer}", extra))
     for name, values in sources:
-        out = _out(frozen, attention, layer, values)[:, 0]
+        out = _out(frozen, layer, values)[:, 0]
         names += [PathName(name, ((layer, head),)) for head in range(len(out))]
         parts += list(out)
     if bool(attention.b_O[layer].any()):
@@ -133,19 +121,16 @@ def bias_sources(
 
 
 def _out(
-    frozen: FrozenRun,
-    attention: AttentionWeights,
-    layer: int,
-    values: Float[Tensor, "head path batch position d_head"],
+    frozen: FrozenRun, layer: int, values: Float[Tensor, "head path batch position d_head"]
 ) -> Float[Tensor, "head path batch position d_model"]:
     mixed = torch.einsum("bhqk,hnbke->hnbqe", frozen.patterns[layer], values)
-    return torch.einsum("hnbqe,hed->hnbqd", mixed, attention.W_O[layer])
+    return torch.einsum("hnbqe,hed->hnbqd", mixed, require_attention(frozen.weights).W_O[layer])
 
 
-def _require_room(
-    frozen: FrozenRun, n_layers: int, heads: int, n_sources: int, max_terms: int, max_bytes: int
-) -> None:
+def _require_room(frozen: FrozenRun, n_sources: int, max_terms: int, max_bytes: int) -> None:
     require_int("max_terms", max_terms, minimum=1)
+    n_layers = len(frozen.patterns)
+    heads = frozen.patterns[0].shape[1] if n_layers else 0
     count = count_paths(n_layers, heads, n_sources)
     if count > max_terms:
         raise InvalidArgumentError(

@@ -36,10 +36,11 @@ from lens_linear.circuits.paths.importance import (
     importance_of_orders,
     require_answers,
 )
+from lens_linear.models.checked import CheckedModel
 from lens_linear.stats.task_scores import (
-    refuse_seen_tokens,
+    require_open_question,
     score_answers,
-    warn_if_worse_than_a_guess,
+    warn_if_not_next_token,
 )
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
@@ -139,6 +140,7 @@ class PathExpansion(Result):
     """The logits of some tokens as a sum over paths.
 
     Attributes:
+        model: which they are of.
         task: the tokens and what is asked of them; next tokens unless a Task was passed.
         names: of the paths, in the order of :attr:`terms`.
         streams: what each path leaves in the residual stream; the last ``len(direct)`` paths have none.
@@ -147,12 +149,11 @@ class PathExpansion(Result):
         final_scale: the final norm's scale at each position.
         model_logits: the model's own.
         labels: text of the vocabulary, or None.
-        model_name: for messages.
-        causal: whether the model does not see later tokens; else next tokens are no question for it.
     """
 
     _figure = "path_importance"
 
+    model: CheckedModel = field(repr=False)
     task: Task = field(repr=False)
     names: tuple[PathName, ...]
     streams: Float[Tensor, "path batch position d_model"] = field(repr=False)
@@ -161,8 +162,6 @@ class PathExpansion(Result):
     final_scale: Float[Tensor, "batch position 1"] = field(repr=False)
     model_logits: Float[Tensor, "batch position vocab_out"] = field(repr=False)
     labels: Sequence[str] | None = field(default=None, repr=False)
-    model_name: str = ""
-    causal: bool = True
 
     @property
     def tokens(self) -> Int[Tensor, "batch position"]:
@@ -229,18 +228,13 @@ class PathExpansion(Result):
         """
         self._require_question()
         loss = score_answers(self.task, self.logits, metric="loss").mean
-        self._warn_of(loss)
+        warn_if_not_next_token(self.task, loss, self.model)
         return loss
 
     def _require_question(self) -> None:
         """Refuse to score what the model is not asked."""
-        if not self.causal and self.task.is_next_token:
-            refuse_seen_tokens(self.model_name)
+        require_open_question(self.model, self.task)
         require_answers(self.task)
-
-    def _warn_of(self, loss: float) -> None:
-        n_outputs = self.unembedding.shape[1]
-        warn_if_worse_than_a_guess(self.task, loss, self.model_name, n_outputs, stacklevel=4)
 
     def token_table(self, position: int, token: int | None = None, *, batch: int = 0) -> PathTable:
         """Say which paths wrote one logit.
@@ -259,7 +253,7 @@ class PathExpansion(Result):
         position = require_int("position", position, minimum=-length, maximum=length - 1) % length
         if token is None:
             right = int(self.task.targets[batch, position])
-            known = right >= 0 and (self.causal or not self.task.is_next_token)
+            known = right >= 0 and (self.model.is_causal or not self.task.is_next_token)
             token = right if known else int(self.model_logits[batch, position].argmax())
         token = require_int("token", token, minimum=0, maximum=self.unembedding.shape[1] - 1)
         scale = self.final_scale[batch, position]
@@ -295,17 +289,16 @@ class PathExpansion(Result):
         """
         self._require_question()
         orders = [len(name.heads) for name in self.names]
-        streams, direct = [], []
+        streams = []
         for order in range(max(orders) + 1):
             chosen = [i for i, o in enumerate(orders[: len(self.streams)]) if o == order]
             streams.append(self.streams[chosen].sum(0))
-            direct.append(self.direct if order == 0 else ())
         counts = [orders.count(order) for order in range(max(orders) + 1)]
         found = importance_of_orders(
-            streams, direct, counts, self.final_scale, self.unembedding, self.task
+            streams, self.direct, counts, self.final_scale, self.unembedding, self.task
         )
         if found.metric == "loss":
-            self._warn_of(found.losses[-1])
+            warn_if_not_next_token(self.task, found.losses[-1], self.model)
         return found
 
     def ablations(self) -> PathAblation:
@@ -314,7 +307,7 @@ class PathExpansion(Result):
         whole, sign = score_answers(self.task, self.logits).mean, -1.0
         if self.task.metric == "loss":
             sign = 1.0
-            self._warn_of(whole)
+            warn_if_not_next_token(self.task, whole, self.model)
         rows = []
         for term in self.terms:
             without = score_answers(self.task, self.logits - term.logits).mean

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_linear.checks import counted
-from lens_linear.circuits.paths.chains import bias_sources, embedding_sources, send
+from lens_linear.circuits.paths.chains import bias_sources, direct_sources, embedding_sources, send
 from lens_linear.errors import NotEnoughDataError
 from lens_linear.models.frozen.frozen_attention import FrozenRun
 from lens_linear.stats.task_scores import score_answers
@@ -76,20 +76,21 @@ class PathImportance(Result):
 
 def importance_of_orders(
     streams: Sequence[Float[Tensor, "batch position d_model"]],
-    direct: Sequence[Sequence[Tensor]],
+    direct: Sequence[Tensor],
     n_paths: Sequence[int],
     final_scale: Tensor,
     unembedding: Tensor,
     task: Task,
 ) -> PathImportance:
-    """Turn what each order leaves in the stream into the task's metric with orders 0 to n."""
+    """Turn what each order leaves in the stream into the task's metric with orders 0 to n.
+
+    ``direct`` are logits that belong to order 0.
+    """
     total = torch.zeros_like(streams[0])
-    extra = torch.zeros((), dtype=unembedding.dtype)
+    extra = sum(direct, torch.zeros((), dtype=unembedding.dtype))
     losses = []
-    for stream, added in zip(streams, direct, strict=True):
+    for stream in streams:
         total = total + stream
-        for logits in added:
-            extra = extra + logits
         logits = total / final_scale @ unembedding + extra
         losses.append(score_answers(task, logits).mean)
     uniform = score_answers(task, torch.zeros_like(logits)).mean
@@ -113,30 +114,22 @@ def require_answers(task: Task) -> None:
 
 def importance_by_order(frozen: FrozenRun, task: Task) -> PathImportance:
     """Term importance for any depth and number of heads: (layers + 1) streams instead of all paths."""
-    attention, n_layers = frozen.weights.attention, len(frozen.patterns)
+    n_layers = len(frozen.patterns)
     names, sources = embedding_sources(frozen)
     orders = torch.zeros(n_layers + 1, *frozen.embedding.shape, dtype=frozen.embedding.dtype)
     orders[0] = sources.sum(0)
     counts = [len(names)] + [0] * n_layers
     for layer in range(n_layers):
-        if attention is None:
-            break
-        through = send(frozen, attention, layer, orders[: layer + 1]).sum(0)
-        n_heads = attention.W_Q.shape[1]
-        moved = [counts[n] * n_heads for n in range(layer + 1)]
-        orders[1 : layer + 2] += through
+        through = send(frozen, layer, orders[: layer + 1])
+        moved = [counts[n] * len(through) for n in range(layer + 1)]
+        orders[1 : layer + 2] += through.sum(0)
         for n, count in enumerate(moved):
             counts[n + 1] += count
-        for name, stream in zip(*bias_sources(frozen, attention, layer), strict=True):
+        for name, stream in zip(*bias_sources(frozen, layer), strict=True):
             orders[len(name.heads)] += stream
             counts[len(name.heads)] += 1
-    direct: list[list[Tensor]] = [[] for _ in range(n_layers + 1)]
-    if bool(frozen.weights.b_U.any()):
-        direct[0].append(frozen.weights.b_U)
-        counts[0] += 1
-    if frozen.rounding[-1] is not None:
-        direct[0].append(frozen.rounding[-1])
-        counts[0] += 1
+    direct = direct_sources(frozen)[1]
+    counts[0] += len(direct)
     return importance_of_orders(
         list(orders), direct, counts, frozen.scales[-1], frozen.weights.W_U, task
     )
