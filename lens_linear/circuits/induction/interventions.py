@@ -10,19 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.circuits.attention.components import HeadOutputs
-from lens_linear.circuits.heads.head_circuit import require_attention
 from lens_linear.circuits.induction.ablation import Head, StandIns
 from lens_linear.circuits.induction.in_context import copy_losses
 from lens_linear.circuits.induction.repeated_rows import RepeatedRows
+from lens_linear.circuits.patching.path_patch import PathReader, Via
 from lens_linear.models.capture import Run, batched, run
 from lens_linear.models.checked import CheckedModel
-from lens_linear.models.describe.weights import norm_scale, read_weights
+from lens_linear.models.describe.weights import norm_scale
 from lens_linear.models.spots import Edit, Spot
 from lens_linear.stats.task_scores import answer_values
 from lens_linear.text.task import Task
-
-Side = Literal["q", "k", "v"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,8 @@ class Lab:
         batch_size: int | None,
     ) -> None:
         self.model, self.induction = model, list(induction)
-        self.weights = read_weights(model)
-        self.attention = require_attention(self.weights)
-        self.outputs = HeadOutputs(model, self.weights)
+        self.reader = PathReader(model, "frozen")
+        self.weights, self.outputs = self.reader.weights, self.reader.outputs
         layers = range(self.model.n_layers)
         spots: list[Spot] = [(layer, "z") for layer in layers]
         spots.extend((layer, "resid_pre") for layer in layers)
@@ -103,7 +99,7 @@ class Lab:
         """Put the mean output of heads in their place."""
         return lambda batch: self.means.edits(heads)
 
-    def path_cut(self, writers: Sequence[Head], side: Side) -> MakeEdits:
+    def path_cut(self, writers: Sequence[Head], side: Via) -> MakeEdits:
         """Take what the writers say out of what the induction heads read on one side, and nowhere else.
 
         The reader's query, key or value is computed anew from the residual stream minus the writers'
@@ -150,37 +146,30 @@ class Lab:
         return change
 
     def _minus(
-        self, batch: Batch, writers: Sequence[Head], layer: int, side: Side
+        self, batch: Batch, writers: Sequence[Head], layer: int, side: Via
     ) -> Callable[[Tensor], Tensor]:
-        matrix = {"q": self.attention.W_Q, "k": self.attention.W_K, "v": self.attention.W_V}[side]
+        reader = self.reader
         stream = batch.clean[(layer, "resid_pre")].to("cpu", torch.float64)
-        scale = norm_scale(stream, self.weights.norm, self.weights.eps)
         written = torch.zeros_like(stream)
         for at, head in writers:
             if at < layer:
                 own_output = self.outputs.of(batch.clean[(at, "z")], at)[head]
                 # Only what varies is taken out: the mean says nothing about this context.
                 written += own_output - self.mean_outputs[at, head]
-        group = self.model.n_heads // self.model.n_key_value_heads if side != "q" else 1
-        own = [head for at, head in self.induction if at == layer]
-        slots = {head // group: head for head in own}
-
-        def edit(tensor: Tensor) -> Tensor:
-            n = self.model.n_heads if side == "q" else self.model.n_key_value_heads
-            split = tensor.clone().reshape(*tensor.shape[:2], n, -1)
-            for slot, head in slots.items():
-                split[:, :, slot] -= (written / scale @ matrix[layer, head]).to(split)
-            return split.reshape(tensor.shape)
-
-        return edit
+        changes = {
+            reader.slot(head, side): reader.change(stream, -written, layer, head, side)
+            for at, head in self.induction
+            if at == layer
+        }
+        return lambda tensor: reader.added(tensor, tensor, changes, side)
 
     def _value_change(
         self, batch: Batch, layer: int, head: int, where: Literal["at", "elsewhere"]
     ) -> Float[Tensor, "row position d_head"]:
         pattern = batch.clean[(layer, "pattern")][:, head].to("cpu", torch.float64)
-        slot = head // (self.model.n_heads // self.model.n_key_value_heads)
+        slot = self.reader.slot(head, "v")
         v = batch.clean[(layer, "v")].to("cpu", torch.float64)
-        v = v.reshape(*v.shape[:2], self.model.n_key_value_heads, -1)[:, :, slot]
+        v = v.reshape(*v.shape[:2], self.reader.slots("v"), -1)[:, :, slot]
         shift = self.mean_v[layer, slot] - v
         chosen = torch.zeros_like(pattern)
         row, query, key = induction_keys(batch.rows)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from lens_linear.stats.task_scores import (
     RowScores,
     require_task,
     score_answers,
-    warn_if_not_next_token,
+    warn_if_worse_than_a_guess,
 )
 from lens_linear.tables import Result
 from lens_linear.text.task import Metric, Task
@@ -73,33 +73,26 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class PatchEffects(Result):
-    """What each patch does to the task's metric.
+class Effects(Result):
+    """How far patches move the metric of one run towards that of another.
 
     Attributes:
-        what: the kind of place.
-        sites: the places.
         values: the metric of each patched run, mean over answers.
         changes_se: standard error over rows of ``value - base`` (paired); NaN for one row.
         base: the metric of the run patched into.
         source: the metric of the run that activations were taken from.
         into: which run was patched.
         metric: its name.
-        task: what was asked.
     """
 
-    what: PatchWhat
-    sites: tuple[Site, ...] = field(repr=False)
     values: Float[Tensor, " site"] = field(repr=False)
     changes_se: Float[Tensor, " site"] = field(repr=False)
     base: float
     source: float
     into: Into
     metric: str
-    task: Task = field(repr=False)
 
     _figure = "patching"
-    _columns = ("site", "value", "effect", "effect_se")
 
     @property
     def effects(self) -> Float[Tensor, " site"]:
@@ -110,6 +103,46 @@ class PatchEffects(Result):
     def _gap(self) -> float:
         gap = self.source - self.base
         return gap if abs(gap) > 1e-9 else math.nan
+
+    def _moved(self, names: Sequence[str], n_rows: int) -> str:
+        """The metric of both runs, and the patches that move it most, in words."""
+        order = self.effects.abs().nan_to_num(nan=-1.0).argsort(descending=True)[:3].tolist()
+        best = ", ".join(f"{names[i]} {float(self.effects[i]):+.2f}" for i in order)
+        return (
+            f"into the {self.into} run over {counted(n_rows, 'row')}: {self.metric} {self.base:.3f}, "
+            f"{self.source:.3f} in the other run; share of the way: {best}"
+        )
+
+    def _columns_of_effects(self) -> dict[str, Any]:
+        return {
+            "value": self.values.numpy(),
+            "change": (self.values - self.base).numpy(),
+            "effect": self.effects.numpy(),
+            "effect_se": (self.changes_se / abs(self._gap)).numpy(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PatchEffects(Effects):
+    """What each patch does to the task's metric.
+
+    Attributes:
+        values: the metric of each patched run, mean over answers.
+        changes_se: standard error over rows of ``value - base`` (paired); NaN for one row.
+        base: the metric of the run patched into.
+        source: the metric of the run that activations were taken from.
+        into: which run was patched.
+        metric: its name.
+        what: the kind of place.
+        sites: the places.
+        task: what was asked.
+    """
+
+    what: PatchWhat
+    sites: tuple[Site, ...] = field(repr=False)
+    task: Task = field(repr=False)
+
+    _columns = ("site", "value", "effect", "effect_se")
 
     @property
     def names(self) -> list[str]:
@@ -123,15 +156,8 @@ class PatchEffects(Result):
         return found
 
     def __repr__(self) -> str:
-        order = self.effects.abs().nan_to_num(nan=-1.0).argsort(descending=True)[:3].tolist()
-        best = ", ".join(f"{self.names[i]} {float(self.effects[i]):+.2f}" for i in order)
-        return (
-            f"PatchEffects of {len(self.sites)} {self.what} patches into the {self.into} run over "
-            f"{counted(len(self.task), 'row')}: {self.metric} {self.base:.3f}, {self.source:.3f} in the "
-            f"other "
-            f"run; share of "
-            f"the way: {best}"
-        )
+        moved = self._moved(self.names, len(self.task))
+        return f"PatchEffects of {len(self.sites)} {self.what} patches {moved}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a patch: site, layer, head, position, value, change, effect, effect_se; paths also order.
@@ -139,7 +165,6 @@ class PatchEffects(Result):
         ``head`` is a name like L1H3 ("" where none); ``position`` is -1 where all were patched together. In
         the order of the model; paths largest first.
         """
-        effect = self.effects
         columns: dict[str, Any] = {"site": self.names}
         if self.what == "path":
             columns["order"] = [site.order for site in self.sites]
@@ -149,11 +174,7 @@ class PatchEffects(Result):
                 head_name(site.layer, site.head) if site.head >= 0 else "" for site in self.sites
             ]
             columns["position"] = [site.position for site in self.sites]
-        columns["value"] = self.values.numpy()
-        columns["change"] = (self.values - self.base).numpy()
-        columns["effect"] = effect.numpy()
-        columns["effect_se"] = (self.changes_se / abs(self._gap)).numpy()
-        frame = pd.DataFrame(columns)
+        frame = pd.DataFrame(columns | self._columns_of_effects())
         if self.what == "path":
             frame = frame.sort_values("effect", key=abs, ascending=False, kind="stable")
         return frame.reset_index(drop=True)
@@ -208,50 +229,62 @@ def patch(
     """
     model = checked(model)
     require_choice("what", what, WHATS)
-    require_choice("into", into, ("corrupted", "clean"))
-    asked, other = require_pair(model, clean, corrupted, metric)
-    batch_size = sequences_a_pass(model, asked.tokens.shape[1], batch_size)
-    base, source = (other, asked) if into == "corrupted" else (asked, other)
-    before = score_task(model, base, batch_size=batch_size)
-    goal = score_task(model, source, batch_size=batch_size)
-    if asked.metric == "loss":
-        clean_loss = (before if into == "clean" else goal).mean
-        warn_if_not_next_token(require_task(model, clean), clean_loss, model)
+    pair = require_pair(model, clean, corrupted, metric, into, batch_size)
     if what == "path":
-        sites, scores = _paths(model, base, source)
+        sites, scores = _paths(model, pair.base, pair.source)
     else:
         each = what != "head" if by_position is None else require_bool("by_position", by_position)
-        sites = _sites(model, what, asked.tokens.shape[1] if each else 0)
-        scores = _patched(model, base, source, what, sites, batch_size)
-    warn_if_the_same(before.mean, goal.mean, asked.metric_name)
-    return PatchEffects(
-        what,
-        tuple(sites),
-        torch.tensor([score.mean for score in scores], dtype=torch.float64),
-        torch.tensor([s.minus(before).standard_error for s in scores], dtype=torch.float64),
-        before.mean,
-        goal.mean,
-        into,
-        asked.metric_name,
-        asked,
-    )
+        sites = _sites(model, what, pair.base.tokens.shape[1] if each else 0)
+        scores = _patched(model, pair, what, sites)
+    task = pair.source if into == "corrupted" else pair.base
+    return PatchEffects(*pair.measured(scores), what, tuple(sites), task)
 
 
-def warn_if_the_same(base: float, source: float, metric: str) -> None:
-    """Say it when both runs have one metric: an effect is a share of what lies between them."""
-    if not abs(source - base) > 1e-9:
-        warnings.warn(
-            f"corrupted is answered as clean is ({metric} is {base:.6g} for both), so there is nothing to "
-            "give shares of and the effects are NaN; pass prompts that differ in what decides the answer",
-            LensLinearWarning,
-            stacklevel=3,
-        )
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two prompts of one shape, the one that is patched and the other one, with their metrics before."""
+
+    base: Task
+    source: Task
+    before: RowScores
+    goal: RowScores
+    into: Into
+    batch_size: int
+
+    def batches(self) -> Iterator[tuple[Task, Task]]:
+        """Some rows of both at a time."""
+        for start in range(0, len(self.base), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.base.take(rows), self.source.take(rows)
+
+    def measured(
+        self, scores: Sequence[RowScores]
+    ) -> tuple[Tensor, Tensor, float, float, Into, str]:
+        """The fields of :class:`Effects`; warns where both runs have one metric: there are no shares then."""
+        base, source, metric = self.before.mean, self.goal.mean, self.base.metric_name
+        if not abs(source - base) > 1e-9:
+            warnings.warn(
+                f"corrupted is answered as clean is ({metric} is {base:.6g} for both), so there is nothing "
+                "to give shares of and the effects are NaN; pass prompts that differ in what decides the "
+                "answer",
+                LensLinearWarning,
+                stacklevel=3,
+            )
+        values = torch.tensor([score.mean for score in scores], dtype=torch.float64)
+        errors = [score.minus(self.before).standard_error for score in scores]
+        return values, torch.tensor(errors, dtype=torch.float64), base, source, self.into, metric
 
 
 def require_pair(
-    model: CheckedModel, clean: Any, corrupted: Any, metric: Metric | None
-) -> tuple[Task, Task]:
+    model: CheckedModel,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric | None,
+    into: Into,
+    batch_size: int | None,
+) -> Pair:
     """Accept two prompts of one shape; the answers of the clean one are asked of both."""
+    require_choice("into", into, ("corrupted", "clean"))
     asked = require_task(model, clean, scored=True)
     if metric is not None:
         asked = replace(asked, metric=metric)
@@ -269,7 +302,17 @@ def require_pair(
             asked.targets if asked.positions is None else asked.targets.gather(1, asked.positions)
         )
     asked = replace(asked, labels=labels)
-    return asked, replace(asked, tokens=other.tokens)
+    other = replace(asked, tokens=other.tokens)
+    size = sequences_a_pass(model, asked.tokens.shape[1], batch_size)
+    base, source = (other, asked) if into == "corrupted" else (asked, other)
+    before = score_task(model, base, batch_size=size)
+    goal = score_task(model, source, batch_size=size)
+    if asked.metric == "loss":
+        loss = (before if into == "clean" else goal).mean
+        warn_if_worse_than_a_guess(
+            require_task(model, clean), loss, model.name, model.d_vocab_out, stacklevel=4
+        )
+    return Pair(base, source, before, goal, into, size)
 
 
 def _sites(model: CheckedModel, what: PatchWhat, n_positions: int) -> list[Site]:
@@ -289,21 +332,14 @@ def _spot(what: PatchWhat, layer: int) -> Spot:
 
 
 def _patched(
-    model: CheckedModel,
-    base: Task,
-    source: Task,
-    what: PatchWhat,
-    sites: Sequence[Site],
-    batch_size: int,
+    model: CheckedModel, pair: Pair, what: PatchWhat, sites: Sequence[Site]
 ) -> list[RowScores]:
     """Score the base run with each site patched; copies of the rows share a forward pass."""
     found: list[list[RowScores]] = [[] for _ in sites]
     layers = sorted({site.layer for site in sites})
-    for start in range(0, len(base), batch_size):
-        rows = slice(start, start + batch_size)
-        here, there = base.take(rows), source.take(rows)
+    for here, there in pair.batches():
         seen = run(model, there, record=[_spot(what, layer) for layer in layers], logits=False)
-        copies = max(1, batch_size // len(here))
+        copies = max(1, pair.batch_size // len(here))
         for layer in layers:
             own = [i for i, site in enumerate(sites) if site.layer == layer]
             for first in range(0, len(own), copies):

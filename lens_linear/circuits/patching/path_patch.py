@@ -23,10 +23,9 @@ Sources: Goldowsky-Dill et al. 2023, *Localizing Model Behavior with Path Patchi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -44,10 +43,9 @@ from lens_linear.checks import (
 )
 from lens_linear.circuits.attention.components import HeadOutputs, stream_spot
 from lens_linear.circuits.heads.head_circuit import require_attention
-from lens_linear.circuits.induction.ablation import Head, mean_z, score_task
-from lens_linear.circuits.patching.patch import Into, require_pair, warn_if_the_same
+from lens_linear.circuits.induction.ablation import Head, mean_z
+from lens_linear.circuits.patching.patch import Effects, Into, require_pair
 from lens_linear.errors import InvalidArgumentError
-from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import Run, run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.weights import norm_scale, read_weights
@@ -57,9 +55,7 @@ from lens_linear.stats.task_scores import (
     RowScores,
     require_task,
     score_answers,
-    warn_if_not_next_token,
 )
-from lens_linear.tables import Result
 from lens_linear.text.task import Metric
 
 Via = Literal["q", "k", "v"]
@@ -74,8 +70,7 @@ class PathReader:
         self.weights = read_weights(model)
         self.attention = require_attention(self.weights)
         self.outputs = HeadOutputs(model, self.weights)
-        self.model = self.outputs.model
-        self.norm = norm
+        self.model, self.norm = model, norm
 
     def change(
         self, stream: Tensor, delta: Tensor, layer: int, head: int, via: Via
@@ -107,47 +102,30 @@ class PathReader:
 
 
 @dataclass(frozen=True, eq=False)
-class PathPatchEffects(Result):
+class PathPatchEffects(Effects):
     """What the direct paths from single senders to the receivers do to the task's metric.
 
     Attributes:
-        senders: the writing heads, each patched alone.
-        receivers: the reading heads, changed together; empty for the logits.
-        via: the sides of the receivers that were changed.
         values: the metric of each patched run, mean over answers.
         changes_se: standard error over rows of ``value - base`` (paired); NaN for one row.
         base: the metric of the run patched into.
         source: the metric of the other run.
         into: which run was patched.
-        norm: how the norm before the readers was taken.
         metric: its name.
+        senders: the writing heads, each patched alone.
+        receivers: the reading heads, changed together; empty for the logits.
+        via: the sides of the receivers that were changed.
+        norm: how the norm before the readers was taken.
         n_rows: rows behind the means.
     """
 
     senders: tuple[Head, ...]
     receivers: tuple[Head, ...]
     via: tuple[Via, ...]
-    values: Float[Tensor, " sender"] = field(repr=False)
-    changes_se: Float[Tensor, " sender"] = field(repr=False)
-    base: float
-    source: float
-    into: Into
     norm: Norm
-    metric: str
     n_rows: int
 
-    _figure = "patching"
     _columns = ("sender", "value", "effect", "effect_se")
-
-    @property
-    def effects(self) -> Float[Tensor, " sender"]:
-        """``(value - base) / (source - base)``; NaN where the two runs have the same metric."""
-        return (self.values - self.base) / self._gap
-
-    @property
-    def _gap(self) -> float:
-        gap = self.source - self.base
-        return gap if abs(gap) > 1e-9 else math.nan
 
     @property
     def receiver_name(self) -> str:
@@ -157,17 +135,9 @@ class PathPatchEffects(Result):
         return f"{', '.join(head_name(*at) for at in self.receivers)} ({'/'.join(self.via)})"
 
     def __repr__(self) -> str:
-        order = self.effects.abs().nan_to_num(nan=-1.0).argsort(descending=True)[:3].tolist()
-        best = ", ".join(
-            f"{head_name(*self.senders[i])} {float(self.effects[i]):+.2f}" for i in order
-        )
-        return (
-            f"PathPatchEffects of {counted(len(self.senders), 'sender')} on {self.receiver_name}, into the "
-            f"{self.into} run "
-            f"over {counted(self.n_rows, 'row')}: {self.metric} {self.base:.3f}, {self.source:.3f} in the "
-            f"other run; share "
-            f"of the way: {best}"
-        )
+        moved = self._moved([head_name(*at) for at in self.senders], self.n_rows)
+        senders = counted(len(self.senders), "sender")
+        return f"PathPatchEffects of {senders} on {self.receiver_name}, {moved}"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a sender: sender, layer, index, receiver, value, change, effect, effect_se, in order."""
@@ -177,10 +147,7 @@ class PathPatchEffects(Result):
                 "layer": [layer for layer, _ in self.senders],
                 "index": [head for _, head in self.senders],
                 "receiver": self.receiver_name,
-                "value": self.values.numpy(),
-                "change": (self.values - self.base).numpy(),
-                "effect": self.effects.numpy(),
-                "effect_se": (self.changes_se / abs(self._gap)).numpy(),
+                **self._columns_of_effects(),
             }
         )
 
@@ -237,43 +204,26 @@ def path_patch(
         ['1.00', '0.00']
     """
     model = checked(model)
-    require_choice("into", into, ("corrupted", "clean"))
     require_choice("norm", norm, ("recomputed", "frozen"))
     reader = PathReader(model, norm)
     sides = _require_via(via)
     writers, readers = _require_ends(reader, senders, receivers)
-    asked, other = require_pair(model, clean, corrupted, metric)
-    batch_size = sequences_a_pass(model, asked.tokens.shape[1], batch_size)
-    base, source = (other, asked) if into == "corrupted" else (asked, other)
-    before = score_task(model, base, batch_size=batch_size)
-    goal = score_task(model, source, batch_size=batch_size)
-    if asked.metric == "loss":
-        clean_loss = (before if into == "clean" else goal).mean
-        warn_if_not_next_token(require_task(model, clean), clean_loss, model)
+    pair = require_pair(model, clean, corrupted, metric, into, batch_size)
     parts: list[list[RowScores]] = [[] for _ in writers]
-    for start in range(0, len(base), batch_size):
-        rows = slice(start, start + batch_size)
-        here, there = base.take(rows), source.take(rows)
-        spots = _spots(reader, writers, readers, sides)
+    spots = _spots(reader, writers, readers, sides)
+    for here, there in pair.batches():
         own, theirs = (run(model, t, record=spots, logits=False) for t in (here, there))
         for i, writer in enumerate(writers):
             edits = _path_edits(reader, own, theirs, writer, readers, sides)
             logits = run(model, here, edits=edits).logits
             parts[i].append(score_answers(here, logits))
-    scores = [RowScores.joined(each) for each in parts]
-    warn_if_the_same(before.mean, goal.mean, asked.metric_name)
     return PathPatchEffects(
+        *pair.measured([RowScores.joined(each) for each in parts]),
         tuple(writers),
         tuple(readers),
         sides if readers else (),
-        torch.tensor([score.mean for score in scores], dtype=torch.float64),
-        torch.tensor([s.minus(before).standard_error for s in scores], dtype=torch.float64),
-        before.mean,
-        goal.mean,
-        into,
         norm,
-        asked.metric_name,
-        len(asked),
+        len(pair.base),
     )
 
 
