@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from lens_linear.circuits.heads.composition import KINDS, CompositionScores, composition_scores
+from lens_linear.circuits.heads.factored import eigenvalues
 from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_attention
 from lens_linear.circuits.induction.ablation import ablation_scores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
-from lens_linear.circuits.paths.attention_only import AttentionOnly
-from lens_linear.errors import LensLinearError, UnsupportedModelError
+from lens_linear.circuits.paths.skip_trigrams import skip_trigrams
+from lens_linear.errors import UnsupportedModelError
 from lens_linear.explorer.packing import pack
 from lens_linear.extensions import HeadScore, added, problems
 from lens_linear.models.checked import CheckedModel
@@ -24,6 +25,7 @@ from lens_linear.models.describe.weights import ModelWeights
 from lens_linear.models.frozen.attention_scores import attention_scores
 
 _HALF, _WORD = 2 * 4 / 3, 4 * 4 / 3  # bytes of a float16 and an int32 in base64
+DIRECTIONS = 4  # singular directions of a head's OV circuit
 TABLE_K = 8  # ends of a QK or OV row that a table keeps
 _COLUMNS = (
     "prefix_matching",
@@ -178,24 +180,20 @@ def _strongest(ratio: torch.Tensor, most: int) -> torch.Tensor:
     return (kept & (ratio > -math.inf)).flatten().nonzero()[:, 0]
 
 
-def head_detail(
-    head: HeadCircuit, view: AttentionOnly | None, *, directions: int
-) -> dict[str, Any]:
+def head_detail(head: HeadCircuit) -> dict[str, Any]:
     """Eigenvalues of OV, its singular directions in tokens, and the strongest skip-trigrams."""
-    eigenvalues = torch.linalg.eigvals(head.ov.B @ head.ov.A) if _square(head) else torch.zeros(0)
-    order = eigenvalues.abs().argsort(descending=True)
-    svd = head.svd(min(directions, head.ov.A.shape[1]))
+    values = eigenvalues(head.ov)
+    order = values.abs().argsort(descending=True)
+    svd = head.svd(DIRECTIONS)
     near = {index for run in svd.near_equal for index in run}
-    trigrams = []
-    if view is not None:
-        found = view.skip_trigrams(head.layer, head.head, k=24, by="effect").to_dataframe()
-        names = ["source", "destination", "out", "attention", "effect"]
-        trigrams = [
-            {name: _number(value) for name, value in row.items()}
-            for row in found[names].to_dict("records")
-        ]
+    found = skip_trigrams(head, 24, by="effect").to_dataframe()
+    names = ["source", "destination", "out", "attention", "effect"]
+    trigrams = [
+        {name: _number(value) for name, value in row.items()}
+        for row in found[names].to_dict("records")
+    ]
     return {
-        "eigenvalues": [[_short(v.real), _short(v.imag)] for v in eigenvalues[order].tolist()],
+        "eigenvalues": [[_short(v.real), _short(v.imag)] for v in values[order].tolist()],
         "directions": [
             {
                 "value": _short(float(svd.S[i])),
@@ -219,8 +217,6 @@ def head_tables(
     weights: ModelWeights,
     tokens: Sequence[int],
     scales: torch.Tensor,
-    *,
-    k: int = TABLE_K,
 ) -> dict[str, Any]:
     """For heads of a model that the page cannot run: the ends of their QK and OV rows of some tokens.
 
@@ -250,12 +246,12 @@ def head_tables(
         keys.div_(typical[: len(rows), None])
         keys = keys.unflatten(1, (n_heads // group, -1))
         scores = torch.stack([one @ keys[:, i // group].T for i, one in enumerate(queries)])
-        _keep(parts, "qk", scores.topk(k))
+        _keep(parts, "qk", scores.topk(TABLE_K))
         del keys, scores  # each as large as what follows
         written = rows[ids] @ w_v / typical[ids, None] @ w_o
         writes = (written @ outputs).sub_((written @ mean)[..., None])
-        _keep(parts, "raised", writes.topk(k))
-        _keep(parts, "lowered", writes.topk(k, largest=False))
+        _keep(parts, "raised", writes.topk(TABLE_K))
+        _keep(parts, "lowered", writes.topk(TABLE_K, largest=False))
     packed = {
         name: pack(torch.cat(value), "int32" if name.endswith("ids") else "float16")
         for name, value in parts.items()
@@ -266,20 +262,6 @@ def head_tables(
 def _keep(parts: dict[str, list[torch.Tensor]], name: str, top: Any) -> None:
     parts.setdefault(name, []).append(top.values)
     parts.setdefault(f"{name}_ids", []).append(top.indices)
-
-
-def copied_details(
-    heads: Sequence[HeadCircuit], view: AttentionOnly | None, *, directions: int
-) -> tuple[dict[str, Any], str | None]:
-    """Details of all heads by name, and a sentence where they cannot be had."""
-    try:
-        return {one.name: head_detail(one, view, directions=directions) for one in heads}, None
-    except LensLinearError as reason:
-        return {}, str(reason)
-
-
-def _square(head: HeadCircuit) -> bool:
-    return bool(head.ov.shape[0] == head.ov.shape[1])
 
 
 def _ends(direction: torch.Tensor, sign: int, k: int = 6) -> list[int]:

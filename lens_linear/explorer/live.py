@@ -63,9 +63,7 @@ def live_arrays(
     return arrays
 
 
-def live_facts(
-    model: CheckedModel,
-) -> dict[str, Any]:
+def live_facts(model: CheckedModel) -> dict[str, Any]:
     """Which pairs of dimensions a rotation turns; empty without rotary positions."""
     rotary = read_rotary(model, 0, 1) if model.n_layers else None
     return {} if rotary is None else {"rotary_adjacent": rotary.adjacent}

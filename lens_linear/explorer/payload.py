@@ -20,13 +20,12 @@ from lens_linear.circuits.heads.embedding_scales import token_scales
 from lens_linear.circuits.heads.head_circuit import head_circuit
 from lens_linear.circuits.induction.ablation import StandIns, stand_ins
 from lens_linear.circuits.induction.scores import InductionScores
-from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import LensLinearError, UnsupportedModelError
 from lens_linear.explorer.heads import (
     added_scores,
     clearest,
     composition,
-    copied_details,
+    head_detail,
     head_rows,
     head_tables,
     table_bytes,
@@ -140,6 +139,7 @@ def build_payload(
         subject = replace(subject, weights=None)
     subject, measured, tokens = _measured(subject, readable, missing, room, text, seed, say)
     lens = subject.lens
+    measured_on = "the package's own stories" if text is None else "the caller's text"
     payload: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "live" if live else "run",
@@ -158,7 +158,11 @@ def build_payload(
         "first_ids": subject.rows[0].tolist() if subject.rows else [],
         "runs": [],
         "missing": missing,
-        "made": {"seed": seed, "precision": precision, "text": _text_name(text)},
+        "made": {
+            "seed": seed,
+            "precision": precision,
+            "text": measured_on,
+        },
     }
     if live and subject.weights is not None:
         none = replace(subject, reference=None).means
@@ -407,7 +411,7 @@ def _circuits(
         all_heads = [(i, j) for i in range(model.n_layers) for j in range(model.n_heads)]
         chosen = all_heads if len(all_heads) <= DETAILED else clearest(rows, DETAILED)
         heads = [
-            head_circuit(subject.model, layer, head, weights=weights, verified=verified)
+            head_circuit(model, layer, head, weights=weights, verified=verified)
             for layer, head in chosen
         ]
         if len(chosen) < len(all_heads):
@@ -416,9 +420,9 @@ def _circuits(
                 f"{len(all_heads)} heads with the clearest verdicts: "
                 "circuits.head_circuit(model, layer, head) gives the others."
             )
-        details, reason = copied_details(heads, AttentionOnly(subject.model), directions=4)
-        found["head_details"] = details
-        missing.extend([] if reason is None else [reason])
+        found["head_details"] = _attempt(
+            lambda: {head.name: head_detail(head) for head in heads}, missing, {}
+        )
         return found
     named = list(dict.fromkeys(int(one) for row in subject.rows for one in row))
     room = max_bytes // table_bytes(model.n_layers * model.n_heads)
@@ -430,7 +434,7 @@ def _circuits(
         )
         return found
     found["head_tables"] = _attempt(
-        lambda: head_tables(subject.model, weights, asked, scales), missing, None
+        lambda: head_tables(model, weights, asked, scales), missing, None
     )
     missing.append(
         f"Where a head looks and what it writes stand here for {len(asked)} of the {len(named)} tokens of "
@@ -523,7 +527,3 @@ def _lens_note(lens: Lens | None) -> str:
         "Linear lens (fit_lens with raw=False): one affine map a layer to the normalised last stream, "
         f"least squares on n = {lens.n:,} tokens, ridge {lens.ridge:g} of the mean variance.{few}"
     )
-
-
-def _text_name(text: str | None) -> str:
-    return "the package's own stories" if text is None else "the caller's text"

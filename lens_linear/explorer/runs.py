@@ -42,7 +42,6 @@ def run_payload(
 
     Args:
         model: a bridge.
-        shape: of the model.
         weights: folded; None leaves out the lenses and the shares of a logit.
         lens: the linear lens; None leaves it out.
         text: as it was given.

@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from lens_linear import __version__
 from lens_linear.checks import counted, require_instance, require_int, require_seed, require_step
-from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.errors import (
     InvalidArgumentError,
     LensLinearWarning,
@@ -21,6 +21,7 @@ from lens_linear.extensions import added, installed, problems
 from lens_linear.files import require_target, write_text
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.describe.parameter_counts import n_parameters
+from lens_linear.models.frozen.frozen_attention import require_attention_only
 from lens_linear.models.open.checksum import weights_sha256
 from lens_linear.models.tokenizer import mostly_one_token
 from lens_linear.reports.attempt import attempt
@@ -41,7 +42,6 @@ from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
 from lens_linear.stats.task_scores import require_task
 from lens_linear.text.task import Task
-from lens_linear.token_labels import text_label
 from lens_linear.token_rows import TokenRows
 
 
@@ -97,13 +97,13 @@ def report(
     seed = require_seed(seed)
     task = _one_of(task, text, tokens)
     asked = _asked(model, task, n_sequences)
-    name = text_label(Path(model.name).name)
     say = require_step(on_step)
     say("loss")
     measured = Measured(model, asked, seed)
-    sections = [attempt("The model", lambda: overview(measured, asked, name, own=task is None))]
-    sections += model_sections(measured, asked, name, on_step=say)
-    sections += added_sections(model, asked, on_step=say)
+    name = measured.name
+    sections = [attempt("The model", lambda: overview(measured, own=task is None))]
+    sections += model_sections(measured, on_step=say)
+    sections += added_sections(measured, on_step=say)
     settings = {
         "lens_linear": __version__,
         "model": name,
@@ -121,7 +121,7 @@ def report(
     )
     say("explorer")
     words = task if isinstance(task, str) else None
-    explorer = write_explorer(measured, path, name=name, text=words)
+    explorer = write_explorer(measured, path, text=words)
     go_on = _go_on(task, [section.title for section in sections])
     page = render_page(
         f"{name}: a report", lead, sections, settings=settings, go_on=go_on, explorer=explorer
@@ -225,13 +225,13 @@ def _real_rows(asked: Task) -> list[list[int]]:
     return [row[real].tolist() for row, real in zip(asked.tokens, asked.mask, strict=True)]
 
 
-def overview(measured: Measured, asked: Task, name: str, *, own: bool = False) -> Section:
+def overview(measured: Measured, *, own: bool) -> Section:
     """What the model is, and its loss on what it is asked (``own``: on the package's own stories)."""
-    model = measured.model
-    n_tokens, n_rows, loss = _whole_loss(measured, asked, own)
+    model, asked = measured.model, measured.asked
+    n_tokens, n_rows, loss = _whole_loss(measured, own)
     prose = (
-        f"{name} has {counted(model.n_layers, 'layer')} of {counted(model.n_heads, 'head')}, a residual "
-        f"stream of {model.d_model} dimensions, a vocabulary of {model.d_vocab:,} tokens and "
+        f"{measured.name} has {counted(model.n_layers, 'layer')} of {counted(model.n_heads, 'head')}, a "
+        f"residual stream of {model.d_model} dimensions, a vocabulary of {model.d_vocab:,} tokens and "
         f"{n_parameters(model):,} parameters. On the "
         f"text of this report ({n_tokens:,} tokens in {counted(n_rows, 'row')}) its loss is "
         f"{loss:.3f} nats per {'token' if asked.is_next_token else 'answer'}; a uniform guess has "
@@ -242,8 +242,9 @@ def overview(measured: Measured, asked: Task, name: str, *, own: bool = False) -
     return Section("The model", prose)
 
 
-def _whole_loss(measured: Measured, asked: Task, own: bool) -> tuple[int, int, float]:
+def _whole_loss(measured: Measured, own: bool) -> tuple[int, int, float]:
     """Tokens, rows and loss; of a large model on our own text, of the rows that test its FFNs' maps."""
+    asked = measured.asked
     if own and n_parameters(measured.model) >= LARGE:
         with suppress(Exception):  # one without FFNs; what else fails is said in its section
             table = measured.compression
@@ -252,40 +253,34 @@ def _whole_loss(measured: Measured, asked: Task, own: bool) -> tuple[int, int, f
     return int(asked.lengths.sum()), len(asked.tokens), score.mean
 
 
-def model_sections(
-    measured: Measured, asked: Task, name: str, *, on_step: Callable[[str], None]
-) -> list[Section]:
+def model_sections(measured: Measured, *, on_step: Callable[[str], None]) -> list[Section]:
     """All sections that apply to a model; a part that fails is said with its reason, in its place."""
-    model, seed = measured.model, measured.seed
     sections: list[Section] = []
-    view = _attention_only(model)
-    parts: dict[str, Callable[[], Section]] = {
-        "Bigrams": lambda: bigram_section(model, name=name),
-        "Skip-trigrams": lambda: skip_trigram_section(model, name=name),
-        "Induction heads": lambda: induction_section(measured, name=name),
-        "Composition": lambda: composition_section(measured.composition, name=name),
-        "Paths": lambda: path_section(view, asked, name=name),  # type: ignore[arg-type]
-        "Linearity": lambda: linearity_section(measured.linearity, name=name),
-        "FFN replacement": lambda: ffn_section(
-            measured.compression, name=name, n_layers=model.n_layers
-        ),
-        "Depth dynamics": lambda: dynamics_section(model, name=name, seed=seed),
+    parts: dict[str, Callable[[Measured], Section]] = {
+        "Bigrams": bigram_section,
+        "Skip-trigrams": skip_trigram_section,
+        "Induction heads": induction_section,
+        "Composition": composition_section,
+        "Paths": path_section,
+        "Linearity": linearity_section,
+        "FFN replacement": ffn_section,
+        "Depth dynamics": dynamics_section,
     }
-    for title in _titles(model, attention_only=view is not None):
+    for title in _titles(measured.model):
         on_step(title.lower())
-        sections.append(attempt(title, parts[title]))
+        sections.append(attempt(title, partial(parts[title], measured)))
     return sections
 
 
-def added_sections(
-    model: CheckedModel, asked: Task, *, on_step: Callable[[str], None]
-) -> list[Section]:
+def added_sections(measured: Measured, *, on_step: Callable[[str], None]) -> list[Section]:
     """Sections of installed packages; one that fails, or cannot be shown, is said in its place."""
     sections = []
     for title, part in added("sections").items():
         on_step(title)
         try:
-            section = require_instance(title, part.value(model.bridge, asked), Section)
+            section = require_instance(
+                title, part.value(measured.model.bridge, measured.asked), Section
+            )
             render_page("", "", [section], settings={})
         except Exception as reason:
             section = Section(f"{title}: failed", part.failed(title, reason))
@@ -295,10 +290,15 @@ def added_sections(
     return sections
 
 
-def _titles(model: CheckedModel, *, attention_only: bool) -> list[str]:
+def _titles(model: CheckedModel) -> list[str]:
     """What applies to a model of this shape, in order."""
     if not model.n_layers:
         return ["Bigrams"]
+    attention_only = True
+    try:
+        require_attention_only(model)
+    except UnsupportedModelError:
+        attention_only = False
     titles = ["Skip-trigrams"] if attention_only and model.n_layers == 1 else []
     titles += ["Induction heads"] + ["Composition"] * (model.n_layers > 1)
     titles += ["Paths"] * attention_only + ["Linearity"]
@@ -307,13 +307,4 @@ def _titles(model: CheckedModel, *, attention_only: bool) -> list[str]:
 
 def report_steps(model: ModelLike) -> int:
     """How often :func:`report` calls ``on_step`` for this model."""
-    model = checked(model)
-    titles = _titles(model, attention_only=_attention_only(model) is not None)
-    return 2 + len(titles) + len(added("sections"))
-
-
-def _attention_only(model: CheckedModel) -> AttentionOnly | None:
-    try:
-        return AttentionOnly(model)
-    except UnsupportedModelError:
-        return None
+    return 2 + len(_titles(checked(model))) + len(added("sections"))

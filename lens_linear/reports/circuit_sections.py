@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pandas as pd
 import torch
 
 from lens_linear import plots as figures
 from lens_linear.checks import counted
-from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.models.capture import run
 from lens_linear.models.checked import CheckedModel
@@ -18,7 +14,6 @@ from lens_linear.models.tokenizer import token_strings, tokenize_prompts, vocabu
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Attention, Block, Figure, Section, Table
 from lens_linear.text.random_rows import repeated_tokens
-from lens_linear.text.task import Task
 from lens_linear.token_labels import token_label
 
 _WORDS = (" said", " little", " the", " once", " and", " was")
@@ -36,9 +31,10 @@ _HEAD_COLUMNS = [
 
 
 def bigram_section(
-    model: CheckedModel, *, name: str, loss: float | None = None, floor: float | None = None
+    measured: Measured, *, loss: float | None = None, floor: float | None = None
 ) -> Section:
     """What a model without layers has learnt: a table of bigrams (loss and floor from its card)."""
+    model, name = measured.model, measured.name
     table = AttentionOnly(model).bigrams()
     rows = []
     words = [(word, tokenize_prompts(model, [word], bos=False)[0]) for word in _WORDS]
@@ -71,12 +67,12 @@ def bigram_section(
     )
 
 
-def skip_trigram_section(model: CheckedModel, *, name: str, top: int = 12) -> Section:
+def skip_trigram_section(measured: Measured) -> Section:
     """The strongest skip-trigrams of the head of a one-layer model that copies most."""
-    view = AttentionOnly(model)
+    model, view = measured.model, AttentionOnly(measured.model)
     heads = view.heads()
     head = max(heads, key=lambda one: one.copying_score)
-    table = view.skip_trigrams(head.layer, head.head, k=top)
+    table = view.skip_trigrams(head.layer, head.head, k=12)
     frame = table.to_dataframe().sort_values("effect", ascending=False)
     for column in ("source", "destination", "out"):
         frame[column] = [token_label(t) for t in token_strings(model, frame[column].tolist())]
@@ -85,8 +81,8 @@ def skip_trigram_section(model: CheckedModel, *, name: str, top: int = 12) -> Se
     prose = (
         f"A head of one layer moves information from a source token to the destination and raises the "
         f"logits of some out tokens: a skip-trigram, source … destination → out. The table lists the "
-        f"{len(frame)} strongest of head {head.name} of {name} by attention and output together, largest "
-        f"effect first. "
+        f"{len(frame)} strongest of head {head.name} of {measured.name} by attention and output together, "
+        f"largest effect first. "
         f"Copies, where the source token itself is raised: {_number(copied)} of these rows. Source and "
         f"destination are one token in {_number(itself)}: there the head reads the current token, or an "
         "earlier occurrence of it.\n\nThe eigenvalues of the OV circuit say how much a head copies "
@@ -108,16 +104,16 @@ def skip_trigram_section(model: CheckedModel, *, name: str, top: int = 12) -> Se
     )
 
 
-def composition_section(
-    scores: CompositionScores, *, name: str, top: int = 8, title: str = "Composition"
-) -> Section:
+def composition_section(measured: Measured, *, title: str = "Composition") -> Section:
     """Which heads read what which heads wrote, beside random matrices of the same shape."""
+    scores, name = measured.composition, measured.name
+    folded = ", norms folded in," if scores.folded else ""
     frame = scores.to_dataframe()  # largest ratio first
     best, above = frame.iloc[0], scores.above_random()
     passing = ", ".join(f"{n:,} by {kind}" for kind, n in above.items())
     prose = (
         f"A head of a later layer can read what an earlier head wrote, through its queries (Q), keys (K) "
-        f"or values (V). The score compares the product of the two heads' matrices{_folded(scores)} with "
+        f"or values (V). The score compares the product of the two heads' matrices{folded} with "
         f"their sizes. Beside it stands what random rotations of the same matrices give. In {name} the "
         f"strongest is {best['kind']}-composition of {best['writer']} into {best['reader']}: "
         f"{best['score']:.3f} against {best['baseline_mean']:.3f}, {best['ratio']:.1f} times as much. Of "
@@ -134,7 +130,7 @@ def composition_section(
                 "Rows: heads that write. Columns: heads that read. Blue: the pair composes more than "
                 "random matrices do, red: less; the colour is score minus random mean.",
             ),
-            Table(frame[columns].head(top), "The pairs that stand out most from random ones."),
+            Table(frame[columns].head(8), "The pairs that stand out most from random ones."),
         ],
         finding=(
             f"The strongest composition in {name} is {best['kind']} of {best['writer']} into "
@@ -143,16 +139,13 @@ def composition_section(
     )
 
 
-def _folded(scores: CompositionScores) -> str:
-    return ", norms folded in," if scores.folded else ""
-
-
-def induction_section(measured: Measured, *, name: str) -> Section:
+def induction_section(measured: Measured) -> Section:
     """Head scores on repeated random tokens, and the pattern of the best induction head."""
-    model, scores, seed = measured.model, measured.induction, measured.seed
+    scores, name = measured.induction, measured.name
     frame = scores.ranked()
     found, previous = scores.heads("induction"), scores.heads("previous-token")
-    best = _strongest(frame, "induction", "prefix_matching")
+    passed = frame[frame["verdict"] == "induction"]
+    best = None if passed.empty else passed.iloc[int(passed["prefix_matching"].argmax())]
     blocks: list[Block] = [
         Figure(
             figures.head_scores(scores),
@@ -200,14 +193,8 @@ def induction_section(measured: Measured, *, name: str) -> Section:
                 "positions that were told that the current token came before them."
             )
     if best is not None:
-        blocks.append(_pattern(model, best, seed))
+        blocks.append(_pattern(measured.model, best, measured.seed))
     return Section("Induction heads", prose, blocks, finding=finding)
-
-
-def _strongest(frame: pd.DataFrame, verdict: str, score: str) -> pd.Series | None:
-    """Of the heads that passed the one with the highest score, None where none passed."""
-    passed = frame[frame["verdict"] == verdict]
-    return None if passed.empty else passed.iloc[int(passed[score].argmax())]
 
 
 def _pattern(model: CheckedModel, best: pd.Series, seed: int) -> Attention:
@@ -262,13 +249,10 @@ def _number(number: int) -> str:
     return words[number] if number < len(words) else str(number)
 
 
-def path_section(
-    view: AttentionOnly, tokens: Any, *, name: str, sequences: Sequence[int] = range(4)
-) -> Section:
+def path_section(measured: Measured) -> Section:
     """How much every order of paths is worth to a task, or to next tokens, with the exact sum checked."""
-    task = tokens if isinstance(tokens, Task) else Task(tokens)
-    chosen = [row for row in sequences if row < len(task)]
-    expansion = view.paths(task.take(torch.tensor(chosen)))
+    name = measured.name
+    expansion = AttentionOnly(measured.model).paths(measured.asked.take(slice(0, 4)))
     importance = expansion.importance()
     frame = importance.to_dataframe()
     gains = ", ".join(

@@ -6,8 +6,7 @@ from lens_linear import plots as figures
 from lens_linear.dynamics.gains.directions import concept_directions
 from lens_linear.dynamics.gains.gain_profile import gain_profile
 from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
-from lens_linear.linearity.replace.compression import CompressionTable
-from lens_linear.models.checked import CheckedModel
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Figure, Section, Table
 from lens_linear.text.concepts import load_concept
 
@@ -15,8 +14,9 @@ _PROMPTS = 40
 _ORDER = 16
 
 
-def ffn_section(table: CompressionTable, *, name: str, n_layers: int) -> Section:
+def ffn_section(measured: Measured) -> Section:
     """What the loss says when one FFN is its best affine map; how many of the layers were tried."""
+    table, n_layers = measured.compression, measured.model.n_layers
     frame = table.to_dataframe()
     tried = frame["layer"].nunique()
     whole = "" if tried == n_layers else f" Of {n_layers} layers {tried} were tried."
@@ -38,8 +38,9 @@ def ffn_section(table: CompressionTable, *, name: str, n_layers: int) -> Section
     if table.first_position:
         columns.insert(2, "ffn_r2_without_first")
     prose = (
-        f"One FFN of {name} at a time is replaced by the affine map that fits it best, and the loss is "
-        f"taken on other text. {finding} R² alone does not say this: what a layer writes may matter little."
+        f"One FFN of {measured.name} at a time is replaced by the affine map that fits it best, and the "
+        f"loss is taken on other text. {finding} R² alone does not say this: what a layer writes may "
+        "matter little."
     ) + ("" if not table.first_position else f" {_sentence(table.first_position)}")
     block = Table(frame[columns], f"Loss on {table.n_tokens:,} tokens, maps of {table.n_fit:,}.")
     caption = "Loss after one FFN was replaced by an affine map."
@@ -53,20 +54,21 @@ def _sentence(clause: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def dynamics_section(model: CheckedModel, *, name: str, seed: int = 0) -> Section:
+def dynamics_section(measured: Measured) -> Section:
     """Gains over depth of a small concept, and how well a linear surrogate predicts them."""
+    model, seed = measured.model, measured.seed
     split = load_concept("mood").split(_PROMPTS, _PROMPTS, _PROMPTS, seed=seed)
     directions = concept_directions(model, split.concept, truncate=True)
-    measured = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
+    profile = gain_profile(model, list(split.evaluation.texts), directions, truncate=True)
     order = min(_ORDER, model.d_model)
     surrogate = fit_surrogate(
         model, list(split.operating.texts), directions, order=order, truncate=True, seed=seed
     )
-    agreement = surrogate.agreement(measured)
-    gains = measured.mean
+    agreement = surrogate.agreement(profile)
+    gains = profile.mean
     top = int(gains.abs().argmax())
     finding = (
-        f"A push along the mood direction counts most at layer {top} of {name} (gain "
+        f"A push along the mood direction counts most at layer {top} of {measured.name} (gain "
         f"{float(gains[top]):.2f}); a linear surrogate of order {order} ranks the layers with Spearman "
         f"{agreement.spearman:.2f}."
     )
@@ -75,7 +77,7 @@ def dynamics_section(model: CheckedModel, *, name: str, seed: int = 0) -> Sectio
         f"is pushed along it. {finding} Prompts: {_PROMPTS} of one half to fit, {_PROMPTS} others to "
         "measure."
     )
-    drawn = figures.gain_profiles({"measured": measured, f"order {order}": surrogate})
+    drawn = figures.gain_profiles({"measured": profile, f"order {order}": surrogate})
     return Section(
         "Gains over depth",
         prose,

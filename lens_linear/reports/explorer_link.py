@@ -21,9 +21,7 @@ class ExplorerLink:
     address: str = ""
 
 
-def write_explorer(
-    measured: Measured, page: Path, *, name: str, text: str | None = None
-) -> ExplorerLink:
+def write_explorer(measured: Measured, page: Path, *, text: str | None = None) -> ExplorerLink:
     """Write ``<page>-explorer.html`` beside a page, of its numbers; where the model allows none, say why."""
     try:
         saved = explore(measured.model, text=text, seed=measured.seed, **measured.found()).save(
@@ -36,6 +34,6 @@ def write_explorer(
         said = f"{type(reason).__name__}: {reason}"
         return ExplorerLink(f"There is no explorer beside this page, it failed: {said}")
     return ExplorerLink(
-        f"Open the explorer of {name} ({saved.stat().st_size / 1e6:.1f} MB, beside this page)",
+        f"Open the explorer of {measured.name} ({saved.stat().st_size / 1e6:.1f} MB, beside this page)",
         quote(os.fsencode(saved.name)),
     )

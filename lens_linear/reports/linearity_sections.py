@@ -6,6 +6,7 @@ import pandas as pd
 
 from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.plots import linearity as figures
+from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Block, Figure, Section, Table
 from lens_linear.studies.published import published_beside_measured
 
@@ -18,14 +19,9 @@ _SCORES = {
 }
 
 
-def linearity_section(profile: LinearityProfile, *, name: str) -> Section:
-    """How linear every layer is, with the first position and without it.
-
-    Args:
-        profile: with both readings, from one pass.
-        name: of the model.
-    """
-    every = profile
+def linearity_section(measured: Measured) -> Section:
+    """How linear every layer is, with the first position and without it."""
+    every, name = measured.linearity, measured.name
     table = every.to_dataframe()
     blocks: list[Block] = [
         Figure(

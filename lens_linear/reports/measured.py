@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from lens_linear.circuits.heads.composition import CompositionScores
 from lens_linear.circuits.induction.scores import InductionScores, induction_scores
@@ -16,6 +15,7 @@ from lens_linear.linearity.measure.profile_result import LinearityProfile
 from lens_linear.linearity.replace.compression import CompressionTable, ffn_compression
 from lens_linear.models.checked import CheckedModel
 from lens_linear.text.task import Task
+from lens_linear.token_labels import text_label
 
 _LAYERS = 6  # FFNs replaced at most: each costs a forward pass over the text
 
@@ -30,8 +30,13 @@ class Measured:
     """Results of one model, each measured when it is first asked for."""
 
     model: CheckedModel
-    tokens: Tensor | Task
+    asked: Task
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the model, for titles and sentences."""
+        return text_label(Path(self.model.name).name)
 
     @cached_property
     def induction(self) -> InductionScores:
@@ -46,15 +51,14 @@ class Measured:
     @cached_property
     def linearity(self) -> LinearityProfile:
         """With and without the first position, from one pass."""
-        return linearity_profile(self.model, self.tokens, seed=self.seed)
+        return linearity_profile(self.model, self.asked, seed=self.seed)
 
     @cached_property
     def compression(self) -> CompressionTable:
         """Some FFNs as one affine map each, and the loss of the whole model on the rows that test them."""
         n = self.model.n_layers
         layers = sorted({round(i * (n - 1) / (_LAYERS - 1)) for i in range(_LAYERS)})
-        asked = self.tokens if isinstance(self.tokens, Task) else Task(self.tokens)
-        rows = asked.take(slice(0, rows_enough(self.model, asked.tokens.shape[1])))
+        rows = self.asked.take(slice(0, rows_enough(self.model, self.asked.tokens.shape[1])))
         return ffn_compression(self.model, rows, layers=layers, seed=self.seed)
 
     def found(self) -> dict[str, Any]:

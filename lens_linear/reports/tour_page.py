@@ -9,7 +9,6 @@ from typing import Any
 
 from lens_linear import __version__
 from lens_linear.checks import counted, require_seed, require_step
-from lens_linear.circuits.paths.attention_only import AttentionOnly
 from lens_linear.files import require_target, write_text
 from lens_linear.models.checked import checked
 from lens_linear.models.open.bundled import available_models
@@ -30,6 +29,7 @@ from lens_linear.reports.linearity_sections import linearity_section
 from lens_linear.reports.measured import Measured
 from lens_linear.reports.page import Section, render_page
 from lens_linear.stats.evaluation import evaluation_tokens
+from lens_linear.text.task import Task
 
 _LEAD = (
     "Small transformers that were trained for this page, taken apart: what a model without layers knows, "
@@ -88,7 +88,7 @@ def tour(
     models = {name: checked(load(name)) for name in _MODELS}
     sections = []
     measured = {
-        name: Measured(model, evaluation_tokens(model, n_sequences=_ROWS), seed)
+        name: Measured(model, Task(evaluation_tokens(model, n_sequences=_ROWS)), seed)
         for name, model in models.items()
     }
     with few_threads(max(model.d_model for model in models.values())):
@@ -96,13 +96,13 @@ def tour(
             say(title)
             sections.append(attempt(title, part))
         say(_EXPLORER)
-        explorer = write_explorer(measured["attn-2l"], path, name="attn-2l")
+        explorer = write_explorer(measured["attn-2l"], path)
     settings = {
         "lens_linear": __version__,
         "seed": seed,
         "weights_sha256": {name: weights_sha256(model) for name, model in models.items()},
         "text": "the package's own stories",
-        "sequences": len(measured["gpt-mini"].tokens),
+        "sequences": len(measured["gpt-mini"].asked),
     }
     page = render_page(
         "A tour of small transformers",
@@ -122,14 +122,10 @@ def _parts(measured: dict[str, Measured]) -> dict[str, Callable[[], Section]]:
     card = available_models().set_index("name").loc["attn-0l"].to_dict()
     third = "Two layers: composition"
     return {
-        "Zero layers": lambda: bigram_section(
-            none.model, loss=card["loss"], floor=card["floor"], name="attn-0l"
-        ),
-        "One layer": lambda: skip_trigram_section(one.model, name="attn-1l"),
-        third: lambda: composition_section(two.composition, name="attn-2l", title=third),
-        "Induction heads": lambda: induction_section(two, name="attn-2l"),
-        "Paths, exactly": lambda: path_section(
-            AttentionOnly(two.model), two.tokens, name="attn-2l"
-        ),
-        _LINEAR: lambda: linearity_section(full.linearity, name="gpt-mini"),
+        "Zero layers": lambda: bigram_section(none, loss=card["loss"], floor=card["floor"]),
+        "One layer": lambda: skip_trigram_section(one),
+        third: lambda: composition_section(two, title=third),
+        "Induction heads": lambda: induction_section(two),
+        "Paths, exactly": lambda: path_section(two),
+        _LINEAR: lambda: linearity_section(full),
     }

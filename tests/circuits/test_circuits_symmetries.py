@@ -14,6 +14,7 @@ from circuit_zoo import ids, native
 from test_circuits_unseen import SCORES, TOKENS
 
 import lens_linear as ll
+from lens_linear.models.checked import checked
 from lens_linear.reports.measured import Measured
 
 
@@ -195,7 +196,7 @@ UNSEEN_IN_THE_STREAM = [name for name in CHANGES if not name.endswith(("row", "h
 @pytest.mark.parametrize("change", UNSEEN_IN_THE_STREAM)
 def test_what_a_page_measures_does_not_move(plain, pairs, change):
     rows = torch.randint(plain.cfg.d_vocab, (60, 12), generator=torch.Generator().manual_seed(2))
-    one, two = Measured(plain, rows), Measured(pairs[change], rows)
+    one, two = (Measured(checked(m), ll.Task(rows)) for m in (plain, pairs[change]))
     for part in ("induction", "composition", "linearity"):
         before, after = (
             getattr(m, part).to_dataframe().select_dtypes("number") for m in (one, two)

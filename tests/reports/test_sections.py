@@ -26,10 +26,15 @@ from lens_linear.reports.page import Attention, Section
 from lens_linear.token_labels import token_label
 
 
+def measured(model, tokens, **known):
+    """What a page measures of a model; some of it known."""
+    found = Measured(checked(model), ll.Task(tokens))
+    vars(found).update(known)
+    return found
+
+
 def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
-    section = induction_section(
-        Measured(checked(attn_2l), ll.evaluation_tokens(attn_2l)), name="attn-2l"
-    )
+    section = induction_section(measured(attn_2l, ll.evaluation_tokens(attn_2l)))
     view = next(block for block in section.blocks if isinstance(block, Attention))
     assert view.head_names[0] in section.prose and "is an induction head" in view.caption
     said = float(re.search(r"second half (0\.\d\d)", view.caption).group(1))
@@ -49,14 +54,14 @@ def test_the_caption_of_the_pattern_says_how_much_lies_on_the_stripe(attn_2l):
 
 def test_a_model_without_induction_heads_is_not_said_to_have_one():
     toy = ll.toy_model(n_layers=1, seed=0)
-    section = induction_section(Measured(toy, torch.arange(8)[None]), name="toy")
+    section = induction_section(measured(toy, torch.arange(8)[None]))
     assert "no head of toy passes" in section.prose
     assert not any(isinstance(block, Attention) for block in section.blocks)
 
 
 def test_paths_add_up_from_a_uniform_guess_to_the_models_loss(attn_2l):
     tokens = ll.evaluation_tokens(attn_2l, n_sequences=4)
-    prose = path_section(ll.AttentionOnly(attn_2l), tokens, name="attn-2l").prose
+    prose = path_section(measured(attn_2l, tokens)).prose
     start = float(re.search(r"loss of (\d\.\d\d) nats", prose).group(1))
     gains = [float(gain) for gain in re.findall(r"order \d by (-?\d\.\d+)", prose)]
     with torch.no_grad():
@@ -66,7 +71,7 @@ def test_paths_add_up_from_a_uniform_guess_to_the_models_loss(attn_2l):
 
 
 def test_skip_trigrams_count_their_copies():
-    section = skip_trigram_section(ll.load("attn-1l"), name="attn-1l")
+    section = skip_trigram_section(measured(ll.load("attn-1l"), torch.arange(8)[None]))
     frame = section.blocks[0].frame
     words = {0: "none", 7: "seven"}
     copies = int((frame["source"] == frame["out"]).sum())
@@ -78,7 +83,7 @@ def test_skip_trigrams_count_their_copies():
 def test_linearity_does_not_call_a_block_identity_that_overwrites_the_stream():
     model = ll.load("gpt-nano")
     tokens = ll.evaluation_tokens(model, n_sequences=12)
-    prose = linearity_section(ll.linearity_profile(model, tokens), name="gpt-nano").prose
+    prose = linearity_section(measured(model, tokens)).prose
     assert "identity" not in prose and "affine map explains" in prose
 
 
@@ -93,8 +98,8 @@ def with_outlier():
 
 
 def test_every_score_that_the_first_position_moves_has_both_readings_on_the_page():
-    profile = ll.linearity_profile(*with_outlier())
-    section = linearity_section(profile, name="x")
+    found = measured(*with_outlier())
+    profile, section = found.linearity, linearity_section(found)
     frame, later = section.blocks[1].frame, profile.to_dataframe()
     assert profile.first_position_layers("attn") and profile.first_position_layers("block")
     for score, column, words in (
@@ -110,18 +115,17 @@ def test_every_score_that_the_first_position_moves_has_both_readings_on_the_page
         assert (span in section.prose) == said
     low, high = (f(later.block_r2_without_first) for f in (min, max))
     assert f"Without the first position blocks reach {low:.2f} to {high:.2f}" in section.finding
-    plain = ll.linearity_profile(
-        ll.load("gpt-nano"), ll.evaluation_tokens(ll.load("gpt-nano"))[:24]
-    )
-    if not plain.first_position_layers():
-        assert "first position" not in linearity_section(plain, name="x").finding
+    nano = ll.load("gpt-nano")
+    plain = measured(nano, ll.evaluation_tokens(nano)[:24])
+    if not plain.linearity.first_position_layers():
+        assert "first position" not in linearity_section(plain).finding
 
 
 def test_the_page_says_how_many_ffns_were_tried_beside_their_null():
     model, ids = with_outlier()
     for layers, said in (([0, 2], "Of 3 layers 2 were tried."), ([0, 1, 2], None)):
         table = ll.linearity.ffn_compression(model, ids, layers=layers)
-        section = ffn_section(table, name="x", n_layers=3)
+        section = ffn_section(measured(model, ids, compression=table))
         assert "null_r2" in section.blocks[1].frame
         assert (said or "were tried") in section.prose if said else "tried" not in section.prose
         assert bool(table.first_position) == ("ffn_r2_without_first" in section.blocks[1].frame)
