@@ -5,7 +5,7 @@ linear range.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import pandas as pd
@@ -52,19 +52,10 @@ class StepSizeTable(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a step: eps, spearman, pearson, relative_error, mean_spearman, n_prompts."""
-        return pd.DataFrame(
-            [
-                {
-                    "eps": eps,
-                    "spearman": found.spearman,
-                    "pearson": found.pearson,
-                    "relative_error": found.relative_error,
-                    "mean_spearman": found.mean_spearman,
-                    "n_prompts": found.n_prompts,
-                }
-                for eps, found in zip(self.steps, self.agreements, strict=True)
-            ]
-        )
+        names = ["spearman", "pearson", "relative_error", "mean_spearman", "n_prompts"]
+        frame = pd.DataFrame([asdict(found) for found in self.agreements])[names]
+        frame.insert(0, "eps", self.steps)
+        return frame
 
 
 @own_modes()

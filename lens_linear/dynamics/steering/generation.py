@@ -38,7 +38,7 @@ from lens_linear.models.spots import Edit
 from lens_linear.models.tokenizer import require_tokenizer
 from lens_linear.stats.model_scores import score_model
 from lens_linear.stats.split import as_rows
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 Where = Literal["generated", "prompt"]
 
@@ -81,18 +81,12 @@ class SteeredText(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a prompt and scale: prompt, scale, text, perplexity, readout."""
-        rows = [
-            {
-                "prompt": prompt,
-                "scale": scale,
-                "text": self.texts[i][j],
-                "perplexity": float(self.loss[i, j].exp()),
-                "readout": float(self.readout[i, j]),
-            }
-            for j, prompt in enumerate(self.prompts)
-            for i, scale in enumerate(self.scales)
-        ]
-        return pd.DataFrame(rows)
+        values = {"perplexity": self.loss.exp().T, "readout": self.readout.T}
+        frame = cells({"prompt": self.prompts, "scale": self.scales}, values)
+        frame.insert(
+            2, "text", [text for prompt in zip(*self.texts, strict=True) for text in prompt]
+        )
+        return frame
 
 
 def steer_text(

@@ -41,7 +41,7 @@ from lens_linear.linalg.balanced import balanced_truncation
 from lens_linear.linalg.krylov import complete_basis, krylov_basis
 from lens_linear.linalg.precision import to_compute
 from lens_linear.progress import watched
-from lens_linear.tables import Result
+from lens_linear.tables import Result, cells
 
 Basis = Literal["krylov", "balanced", "pca", "random", "krylov-stationary"]
 BasisLike = Union[Basis, str, "Bases", Callable[..., Any]]
@@ -91,16 +91,11 @@ class Bases(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a boundary and coordinate: boundary, coordinate, right_norm, left_norm, hankel."""
-        boundaries, _, order = self.right.shape
-        hankel = self.right.new_full((boundaries, order), float("nan"))
-        return pd.DataFrame(
-            {
-                "boundary": torch.arange(boundaries).repeat_interleave(order).numpy(),
-                "coordinate": torch.arange(order).repeat(boundaries).numpy(),
-                "right_norm": self.right.norm(dim=1).flatten().cpu().numpy(),
-                "left_norm": self.left.norm(dim=1).flatten().cpu().numpy(),
-                "hankel": (hankel if self.hankel is None else self.hankel).flatten().cpu().numpy(),
-            }
+        right, left = self.right.norm(dim=1), self.left.norm(dim=1)
+        hankel = torch.full_like(right, torch.nan) if self.hankel is None else self.hankel
+        return cells(
+            {"boundary": range(len(right)), "coordinate": range(self.order)},
+            {"right_norm": right, "left_norm": left, "hankel": hankel},
         )
 
 
