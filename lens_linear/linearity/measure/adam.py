@@ -20,12 +20,11 @@ from lens_linear.checks import counted, require_float, require_int, require_seed
 from lens_linear.linalg import Moments, r_squared, spectrum, to_compute
 from lens_linear.linalg.least_squares import Ridge, require_halves, require_ridge
 from lens_linear.linalg.precision import own_modes
-from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, with_and_without
+from lens_linear.linearity.measure.first_position import DIFFERENT, both_readings, probe_site
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null
 from lens_linear.models.capture import Site
-from lens_linear.models.checked import ModelLike, checked
-from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
-from lens_linear.stats.split import as_rows, halves
+from lens_linear.models.checked import ModelLike
+from lens_linear.stats.collect import SiteRows
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 from lens_linear.token_rows import TokenRows
@@ -171,26 +170,8 @@ def adam_baseline(
         >>> 0 < float(found.r2[-1]) < found.closed_form  # on its way
         True
     """
-    model = checked(model)
-    rows = as_rows(model, tokens, skip=skip)
-    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
-    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
-    train, test = (
-        gather_rows(
-            model,
-            half,
-            layer=layer,
-            site=site,
-            skip=skip,
-            max_rows=max_rows,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        for half in halves(rows, seed=seed)
-    )
-    where = f"the {site} of layer {layer} of {model.name}"
 
-    def compare(train: SiteRows, test: SiteRows) -> AdamBaseline:
+    def compare(train: SiteRows, test: SiteRows, where: str) -> AdamBaseline:
         return adam_on_rows(
             train.x,
             train.y,
@@ -204,7 +185,17 @@ def adam_baseline(
             where=where,
         )
 
-    return with_and_without(compare, train, test)
+    return probe_site(
+        compare,
+        model,
+        tokens,
+        layer,
+        site,
+        skip=skip,
+        max_rows=max_rows,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
 
 @own_modes()
@@ -285,12 +276,8 @@ def adam_on_rows(
 
 def _when(steps: int) -> tuple[int, ...]:
     """Steps to score at: doubling, then the last."""
-    marks = {0, steps}
-    mark = 1
-    while mark < steps:
-        marks.add(mark)
-        mark *= 2
-    return tuple(sorted(marks))
+    doubling = {2**k for k in range(steps.bit_length()) if 2**k < steps}
+    return tuple(sorted({0, steps} | doubling))
 
 
 def _train(

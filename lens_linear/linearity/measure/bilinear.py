@@ -33,13 +33,12 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.linalg import Moments, to_compute
 from lens_linear.linalg.least_squares import Ridge, require_halves, require_ridge
 from lens_linear.linalg.precision import own_modes
-from lens_linear.linearity.measure.first_position import both_readings, with_and_without
+from lens_linear.linearity.measure.first_position import both_readings, probe_site
 from lens_linear.linearity.measure.intervals import few_rows, held_out_null, ratio_interval
 from lens_linear.linearity.measure.products import Products, fit_products
 from lens_linear.models.capture import Site
-from lens_linear.models.checked import ModelLike, checked
-from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
-from lens_linear.stats.split import as_rows, halves
+from lens_linear.models.checked import ModelLike
+from lens_linear.stats.collect import SiteRows
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
 from lens_linear.token_rows import TokenRows
@@ -200,27 +199,9 @@ def bilinear_probe(
         >>> len(bilinear_probe(model, tokens, 1, rank=2)) > 0
         True
     """
-    model = checked(model)
-    rows = as_rows(model, tokens, skip=skip)
-    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
     require_int("max_rows", max_rows, minimum=2)
-    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
-    train, test = (
-        gather_rows(
-            model,
-            half,
-            layer=layer,
-            site=site,
-            skip=skip,
-            max_rows=max_rows,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        for half in halves(rows, seed=seed)
-    )
-    where = f"the {site} of layer {layer} of {model.name}"
 
-    def probe(train: SiteRows, test: SiteRows) -> BilinearProbe:
+    def probe(train: SiteRows, test: SiteRows, where: str) -> BilinearProbe:
         return bilinear_on_rows(
             train.x,
             train.y,
@@ -234,7 +215,17 @@ def bilinear_probe(
             where=where,
         )
 
-    return with_and_without(probe, train, test)
+    return probe_site(
+        probe,
+        model,
+        tokens,
+        layer,
+        site,
+        skip=skip,
+        max_rows=max_rows,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
 
 @own_modes()

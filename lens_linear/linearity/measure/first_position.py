@@ -9,8 +9,12 @@ from typing import Any, TypeVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_linear.checks import require_int
 from lens_linear.linalg import Moments, to_compute
-from lens_linear.stats.collect import SiteRows
+from lens_linear.models.capture import Site
+from lens_linear.models.checked import ModelLike, checked
+from lens_linear.stats.collect import SiteRows, gather_rows, require_rows_for_fit
+from lens_linear.stats.split import as_rows, halves
 
 Probe = TypeVar("Probe")
 
@@ -56,13 +60,42 @@ def both_readings(share: float, what: str, here: float, there: float, *, differ:
     )
 
 
-def with_and_without(
-    probe: Callable[[SiteRows, SiteRows], Probe], train: SiteRows, test: SiteRows
+def probe_site(
+    probe: Callable[[SiteRows, SiteRows, str], Probe],
+    model: ModelLike,
+    tokens: Any,
+    layer: int,
+    site: Site,
+    *,
+    skip: int,
+    max_rows: int,
+    seed: int,
+    batch_size: int | None,
 ) -> Probe:
-    """A probe of all rows that carries the same probe without first positions, where rows enough are left."""
-    found: Any = probe(train, test)
+    """A probe of one site, fitted on half of the sequences: of all rows, carrying the same probe without
+    first positions where rows enough are left.
+    """
+    model = checked(model)
+    rows = as_rows(model, tokens, skip=skip)
+    require_int("layer", layer, minimum=0, maximum=model.n_layers - 1)
+    require_rows_for_fit(rows, model.d_model, skip=skip, halved=True)
+    train, test = (
+        gather_rows(
+            model,
+            half,
+            layer=layer,
+            site=site,
+            skip=skip,
+            max_rows=max_rows,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for half in halves(rows, seed=seed)
+    )
+    where = f"the {site} of layer {layer} of {model.name}"
+    found: Any = probe(train, test, where)
     rest = train.without_first()
     if not bool(test.first.any()) or len(rest.x) <= rest.x.shape[1] + 1:
         return found  # type: ignore[no-any-return]
     share = first_share(test.y, test.first)
-    return replace(found, first_share=share, without_first=probe(rest, test.without_first()))  # type: ignore[no-any-return]
+    return replace(found, first_share=share, without_first=probe(rest, test.without_first(), where))  # type: ignore[no-any-return]
