@@ -7,24 +7,26 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from lens_linear.checks import require_rows
 from lens_linear.files import require_folder
 from lens_linear.models.native import native_module
-from lens_linear.models.open.cards import TOKENIZER, write_card
+from lens_linear.models.open.cards import write_card
 from lens_linear.models.open.folder import write_weights
-from lens_linear.models.tokenizer import save_tokenizer
 from lens_linear.training.data import repeated_rows, step_generator
 from lens_linear.training.loop import BOS, TrainingRun, validation_loss
 from lens_linear.training.recipes import Recipe
 
 
-def validation_rows(stream: Int[Tensor, " token"], length: int) -> Int[Tensor, "row position"]:
-    """Cut a token stream into whole rows, each after a beginning-of-sequence token."""
-    count = len(stream) // (length - 1)
-    rows = stream[: count * (length - 1)].view(count, length - 1).long()
-    return torch.cat([torch.full((count, 1), BOS), rows], dim=1)
+def validation_rows(
+    ids: Int[Tensor, " token"], length: int, n: int | None = None
+) -> Int[Tensor, "row position"]:
+    """The first ``n`` (or all) whole rows of ``length - 1`` ids, each after a beginning-of-sequence token."""
+    n = len(ids) // (length - 1) if n is None else n
+    require_rows("validation", len(ids), minimum=n * (length - 1), why=f"{n} rows of {length}")
+    rows = ids[: n * (length - 1)].reshape(n, length - 1).long()
+    return torch.cat([torch.full((n, 1), BOS), rows], dim=1)
 
 
 def bigram_floor(
@@ -47,11 +49,11 @@ def bigram_floor(
 
 
 @torch.no_grad()
-def repeat_losses(module: nn.Module, recipe: Recipe, *, rows: int = 64) -> tuple[float, float]:
+def repeat_losses(module: nn.Module, recipe: Recipe) -> tuple[float, float]:
     """Loss (nats per token) on the first and on the later copies of repeated random tokens."""
     length = max(phase.length for phase in recipe.phases)
     tokens = repeated_rows(
-        rows,
+        64,
         length,
         periods=(length // 2 - 1, length // 2 - 1),
         n_vocab=recipe.spec.d_vocab,
@@ -61,7 +63,7 @@ def repeat_losses(module: nn.Module, recipe: Recipe, *, rows: int = 64) -> tuple
     logits = module(tokens).float()
     losses = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-    ).view(rows, -1)
+    ).view(len(tokens), -1)
     period = length // 2 - 1
     return float(losses[:, :period].mean()), float(losses[:, period:].mean())
 
@@ -73,7 +75,6 @@ def bake(
     train: Int[Tensor, " token"],
     valid: Int[Tensor, " held_out"],
     data: str,
-    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Write a run as a model folder; the losses on the card are of the weights as stored.
 
@@ -83,7 +84,6 @@ def bake(
         train: the token stream it was trained on.
         valid: held-out tokens.
         data: what the corpus was, for the card.
-        tokenizer: written beside the weights when given.
 
     Returns:
         The folder.
@@ -126,8 +126,6 @@ def bake(
             "sha256": write_weights(folder, weights, step=step),
             "validation_loss": validation_loss(kept, rows),
         }
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, folder / TOKENIZER)
     write_card(folder, card)
     return folder
 

@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lens_linear.checks import counted, require_file, require_float, require_int, require_rows
+from lens_linear.checks import counted, require_file, require_float, require_int
 from lens_linear.errors import CorruptedFileError, InvalidArgumentError
 from lens_linear.files import read_json, write_text
 from lens_linear.linearity.measure.profile import linearity_profile
 from lens_linear.models.native import bridge_from_module, native_module
 from lens_linear.progress import sequence_bar
+from lens_linear.studies.baking import validation_rows
 from lens_linear.tables import Result
-from lens_linear.training.loop import BOS, train, validation_loss
+from lens_linear.training.loop import train, validation_loss
 from lens_linear.training.recipes import Phase, Recipe
 
 STUDIES = ("cosine", "learned")
@@ -283,6 +283,7 @@ def run_study(
         and the verdict are ours.
 
     Example:
+        >>> import torch
         >>> small = {"seeds": (0,), "variants": {"cosine 0": {}}, "validation": {"rows": 8, "length": 64}}
         >>> study = replace(load_study("cosine").scaled(0.004), **small)  # one run of two steps
         >>> ids = torch.randint(1024, (3000,), generator=torch.Generator().manual_seed(0))
@@ -291,7 +292,7 @@ def run_study(
         (3, 7)
     """
     study = study if isinstance(study, Study) else load_study(study)
-    rows = validation_rows(validation, study.validation["rows"], study.validation["length"])
+    rows = validation_rows(validation, study.validation["length"], study.validation["rows"])
     keep = None if folder is None else Path(folder)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -312,13 +313,6 @@ def run_study(
             bar(count)
     tokens = (len(rows) // 2) * rows.shape[1]
     return StudyResult(study, tuple(out), tokens, len(stream), minutes)
-
-
-def validation_rows(ids: Int[Tensor, " token"], n: int, length: int) -> Int[Tensor, "row position"]:
-    """The first ``n`` rows of ``length - 1`` ids, each after a beginning-of-sequence token."""
-    require_rows("validation", len(ids), minimum=n * (length - 1), why=f"{n} rows of {length}")
-    rows = ids[: n * (length - 1)].reshape(n, length - 1).long()
-    return torch.cat([torch.full((n, 1), BOS), rows], dim=1)
 
 
 def _run(recipe: Recipe, stream: Tensor, rows: Tensor, device: str) -> dict[str, Any]:

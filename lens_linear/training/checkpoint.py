@@ -84,7 +84,8 @@ def load_checkpoint(
             "remove it to begin anew, or name another file"
         )
     step = int(metadata["step"])
-    module.load_state_dict(_strip(tensors, "model."))
+    weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
+    module.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
     for name, parameter in module.named_parameters():
         if f"exp_avg.{name}" in tensors:
             optimizer.state[parameter] = {
@@ -99,7 +100,3 @@ def load_checkpoint(
     history = [tuple(row) for row in json.loads(metadata["history"])]
     minutes = float(metadata["minutes"])
     return RunState(step, minutes, history, kept, metadata.get("batch", ""))
-
-
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

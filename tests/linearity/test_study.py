@@ -171,10 +171,10 @@ def test_a_study_is_scaled_as_its_recipes_are():
 
 
 def test_validation_rows_begin_with_the_beginning():
-    rows = validation_rows(torch.arange(1, 31), 3, 6)
+    rows = validation_rows(torch.arange(1, 31), 6, 3)
     assert rows[:, 0].tolist() == [0, 0, 0] and rows[1, 1:].tolist() == [6, 7, 8, 9, 10]
     with pytest.raises(NotEnoughDataError):
-        validation_rows(torch.arange(10), 3, 6)
+        validation_rows(torch.arange(10), 6, 3)
 
 
 def test_refusals(tmp_path):

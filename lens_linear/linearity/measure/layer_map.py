@@ -105,10 +105,6 @@ class LayerMap(Result):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values.numpy(), dtype=dtype)
 
-    def tensor(self) -> Float[Tensor, "boundary boundary"]:
-        """The values as a tensor of their own."""
-        return self.values.clone()
-
     def to_dataframe(self) -> pd.DataFrame:
         """The matrix, rows "from" and columns "to", both by layer boundary."""
         frame = pd.DataFrame(self.values.numpy(), index=list(self.boundaries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def _open(
 ) -> TransformerBridge:
     """Open what the name means; see :func:`load` for the order."""
     folder = Path(text).expanduser()
-    is_dir = _is_dir(folder)
+    is_dir = os.path.isdir(folder)  # False where no file system takes such a name
     bundled = text in bundled_names() and not (isinstance(name, Path) and is_dir)
     if bundled or (is_dir and (folder / CARD).is_file()):
         _refuse("with a model of ours", text, revision=revision, config=config)
@@ -238,10 +239,7 @@ def _called(folder: Path, label: str | None) -> Iterator[None]:
 def _config_beside(path: Path) -> Path | None:
     """The config that lies beside a state dict under the same name, as ``weights.json``."""
     beside = path.with_suffix(".json") if path.suffix in SUFFIXES else None
-    try:
-        return beside if beside is not None and path.is_file() and beside.is_file() else None
-    except OSError:  # a name that no file system takes
-        return None
+    return beside if beside and os.path.isfile(path) and os.path.isfile(beside) else None
 
 
 def _hooked_state(
@@ -294,19 +292,9 @@ def _split_checkpoint(text: str, checkpoint: int | None) -> tuple[str, int | Non
     return text, checkpoint
 
 
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that no file system takes
-        return False
-
-
 def _refuse_paths(text: str, folder: Path) -> None:
     """Say of what can only be a path that no folder is there."""
-    try:
-        is_file = folder.is_file()
-    except OSError:
-        is_file = False
+    is_file = os.path.isfile(folder)
     if is_file and folder.suffix.lower() == ".gguf":
         raise CorruptedFileError(
             f"{text!r} is no GGUF file ({folder.stat().st_size:,} bytes that do not begin with GGUF): a "

@@ -63,7 +63,7 @@ def save_model(
         require_instance("bos", bos, str, advice="the text of one token")
     spec = spec_of(model)
     state = _state(model, spec)
-    words = _tokenizer(model if tokenizer is None else None, tokenizer)
+    words = _tokenizer(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer)
     if bos is not None and (words is None or words[0].token_to_id(bos) is None):
         raise InvalidArgumentError(
             f"bos must be a token of the tokenizer, got {shown(bos)}; leave it out, or pass tokenizer="
@@ -117,11 +117,8 @@ def _state(model: TransformerBridge, spec: ModelSpec) -> dict[str, Tensor]:
     return {name: found[name].detach().clone() for name in known}
 
 
-def _tokenizer(
-    model: TransformerBridge | None, given: Any
-) -> tuple[Tokenizer, dict[str, str]] | None:
+def _tokenizer(held: Any) -> tuple[Tokenizer, dict[str, str]] | None:
     """The tokenizer in the library's own class, and what it calls its special tokens."""
-    held = given if model is None else getattr(model, "tokenizer", None)
     if held is None:
         return None
     if isinstance(held, Tokenizer):
