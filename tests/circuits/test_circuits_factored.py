@@ -69,10 +69,11 @@ def test_blocks_take_the_bytes_they_were_allowed(columns):
     assert most / 2 < max(held) <= most
 
 
-def test_dense_refuses_and_says_what_to_do():
-    with pytest.raises(FigureTooLargeError, match=r"23 x 31 = 713.*top_pairs"):
-        dense(factored(), max_cells=712)
-    assert dense(factored(), max_cells=713).shape == (23, 31)
+def test_dense_refuses_and_says_what_to_do(monkeypatch):
+    assert dense(factored(), what="it").shape == (23, 31)
+    monkeypatch.setattr("lens_linear.circuits.heads.factored.MAX_CELLS", 712)
+    with pytest.raises(FigureTooLargeError, match=r"it would .* 23 x 31 = 713.*top_pairs"):
+        dense(factored(), what="it")
 
 
 @pytest.mark.parametrize("inner", [1, 3, 8, 20])

@@ -40,7 +40,7 @@ def grown(result, **sizes):
         value = getattr(result, field.name)
         if dataclasses.is_dataclass(value) and field.name in ("stats", "without_first"):
             changes[field.name] = grown(value, **sizes)
-        elif field.init and field.name != "_cache":
+        elif field.init:
             changes[field.name] = along(value, str(field.type))
     return dataclasses.replace(result, **changes)
 

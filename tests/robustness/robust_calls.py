@@ -544,7 +544,13 @@ def _circuits() -> None:
     call("HeadCircuit.copying_accuracy", lambda ks: head().copying_accuracy(ks=ks), ks=(1, 2))
     call("composition_scores", ll.composition_scores, model=ATTN, n_random=3)
     call("top_pairs", ll.circuits.top_pairs, matrix=Lazy(lambda: head().ov), k=5)
-    call("dense", at("circuits.heads.factored.dense"), matrix=Lazy(lambda: head().ov), free="what")
+    call(
+        "dense",
+        at("circuits.heads.factored.dense"),
+        matrix=Lazy(lambda: head().ov),
+        what="it",
+        free="what",
+    )
     call("copying_score", ll.circuits.copying_score, matrix=Lazy(lambda: head().ov))
     call(
         "diagonal_accuracy",

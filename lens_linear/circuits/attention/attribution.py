@@ -196,8 +196,9 @@ class QKAttribution(Result):
         table = (self.contrast if contrast else self.map)(query, key, batch=batch)
         scores = table.sum(0 if side == "key" else 1)
         frame = pd.DataFrame({"component": self.components, "score": scores.numpy()})
-        order = frame["score"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return frame.sort_values(
+            "score", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
 
     def _visible(self) -> Bool[Tensor, "query key"]:
         """Which keys a query sees."""
@@ -236,10 +237,9 @@ class QKAttribution(Result):
         The softmax sees differences between keys only: this is what makes the query look *there*. A query
         that sees one key alone has nothing to hold it against: its map comes back whole.
         """
-        length = self.tokens.shape[1]
-        query = require_int("query", query, minimum=-length, maximum=length - 1) % length
         here = self.map(query, key, batch=batch)
-        others = [k for k in self._visible()[query].nonzero()[:, 0].tolist() if k != key % length]
+        key %= self.tokens.shape[1]
+        others = [k for k in self._visible()[query].nonzero()[:, 0].tolist() if k != key]
         if not others:
             return here
         mean_key = self.keys[:, batch, others].mean(1)
@@ -267,8 +267,9 @@ class QKAttribution(Result):
                 "score": table.flatten().numpy(),
             }
         )
-        order = frame["score"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return frame.sort_values(
+            "score", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
 
 
 def qk_attribution(

@@ -108,12 +108,10 @@ def circuit_map(
     require_instance(
         "head", head, HeadCircuit, advice="take it from lens_linear.head(model, 'L1H3')"
     )
-    matrix = head.circuit(circuit)
-    row_name, column_name = SIDES[circuit]
     return map_of(
-        matrix,
+        head.circuit(circuit),
         name=f"{head.name} {circuit.upper()}",
-        axes=(row_name, column_name),
+        axes=SIDES[circuit],
         labels=(head.labels, head.column_labels(circuit)),
         k=k,
         blocks=blocks,

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -75,7 +76,6 @@ class CompositionScores(Result):
     folded: bool
     precision: Precision
     seed: int
-    _cache: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
     def z(self) -> Float[Tensor, "kind layer head layer head"]:
@@ -119,36 +119,38 @@ class CompositionScores(Result):
 
         Then ``above_random`` (larger than the best random pair's ratio) and the four indices.
         """
-        if "frame" not in self._cache:
-            n_layers, n_heads = self.scores.shape[1:3]
-            layers = torch.arange(n_layers)
-            pairs = (layers[:, None] < layers)[None, :, None, :, None].expand(self.scores.shape)
-            ratio = self.ratio
-            where = pairs.nonzero()
-            where = where[ratio[pairs].argsort(descending=True, stable=True)]
-            at = tuple(where.T)
-            kind, w_layer, w_head, r_layer, r_head = (part.numpy() for part in at)
-            names = np.array(
-                [head_name(i, j) for i in range(n_layers) for j in range(n_heads)], dtype=object
-            )
-            self._cache["frame"] = pd.DataFrame(
-                {
-                    "kind": np.array(KINDS, dtype=object)[kind],
-                    "writer": names[w_layer * n_heads + w_head],
-                    "reader": names[r_layer * n_heads + r_head],
-                    "score": self.scores[at].numpy(),
-                    "baseline_mean": self.baseline_mean[at].numpy(),
-                    "baseline_sd": self.baseline_sd[at].numpy(),
-                    "z": self.z[at].numpy(),
-                    "ratio": ratio[at].numpy(),
-                    "above_random": (ratio[at] > self.best_random[where[:, 0]]).numpy(),
-                    "writer_layer": w_layer,
-                    "writer_head": w_head,
-                    "reader_layer": r_layer,
-                    "reader_head": r_head,
-                }
-            )
-        return self._cache["frame"].copy()
+        return self._frame.copy()
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        n_layers, n_heads = self.scores.shape[1:3]
+        layers = torch.arange(n_layers)
+        pairs = (layers[:, None] < layers)[None, :, None, :, None].expand(self.scores.shape)
+        ratio = self.ratio
+        where = pairs.nonzero()
+        where = where[ratio[pairs].argsort(descending=True, stable=True)]
+        at = tuple(where.T)
+        kind, w_layer, w_head, r_layer, r_head = (part.numpy() for part in at)
+        names = np.array(
+            [head_name(i, j) for i in range(n_layers) for j in range(n_heads)], dtype=object
+        )
+        return pd.DataFrame(
+            {
+                "kind": np.array(KINDS, dtype=object)[kind],
+                "writer": names[w_layer * n_heads + w_head],
+                "reader": names[r_layer * n_heads + r_head],
+                "score": self.scores[at].numpy(),
+                "baseline_mean": self.baseline_mean[at].numpy(),
+                "baseline_sd": self.baseline_sd[at].numpy(),
+                "z": self.z[at].numpy(),
+                "ratio": ratio[at].numpy(),
+                "above_random": (ratio[at] > self.best_random[where[:, 0]]).numpy(),
+                "writer_layer": w_layer,
+                "writer_head": w_head,
+                "reader_layer": r_layer,
+                "reader_head": r_head,
+            }
+        )
 
 
 def composition_scores(

@@ -41,21 +41,18 @@ _PAD = 16
 Order = Literal["largest", "smallest", "absolute"]
 
 
-def dense(
-    matrix: FactoredMatrix, *, what: str = "the matrix", max_cells: int = MAX_CELLS
-) -> Float[Tensor, "row column"]:
+def dense(matrix: FactoredMatrix, *, what: str) -> Float[Tensor, "row column"]:
     """Multiply the matrix out.
 
     Raises:
-        FigureTooLargeError: it would have more than ``max_cells`` entries.
+        FigureTooLargeError: it would have more than 16.8 million entries.
     """
     require_instance("matrix", matrix, FactoredMatrix, advice="e.g. head.ov")
-    require_int("max_cells", max_cells, minimum=1)
     rows, columns = matrix.ldim, matrix.rdim
-    if rows * columns > max_cells:
+    if rows * columns > MAX_CELLS:
         raise FigureTooLargeError(
-            f"{what} would have {rows} x {columns} = {rows * columns} entries but max_cells is "
-            f"{max_cells}; take its largest entries, circuits.top_pairs(matrix, k), single rows, "
+            f"{what} would have {rows} x {columns} = {rows * columns} entries but the limit is "
+            f"{MAX_CELLS}; take its largest entries, circuits.top_pairs(matrix, k), single rows, "
             "matrix.A[rows] @ matrix.B, or all of it where memory holds that, matrix.AB"
         )
     return matrix.A @ matrix.B

@@ -394,7 +394,7 @@ def summed_ov(heads: Sequence[HeadCircuit]) -> FactoredMatrix:
         >>> bool((summed_ov(heads).AB - total).abs().max() < 1e-9 * total.abs().max())
         True
     """
-    return sum_of([head.ov for head in _require_heads(heads)])
+    return sum_of([head.ov for head in require_circuits(heads)])
 
 
 def summed_qk(heads: Sequence[HeadCircuit]) -> FactoredMatrix:
@@ -417,11 +417,20 @@ def summed_qk(heads: Sequence[HeadCircuit]) -> FactoredMatrix:
         >>> bool((summed_qk(heads).AB - total).abs().max() < 1e-9 * total.abs().max())
         True
     """
-    return sum_of([FactoredMatrix(head.qk.A, head.qk.B) for head in _require_heads(heads)])
+    return sum_of([FactoredMatrix(head.qk.A, head.qk.B) for head in require_circuits(heads)])
 
 
-def _require_heads(heads: Sequence[HeadCircuit]) -> list[HeadCircuit]:
+def require_circuits(heads: Sequence[HeadCircuit]) -> list[HeadCircuit]:
+    """Accept one head or more.
+
+    Raises:
+        InvalidArgumentError: no head, or something that is none.
+    """
     found = require_list("heads", heads, of="heads")
     for head in found:
         require_instance("heads", head, HeadCircuit, advice="take them from head_circuit(...)")
+    if not found:
+        raise InvalidArgumentError(
+            "heads must hold at least one head, got none; pass head_circuit(...)"
+        )
     return found

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.circuits.heads.factored import MAX_CELLS, dense
+from lens_linear.circuits.heads.factored import dense
 from lens_linear.models.frozen.windows import seen_keys
 from lens_linear.tables import View
 
@@ -62,7 +62,7 @@ class PositionalQK(View, FactoredMatrix):
     @property
     def scores(self) -> Float[Tensor, "query key"]:
         """The matrix multiplied out; keys that a query does not see are filled in too."""
-        return dense(self, what="the positional QK matrix", max_cells=MAX_CELLS)
+        return dense(self, what="the positional QK matrix")
 
     @property
     def pattern(self) -> Float[Tensor, "query key"]:

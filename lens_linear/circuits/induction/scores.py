@@ -97,8 +97,6 @@ from lens_linear.models.spots import Spot
 from lens_linear.models.threads import few_threads
 from lens_linear.tables import Result
 
-Head = tuple[int, int]
-
 
 @dataclass(frozen=True, eq=False)
 class InductionScores(Result):
@@ -156,9 +154,7 @@ class InductionScores(Result):
     @property
     def _own_excess(self) -> Float[Tensor, "layer head"]:
         """Excess of the relation that the verdict names; the largest for "none"."""
-        excess = self.excess
-        which = [[VERDICTS.index(verdict) for verdict in row] for row in self.verdicts]
-        index = torch.tensor(which)
+        excess, index = self.excess, self._decided
         own = excess.gather(0, index.clamp(max=len(excess) - 1)[None])[0]
         return torch.where(index < len(excess), own, excess.amax(0))
 
@@ -170,8 +166,11 @@ class InductionScores(Result):
     @cached_property
     def verdicts(self) -> list[list[Verdict]]:
         """One verdict a head, [layer][head]."""
-        found = decide(self._evidence, self.thresholds)
-        return [[VERDICTS[i] for i in row] for row in found.tolist()]
+        return [[VERDICTS[i] for i in row] for row in self._decided.tolist()]
+
+    @cached_property
+    def _decided(self) -> Int[Tensor, "layer head"]:
+        return decide(self._evidence, self.thresholds)
 
     @property
     def smallest_effect(self) -> float:
@@ -183,10 +182,10 @@ class InductionScores(Result):
         """Why each head has its verdict, in words, [layer][head]."""
         return [
             [
-                reason(self._evidence, self.thresholds, VERDICTS.index(verdict), layer, head)
-                for head, verdict in enumerate(row)
+                reason(self._evidence, self.thresholds, index, layer, head)
+                for head, index in enumerate(row)
             ]
-            for layer, row in enumerate(self.verdicts)
+            for layer, row in enumerate(self._decided.tolist())
         ]
 
     @property
@@ -221,10 +220,9 @@ class InductionScores(Result):
 
     def heads(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the (layer, head) pairs with a verdict, largest excess first."""
-        table = self.verdicts
         found = [
             (layer, head)
-            for layer, row in enumerate(table)
+            for layer, row in enumerate(self.verdicts)
             for head, value in enumerate(row)
             if value == verdict
         ]
@@ -280,7 +278,9 @@ class InductionScores(Result):
         frame["reason"] = [reason for row in self.reasons for reason in row]
         return frame
 
-    def period_table(self, layer: int | str | Head, head: int | None = None) -> pd.DataFrame:
+    def period_table(
+        self, layer: int | str | tuple[int, int], head: int | None = None
+    ) -> pd.DataFrame:
         """One row a period for one head, named ``1, 3`` or ``"L1H3"``: both scores and their controls."""
         stats = self.stats
         n_layers, n_heads = self.copying.shape

@@ -133,8 +133,9 @@ class DirectLogitAttribution(Result):
                 "relative_se": spread.numpy(),
             }
         )
-        order = frame["relative"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return frame.sort_values(
+            "relative", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
 
     def _standard_error(self) -> Float[Tensor, " component"]:
         """Of the mean over answers, rows being independent."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from lens_linear._tl import FactoredMatrix
 from lens_linear.checks import require_float_tensor, require_int
 from lens_linear.circuits.heads.embedding_scales import token_scales
-from lens_linear.circuits.heads.factored import MAX_BYTES, MAX_CELLS, dense
+from lens_linear.circuits.heads.factored import MAX_BYTES, dense
 from lens_linear.circuits.labels import require_token_text
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.describe.weights import ModelWeights
@@ -128,8 +128,8 @@ class BigramTable(Result):
     scales: Float[Tensor, " vocab"]
     bias: Float[Tensor, " vocab_out"]
     position_bias: Float[Tensor, " vocab_out"]
-    labels: Sequence[str] | None = field(default=None, repr=False)
-    n_tokens: int | None = None
+    labels: Sequence[str] | None = field(repr=False)
+    n_tokens: int
 
     @classmethod
     def from_weights(
@@ -146,18 +146,14 @@ class BigramTable(Result):
         )
 
     def __repr__(self) -> str:
-        n = self.matrix.ldim - self._n_tokens
+        n = self.matrix.ldim - self.n_tokens
         note = f", {n} row{'s' * (n > 1)} that no token has left out of its lists" if n else ""
         return f"BigramTable: direct path W_E W_U, {self.matrix.ldim} × {self.matrix.rdim} tokens{note}"
 
     @property
-    def _n_tokens(self) -> int:
-        return self.matrix.ldim if self.n_tokens is None else self.n_tokens
-
-    @property
     def _n_outputs(self) -> int:
         same = self.matrix.ldim == self.matrix.rdim
-        return self._n_tokens if same else self.matrix.rdim
+        return self.n_tokens if same else self.matrix.rdim
 
     @cached_property
     def logits(self) -> Float[Tensor, "vocab vocab_out"]:
@@ -166,7 +162,7 @@ class BigramTable(Result):
         Raises:
             FigureTooLargeError: more than 16.8 million entries; use :meth:`top` or ``.matrix``.
         """
-        return dense(self.matrix, what="the bigram table", max_cells=MAX_CELLS)
+        return dense(self.matrix, what="the bigram table")
 
     def log_probs(self, tokens: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n vocab_out"]:
         """Log-probabilities of the next token that the direct path alone gives, in nats.
@@ -202,7 +198,7 @@ class BigramTable(Result):
         """One row for each of the k best next tokens of every token: token, next, logit, probability."""
         k = min(require_int("k", k, minimum=1), self._n_outputs)
         parts = []
-        for tokens in self._blocks(self._n_tokens):
+        for tokens in self._blocks(self.n_tokens):
             best = self.log_probs(tokens)[:, : self._n_outputs].topk(k, dim=1)
             logits = (self.matrix.A[tokens] @ self.matrix.B).gather(1, best.indices)
             parts.append((tokens.repeat_interleave(k), best.indices, logits, best.values.exp()))

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -34,19 +34,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_linear._tl import FactoredMatrix
-from lens_linear.checks import counted, require_choice, require_int, require_ints, require_list
+from lens_linear.checks import counted, require_choice, require_instance, require_int, require_ints
 from lens_linear.circuits.heads.embedding_scales import token_scales
-from lens_linear.circuits.heads.factored import MAX_BYTES, first_largest, row_blocks, top_of_blocks
+from lens_linear.circuits.heads.factored import (
+    LARGE,
+    MAX_BYTES,
+    first_largest,
+    row_blocks,
+    top_of_blocks,
+)
+from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_circuits
 from lens_linear.circuits.paths.bigrams import BigramTable
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
 
-if TYPE_CHECKING:
-    from lens_linear.circuits.heads.head_circuit import HeadCircuit
-
 POOL, LEAST = 20, 2000  # candidates, where the ranking is not the one that finds them
 MAX_OUTS = 2000  # outputs looked at for one pair
-LARGE = 8192**2
 Ranking = Literal["effect", "probability"]
 
 
@@ -114,11 +117,8 @@ class HeadEffects:
     """The estimated attention and logit effect of one head, block by block or triple by triple."""
 
     def __init__(self, head: HeadCircuit, context: int, offset: int = 0) -> None:
-        if not hasattr(head, "qk_at"):
-            raise InvalidArgumentError(
-                f"head must be a HeadCircuit, got {type(head).__name__}; take it from "
-                "lens_linear.head(model, 'L1H3')"
-            )
+        advice = "take it from lens_linear.head(model, 'L1H3')"
+        require_instance("head", head, HeadCircuit, advice=advice)
         self.context = require_int("context", context, minimum=2)
         scales = token_scales(head.weights)[: head.weights.n_tokens, None]
         self.qk, self.ov = head.qk_at(offset), head.ov
@@ -286,9 +286,7 @@ def all_skip_trigrams(
         >>> (twice["effect"] / skip_trigrams(head, 3, by="effect")["effect"]).round(6).tolist()
         [2.0, 2.0, 2.0]
     """
-    heads = require_list("heads", heads, of="heads")
-    if not heads:
-        raise InvalidArgumentError("heads must hold at least one head, got none")
+    heads = require_circuits(heads)
     k = require_int("k", k, minimum=1)
     require_choice("by", by, ("effect", "probability"))
     estimates = [HeadEffects(head, context, offset) for head in heads]

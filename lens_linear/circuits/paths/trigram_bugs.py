@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_linear.checks import require_instance, require_int, require_list
-from lens_linear.circuits.heads.head_circuit import HeadCircuit
+from lens_linear.checks import require_int
+from lens_linear.circuits.heads.head_circuit import HeadCircuit, require_circuits
 from lens_linear.circuits.paths.skip_trigrams import HeadEffects, SkipTrigrams
 from lens_linear.errors import InvalidArgumentError
 from lens_linear.tables import Result
@@ -134,13 +134,7 @@ def skip_trigram_bugs(
         >>> sorted(map(tuple, bugs.crossed.tolist()))
         [(5, 1, 4), (5, 3, 2)]
     """
-    heads = [heads] if isinstance(heads, HeadCircuit) else require_list("heads", heads, of="heads")
-    for head in heads:
-        require_instance("heads", head, HeadCircuit, advice="take them from head_circuit(...)")
-    if not heads:
-        raise InvalidArgumentError(
-            "heads must hold at least one head, got none; pass head_circuit(...)"
-        )
+    heads = require_circuits([heads] if isinstance(heads, HeadCircuit) else heads)
     k = require_int("k", k, minimum=1)
     true = _triples(wanted)
     crossed, parents = _cross(true)
