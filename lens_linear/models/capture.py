@@ -380,15 +380,15 @@ def visit_sites(
     rows = _require_rows(model, tokens)
     _require_sites(model, kept, chosen)
     outputs: list[Spot] = [(layer, _ENDS[site][1]) for layer in chosen for site in kept]
+    last: list[Spot] = [(max(chosen), "resid_post")] if chosen else []
     watch = _SiteWatch(visit)
-    hooks = watch.hooks(model, chosen, kept)
+    edits = watch.edits(chosen, kept)
     for start, stop in row_ranges(rows, batch_size, model=model, logits=False):
         watch.start()
-        piece = require_model_tokens(model, rows[start:stop])
+        piece = rows[start:stop]
         try:
-            every = [*hooks, *per_block(model, on_progress, start, stop)]
-            with _running(model, rows), torch.no_grad(), hooked(model, every), suppress(Stop):
-                forward_logits(model, piece)
+            with hooked(model, per_block(model, on_progress, start, stop)):
+                run(model, piece, record=last, edits=edits, logits=False, finite=False)
         except NonFiniteError:
             # A layer below that was not asked for may be the one to name.
             if chosen != list(range(len(chosen))):
@@ -419,7 +419,7 @@ def per_block(
 
 
 class _SiteWatch:
-    """The hooks of ``visit_sites``: an input waits until its output comes, then both go to the visitor."""
+    """The edits of ``visit_sites``: an input waits until its output comes, then both go to the visitor."""
 
     def __init__(self, visit: Callable[[int, Site, Tensor, Tensor], None]) -> None:
         self.visit = visit
@@ -431,19 +431,15 @@ class _SiteWatch:
         self.waiting.clear()
         self.left.clear()
 
-    def hooks(
-        self, model: CheckedModel, layers: Sequence[int], sites: Sequence[Site]
-    ) -> list[tuple[str, Callable[[Tensor], None]]]:
-        """Two hooks a site, and one that ends the pass after the last block asked for."""
-        hooks: list[tuple[str, Callable[[Tensor], None]]] = []
+    def edits(self, layers: Sequence[int], sites: Sequence[Site]) -> list[Edit]:
+        """Two a site, which change nothing."""
+        edits: list[Edit] = []
         for layer in layers:
             for site in sites:
                 start, end = _ENDS[site]
-                hooks.append((model.hook_name((layer, start)), self._enter(layer, site)))
-                hooks.append((model.hook_name((layer, end)), self._leave(layer, site)))
-        if layers:
-            hooks.append((model.hook_name((max(layers), "resid_post")), _stop))
-        return hooks
+                edits.append(((layer, start), self._enter(layer, site)))
+                edits.append(((layer, end), self._leave(layer, site)))
+        return edits
 
     def _enter(self, layer: int, site: Site) -> Callable[[Tensor], None]:
         def hook(tensor: Tensor) -> None:
@@ -462,10 +458,6 @@ class _SiteWatch:
             self.visit(layer, site, x, y)
 
         return hook
-
-
-def _stop(_tensor: Tensor) -> None:
-    raise Stop
 
 
 def _require_rows(model: CheckedModel, tokens: Any) -> TokenRows:
