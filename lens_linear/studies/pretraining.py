@@ -35,7 +35,7 @@ from lens_linear.progress import sequence_bar
 from lens_linear.studies.baking import validation_rows
 from lens_linear.tables import Result
 from lens_linear.training.loop import train, validation_loss
-from lens_linear.training.recipes import Phase, Recipe
+from lens_linear.training.recipes import Recipe, scaled
 
 STUDIES = ("cosine", "learned")
 MEASURES = ("loss", "block_r2", "block_r2_no_residual", "ffn_r2", "update_ratio")
@@ -62,30 +62,12 @@ class Study:
     def scaled(self, factor: float) -> Study:
         """The same study with every run and its warm-up shortened (or lengthened) by ``factor``."""
         factor = require_float("factor", factor, minimum=1e-9)
-        variants = {name: _scaled(change, factor) for name, change in self.variants.items()}
-        return replace(self, recipe=_scaled(self.recipe, factor), variants=variants)
+        variants = {name: scaled(change, factor) for name, change in self.variants.items()}
+        return replace(self, recipe=scaled(self.recipe, factor), variants=variants)
 
     def runs(self) -> list[tuple[str, int]]:
         """Every (variant, seed)."""
         return [(variant, seed) for variant in self.variants for seed in self.seeds]
-
-
-def _scaled(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    out = dict(values)
-    if "phases" in out:
-        out["phases"] = [
-            {
-                **phase,
-                "steps": max(1, round(phase["steps"] * factor)),
-                "warmup": round(Phase(**phase).warmup * factor),
-            }
-            for phase in out["phases"]
-        ]
-    if "checkpoints" in out:
-        out["checkpoints"] = sorted(
-            {max(1, round(step * factor)) if step else 0 for step in out["checkpoints"]}
-        )
-    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -158,19 +159,28 @@ class Recipe:
 
     def scaled(self, factor: float) -> Recipe:
         """Return the same recipe with every phase and its warm-up shortened (or lengthened) by ``factor``."""
-        factor = require_float("factor", factor, minimum=1e-9)
-        phases = tuple(
-            dataclasses.replace(
-                phase,
-                steps=max(1, round(phase.steps * factor)),
-                warmup=round(phase.warmup * factor),
-            )
-            for phase in self.phases
+        return Recipe.from_dict(
+            scaled(self.to_dict(), require_float("factor", factor, minimum=1e-9))
         )
-        checkpoints = tuple(
-            sorted({max(1, round(step * factor)) if step else 0 for step in self.checkpoints})
+
+
+def scaled(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Values of a recipe with every phase and its warm-up shortened (or lengthened) by ``factor``."""
+    out = dict(values)
+    if "phases" in out:
+        out["phases"] = [
+            {
+                **phase,
+                "steps": max(1, round(phase["steps"] * factor)),
+                "warmup": round(Phase(**phase).warmup * factor),
+            }
+            for phase in out["phases"]
+        ]
+    if "checkpoints" in out:
+        out["checkpoints"] = sorted(
+            {max(1, round(step * factor)) if step else 0 for step in out["checkpoints"]}
         )
-        return dataclasses.replace(self, phases=phases, checkpoints=checkpoints)
+    return out
 
 
 def _attention_only(n_layers: int, **changes: Any) -> ModelSpec:
