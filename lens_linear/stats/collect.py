@@ -265,7 +265,7 @@ def _walk(
                 checkpoint.save(state)
 
         if start < len(mine):
-            rest = mine.after(start)
+            rest = mine.take(slice(start, None))
             visit_sites(
                 model,
                 rest,

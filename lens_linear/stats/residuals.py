@@ -38,10 +38,8 @@ class Reading(NamedTuple):
     steps: dict[Key, Step]
 
 
-def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"] | None) -> float:
+def _amplification(fit: LinearFit, spread: Float[Tensor, " d_in"]) -> float:
     """``Σ (spread × weight)² / variance of y``: how much larger the terms of a prediction are than it."""
-    if spread is None:
-        return float("inf")
     terms = (spread[:, None] * fit.weight).square().sum()
     return float(terms * fit.n / fit.scatter_y.sum())
 
@@ -65,9 +63,7 @@ class SiteScorer:
         self.readings, base = readings, readings[-1]
         fits = [_whole(reading, base, key) for reading in readings]
         device = compute_device(x.device)
-        worst = max(
-            _amplification(f, r.spread.get(key)) for f, r in zip(fits, readings, strict=True)
-        )
+        worst = max(_amplification(f, r.spread[key]) for f, r in zip(fits, readings, strict=True))
         wide = len(fits[-1].mean_y) >= _WIDE
         single = x.dtype.itemsize <= 4 and wide and worst <= _AMPLIFIED
         self.dtype = torch.float32 if single else torch.float64

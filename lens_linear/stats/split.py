@@ -88,10 +88,6 @@ class RowView:
         """Those of these rows whose places are given."""
         return RowView(self.tokens if self.task is None else self.task, self.index[which])
 
-    def after(self, done: int) -> RowView:
-        """The same rows without the first ``done``."""
-        return self.take(slice(done, None))
-
     def share(self, rank: int, world: int) -> RowView:
         """The rows of one process out of ``world``: every world-th, from ``rank`` on."""
         return self.take(slice(rank, None, world))

@@ -43,7 +43,7 @@ def test_views_slice_share_and_go_on_like_indexing():
     view = RowView(base, torch.tensor([17, 3, 5, 11, 2]))
     assert view.index.tolist() == [2, 3, 5, 11, 17]
     assert torch.equal(view[1:4], base[[3, 5, 11]]) and len(view[9:12]) == 0
-    assert view.after(3).index.tolist() == [11, 17] and view.length == 16
+    assert view.take(slice(3, None)).index.tolist() == [11, 17] and view.length == 16
     shares = [view.share(rank, 3).index.tolist() for rank in range(3)]
     assert shares == [[2, 11], [3, 17], [5]]
 

@@ -133,7 +133,7 @@ def concept_directions(
     shrinkage = require_float("shrinkage", shrinkage, minimum=0.0, maximum=1.0)
     seed = require_seed(seed)
     model = checked(model)
-    concept = _concept(concept)
+    concept = concept_of(concept)
     labels = torch.tensor(concept.labels, dtype=torch.bool)
     if min(int(labels.sum()), int((~labels).sum())) < 10:
         raise NotEnoughDataError(
@@ -227,7 +227,8 @@ def last_states(
     return states_of(frozen_batches(model, prompts, batch_size=batch_size, whole=True))
 
 
-def _concept(concept: Any) -> Concept:
+def concept_of(concept: Any) -> Concept:
+    """The texts that make directions: a concept, that part of a split, or what a name stands for."""
     if isinstance(concept, str):
         return load_concept(concept)
     if isinstance(concept, ConceptSplit):

@@ -21,12 +21,11 @@ from lens_linear.checks import (
     counted,
     require_choice,
     require_float,
-    require_instance,
     require_ints,
     require_list,
 )
 from lens_linear.dynamics.gains.agreement import Agreement
-from lens_linear.dynamics.gains.directions import concept_directions
+from lens_linear.dynamics.gains.directions import concept_directions, concept_of
 from lens_linear.dynamics.gains.gain_profile import GainProfile, adjoint_profile, gain_profile
 from lens_linear.dynamics.gains.jacobian_products import BlockJacobians, block_jacobians
 from lens_linear.dynamics.gains.prompts import as_prompts
@@ -44,7 +43,7 @@ from lens_linear.linalg.precision import own_modes
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
 from lens_linear.models.open.load import load
 from lens_linear.tables import Result
-from lens_linear.text.concepts import Concept, ConceptSplit, load_concept
+from lens_linear.text.concepts import Concept, ConceptSplit
 
 SOURCE = "Nettasinghe & Joseph 2026, arXiv 2603.12541"
 
@@ -286,9 +285,7 @@ def _split(
 ) -> ConceptSplit:
     if isinstance(concept, ConceptSplit):
         return concept
-    found = load_concept(concept) if isinstance(concept, str) else concept
-    require_instance("concept", found, Concept, advice="use lens_linear.load_concept(name)")
-    return found.split(n_concept, n_operating, n_evaluation, seed=seed)
+    return concept_of(concept).split(n_concept, n_operating, n_evaluation, seed=seed)
 
 
 def _score(

@@ -187,7 +187,7 @@ class LinearityProfile(Result):
                 )
         if not parts:
             return ""
-        shares = self.first_share["block" if "block" in self.first_share else "ffn"]
+        shares = self.first_share["block"]
         shares = shares[~shares.isnan()]
         share = (
             f" holds up to {float(shares.max()):.0%} of a block's variance" if len(shares) else ""

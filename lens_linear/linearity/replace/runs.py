@@ -159,10 +159,9 @@ def run_table(
             removed = identity_map(first, last, model.d_model)
             for method, m in (("linear", fitted), ("remove", removed)):
                 loss = score_model(model, test, edits=m.edits(), batch_size=batch_size).loss
-                entry = _row(model, m, method, base, loss)
                 null = fit.null_r2 if method == "linear" else float("nan")
-                entry = {**entry, "null_r2": null}
-                out.append({**entry, "cosine_distance": float(distance[first, last + 1])})
+                ends = {"null_r2": null, "cosine_distance": float(distance[first, last + 1])}
+                out.append(_row(model, m, method, base, loss) | ends)
             bar(count)
     return RunTable(
         rows=tuple(out),
