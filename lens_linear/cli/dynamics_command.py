@@ -15,17 +15,17 @@ from lens_linear.dynamics.surrogates.agreement_table import agreement_table
 from lens_linear.dynamics.surrogates.bases import require_basis
 from lens_linear.dynamics.surrogates.surrogate import fit_surrogate
 from lens_linear.models.open.checksum import weights_sha256
-from lens_linear.text.concepts import load_concept
+from lens_linear.text.concepts import ConceptSplit, load_concept
 
 _STEERED = 20  # prompts; every schedule is run on the full model at each
 
 
 def dynamics(options: argparse.Namespace) -> Answer:
     """Gains by layer, how well a small surrogate predicts them, and what steering costs."""
-    if options.more:
-        return _several(options)
     concept = load_concept(options.concept)  # before the model: a wrong file is said at once
     split = concept.split(options.prompts, options.prompts, options.prompts, seed=options.seed)
+    if options.more:
+        return _several(options, split)
     require_basis("--basis", options.basis)
     model = open_model(options)
     order = min(options.order, model.d_model)
@@ -75,16 +75,12 @@ def dynamics(options: argparse.Namespace) -> Answer:
         "order": order,
         "basis": options.basis,
         "prompts": options.prompts,
-        "device": options.device,
-        "dtype": options.dtype,
     }
-    return Answer(parts, result, {model_name(options): model}, options.seed, settings)
+    return Answer(parts, result, {model_name(options): model}, settings=settings)
 
 
-def _several(options: argparse.Namespace) -> Answer:
+def _several(options: argparse.Namespace, split: ConceptSplit) -> Answer:
     names = [options.model, *options.more]
-    concept = load_concept(options.concept)
-    split = concept.split(options.prompts, options.prompts, options.prompts, seed=options.seed)
     tables, checksums = [], {}
     with steps(options, len(names)) as begin:
         for name in names:  # one model in memory at a time
@@ -103,6 +99,5 @@ def _several(options: argparse.Namespace) -> Answer:
         [shown, Table("published", published, says="Beside the published numbers:")],
         {"agreement": shown.frame, "published": published},
         checksums,
-        options.seed,
-        {"models": names, "concept": options.concept, "prompts": options.prompts},
+        settings={"models": names, "concept": options.concept, "prompts": options.prompts},
     )

@@ -69,8 +69,8 @@ class Answer:
         parts: sentences and tables, in order.
         result: of ``--json``; all tables by name when None.
         models: opened models by name, or their checksums.
-        seed: of its random choices.
-        settings: what else made it.
+        seed: of its random choices, where no option says it.
+        settings: what made it, beside the device and the type of the weights.
         page: a page that was written, which ``--open`` opens.
         verbatim: text that is printed as it is, in place of the parts.
         status: of the process.
@@ -95,7 +95,7 @@ def emit(options: argparse.Namespace, answer: Answer) -> int:
     """Write the answer to standard output as it was asked for; returns the status."""
     chosen = _chosen(options, answer)
     if options.json:
-        text = json.dumps(_envelope(options.command, answer), indent=1, allow_nan=False)
+        text = json.dumps(_envelope(options, answer), indent=1, allow_nan=False)
     elif getattr(options, "csv", False):
         text = _csv(options, answer, chosen)
     elif chosen is not None:
@@ -167,17 +167,18 @@ def _csv(options: argparse.Namespace, answer: Answer, chosen: Table | None) -> s
     return str(chosen.frame.to_csv(index=chosen.frame.index.name is not None, lineterminator="\n"))
 
 
-def _envelope(command: str, answer: Answer) -> dict[str, Any]:
+def _envelope(options: argparse.Namespace, answer: Answer) -> dict[str, Any]:
     """The JSON object of a command: version, checksums, seed, settings, result."""
     result = answer.result
     if result is None:
         result = {name: table.frame for name, table in answer.tables.items()}
+    where = {name: vars(options)[name] for name in ("device", "dtype") if name in options}
     return {
         "lens_linear": __version__,
-        "command": command,
+        "command": options.command,
         "models": {name: _checksum(model) for name, model in answer.models.items()},
-        "seed": answer.seed,
-        "settings": plain(answer.settings),
+        "seed": getattr(options, "seed", answer.seed),
+        "settings": plain(answer.settings) | where,
         "result": plain(result),
     }
 

@@ -20,9 +20,8 @@ def tour_page(options: argparse.Namespace) -> Answer:
         [result.summary(), f"The page with figures, and a link to its explorer: {result.path}"],
         [{"title": one.title, "prose": one.prose} for one in result.sections],
         dict(result.settings["weights_sha256"]),
-        options.seed,
-        {"out": str(result.path)},
-        result.path,
+        settings={"out": str(result.path)},
+        page=result.path,
     )
 
 
@@ -39,12 +38,9 @@ def report_page(options: argparse.Namespace) -> Answer:
         "out": str(path),
         "text": options.text or "own stories",
         "sequences": options.sequences,
-        "device": options.device,
-        "dtype": options.dtype,
     }
-    return Answer(
-        [f"The page: {path}"], {"path": str(path)}, {name: model}, options.seed, settings, path
-    )
+    said = [f"The page: {path}"]
+    return Answer(said, {"path": str(path)}, {name: model}, settings=settings, page=path)
 
 
 def explorer_page(options: argparse.Namespace) -> Answer:
@@ -67,13 +63,10 @@ def explorer_page(options: argparse.Namespace) -> Answer:
         ["\n".join([repr(explorer), *notes, f"The page ({size / 1e6:.1f} MB): {path}"])],
         {"path": str(path), "bytes": size, "left_out": missing},
         {name: model},
-        options.seed,
-        {
+        settings={
             "out": str(path),
             "max_mb": options.max_mb,
             "text": options.text or "own stories",
-            "device": options.device,
-            "dtype": options.dtype,
         },
-        path,
+        page=path,
     )

@@ -7,9 +7,7 @@ import sys
 from typing import NoReturn
 
 from lens_linear import __version__
-from lens_linear.cli.registry import COMMANDS, RECIPE_NAMES, STUDY_NAMES, Command
-
-__all__ = ["RECIPE_NAMES", "STUDY_NAMES", "build_parser", "check_options"]
+from lens_linear.cli.registry import COMMANDS, Command
 
 
 class _Help(argparse.HelpFormatter):

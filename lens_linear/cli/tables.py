@@ -43,8 +43,7 @@ def circuits(options: argparse.Namespace) -> Answer:
     return Answer(
         parts,
         models={model_name(options): model},
-        seed=options.seed,
-        settings={"top": options.top, "device": options.device, "dtype": options.dtype},
+        settings={"top": options.top},
     )
 
 
@@ -71,8 +70,6 @@ def linearity(options: argparse.Namespace) -> Answer:
         "statistics": options.statistic or [],
         "text": options.text or "own stories",
         "sequences": options.sequences,
-        "device": options.device,
-        "dtype": options.dtype,
     }
     found = result_table("linearity", profile)
     parts: list[str | Table] = [found]
@@ -80,4 +77,4 @@ def linearity(options: argparse.Namespace) -> Answer:
     if len(published):
         parts.append(Table("published", published, says="Published beside measured:"))
         settings["published"] = published
-    return Answer(parts, found.frame, models={name: model}, seed=options.seed, settings=settings)
+    return Answer(parts, found.frame, models={name: model}, settings=settings)

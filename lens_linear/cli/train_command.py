@@ -64,7 +64,6 @@ def train_model(options: argparse.Namespace) -> Answer:
         "column": options.column,
         "limit": options.limit,
         "scale": options.scale,
-        "device": options.device,
         "out": str(folder),
         "load": _shown(folder),
     }
