@@ -49,7 +49,7 @@ class Table:
     def text(self) -> str:
         """The table as lines, and how many rows they leave out."""
         rows = self.frame if self.printed is None else self.printed
-        lines = fitted(rows, columns=self.columns)
+        lines = fitted(rows, self.columns)
         if not (left_out := len(self.frame) - len(rows)):
             return lines
         return f"{lines}\n\n{left_out:,} more row{'s' * (left_out != 1)} with --csv --table {self.name}"

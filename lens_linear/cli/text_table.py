@@ -26,8 +26,8 @@ def terminal_width() -> int:
     return max(40, shutil.get_terminal_size((_FALLBACK, 24)).columns)
 
 
-def fitted(frame: pd.DataFrame, *, columns: Sequence[str] = (), width: int | None = None) -> str:
-    """Return a frame as lines of at most ``width`` characters.
+def fitted(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return a frame as lines that fit the terminal.
 
     Columns that matter come first, ids and the ends of intervals last. Heads are broken at ``_``, long cells
     at spaces, the narrower the more columns there are; what still does not fit is left out and named below.
@@ -35,9 +35,8 @@ def fitted(frame: pd.DataFrame, *, columns: Sequence[str] = (), width: int | Non
     Args:
         frame: with a named index, which is shown first, or without.
         columns: those that matter; the frame's own order when empty.
-        width: of the lines; the terminal's by default.
     """
-    width = terminal_width() if width is None else width
+    width = terminal_width()
     if frame.index.name is not None:
         first = str(frame.index.name)
         frame = frame.reset_index()

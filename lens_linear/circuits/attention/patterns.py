@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 import torch
@@ -44,15 +43,12 @@ class AttentionPattern(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns head, query, key, attention: keys up to their query, or all where later ones are seen."""
-        heads, length = self.pattern.shape[:2]
-        later = bool(self.pattern.triu(1).any())  # the model looks both ways
-        rows: list[dict[str, Any]] = [
-            {"head": h, "query": q, "key": k, "attention": float(self.pattern[h, q, k])}
-            for h in range(heads)
-            for q in range(length)
-            for k in range(length if later else q + 1)
-        ]
-        return pd.DataFrame(rows)
+        listed = torch.ones_like(self.pattern)
+        if not bool(self.pattern.triu(1).any()):  # else the model looks both ways
+            listed = listed.tril()
+        at = tuple(listed.nonzero().T)
+        places = dict(zip(("head", "query", "key"), (index.numpy() for index in at), strict=True))
+        return pd.DataFrame({**places, "attention": self.pattern[at].numpy()})
 
 
 def attention_pattern(

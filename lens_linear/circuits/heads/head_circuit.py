@@ -48,7 +48,7 @@ from lens_linear.circuits.heads.factored import (
     sum_of,
     top_pairs,
 )
-from lens_linear.circuits.heads.positional import PositionalQK
+from lens_linear.circuits.heads.positional import PositionalQK, PositionSource
 from lens_linear.circuits.heads.svd import CircuitSVD, svd_readout
 from lens_linear.circuits.labels import require_labels
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
@@ -238,27 +238,28 @@ class HeadCircuit:
         if n_positions is None:
             n_positions = limit if rows is not None else min(limit, 256)
         n = require_int("n_positions", n_positions, minimum=1, maximum=limit)
-        sees: dict[str, Any] = {
-            "causal": self.model.is_causal,
-            "window": layer_window(self.model, self.layer, n),
-            "softcap": self._attention.softcap,
-        }
-        scales = position_scales(self.weights, n)
         if rows is not None:
+            source: PositionSource = "position rows"
             queries, keys = self._queries(rows[:n], False), self._keys(rows[:n], False)
-            queries = queries * self._attention.scale[self.layer]
-            return PositionalQK(queries, keys.T, "position rows", scales, self.name, **sees)
-        rotary = self._rotary(n)
-        if rotary is None:
+        elif (rotary := self._rotary(n)) is not None:
+            source, mean = "mean content, rotated", self.weights.token_rows.mean(0, keepdim=True)
+            queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
+            keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
+        else:
             raise UnsupportedModelError(
                 f"model {self.model.name!r} adds no position rows and has no rotary positions, so there "
                 "is no positional QK circuit; use .qk"
             )
-        mean = self.weights.token_rows.mean(0, keepdim=True)
-        queries = rotary.rotate(self._queries(mean, True).expand(n, -1))
-        keys = rotary.rotate(self._keys(mean, True).expand(n, -1))
-        queries = queries * self._attention.scale[self.layer]
-        return PositionalQK(queries, keys.T, "mean content, rotated", scales, self.name, **sees)
+        return PositionalQK(
+            queries * self._attention.scale[self.layer],
+            keys.T,
+            source,
+            position_scales(self.weights, n),
+            self.name,
+            causal=self.model.is_causal,
+            window=layer_window(self.model, self.layer, n),
+            softcap=self._attention.softcap,
+        )
 
     def circuit(self, which: Circuit) -> FactoredMatrix:
         """Return ``.qk`` or ``.ov`` by name."""

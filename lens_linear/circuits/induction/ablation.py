@@ -371,8 +371,11 @@ def ablation_scores(
             return score_task(model, task, edits=edits, batch_size=batch_size)
 
     source = task if reference is None else require_task(model, reference)
-    if how == "resample" and source is task:
-        _require_another_row(task)
+    if how == "resample" and source is task and len(task) < 2:
+        raise InvalidArgumentError(
+            "tokens must hold at least 2 rows for how='resample': another row's values stand in; pass more "
+            "rows, or a reference"
+        )
     replacement = stand_ins(model, how, source, batch_size=batch_size, seed=seed)
     before = score([])
     if tokens is not None and metric == "loss":
@@ -385,14 +388,6 @@ def ablation_scores(
             without[layer, head] = after.mean
             spread[layer, head] = after.minus(before).standard_error
     return AblationScores(before.mean, without, spread, how, metric, metric == "loss", len(task))
-
-
-def _require_another_row(task: Task) -> None:
-    if len(task) < 2:
-        raise InvalidArgumentError(
-            "tokens must hold at least 2 rows for how='resample': another row's values stand in; pass more "
-            "rows, or a reference"
-        )
 
 
 def score_task(

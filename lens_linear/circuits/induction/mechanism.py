@@ -40,12 +40,14 @@ from lens_linear.circuits.induction.ablation import Head
 from lens_linear.circuits.induction.interventions import Lab, Outcome
 from lens_linear.circuits.induction.repeated_rows import draw_repeated
 from lens_linear.circuits.induction.scores import induction_scores
+from lens_linear.circuits.patching.path_patch import Via
 from lens_linear.errors import InvalidArgumentError, UnsupportedModelError
 from lens_linear.models.checked import ModelLike, checked
 from lens_linear.tables import Result
 
 MIN_GAIN = 0.1  # nats a token; random models measure up to 0.03
 Expected = Literal["lost", "kept"]
+Intervention = Callable[[Sequence[Head]], Outcome]
 
 
 @dataclass(frozen=True)
@@ -272,49 +274,36 @@ class _Bench:
 
     def steps(self) -> list[MechanismStep]:
         lab, induction, previous = self.lab, self.induction, self.previous
-        done = [
-            self._step(
-                "induction heads",
-                "outputs replaced by their means",
-                induction,
-                lambda heads: lab.outcome(lab.without(heads)),
-                self.others,
-            )
-        ]
+        top = max(layer for layer, _ in induction)
+        below = [at for at in self.others if at[0] < top]
+        means = "outputs replaced by their means"
+
+        def without(heads: Sequence[Head]) -> Outcome:
+            return lab.outcome(lab.without(heads))
+
+        def cut(side: Via) -> Intervention:
+            return lambda heads: lab.outcome(lab.path_cut(heads, side))
+
+        def values(where: Literal["at", "elsewhere"]) -> Intervention:
+            return lambda _: lab.outcome(lab.values_replaced(where))
+
+        done = [self._step("induction heads", means, induction, without, self.others)]
         if previous:
-            top = max(layer for layer, _ in induction)
-            below = [at for at in self.others if at[0] < top]
-            done.append(
-                self._step(
-                    "previous-token heads",
-                    "outputs replaced by their means",
-                    previous,
-                    lambda heads: lab.outcome(lab.without(heads)),
-                    below,
-                )
-            )
-            done.append(
-                self._step(
-                    "K-composition",
-                    "taken out of the induction heads' keys only",
-                    previous,
-                    lambda heads: lab.outcome(lab.path_cut(heads, "k")),
-                    below,
-                )
-            )
-            for name, side in (("Q-path", "q"), ("V-path", "v")):
-                what = "queries" if side == "q" else "values"
-                after = lab.outcome(lab.path_cut(previous, side))  # type: ignore[arg-type]
-                words = f"taken out of the induction heads' {what} only"
-                done.append(MechanismStep(name, words, tuple(previous), "kept", after))
-        for name, where, expected in (
-            ("prefix matching", "at", "lost"),
-            ("other keys", "elsewhere", "kept"),
-        ):
-            after = lab.outcome(lab.values_replaced(where))  # type: ignore[arg-type]
-            words = "the key after the previous occurrence" if where == "at" else "all other keys"
-            words = f"values at {words} replaced by the mean value"
-            done.append(MechanismStep(name, words, tuple(induction), expected, after))  # type: ignore[arg-type]
+            words = "taken out of the induction heads' {} only"
+            done += [
+                self._step("previous-token heads", means, previous, without, below),
+                self._step("K-composition", words.format("keys"), previous, cut("k"), below),
+                self._step("Q-path", words.format("queries"), previous, cut("q"), expected="kept"),
+                self._step("V-path", words.format("values"), previous, cut("v"), expected="kept"),
+            ]
+        words = "values at {} replaced by the mean value"
+        key, others = (
+            words.format(x) for x in ("the key after the previous occurrence", "all other keys")
+        )
+        done += [
+            self._step("prefix matching", key, induction, values("at")),
+            self._step("other keys", others, induction, values("elsewhere"), expected="kept"),
+        ]
         if lab.model.logit_softcap is None:
             done.append(
                 self._step(
@@ -332,16 +321,16 @@ class _Bench:
         name: str,
         words: str,
         heads: list[Head],
-        intervene: Callable[[Sequence[Head]], Outcome],
-        pool: list[Head],
+        intervene: Intervention,
+        pool: Sequence[Head] = (),
+        expected: Expected = "lost",
     ) -> MechanismStep:
+        """Intervene on the heads, and on sets of as many from the pool."""
         size = min(len(heads), len(pool))
-        controls = [intervene(chosen) for chosen in self._sets(pool, size)]
-        return MechanismStep(
-            name, words, tuple(heads), "lost", intervene(heads), tuple(controls), size
-        )
+        controls = tuple(intervene(chosen) for chosen in self._sets(pool, size))
+        return MechanismStep(name, words, tuple(heads), expected, intervene(heads), controls, size)
 
-    def _sets(self, pool: list[Head], size: int) -> list[list[Head]]:
+    def _sets(self, pool: Sequence[Head], size: int) -> list[list[Head]]:
         if not size or not self.n_controls:
             return []
         every = list(itertools.islice(itertools.combinations(pool, size), self.n_controls + 1))
