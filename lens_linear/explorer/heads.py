@@ -264,8 +264,8 @@ def _keep(parts: dict[str, list[torch.Tensor]], name: str, top: Any) -> None:
     parts.setdefault(f"{name}_ids", []).append(top.indices)
 
 
-def _ends(direction: torch.Tensor, sign: int, k: int = 6) -> list[int]:
-    return (sign * direction).topk(min(k, len(direction))).indices.tolist()
+def _ends(direction: torch.Tensor, sign: int) -> list[int]:
+    return (sign * direction).topk(min(6, len(direction))).indices.tolist()
 
 
 def _short(value: float) -> float:

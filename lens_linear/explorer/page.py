@@ -45,10 +45,10 @@ def page(payload: dict[str, Any], picture: bytes) -> str:
     )
 
 
-def frame(payload: dict[str, Any], picture: bytes, *, height: int = 900) -> str:
+def frame(payload: dict[str, Any], picture: bytes) -> str:
     """The page inside a frame, for notebooks without the widget."""
     return (
-        f'<iframe title="Explorer" style="width:100%;height:{height}px;border:0" '
+        f'<iframe title="Explorer" style="width:100%;height:900px;border:0" '
         f'sandbox="allow-scripts" srcdoc="{html.escape(page(payload, picture))}"></iframe>'
     )
 

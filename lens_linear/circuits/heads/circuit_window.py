@@ -77,12 +77,7 @@ class CircuitMap(Result):
 
 
 def circuit_map(
-    head: HeadCircuit,
-    circuit: Circuit = "ov",
-    *,
-    k: int = 50,
-    blocks: int = 200,
-    max_bytes: int = MAX_BYTES,
+    head: HeadCircuit, circuit: Circuit = "ov", *, k: int = 50, blocks: int = 200
 ) -> CircuitMap:
     """Cut a head's QK or OV circuit down to a k × k window and a blocks × blocks overview.
 
@@ -91,7 +86,6 @@ def circuit_map(
         circuit: "qk" or "ov".
         k: rows and columns of the window.
         blocks: blocks a side of the overview, at most.
-        max_bytes: size of one block of rows while reading the matrix.
 
     Returns:
         CircuitMap: ``.window`` [k, k] with its token ids, ``.overview``; scores for QK, logits for OV.
@@ -115,7 +109,6 @@ def circuit_map(
         labels=(head.labels, head.column_labels(circuit)),
         k=k,
         blocks=blocks,
-        max_bytes=max_bytes,
     )
 
 

@@ -181,17 +181,13 @@ class HeadCircuit:
         """The same of the QK circuit: near 1 when tokens look for themselves."""
         return copying_score(self.qk)
 
-    def copying_accuracy(
-        self, *, ks: Sequence[int] = (1, 5), max_bytes: int = MAX_BYTES
-    ) -> DiagonalAccuracy:
+    def copying_accuracy(self, *, ks: Sequence[int] = (1, 5)) -> DiagonalAccuracy:
         """Rank each token's own logit in what attending to the token adds."""
-        return diagonal_accuracy(self.ov, ks=ks, max_bytes=max_bytes)
+        return diagonal_accuracy(self.ov, ks=ks)
 
-    def matching_accuracy(
-        self, *, ks: Sequence[int] = (1, 5), max_bytes: int = MAX_BYTES
-    ) -> DiagonalAccuracy:
+    def matching_accuracy(self, *, ks: Sequence[int] = (1, 5)) -> DiagonalAccuracy:
         """Rank each token as a key for itself as a query."""
-        return diagonal_accuracy(self.qk, ks=ks, max_bytes=max_bytes)
+        return diagonal_accuracy(self.qk, ks=ks)
 
     def top_pairs(
         self, circuit: Circuit = "ov", k: int = 100, *, max_bytes: int = MAX_BYTES

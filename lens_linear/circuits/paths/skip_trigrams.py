@@ -138,7 +138,7 @@ class HeadEffects:
         return self.attention(destination, source)[:, None] * rows
 
     def attention_blocks(
-        self, sources: Tensor, max_bytes: int = MAX_BYTES
+        self, sources: Tensor
     ) -> Iterator[tuple[int, Float[Tensor, "destination source"]]]:
         """Yield attention from blocks of destinations to the given sources.
 
@@ -149,7 +149,7 @@ class HeadEffects:
         everything = len(sources) == matrix.rdim
         if matrix.ldim * matrix.rdim > LARGE:
             matrix = FactoredMatrix(matrix.A.float(), matrix.B.float())
-        for start, scores in row_blocks(matrix, max_bytes=max_bytes):
+        for start, scores in row_blocks(matrix):
             rivals = self._log_rivals(scores)[:, None]
             yield start, torch.sigmoid((scores if everything else scores[:, sources]) - rivals)
 
