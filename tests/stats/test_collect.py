@@ -158,6 +158,7 @@ def work(rank, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.whole
 def test_two_processes_equal_one(tmp_path):
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     for name, count in (("even", 48), ("odd", 35)):
