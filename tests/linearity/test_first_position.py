@@ -221,6 +221,7 @@ def test_the_reading_is_that_of_numpy_without_the_first_position():
     want = numpy_r2(*data, rounding=1e-6)
     profile = ll.linearity_profile(model, ids, sites=["attn"])
     assert float(profile.without_first.values["attn"][1]) == pytest.approx(want, abs=1e-6)
+    assert profile.solvers["attn"][1] in ("cholesky", "svd") and profile.solvers["ffn"] == ("", "")
 
 
 def test_other_results_say_few_rows_too():

@@ -138,6 +138,16 @@ def ranks(n_layers: int, fits: dict[Key, LinearFit]) -> dict[str, Tensor]:
     return out
 
 
+def solvers(n_layers: int, fits: dict[Key, LinearFit]) -> dict[str, tuple[str, ...]]:
+    """What found each map, by site and layer; "" where nothing was fitted."""
+    return {
+        site: tuple(
+            fits[layer, site].solver if (layer, site) in fits else "" for layer in range(n_layers)
+        )
+        for site in SITES
+    }
+
+
 def nulls(
     n_layers: int, site: Site, fits: dict[Key, LinearFit], *, held_out: bool
 ) -> Float[Tensor, " layer"]:

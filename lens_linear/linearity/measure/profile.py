@@ -37,7 +37,7 @@ from lens_linear.extensions import Added, added
 from lens_linear.linalg import Moments
 from lens_linear.linalg.least_squares import Ridge, require_ridge
 from lens_linear.linalg.memory import groups
-from lens_linear.linearity.measure.pooled_scores import joined, nulls, ranks
+from lens_linear.linearity.measure.pooled_scores import joined, nulls, ranks, solvers
 from lens_linear.linearity.measure.profile_pass import (
     ProfilePart,
     ProfilePass,
@@ -146,14 +146,13 @@ def linearity_profile(
         True
     """
     model = checked(model)
-    held_out = require_choice("fit", fit, ("held-out", "in-sample")) == "held-out"
-    confidence = require_float("confidence", confidence, minimum=0.0, maximum=1.0)
+    held_out = _held_out(fit, ridge, confidence)
     seed, own = require_seed(seed), _own_statistics(statistics)
     rows = as_rows(model, tokens, skip=skip)
     sites, kept = _usable(model, sites), not held_out or checkpoint is not None
     require_rows_for_fit(rows, model.d_model, skip=skip, halved=held_out)
     train, test = halves(rows, seed=seed) if held_out else (rows, rows)
-    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": require_ridge(ridge), "seed": seed}
+    knobs = {"fit": fit, "skip": skip, "sites": sites, "ridge": ridge, "seed": seed}
     each = layer_bytes(model.d_model, len(sites), len(train), kept=kept, own=own)
     cut = groups(model.n_layers, each, max_memory, model.device, what="one layer of this profile")
     parts: list[ProfilePart] = []
@@ -172,6 +171,7 @@ def linearity_profile(
         first_share=filled([part.first_share for part in parts]),
         sums=found[0].sums,
         ranks=ranks(model.n_layers, fits),
+        solvers=solvers(model.n_layers, fits),
         null_r2=nulls(model.n_layers, sites[0], fits, held_out=held_out),
         update_ratio=joined([part.update_ratio for part in parts]),
         statistics=own_by_layer(parts, sites[0], confidence),
@@ -188,6 +188,13 @@ def linearity_profile(
     for part in parts:
         part.keeper.remove()
     return profile
+
+
+def _held_out(fit: Any, ridge: Any, confidence: Any) -> bool:
+    """Accept all three, and say whether maps are scored on other rows than they are fitted on."""
+    require_ridge(ridge)
+    require_float("confidence", confidence, minimum=0.0, maximum=1.0)
+    return require_choice("fit", fit, ("held-out", "in-sample")) == "held-out"
 
 
 def _paths(checkpoint: str | Path | None, n: int) -> list[str | Path | None]:

@@ -78,6 +78,7 @@ class LinearityProfile(Result):
         sums: [2, layer, sequence] for each score: residual and total sums of squares (empty in-sample).
         ranks: numerical rank of the input by site, -1 where there is none; below d_model the
             fit is the minimum-norm one.
+        solvers: by site and layer, what found the map (see :class:`~lens_linear.linalg.LinearFit`).
         null_r2: R² expected, by layer, of an output that is independent of the block's input.
         update_ratio: mean over tokens of ‖block output − input‖ / ‖input‖, dimensionless.
         statistics: one's own, by name.
@@ -102,6 +103,7 @@ class LinearityProfile(Result):
     first_share: Mapping[str, Float[Tensor, " layer"]]
     sums: Mapping[str, Float[Tensor, "2 layer sequence"]]
     ranks: Mapping[str, Int[Tensor, " layer"]]
+    solvers: Mapping[str, tuple[str, ...]]
     null_r2: Float[Tensor, " layer"]
     update_ratio: Float[Tensor, " layer"]
     statistics: Mapping[str, LayerStatistic]
