@@ -394,3 +394,9 @@ def test_a_row_never_stands_in_for_itself(seed):
     with pytest.raises(InvalidArgumentError, match="at least 2 rows for how='resample'"):
         ablation_scores(model, tokens[:1], how="resample")
     ablation_scores(model, tokens[:1], how="resample", reference=tokens[1:])
+
+
+@pytest.mark.parametrize("how", ["mean", "pooled", "zero", "resample"])
+def test_a_model_without_layers_has_no_heads_to_ablate(how):
+    with pytest.raises(UnsupportedModelError, match="no attention layers, so it has no heads"):
+        ll.circuits.ablation_scores(ll.load("attn-0l"), how=how)

@@ -46,6 +46,7 @@ from lens_linear.errors import InvalidArgumentError
 from lens_linear.models.batch_memory import sequences_a_pass
 from lens_linear.models.capture import run
 from lens_linear.models.checked import CheckedModel, ModelLike, checked
+from lens_linear.models.describe.weights import require_attention_layers
 from lens_linear.models.hooks import edited as edited_model
 from lens_linear.models.spots import Edit, Spot
 from lens_linear.progress import watched
@@ -342,6 +343,7 @@ def ablation_scores(
         [[True, False], [False, True]]
     """
     model = checked(model)
+    require_attention_layers(model)
     require_choice("how", how, HOWS)
     seed = require_seed(seed)
     if tokens is None:
