@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from circuit_zoo import HF_KINDS, hugging_face, ids, native
+from transformer_lens.model_bridge import TransformerBridge
 
 import lens_linear as ll
 from lens_linear.circuits.attention.patterns import attention_pattern
@@ -222,3 +223,18 @@ def test_keys_outside_a_window_are_no_keys(kind, layer, window, tmp_path):
     assert ll.qk_attribution(model, tokens[:, :3], layer, 0).window is None
     if kind != "mistral":  # the other layer looks everywhere
         assert ll.head(model, 1 - layer, 0).positional_qk(30).window is None
+
+
+def test_hook_points_are_not_listed_again_for_every_layer(monkeypatch):
+    listed, plain = [], TransformerBridge.hook_dict.fget
+    monkeypatch.setattr(
+        TransformerBridge, "hook_dict", property(lambda self: listed.append(1) or plain(self))
+    )
+    counts = []
+    for n_layers in (4, 8):
+        model = ll.toy_model(n_layers=n_layers, d_model=8, n_heads=2, d_vocab=20, n_ctx=8)
+        for _ in range(2):  # the first time all points are looked for
+            listed.clear()
+            ll.qk_attribution(model, [[1, 5, 3, 9, 2, 7]], n_layers - 1, 0)
+        counts.append(len(listed))
+    assert counts[1] < 2.5 * counts[0]

@@ -1,5 +1,6 @@
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -248,3 +249,9 @@ def test_losses_importance_and_ablations_are_those_of_the_task():
     at = logits.gather(1, right[:, None])[:, 0]
     assert total == pytest.approx(float((at - (logits.sum(1) - at) / 29).mean()), abs=1e-4)
     assert paths.token_table(4).token == 11 and paths.token_table(2, batch=1).token == 4
+
+
+def test_an_expansion_keeps_no_model_and_can_be_pickled():
+    paths = ll.AttentionOnly(toy_model(seed=0)).paths([[1, 5, 3, 9, 2, 7]])
+    again = pickle.loads(pickle.dumps(paths))
+    assert again.loss == paths.loss and again.importance().losses == paths.importance().losses

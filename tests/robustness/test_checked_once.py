@@ -41,7 +41,8 @@ def test_many_calls_take_a_model():
 
 @pytest.mark.parametrize("call", WITH_MODEL, ids=lambda call: call.name)
 @pytest.mark.filterwarnings("ignore")
-def test_a_public_call_checks_its_model_once(call, made):
+def test_a_public_call_checks_its_model_once(call, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of them saves
     arguments = call.arguments()
     call.function(**arguments)
     made.clear()  # of what is made at the first call and kept

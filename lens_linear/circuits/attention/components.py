@@ -141,7 +141,7 @@ def stream_components(
         if bool(require_attention(weights).b_O[b].any()):
             found.append(Component(f"L{b} b_O", "bias", b))
             parts.append(heads.bias(z, b))
-        if model.n_ffn:
+        if (b, "ffn_out") in out.recorded:
             found.append(Component(f"L{b} MLP", "ffn", b))
             parts.append(pick(out[(b, "ffn_out")]).to("cpu", torch.float64))
     stacked = torch.stack(parts)

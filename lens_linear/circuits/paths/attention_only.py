@@ -174,7 +174,8 @@ class AttentionOnly:
         frozen = self.frozen(task, dtype=dtype)
         names, streams, direct = expand(frozen, max_terms=max_terms, max_bytes=max_bytes)
         return PathExpansion(
-            self._model,
+            self._model.name,
+            self._model.is_causal,
             task,
             tuple(names),
             streams,

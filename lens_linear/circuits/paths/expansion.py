@@ -36,11 +36,10 @@ from lens_linear.circuits.paths.importance import (
     importance_of_orders,
     require_answers,
 )
-from lens_linear.models.checked import CheckedModel
 from lens_linear.stats.task_scores import (
-    require_open_question,
+    refuse_seen_tokens,
     score_answers,
-    warn_if_not_next_token,
+    warn_if_worse_than_a_guess,
 )
 from lens_linear.tables import Result
 from lens_linear.text.task import Task
@@ -140,7 +139,8 @@ class PathExpansion(Result):
     """The logits of some tokens as a sum over paths.
 
     Attributes:
-        model: which they are of.
+        model_name: for messages; the expansion keeps no model, so it can be pickled without one.
+        causal: whether the model does not see later tokens; else next tokens are no question for it.
         task: the tokens and what is asked of them; next tokens unless a Task was passed.
         names: of the paths, in the order of :attr:`terms`.
         streams: what each path leaves in the residual stream; the last ``len(direct)`` paths have none.
@@ -153,7 +153,8 @@ class PathExpansion(Result):
 
     _figure = "path_importance"
 
-    model: CheckedModel = field(repr=False)
+    model_name: str = field(repr=False)
+    causal: bool = field(repr=False)
     task: Task = field(repr=False)
     names: tuple[PathName, ...]
     streams: Float[Tensor, "path batch position d_model"] = field(repr=False)
@@ -228,13 +229,18 @@ class PathExpansion(Result):
         """
         self._require_question()
         loss = score_answers(self.task, self.logits, metric="loss").mean
-        warn_if_not_next_token(self.task, loss, self.model)
+        self._warn_of(loss)
         return loss
 
     def _require_question(self) -> None:
         """Refuse to score what the model is not asked."""
-        require_open_question(self.model, self.task)
+        if not self.causal and self.task.is_next_token:
+            refuse_seen_tokens(self.model_name)
         require_answers(self.task)
+
+    def _warn_of(self, loss: float) -> None:
+        n_outputs = self.unembedding.shape[1]
+        warn_if_worse_than_a_guess(self.task, loss, self.model_name, n_outputs, stacklevel=4)
 
     def token_table(self, position: int, token: int | None = None, *, batch: int = 0) -> PathTable:
         """Say which paths wrote one logit.
@@ -253,7 +259,7 @@ class PathExpansion(Result):
         position = require_int("position", position, minimum=-length, maximum=length - 1) % length
         if token is None:
             right = int(self.task.targets[batch, position])
-            known = right >= 0 and (self.model.is_causal or not self.task.is_next_token)
+            known = right >= 0 and (self.causal or not self.task.is_next_token)
             token = right if known else int(self.model_logits[batch, position].argmax())
         token = require_int("token", token, minimum=0, maximum=self.unembedding.shape[1] - 1)
         scale = self.final_scale[batch, position]
@@ -298,7 +304,7 @@ class PathExpansion(Result):
             streams, self.direct, counts, self.final_scale, self.unembedding, self.task
         )
         if found.metric == "loss":
-            warn_if_not_next_token(self.task, found.losses[-1], self.model)
+            self._warn_of(found.losses[-1])
         return found
 
     def ablations(self) -> PathAblation:
@@ -307,7 +313,7 @@ class PathExpansion(Result):
         whole, sign = score_answers(self.task, self.logits).mean, -1.0
         if self.task.metric == "loss":
             sign = 1.0
-            warn_if_not_next_token(self.task, whole, self.model)
+            self._warn_of(whole)
         rows = []
         for term in self.terms:
             without = score_answers(self.task, self.logits - term.logits).mean
