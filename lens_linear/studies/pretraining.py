@@ -341,7 +341,7 @@ def _kept(folder: Path | None, recipe: Recipe, text: str) -> dict[str, Any] | No
     path = _file(folder, recipe, text)
     try:
         found = read_json(path, advice="remove it to train again")
-        found["minutes"], found["rows"]
+        _ = found["minutes"], found["rows"]  # what is missing is refused here
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptedFileError(
             f"{str(path)!r} is not a finished run ({error}); remove it to train again"
