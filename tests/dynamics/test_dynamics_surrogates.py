@@ -338,3 +338,15 @@ def test_weights_are_looked_at_as_often_in_a_deep_model_as_in_a_flat_one(basis, 
         build_bases(maps, directions, directions[-1], order=4, kind=basis)
         counts.append(len(looks))
     assert counts[0] == counts[1] <= 2
+
+
+def test_a_basis_function_gets_the_bridge_itself():
+    model, seen = ll.toy_model(n_layers=2, d_model=16, d_vocab=40, n_ctx=32, seed=0), []
+
+    def basis(maps, directions, readout, order):
+        seen.append(maps.model)
+        return ll.linalg.complete_basis(directions[..., None], order=order)
+
+    prompts = [[1, 5, 3, 9], [2, 7, 4, 4]]
+    ll.fit_surrogate(model, prompts, random_directions(model), order=3, basis=basis)
+    assert seen and all(found is model for found in seen)

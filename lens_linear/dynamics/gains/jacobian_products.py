@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_linear._tl import TransformerBridge
 from lens_linear.checks import counted
 from lens_linear.dynamics.gains.prompts import Prompts, PromptsLike, as_prompts
 from lens_linear.errors import NonFiniteError
@@ -64,13 +65,12 @@ class BlockJacobians:
     """Jacobian products of every block at the last token of every prompt.
 
     Attributes:
-        model: what runs; not changed.
         prompts: the prompts.
         batch_size: prompts a forward pass, and alive at a time.
         mark: of the weights that ran last; where the model has others, it is run again.
     """
 
-    model: CheckedModel = field(repr=False)
+    _model: CheckedModel = field(repr=False)
     prompts: Prompts
     batch_size: int
     mark: WeightsMark = field(repr=False)
@@ -78,13 +78,18 @@ class BlockJacobians:
     _looked: bool = field(default=False, init=False, repr=False)
 
     def __repr__(self) -> str:
-        size = f"{counted(self.n_layers, 'block')} of width {self.model.d_model}"
+        size = f"{counted(self.n_layers, 'block')} of width {self._model.d_model}"
         return f"BlockJacobians: {size} at {counted(len(self.prompts), 'prompt')}"
+
+    @property
+    def model(self) -> TransformerBridge:
+        """What runs; not changed."""
+        return self._model.bridge
 
     @property
     def n_layers(self) -> int:
         """Blocks of the model."""
-        return self.model.n_layers
+        return self._model.n_layers
 
     @property
     def n_batches(self) -> int:
@@ -106,8 +111,8 @@ class BlockJacobians:
 
     def _look(self) -> None:
         """Let go of what is alive where it is of weights that are no longer there."""
-        if not self.mark.fits(self.model):
-            self._alive, self.mark = None, WeightsMark(self.model, read=False)
+        if not self.mark.fits(self._model):
+            self._alive, self.mark = None, WeightsMark(self._model, read=False)
 
     @contextmanager
     def one_look(self) -> Iterator[None]:
@@ -125,7 +130,7 @@ class BlockJacobians:
     @own_modes()
     def _recorded(self, rows: Int[Tensor, " row"], upto: int) -> _Batch:
         tokens, lengths = self.prompts.rows(rows)
-        context = freeze_context(self.model, tokens, lengths, n_layers=upto)
+        context = freeze_context(self._model, tokens, lengths, n_layers=upto)
         return _Batch(rows, context, context.jacobians())
 
     def states(self) -> Float[Tensor, "boundary prompt d_model"]:
@@ -174,18 +179,25 @@ class BlockJacobians:
         first: Spot = (0, "resid_pre")
         with own_modes():
             streams = [
-                run(self.model, self.prompts.rows(rows)[0], record=[first], logits=False)[first]
+                run(self._model, self.prompts.rows(rows)[0], record=[first], logits=False)[first]
                 for rows in batches
             ]
-        rotary = first_rotary(self.model, int(self.prompts.lengths.max()))
+        rotary = first_rotary(self._model, int(self.prompts.lengths.max()))
 
         def pushed(layer: int, vectors: Tensor) -> Tensor:
-            with own_modes(), evaluating(self.model), still(self.model):
+            with own_modes(), evaluating(self._model), still(self._model):
                 total = torch.zeros_like(vectors)
                 for i, rows in enumerate(watched(batches, len(batches))):
                     tokens, lengths = self.prompts.rows(rows)
                     maps, streams[i] = freeze_block(
-                        self.model, tokens, lengths, layer, streams[i], stand_ins, rotary, self.mark
+                        self._model,
+                        tokens,
+                        lengths,
+                        layer,
+                        streams[i],
+                        stand_ins,
+                        rotary,
+                        self.mark,
                     )
                     total += _summed(maps.push, vectors[None], len(rows), [0])[0]
             return total / len(self.prompts)
@@ -196,10 +208,10 @@ class BlockJacobians:
     @own_modes()
     def _lone_blocks(self, row: Tensor) -> BlockStandIns | None:
         """What runs one block alone; None where that, or keeping one stream of all prompts, is too much."""
-        kept = self.model.n_key_value_heads * self.model.d_head
-        if len(self.prompts) * self.model.d_model > 2 * self.n_layers * kept * self.batch_size:
+        kept = self._model.n_key_value_heads * self._model.d_head
+        if len(self.prompts) * self._model.d_model > 2 * self.n_layers * kept * self.batch_size:
             return None
-        return lone_blocks(self.model, self.prompts.rows(row)[0])
+        return lone_blocks(self._model, self.prompts.rows(row)[0])
 
     def _mean(
         self, product: Literal["push", "pull"], vectors: Tensor, layers: Sequence[int] | None
