@@ -1,7 +1,11 @@
 """A file imports only from lower floors or from its own room; heavy imports stay where they belong."""
 
 import ast
+import re
+import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -235,3 +239,24 @@ def test_the_test_catches_an_upward_import(tmp_path):
     bad.write_text("from lens_linear.plots import style\n")
     modules = [m for m, _, _ in imports(bad)]
     assert modules == ["lens_linear.plots"] and FLOORS["plots"] > FLOORS["linalg"]
+
+
+# Imported where they are there: in notebooks, for the widget, for GGUF files, for downstream tasks.
+OPTIONAL = {"IPython", "anywidget", "traitlets", "gguf", "lm_eval"}
+
+
+def test_what_is_imported_is_installed_with_the_package():
+    wanted = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    named = {re.match(r"[\w-]+", one)[0].replace("-", "_").lower() for one in wanted}
+    for direct in ("transformer-lens", "jinja2"):  # what comes with these is named by them
+        named |= {
+            re.match(r"[\w-]+", one)[0].replace("-", "_").lower()
+            for one in metadata.requires(direct) or ()
+            if "extra ==" not in one
+        }
+    used = {module.split(".")[0] for path in FILES for module, *_ in imports(path)}
+    foreign = used - sys.stdlib_module_names - OPTIONAL - {"lens_linear"}
+    assert {"torch", "numpy"} < foreign
+    assert not {name for name in foreign if name.lower() not in named}
