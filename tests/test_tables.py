@@ -154,7 +154,8 @@ def result_classes():
             for _, value in inspect.getmembers(
                 importlib.import_module(module.name), inspect.isclass
             ):
-                if issubclass(value, Result) and value.__module__ == module.name:
+                shared = value.__subclasses__()  # fields that two results have in common
+                if issubclass(value, Result) and value.__module__ == module.name and not shared:
                     yield value
 
 

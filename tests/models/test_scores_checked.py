@@ -87,7 +87,7 @@ def test_a_rotation_that_depends_on_the_length_gives_no_circuit_at_an_offset(tmp
     with pytest.raises(UnsupportedModelError, match=r"more than 32 tokens.*n_ctx=32"):
         require_fixed_rotation(checked(model))
     short = ll.load(tmp_path / "longrope", n_ctx=32)  # what the message advises
-    tokens = sample_tokens(checked(short), length=32)[None]
+    tokens = sample_tokens(checked(short))[None]
     torch.testing.assert_close(short(tokens), model(tokens))  # the same model
     with pytest.raises(InvalidArgumentError, match="n_ctx must be at most"):
         ll.load(tmp_path / "longrope", n_ctx=4096)  # whose scale would be another
