@@ -20,7 +20,7 @@ from lens_linear.teaching.answers import (
     require_close,
     tensor,
 )
-from lens_linear.teaching.given import cubic
+from lens_linear.teaching.given import Counted, cubic
 
 
 def _mean_difference(answer: Any) -> str:
@@ -147,6 +147,12 @@ def _adjoint_gains(answer: Any) -> str:
     return "Correct. One sweep from the end to the start gives all of them."
 
 
+_QUADRATIC = (
+    "Right, but not in one sweep: with L layers you take some L² / 2 products. Carry one row from the end "
+    "to the start, and use it for every gain on the way."
+)
+
+
 def _layers(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return (
         random_tensor(n, 3, 3, seed=14) / 3,
@@ -156,14 +162,25 @@ def _layers(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _one_sweep(answer: Any) -> None:
-    layers = _layers(60)
-    got = tensor(call(answer, *layers, case="with 60 layers"), shape=(60,), what="The gains")
-    require_close(got, _oracle(*layers), "Right with 5 layers, wrong with 60.", atol=1e-3)
-    if outgrown(answer, _layers(800), _layers(80)):  # some 0.01 s, or a second
+    """Products of torch are counted; of any other kind, time must not grow with the square of the layers."""
+    plain = _layers(60)
+    budget = [6 * 60]  # a sweep takes two products a layer; all pairs of layers take 1,830
+    given = [part.as_subclass(Counted) for part in plain]
+    for part in given:
+        part.spent = budget
+    try:
+        got = answer(*given)
+        slow = outgrown(answer, _layers(400), _layers(40))  # some 0.005 s, or 0.3 s and more
+    except MemoryError:
+        raise Wrong(_QUADRATIC) from None
+    except Exception as error:
         raise Wrong(
-            "Right, but not in one sweep: with L layers you take some L² / 2 products. Carry one row from "
-            "the end to the start, and use it for every gain on the way."
-        )
+            f"With 60 layers your function raised {type(error).__name__}: {error}"
+        ) from None
+    if slow:
+        raise Wrong(_QUADRATIC)
+    got = tensor(got, shape=(60,), what="The gains")
+    require_close(got, _oracle(*plain), "Right with 5 layers, wrong with 60.", atol=1e-3)
 
 
 def _next_basis(answer: Any) -> str:

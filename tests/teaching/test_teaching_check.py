@@ -340,12 +340,14 @@ def _sweep(A, v, C):
 @pytest.mark.parametrize(
     "answer, word",
     [
+        (_pairs(lambda row, A: torch.nn.functional.linear(row, A.T)), "not in one sweep"),
+        (_pairs(lambda row, A: torch.inner(row, A.T)), "not in one sweep"),
         (_pairs(lambda row, A: np.asarray(row) @ np.asarray(A)), "not in one sweep"),
         (_pairs(lambda row, A: row @ A), "not in one sweep"),
         (_sham, "wrong with 60"),
         (_sweep, "Correct. One sweep"),
     ],
-    ids=["numpy", "torch", "sham", "sweep"],
+    ids=["linear", "inner", "numpy", "torch", "sham", "sweep"],
 )
 def test_one_sweep_is_told_from_all_pairs_of_layers(answer, word, capsys):
     result = ll.check("6.4", answer)
